@@ -1,0 +1,116 @@
+"""What is wrong with a data set: pictures that are missing or unreadable."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from tqdm import tqdm
+
+from multitask.data.decode import decode_image
+from multitask.data.table import Table
+from multitask.spec import InputError
+
+MISSING_FILE = "no such file"
+
+
+def why_unreadable(path: str | Path) -> str | None:
+    """The reason why a picture cannot be read, as a phrase; None where it can."""
+    path = Path(path)
+    if not path.exists():
+        return MISSING_FILE
+    if not path.is_file():
+        return "not a file"
+    try:
+        decode_image(tf.constant(path.read_bytes()), target_px=1)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except tf.errors.OpError as error:
+        return " ".join(error.message.split())
+    return None
+
+
+def find_unusable(names: Sequence[str], *, progress: bool = True) -> dict[int, str]:
+    """Decode every picture once, as small as its format allows.
+
+    Args:
+        names: file names.
+        progress: show a bar on a terminal.
+
+    Returns:
+        index -> reason, for the pictures that are missing or unreadable.
+    """
+    present = np.asarray([Path(name).is_file() for name in names], bool)
+    candidates = np.flatnonzero(present)
+    good = np.zeros(len(names), bool)
+    if len(candidates):
+
+        def check(index: tf.Tensor, name: tf.Tensor):
+            image = decode_image(tf.io.read_file(name), target_px=1)
+            return index, tf.shape(image)[0]
+
+        dataset = tf.data.Dataset.from_tensor_slices(
+            (candidates, tf.constant([names[i] for i in candidates], tf.string))
+        )
+        dataset = dataset.map(check, tf.data.AUTOTUNE).ignore_errors().batch(64)
+        with tqdm(
+            total=len(candidates),
+            desc="checking pictures",
+            unit=" pictures",
+            disable=None if progress else True,
+            leave=False,
+        ) as bar:
+            for indices, _ in dataset.as_numpy_iterator():
+                good[indices] = True
+                bar.update(len(indices))
+    return {
+        int(i): why_unreadable(names[i]) or "could not be read the first time"
+        for i in np.flatnonzero(~good)
+    }
+
+
+def check_pictures(
+    table: Table, image_dir: Path, *, max_missing: float, remedy: str, progress: bool = True
+) -> pd.DataFrame:
+    """Which of the table's pictures cannot be used (rule 6).
+
+    Returns:
+        A frame of path and reason.
+
+    Raises:
+        InputError: more than the share `max_missing` of them, with the count, the first five and
+            the remedy.
+    """
+    if not image_dir.is_dir():
+        raise InputError(f"{image_dir}: there is no such folder of pictures")
+    names = [str(image_dir / path) for path in table.paths]
+    unusable = find_unusable(names, progress=progress)
+    frame = pd.DataFrame(
+        {"path": [table.paths[i] for i in unusable], "reason": list(unusable.values())}
+    )
+    refuse_missing(frame, len(table), image_dir, max_missing=max_missing, remedy=remedy)
+    return frame
+
+
+def refuse_missing(
+    unusable: pd.DataFrame, total: int, image_dir: Path, *, max_missing: float, remedy: str
+) -> None:
+    """Raise InputError where more than a share of the pictures cannot be used."""
+    if len(unusable) <= max_missing * total:
+        return
+    first = ", ".join(
+        f"{path} ({reason})" for path, reason in unusable.head(5).itertuples(index=False)
+    )
+    share = len(unusable) / total
+    raise InputError(
+        f"{image_dir}: {len(unusable)} of {total} pictures ({share:.3%}) are missing or "
+        f"unreadable, more than max_missing = {max_missing:g} allows; first: {first}. {remedy}"
+    )
+
+
+def count_reasons(reasons: Iterable[str]) -> str:
+    """`68,946 missing, 2 unreadable`."""
+    reasons = list(reasons)
+    missing = sum(reason == MISSING_FILE for reason in reasons)
+    return f"{missing:,} missing, {len(reasons) - missing:,} unreadable"

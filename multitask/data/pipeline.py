@@ -1,0 +1,121 @@
+"""Table -> tf.data of (image, {task: label}, {task: weight}); the same seed, the same batches.
+
+Training goes through epochs without end; which picture comes when, and how it is augmented, is
+a function of (seed, epoch, row) alone, so that a run can start at any epoch and see what an
+uninterrupted one saw. Everything else is read once, in the order of its rows.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from multitask.data.augment import augment_image, image_policies
+from multitask.data.decode import decode_image, resize_image
+from multitask.data.table import TRAIN, Table
+from multitask.spec import MISSING, DataSpec
+
+
+def steps_per_epoch(table: Table, spec: DataSpec, split: str = TRAIN) -> int:
+    """Batches that one pass over a split takes; the last may be smaller."""
+    return -(-len(table.rows(split)) // spec.batch_size)
+
+
+def file_names(table: Table, rows: np.ndarray, image_dir: Path) -> list[str]:
+    return [str(image_dir / path) for path in table.paths[rows]]
+
+
+def load_picture(file_name: tf.Tensor, *, size_px: int, how: str) -> tf.Tensor:
+    """A file's name -> float32 [size_px, size_px, 3] in 0..255, not augmented."""
+    image = decode_image(tf.io.read_file(file_name), target_px=size_px)
+    return resize_image(image, size_px=size_px, how=how)
+
+
+def _targets(labels: tf.Tensor, tasks: tuple[str, ...]) -> tuple[dict, dict]:
+    """int32 [batch, tasks] -> {task: label}, {task: weight}; the weight is 0 or 1 (rule 10)."""
+    by_task = dict(zip(tasks, tf.unstack(labels, len(tasks), axis=-1), strict=True))
+    weights = {task: tf.cast(label != MISSING, tf.float32) for task, label in by_task.items()}
+    return by_task, weights
+
+
+def training_dataset(
+    table: Table, spec: DataSpec, image_dir: Path, *, first_epoch: int = 0
+) -> tf.data.Dataset:
+    """Augmented, shuffled batches of the training split, from an epoch on, without end.
+
+    Args:
+        table: rows of the split `train` are used.
+        spec: image size, batch size, seed and the tasks' augmentation.
+        image_dir: the folder that the table's paths start at.
+        first_epoch: counted over both phases.
+
+    Returns:
+        Batches of image float32 [batch, size, size, 3] in 0..255, {task: int32 [batch]} and
+        {task: float32 [batch]}. An epoch is every row once; its last batch may be smaller.
+    """
+    rows = table.rows(TRAIN)
+    count = len(rows)
+    names = tf.constant(file_names(table, rows, image_dir))
+    labels = tf.constant(table.labels[rows])
+    policies, policy_of = image_policies(table.labels[rows], [t.augment for t in spec.tasks])
+    policies, policy_of = tf.constant(policies), tf.constant(policy_of)
+
+    def load(epoch: tf.Tensor, place: tf.Tensor):
+        key = tf.stack([tf.constant(spec.seed, tf.int64), epoch, tf.zeros([], tf.int64)])
+        row = tf.random.experimental.index_shuffle(
+            tf.cast(place, tf.int32), tf.cast(key, tf.int32), count - 1
+        )
+        image = decode_image(tf.io.read_file(names[row]), target_px=spec.image_size)
+        seed = tf.random.experimental.stateless_fold_in(
+            tf.cast(tf.stack([key[0], key[1]]), tf.int32), row
+        )
+        image = augment_image(
+            image, policies[policy_of[row]], seed, size_px=spec.image_size, how=spec.resize
+        )
+        return image, labels[row]
+
+    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        places = tf.data.Dataset.range(count).map(lambda place: (epoch, place))
+        return places.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
+
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+    batches = epochs.flat_map(one_epoch)
+    tasks = table.tasks
+    return batches.map(lambda image, label: (image, *_targets(label, tasks))).prefetch(2)
+
+
+def evaluation_dataset(
+    table: Table, spec: DataSpec, image_dir: Path, *, split: str
+) -> tf.data.Dataset:
+    """Plain batches of a split, in the order of its rows, each row once.
+
+    Elements as `training_dataset` gives them.
+    """
+    rows = table.rows(split)
+    names = tf.constant(file_names(table, rows, image_dir), tf.string)
+    labels = tf.constant(table.labels[rows])
+    tasks = table.tasks
+
+    def load(name: tf.Tensor, label: tf.Tensor):
+        return load_picture(name, size_px=spec.image_size, how=spec.resize), label
+
+    dataset = tf.data.Dataset.from_tensor_slices((names, labels))
+    batches = dataset.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
+    return batches.map(lambda image, label: (image, *_targets(label, tasks))).prefetch(2)
+
+
+def readable_pictures(
+    names: list[str], *, size_px: int, how: str, batch_size: int
+) -> tf.data.Dataset:
+    """Batches of (index int64 [batch], image float32 [batch, size, size, 3]), in order.
+
+    A picture that is missing or unreadable is left out, and so is its index; `why_unreadable`
+    tells its reason.
+    """
+
+    def load(index: tf.Tensor, name: tf.Tensor):
+        return index, load_picture(name, size_px=size_px, how=how)
+
+    dataset = tf.data.Dataset.from_tensor_slices(tf.constant(names, tf.string)).enumerate()
+    dataset = dataset.map(load, tf.data.AUTOTUNE, deterministic=True)
+    return dataset.ignore_errors().batch(batch_size).prefetch(2)

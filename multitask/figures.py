@@ -1,0 +1,620 @@
+"""Plots from arrays alone, each written as one PNG.
+
+Every function draws on a figure of its own (pyplot's state is left alone), writes under a temporary
+name in the folder of `path` and renames into place, so that a reader never meets half a picture.
+Names and captions are shown as they are: `$` starts no formula, `_` becomes a space, and what is
+too long loses its middle. Colours are told apart by colour-blind readers (Okabe and Ito 2008).
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
+from matplotlib.path import Path as Polyline
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from PIL import Image, ImageOps
+
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+INK, MUTED, PALE = "#222222", "#6B7280", "#E5E7EB"
+DPI = 130
+
+_STYLE = {
+    **sns.axes_style("whitegrid"),
+    "axes.edgecolor": "#9CA3AF",
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "grid.color": PALE,
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be called "$5 & $10"
+}
+
+
+def confusion_matrix(path, matrix, names: Sequence[str], *, task: str) -> Path:
+    """Which class was taken for which, coloured by the share of the true class.
+
+    Args:
+        path: the PNG to write.
+        matrix: int [classes, classes], counts; rows are the true class.
+        names: name of each class, by index.
+        task: name of the task, for the title.
+
+    Returns:
+        `path`. A class without examples is a grey row.
+
+    Raises:
+        ValueError: a matrix that is not square, or of another size than `names`.
+    """
+    matrix = np.asarray(matrix, dtype=np.int64)
+    classes = len(names)
+    if matrix.shape != (classes, classes) or not classes:
+        raise ValueError(f"a matrix of shape {matrix.shape} does not match {classes} names.")
+    support = matrix.sum(axis=1)
+    total, absent = int(support.sum()), support == 0
+    shares = matrix / np.maximum(support, 1)[:, None]
+    cell_in = min(0.8, 12 / classes)
+    side_in = max(3.2, cell_in * classes)
+    # Percent need a third of an inch; counts too need room for two lines.
+    annotations: Any = False
+    if cell_in > 0.33:
+        annotations = np.vectorize(_cell_text)(matrix, shares, cell_in > 0.6)
+    with _figure(path, (side_in + 3, side_in + 2.2), layout="compressed") as figure:
+        axes = figure.add_subplot()
+        axes.set_facecolor(PALE)
+        axes.grid(False)
+        sns.heatmap(
+            pd.DataFrame(shares),
+            ax=axes,
+            mask=np.repeat(absent[:, None], classes, axis=1),
+            annot=annotations,
+            fmt="",
+            annot_kws={"fontsize": 7.5 if cell_in < 0.6 else 9},
+            cmap="Blues",
+            vmin=0,
+            vmax=1,
+            square=True,
+            linewidths=0.5,
+            linecolor="white",
+            cbar_kws={
+                "shrink": 0.5,
+                "aspect": 25,
+                "pad": 0.02,
+                "format": PercentFormatter(1, symbol=" %"),
+                "label": "share of the true class",
+            },
+        )
+        for row in np.flatnonzero(absent):
+            text = "no examples"
+            axes.text(classes / 2, row + 0.5, text, ha="center", va="center", color=MUTED, size=8)
+        shown = [_shorten(name, 30) for name in names] if cell_in > 0.12 else []
+        axes.set_yticks(np.arange(len(shown)) + 0.5)
+        axes.set_yticklabels(
+            [f"{name}  ({n:,})" for name, n in zip(shown, support, strict=False)], rotation=0
+        )
+        axes.set_xticks(np.arange(len(shown)) + 0.5)
+        axes.set_xticklabels(shown, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set(xlabel="predicted", ylabel="true (examples)")
+        right = (
+            f"{np.trace(matrix) / total * 100:.1f} % of {total:,} right" if total else "no examples"
+        )
+        _title(figure, task, f"confusion matrix, {right}")
+    return Path(path)
+
+
+def f1_scores(path, f1, support, names: Sequence[str], *, task: str, macro_f1) -> Path:
+    """F1 of each class, best first, with the number of examples beside it.
+
+    Args:
+        path: the PNG to write.
+        f1: float [classes] in [0, 1]; not read where there is no support.
+        support: int [classes], examples.
+        names: name of each class, by index.
+        task: name of the task, for the title.
+        macro_f1: mean over the classes with support; None (or NaN) where there is none.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: arrays of different lengths, or empty.
+    """
+    f1, support = np.asarray(f1, dtype=np.float64), np.asarray(support, dtype=np.int64)
+    if not len(names) or f1.shape != (len(names),) or support.shape != f1.shape:
+        raise ValueError(
+            f"f1 {f1.shape}, support {support.shape} and {len(names)} names do not match."
+        )
+    order = f1_order(f1, support)
+    present = support[order] > 0
+    values = np.where(present, np.nan_to_num(f1[order]), 0.0)
+    places = np.arange(len(order))
+    with _figure(path, (8.5, 1.6 + 0.27 * len(order))) as figure:
+        axes = figure.add_subplot()
+        # By place and not by name: shortened names may be equal, and seaborn would merge them.
+        sns.barplot(x=values, y=places, orient="h", color=BLUE, saturation=1, ax=axes, width=0.72)
+        beside = axes.get_yaxis_transform()
+        axes.text(1.0, -0.75, "examples", transform=beside, ha="right", size=8, color=MUTED)
+        for place, value, n in zip(places, values, support[order], strict=True):
+            # Inside the bar where it is long enough, so that the macro line crosses no figure.
+            inside = value > 0.12
+            axes.text(
+                value - 0.01 if inside else value + 0.01, place, f"{value:.3f}" if n else "n/a",
+                ha="right" if inside else "left", va="center", size=8,
+                color="white" if inside else INK if n else MUTED,
+            )  # fmt: skip
+            axes.text(
+                1.0, place, f"{n:,}", transform=beside, ha="right", va="center", size=8,
+                color=INK if n else MUTED,
+            )  # fmt: skip
+        axes.set_yticks(places, [_shorten(names[index], 34) for index in order])
+        axes.set(xlim=(0, 1.12), xlabel="F1", ylabel="")
+        axes.set_xticks(np.linspace(0, 1, 6))
+        axes.spines["bottom"].set_bounds(0, 1)
+        axes.grid(False, axis="y")
+        main = "no examples"
+        if macro_f1 is not None and math.isfinite(macro_f1):
+            main = f"macro-F1 {macro_f1:.3f} over {present.sum()} of {len(names)} classes"
+            axes.axvline(macro_f1, color=ORANGE, linewidth=1.5, zorder=0.9)
+            axes.text(
+                macro_f1, 1.0, " macro-F1 ", color=ORANGE, size=8, ha="center", va="bottom",
+                transform=axes.get_xaxis_transform(),
+            )  # fmt: skip
+        _title(figure, task, f"F1 by class, {main}")
+    return Path(path)
+
+
+def f1_order(f1, support) -> np.ndarray:
+    """The order of the bars, int [classes]: best F1 first, equal ones by index, no support last."""
+    f1, absent = np.asarray(f1, dtype=np.float64), np.asarray(support) == 0
+    return np.lexsort((np.where(absent, 0.0, -np.nan_to_num(f1)), absent))
+
+
+def training_history(path, history: pd.DataFrame, *, task: str) -> Path:
+    """Loss, top-1, macro-F1 (and the head's learning rate) over the epochs of all phases.
+
+    Args:
+        path: the PNG to write.
+        history: one row an epoch; "epoch" counts from 1 through all phases, "phase" is a name.
+            `{task}_loss` (or else "loss", of all tasks), `{task}_top1`, `{task}_macro_f1`, each
+            also with "val_" before it, and `{task}_rate`. Any may be missing or NaN.
+        task: name of the task, as in the columns.
+
+    Returns:
+        `path`. A quantity without a single number has no panel; the best epoch (highest macro-F1
+        on the selection split) is starred.
+    """
+    loss = next((c for c in (f"{task}_loss", f"val_{task}_loss") if _has(history, c)), None)
+    loss = (f"{task}_loss", "loss") if loss else ("loss", "loss, all tasks")
+    panels = [
+        (column, title)
+        for column, title in (
+            loss,
+            (f"{task}_top1", "top-1"),
+            (f"{task}_macro_f1", "macro-F1"),
+            (f"{task}_rate", "learning rate"),
+        )
+        if _has(history, column) or _has(history, f"val_{column}")
+    ]
+    if not panels:
+        return _message(path, task, "training history", "no epochs yet")
+    epochs = (
+        history["epoch"].to_numpy(dtype=np.int64)
+        if "epoch" in history
+        else np.arange(len(history)) + 1
+    )
+    best = best_epoch(history, task=task)
+    with _figure(path, (1 + 4.1 * len(panels), 4)) as figure:
+        for axes, (column, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+            for name, label, look in (
+                (column, "training", {"color": BLUE, "marker": "o", "linestyle": "--"}),
+                (f"val_{column}", "selection", {"color": ORANGE, "marker": "s"}),
+            ):
+                if _has(history, name):
+                    values = history[name].to_numpy(dtype=np.float64, na_value=np.nan)
+                    label = None if column.endswith("_rate") else label
+                    axes.plot(epochs, values, label=label, markersize=3.5, linewidth=1.6, **look)
+            chosen = f"val_{column}"
+            if best is not None and _has(history, chosen):
+                axes.plot(
+                    epochs[best], history[chosen].iloc[best], label=f"best epoch ({epochs[best]})",
+                    color=GREEN, marker="*", markersize=14, markeredgecolor="white", linestyle="",
+                )  # fmt: skip
+            axes.set_title(title, loc="left", pad=18)
+            axes.set(xlabel="epoch", xlim=(epochs.min() - 0.7, epochs.max() + 0.7))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axes.margins(y=0.12)
+            if column.endswith("_rate"):
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            _mark_phases(axes, epochs, history)
+        handles, labels = max(
+            (axes.get_legend_handles_labels() for axes in figure.axes),
+            key=lambda pair: len(pair[1]),
+        )
+        if labels:
+            figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        main = f"{_count(len(history), 'epoch')}"
+        if best is not None:
+            score = history[f"val_{task}_macro_f1"].iloc[best]
+            main += f", best selection macro-F1 {score:.3f} in epoch {epochs[best]}"
+        _title(figure, task, f"training history, {main}")
+    return Path(path)
+
+
+def best_epoch(history: pd.DataFrame, *, task: str) -> int | None:
+    """Position of the row with the highest selection macro-F1 (the first of equals), or None."""
+    column = f"val_{task}_macro_f1"
+    return int(np.nanargmax(history[column].astype(float))) if _has(history, column) else None
+
+
+def outliers(path, pictures: Sequence, captions: Sequence[str], *, task: str, columns=6) -> Path:
+    """A grid of thumbnails with what was expected and what was answered.
+
+    Args:
+        path: the PNG to write; a row is about 3 inches high, so some dozens of pictures are enough.
+        pictures: uint8 [height, width, 3] of any size each, or None for one that cannot be read.
+        captions: two or three lines for each picture.
+        task: name of the task, for the title.
+        columns: pictures in a row.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: another number of captions than of pictures.
+    """
+    if len(pictures) != len(captions):
+        raise ValueError(f"{len(pictures)} pictures do not match {len(captions)} captions.")
+    if not len(pictures):
+        return _message(path, task, "outliers", "no outliers")
+    columns = min(columns, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    lines = max(caption.count("\n") for caption in captions) + 1
+    with _figure(path, (2.15 * columns + 0.2, (2.1 + 0.17 * lines) * rows + 0.6)) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in grid:
+            axes.set_axis_off()
+        for axes, picture, caption in zip(grid, pictures, captions, strict=False):
+            axes.imshow(_tile(picture))
+            if picture is None:
+                axes.text(
+                    0.5, 0.5, "unreadable", transform=axes.transAxes, ha="center", va="center",
+                    color=MUTED,
+                )  # fmt: skip
+            text = "\n".join(_shorten(line, 35) for line in caption.split("\n"))
+            axes.text(0, -0.03, text, transform=axes.transAxes, va="top", size=7, linespacing=1.35)
+        _title(figure, task, f"{_count(len(pictures), 'outlier')}, the worst first")
+    return Path(path)
+
+
+# === Architecture ===
+
+_BOX_IN = (2.75, 0.56)  # width and height of a box
+_STEP_IN = 0.86  # from one rank of boxes to the next
+_GUTTER_IN = 0.62  # between two boxes side by side: the wires of skip connections run here
+_ROWS = 14  # ranks that fit in one column of the page
+
+
+def architecture(path, nodes: Sequence[dict], *, task: str) -> Path:
+    """The layers as boxes from top to bottom, with arrows for what feeds what.
+
+    A box stands below everything that feeds it, in the lane of its first input; a second branch
+    opens a lane to the right. A connection that skips boxes runs in the gutter between two lanes,
+    which no box enters. What is too tall for one column goes on in a second or third.
+
+    Args:
+        path: the PNG to write.
+        nodes: in topological order, each {"name": str, "kind": str, "shape": str, "parameters":
+            int, "trainable": bool or None where there are no weights, "inputs": names of earlier
+            nodes}.
+        task: name of the task, for the title.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: a name that occurs twice, or an input that is no earlier node.
+    """
+    if not nodes:
+        return _message(path, task, "architecture", "no layers")
+    places, heights, lanes = layout(nodes)
+    columns = len(heights)
+    left = np.concatenate([[0], np.cumsum([n * (_BOX_IN[0] + _GUTTER_IN) for n in lanes])])
+    left = left + np.arange(columns + 1) * 0.3
+
+    def centre(node) -> tuple[float, float]:
+        column, rank, lane = places[node["name"]]
+        x = left[column] + lane * (_BOX_IN[0] + _GUTTER_IN) + _BOX_IN[0] / 2
+        return float(x), -rank * _STEP_IN
+
+    width = left[-1] - 0.3 - _GUTTER_IN
+    height = (max(heights) - 1) * _STEP_IN + _BOX_IN[1]
+    with _figure(path, (width + 1.2, height + 1.4), layout=None) as figure:
+        # One inch is one unit, so that boxes and letters keep their size in every diagram.
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(-0.6, width + 0.6), ylim=(-height + 0.1, 1.5))
+        axes.set_axis_off()
+        for node in nodes:
+            _draw_box(axes, node, *centre(node))
+        for points in _wires(nodes, places, centre):
+            axes.add_patch(
+                FancyArrowPatch(
+                    path=Polyline(points), arrowstyle="-|>", mutation_scale=9, color=MUTED,
+                    linewidth=1, joinstyle="round",
+                )
+            )  # fmt: skip
+        axes.legend(
+            handles=[
+                Patch(label=label, **look)
+                for label, look in zip(("trainable", "frozen", "no weights"), _LOOKS.values())
+            ],
+            loc="upper left", bbox_to_anchor=(-0.05, 0.85), bbox_transform=axes.transData,
+            ncols=3, frameon=False, borderaxespad=0,
+        )  # fmt: skip
+        total = sum(node["parameters"] for node in nodes)
+        trained = sum(node["parameters"] for node in nodes if node["trainable"])
+        _title(figure, task, f"architecture, {total:,} parameters, {trained:,} trainable")
+    return Path(path)
+
+
+def layout(nodes: Sequence[dict]) -> tuple[dict[str, tuple[int, int, int]], list[int], list[int]]:
+    """Where each box of `architecture` stands.
+
+    Returns:
+        {name: (column, rank within the column, lane within the column)}, and of each column the
+        number of ranks and of lanes. No two boxes share a place.
+
+    Raises:
+        ValueError: as `architecture`.
+    """
+    ranks: dict[str, int] = {}
+    for node in nodes:
+        unknown = [name for name in node["inputs"] if name not in ranks]
+        if unknown or node["name"] in ranks:
+            raise ValueError(
+                f'node "{node["name"]}" '
+                + (
+                    f'has the input "{unknown[0]}", no earlier node.'
+                    if unknown
+                    else "occurs twice."
+                )
+            )
+        ranks[node["name"]] = 1 + max((ranks[name] for name in node["inputs"]), default=-1)
+    starts = [0, *_column_breaks(nodes, ranks)]
+    heights = [int(n) for n in np.diff([*starts, max(ranks.values()) + 1])]
+    # Of two branches the longer one keeps the lane: boxes below it to the end of the network.
+    below = dict.fromkeys(ranks, 0)
+    for node in reversed(nodes):
+        for name in node["inputs"]:
+            below[name] = max(below[name], below[node["name"]] + 1)
+    places: dict[str, tuple[int, int, int]] = {}
+    for node in sorted(nodes, key=lambda node: (ranks[node["name"]], -below[node["name"]])):
+        column = int(np.searchsorted(starts, ranks[node["name"]], side="right")) - 1
+        row = (column, ranks[node["name"]] - starts[column])
+        taken = {place[2] for place in places.values() if place[:2] == row}
+        parents = [places[name] for name in node["inputs"]]
+        wanted = [lane for parent_column, _, lane in parents if parent_column == column]
+        lane = next(lane for lane in (*wanted, *range(len(nodes))) if lane not in taken)
+        places[node["name"]] = (*row, lane)
+    lanes = [1 + max(p[2] for p in places.values() if p[0] == c) for c in range(len(starts))]
+    return places, heights, lanes
+
+
+def _column_breaks(nodes: Sequence[dict], ranks: dict[str, int]) -> list[int]:
+    """The first rank of the second and third column, [] where one column is enough."""
+    rows = max(ranks.values()) + 1
+    columns = min(3, math.ceil(rows / _ROWS))
+    edges = [(ranks[name], ranks[node["name"]]) for node in nodes for name in node["inputs"]]
+    # A break is clean where one box of the rank above feeds the rank below and nothing skips over.
+    clean = [
+        rank
+        for rank in range(1, rows)
+        if sum(r == rank - 1 for r in ranks.values()) == 1
+        and not any(a < rank <= b and (a, b) != (rank - 1, rank) for a, b in edges)
+    ]
+    trunk = [ranks[node["name"]] for node in nodes if "trunk" in node["kind"].lower()]
+    after_trunk = max(trunk, default=-1) + 1
+
+    def cost(breaks: tuple[int, ...]) -> int:
+        # As even as can be, but a head that begins a column of its own is worth a few rows.
+        tallest = max(np.diff([0, *breaks, rows]))
+        return int(tallest) + (0 if after_trunk in breaks else 4)
+
+    choices = itertools.combinations(clean, min(columns - 1, len(clean)))
+    return list(min(choices, key=cost, default=()))
+
+
+def _wires(nodes, places, centre) -> Iterator[list[tuple[float, float]]]:
+    """The corners of each connection, from the bottom or side of one box to that of another."""
+    half_width, half_height = _BOX_IN[0] / 2, _BOX_IN[1] / 2
+    by_name = {node["name"]: node for node in nodes}
+    occupied = set(places.values())
+    tracks: dict[tuple[int, int], list[list[tuple[int, int]]]] = {}
+    edges = [(name, node["name"]) for node in nodes for name in node["inputs"]]
+    # Short spans first: they take the inner tracks, and a longer one runs around them.
+    for source, target in sorted(edges, key=lambda e: places[e[1]][1] - places[e[0]][1]):
+        (column, rank, lane), (to_column, to_rank, to_lane) = places[source], places[target]
+        (x, y), (to_x, to_y) = centre(by_name[source]), centre(by_name[target])
+        below, gap = y - half_height, (_STEP_IN - _BOX_IN[1]) / 2
+        if column != to_column:
+            # Around the end of the column and over the top of the next one.
+            between = (
+                to_x - to_lane * (_BOX_IN[0] + _GUTTER_IN) - half_width - _GUTTER_IN / 2 - 0.15
+            )
+            yield [
+                (x, below), (x, below - gap), (between, below - gap),
+                (between, half_height + gap), (to_x, half_height + gap), (to_x, to_y + half_height),
+            ]  # fmt: skip
+        elif to_rank == rank + 1:
+            middle = below - gap
+            bend = [(x, middle), (to_x, middle)] if lane != to_lane else []
+            yield [(x, below), *bend, (to_x, to_y + half_height)]
+        elif abs(lane - to_lane) == 1 and not any(
+            (column, between, lane) in occupied for between in range(rank + 1, to_rank + 1)
+        ):
+            # The source's own lane is empty down to the target: straight down, then in by its side.
+            side = to_x + math.copysign(half_width, x - to_x)
+            yield [(x, below), (x, to_y), (side, to_y)]
+        else:
+            right = to_lane <= lane  # the gutter on this side of the target
+            gutter = to_lane if right else to_lane - 1
+            levels = tracks.setdefault((column, gutter), [])
+            level = next(
+                (
+                    level
+                    for level, spans in enumerate(levels)
+                    if all(to_rank < a or b < rank for a, b in spans)
+                ),
+                len(levels),
+            )
+            if level == len(levels):
+                levels.append([])
+            levels[level].append((rank, to_rank))
+            side = to_x + (half_width if right else -half_width)
+            run = side - (0 if right else _GUTTER_IN) + min(0.2 + 0.12 * level, _GUTTER_IN - 0.06)
+            if lane in (gutter, gutter + 1):
+                start = [(x + math.copysign(half_width, run - x), y), (run, y)]
+            else:
+                start = [(x, below), (x, below - gap), (run, below - gap)]
+            yield [*start, (run, to_y), (side, to_y)]
+
+
+_LOOKS = {
+    True: {"facecolor": "#FDE3C8", "edgecolor": ORANGE},
+    False: {"facecolor": "#DCE5EE", "edgecolor": "#7C93AB", "hatch": "////"},
+    None: {"facecolor": "white", "edgecolor": "#9CA3AF"},
+}
+
+
+def _draw_box(axes: Axes, node: dict, x: float, y: float) -> None:
+    """One box with its name above and its kind, output shape and parameters below."""
+    width, height = _BOX_IN
+    corner = (x - width / 2, y - height / 2)
+    frozen = node["trainable"] is False
+    style = "round,pad=0,rounding_size=0.09"
+    look = {"linewidth": 1.1, "zorder": 2} | _LOOKS[node["trainable"]]
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, **look))
+    if frozen:  # the hatch stays a rim: letters on stripes are hard to read
+        inner = (corner[0] + 0.12, corner[1] + 0.05)
+        plain = {"facecolor": look["facecolor"], "edgecolor": "none", "zorder": 2}
+        axes.add_patch(FancyBboxPatch(inner, width - 0.24, height - 0.1, boxstyle=style, **plain))
+    name = _shorten(node["name"], 30, spaces=False)
+    axes.text(x, y + 0.115, name, ha="center", va="center", size=8.5, weight="bold")
+    parts = [_shorten(node["kind"], 22), _shorten(node["shape"], 16)]
+    if node["parameters"]:
+        parts.append(_magnitude(node["parameters"]))
+    if frozen:
+        parts.append("frozen")
+    text = _shorten(" · ".join(parts), 46)
+    axes.text(x, y - 0.12, text, ha="center", va="center", size=7, color="#374151")
+
+
+def _magnitude(count: int) -> str:
+    """1234567 -> "1.23 M"."""
+    for limit, unit in ((1e6, " M"), (1e3, " k")):
+        if count >= limit:
+            return f"{count / limit:.3g}{unit}"
+    return str(count)
+
+
+# === What the plots share ===
+
+
+@contextlib.contextmanager
+def _figure(path, size_in: tuple[float, float], layout="constrained") -> Iterator[Figure]:
+    """A figure in the house style, written to `path` when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Dotted and marked with the process: never taken for a result, nor shared by two writers.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a letter that the font lacks is a box
+        figure = Figure(figsize=size_in, dpi=DPI, layout=layout)
+        if layout:
+            figure.get_layout_engine().set(h_pad=0.08)
+        yield figure
+        try:
+            figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.15)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _message(path, task: str, kind: str, text: str) -> Path:
+    """A small figure that says that there is nothing to draw."""
+    with _figure(path, (4.5, 1.6)) as figure:
+        figure.text(0.01, 0.4, text, va="center", size=12, color=MUTED)
+        _title(figure, task, kind)
+    return Path(path)
+
+
+def _title(figure: Figure, task: str, text: str) -> None:
+    # A fixed distance from the upper edge, also where a figure is ten times as high as another.
+    y = 1 - 0.12 / figure.get_figheight()
+    text = f"{_shorten(task, 30)}: {text}"
+    figure.suptitle(text, x=0.01, y=y, ha="left", size=12, weight="bold")
+
+
+def _shorten(text: str, limit: int, *, spaces: bool = True) -> str:
+    """`text` on one line with `_` as spaces, its middle left out where it is over `limit`."""
+    text = " ".join(str(text).replace("_", " " if spaces else "_").split())
+    if len(text) <= limit:
+        return text
+    tail = (limit - 1) // 2
+    return f"{text[: limit - 1 - tail].rstrip()}…{text[-tail:].lstrip()}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def _cell_text(count: int, share: float, with_count: bool) -> str:
+    """A cell of the confusion matrix: percent, and the count below it where there is room."""
+    if not count:
+        return ""
+    percent = f"{share * 100:.0f}" if share >= 0.005 else "<1"
+    return f"{percent} %\n({count:,})" if with_count else percent
+
+
+def _has(history: pd.DataFrame, column: str) -> bool:
+    return column in history and bool(history[column].notna().any())
+
+
+def _mark_phases(axes: Axes, epochs: np.ndarray, history: pd.DataFrame) -> None:
+    """A line where a phase begins, and the phase's name above it."""
+    if "phase" not in history:
+        return
+    phases = history["phase"].astype(str).to_numpy()
+    starts = [0, *(np.flatnonzero(phases[1:] != phases[:-1]) + 1)]
+    for start in starts:
+        edge = epochs[start] - 0.5
+        if start:
+            axes.axvline(edge, color=MUTED, linewidth=1, linestyle=":")
+        axes.text(
+            edge, 1.01, _shorten(phases[start], 16), transform=axes.get_xaxis_transform(),
+            size=8, color=MUTED, va="bottom",
+        )  # fmt: skip
+
+
+def _tile(picture: np.ndarray | None, side_px: int = 240) -> np.ndarray:
+    """The whole picture in a square, as uint8 [side_px, side_px, 3]."""
+    if picture is None:
+        return np.full((side_px, side_px, 3), 225, dtype=np.uint8)
+    image = Image.fromarray(np.asarray(picture, dtype=np.uint8))
+    scale = side_px / max(image.size)
+    # At least one pixel: a picture can be a thousand times as wide as high.
+    size = tuple(max(1, round(length * scale)) for length in image.size)
+    return np.asarray(ImageOps.pad(image.resize(size), (side_px, side_px), color=(245, 245, 245)))

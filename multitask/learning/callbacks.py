@@ -1,0 +1,198 @@
+"""What happens around a step and after an epoch, under Keras' `fit`."""
+
+import math
+import sys
+import time
+
+import keras
+import pandas as pd
+import tensorflow as tf
+from tqdm import tqdm
+
+from multitask.learning.checkpoints import BEST, Progress, save_checkpoint
+from multitask.learning.optimizers import current_rates
+from multitask.run import Run, RunError, replacing
+
+
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Stop at the first loss that is not finite, and name the step."""
+
+    def on_train_begin(self, logs=None):
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss is {loss} at step {batch + 1} of epoch {self.epoch + 1}; the models "
+                "and checkpoint of the epoch before are kept. Lower the learning rates "
+                "(rate_factor of the phase) and train in another workdir"
+            )
+
+
+def selection_scores(logs: dict, tasks: tuple[str, ...]) -> dict[str, float]:
+    """Macro-F1 on the selection split, of each task that has labels there, and their mean."""
+    scores = {
+        task: logs[f"val_{task}_macro_f1"]
+        for task in tasks
+        if logs.get(f"val_{task}_labelled", 0) > 0
+    }
+    if scores:
+        scores[BEST] = sum(scores.values()) / len(scores)
+    return scores
+
+
+class EpochEnd(keras.callbacks.Callback):
+    """The memory of a run: best models, early stopping, plateau reduction, history, checkpoint.
+
+    One callback, because the order matters: what the checkpoint holds must be all of what the
+    epoch decided.
+
+    Args:
+        run: where things are written.
+        progress: what is kept up to date and saved.
+        plain: the model that is saved as best, over the same layers and not compiled.
+        plateau: the variable that all schedules read.
+        per_task: save each task's own best epoch too.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        progress: Progress,
+        plain: keras.Model,
+        plateau: keras.Variable,
+        *,
+        per_task: bool,
+    ):
+        super().__init__()
+        self.run, self.progress, self.plain = run, progress, plain
+        self.plateau, self.per_task = plateau, per_task
+        self.writer = tf.summary.create_file_writer(str(run.logs / "tensorboard"))
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = {} if logs is None else logs
+        progress, spec = self.progress, self.run.spec
+        progress.epoch += 1
+        progress.phase_epoch += 1
+        scores = selection_scores(logs, spec.task_names)
+        if BEST in scores:
+            logs["val_macro_f1"] = scores[BEST]
+        improved = self._keep_best(scores)
+        logs["improved"] = BEST in improved
+        rates = current_rates(self.model.optimizer)
+        logs |= {f"{name}_rate": rate for name, rate in rates.items()}
+        self._wait(BEST in improved, bool(scores))
+        row = {"epoch": progress.epoch, "phase": progress.phase}
+        progress.history.append(row | {key: float(value) for key, value in logs.items()})
+        self._log(progress.history)
+        save_checkpoint(self.run.checkpoint, self.model, progress)
+
+    def _keep_best(self, scores: dict[str, float]) -> set[str]:
+        """Save the models that became the best, and return which."""
+        progress = self.progress
+        if not scores:  # nothing to choose by: the last epoch is the best
+            scores = {BEST: float(progress.epoch)}
+        # A tie goes to the earlier epoch; NaN never wins.
+        improved = {
+            name for name, score in scores.items() if score > progress.best.get(name, -math.inf)
+        }
+        for name in sorted(improved):
+            progress.best[name] = float(scores[name])
+            progress.best_epoch[name] = progress.epoch
+            if name == BEST:
+                save_model(self.plain, self.run.best_model)
+            elif self.per_task:
+                save_model(self.plain, self.run.best_model_of(name))
+        return improved
+
+    def _wait(self, improved: bool, judged: bool) -> None:
+        """Early stopping and plateau reduction; both count over the phases."""
+        progress, spec = self.progress, self.run.spec
+        if improved or not judged:
+            progress.waited = progress.plateau_waited = 0
+            return
+        progress.waited += 1
+        progress.plateau_waited += 1
+        if progress.plateau_waited >= spec.plateau.patience:
+            progress.plateau = max(progress.plateau * spec.plateau.factor, spec.plateau.least)
+            progress.plateau_waited = 0
+            self.plateau.assign(progress.plateau)
+        if progress.waited >= spec.early_stopping.patience:
+            self.model.stop_training = True
+
+    def _log(self, history: list[dict]) -> None:
+        write_history(self.run, history)
+        with self.writer.as_default(step=history[-1]["epoch"]):
+            for name, value in history[-1].items():
+                if isinstance(value, float):
+                    tf.summary.scalar(name, value)
+        self.writer.flush()
+
+
+def save_model(model: keras.Model, path) -> None:
+    """Write a `.keras` file, whole or not at all."""
+    with replacing(path) as temporary:
+        model.save(temporary)
+
+
+def write_history(run: Run, history: list[dict]) -> None:
+    with replacing(run.logs / "history.csv") as temporary:
+        pd.DataFrame(history).to_csv(temporary, index=False)
+
+
+class Console(keras.callbacks.Callback):
+    """A bar while an epoch runs (on a terminal), and a line when it is over."""
+
+    def __init__(self, progress: Progress, tasks: tuple[str, ...], steps: int, pictures: int):
+        super().__init__()
+        self.progress, self.tasks, self.steps, self.pictures = progress, tasks, steps, pictures
+        self.bar = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.place = f"{self.progress.phase} {epoch + 1}/{self.params['epochs']}"
+        self.bar = tqdm(total=self.steps, desc=self.place, unit=" steps", leave=False, disable=None)
+        self.began = self.after_first = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 0:  # the first step of a phase compiles
+            self.after_first = time.monotonic()
+        self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+        self.bar.update()
+        if batch == self.steps - 1:
+            self.trained = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.bar.close()
+        logs = logs or {}
+        share = (self.steps - 1) / self.steps
+        speed = share * self.pictures / max(self.trained - self.after_first, 1e-9)
+        parts = [f"{self.place:<15} loss {logs['loss']:.4f}"]
+        for task in self.tasks:
+            parts.append(f"{task} {_scores(logs, task, '')} → {_scores(logs, task, 'val_')}")
+        if "val_macro_f1" in logs:
+            parts.append(f"selection F1 {logs['val_macro_f1']:.3f}{' *' * logs['improved']}")
+        speed_text = f"{speed:.0f} images/s, " if self.steps > 1 else ""
+        parts.append(f"{speed_text}{time.monotonic() - self.began:.0f} s")
+        print("  ".join(parts), flush=True)
+
+    def on_train_end(self, logs=None):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _scores(logs: dict, task: str, prefix: str) -> str:
+    """`.812/.790`: top-1 and macro-F1; `n/a` where the task had no label."""
+    if not logs.get(f"{prefix}{task}_labelled"):
+        return "n/a"
+    figures = (logs[f"{prefix}{task}_{name}"] for name in ("top1", "macro_f1"))
+    return "/".join(f"{figure:.3f}" for figure in figures)
+
+
+def say(text: str = "") -> None:
+    """A line for the person at the terminal, in order with the bars on stderr."""
+    sys.stderr.flush()
+    print(text, flush=True)

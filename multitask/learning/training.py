@@ -1,0 +1,298 @@
+"""From a spec and a folder of data to trained models: the whole of `multitask train`'s work."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from multitask.data.audit import check_pictures, count_reasons
+from multitask.data.pipeline import evaluation_dataset, steps_per_epoch, training_dataset
+from multitask.data.table import SELECTION, TRAIN, Table, class_weights, load_table, merge_tables
+from multitask.data.table import read_classes
+from multitask.learning.callbacks import Console, EpochEnd, StopOnNonFinite, say
+from multitask.learning.checkpoints import (
+    BEST,
+    Progress,
+    load_progress,
+    restore_variables,
+    save_checkpoint,
+)
+from multitask.learning.losses import build_losses
+from multitask.learning.phases import PhaseModel, prepare_phase, wanted_phases
+from multitask.learning.schedules import build_schedule
+from multitask.model.network import build_network, load_network, parameter_table
+from multitask.model.trunks import check_trunk
+from multitask.run import Run, check_workdir, replacing, start_run
+from multitask.spec import PHASES, DataSpec, InputError
+
+REMEDY = (
+    "Put the pictures there, or allow a share to be missing with --max_missing (e.g. "
+    "--max_missing=0.01)."
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of a training.
+
+    Attributes:
+        run: the workdir.
+        table: what was trained on.
+        history: one row an epoch, over all phases.
+        best: `macro_f1` and each task -> the best score on the selection split.
+        best_epoch: the same -> its epoch, over all phases, from 1.
+        trained: whether this call trained, or found everything done.
+    """
+
+    run: Run
+    table: Table
+    history: pd.DataFrame
+    best: dict[str, float]
+    best_epoch: dict[str, int]
+    trained: bool
+
+
+def train(
+    spec: DataSpec,
+    data_dir: Path,
+    workdir: Path,
+    *,
+    phase: str = "all",
+    init_from: Path | None = None,
+    per_task_best: bool = True,
+    tell: Callable[[str], None] = say,
+) -> TrainResult:
+    """Train the one model, or go on where the workdir's run was left.
+
+    Args:
+        spec: with the flags' overrides.
+        data_dir: what the spec's paths start at.
+        workdir: a new folder, or one with a run of the same settings.
+        phase: `heads`, `finetune` or `all`.
+        init_from: a `.keras` model that `finetune` starts from.
+        per_task_best: save each task's own best epoch too.
+        tell: shows a line.
+
+    Raises:
+        InputError: anything that the user gave is wrong; nothing was written then.
+        RunError: the loss is not finite.
+    """
+    going_on = check_workdir(workdir, spec)
+    progress = load_progress(workdir / "checkpoint") if going_on else Progress()
+    todo = [p for p in wanted_phases(phase) if p not in progress.finished]
+    if PHASES[1] in progress.finished:
+        todo = []
+    _check_spec(spec)
+    if not data_dir.is_dir():
+        raise InputError(f"--data_dir: {data_dir}: is no folder")
+    classes = {task.name: read_classes(data_dir / task.classes) for task in spec.tasks}
+    network = _first_network(spec, classes, workdir, progress, todo, phase, init_from)
+
+    unusable = _unusable_pictures(spec, data_dir, workdir, going_on, tell)
+    table = load_table(spec, data_dir, unusable=unusable["path"].tolist())
+    weights = {
+        task.name: class_weights(
+            table.labels_of(task.name, TRAIN),
+            len(classes[task.name]),
+            exponent=task.class_weight_exponent,
+        )
+        for task in spec.tasks
+    }
+    run = start_run(workdir, spec, data_dir)
+    with replacing(workdir / "unusable.csv") as temporary:
+        unusable.to_csv(temporary, index=False)
+    for line in _describe(table, unusable):
+        tell(line)
+    for name in todo:
+        network = _train_phase(
+            run, table, network, progress, name, weights, per_task_best=per_task_best, tell=tell
+        )
+    return TrainResult(
+        run,
+        table,
+        pd.DataFrame(progress.history),
+        progress.best,
+        progress.best_epoch,
+        bool(todo),
+    )
+
+
+def _check_spec(spec: DataSpec) -> None:
+    """Everything of a spec that only its rooms know, before any work."""
+    check_trunk(spec.trunk, place=spec.place(None, "trunk"))
+    build_schedule(
+        spec.trunk.schedule, place=spec.place(None, "trunk.schedule"), steps_per_epoch=1
+    )
+    for task in spec.tasks:
+        build_schedule(task.schedule, place=spec.place(task.name, "schedule"), steps_per_epoch=1)
+    build_losses(spec, {task.name: np.ones(1, np.float32) for task in spec.tasks})
+
+
+def _first_network(
+    spec: DataSpec,
+    classes: dict[str, tuple[str, ...]],
+    workdir: Path,
+    progress: Progress,
+    todo: list[str],
+    phase: str,
+    init_from: Path | None,
+) -> keras.Model | None:
+    """The network that the first phase to do starts with; None where nothing is to be done."""
+    if not todo:
+        return None
+    keras.utils.set_random_seed(spec.seed)
+    best = Run(workdir, spec, Path()).best_model
+    if todo[0] == progress.phase and progress.phase_epoch:
+        # Its variables come from the checkpoint; no weights need to be fetched again.
+        trunk = spec.trunk.model_copy(update={"weights": "none"})
+        return build_network(spec.model_copy(update={"trunk": trunk}), classes)
+    if init_from is not None:
+        if todo != [PHASES[1]]:
+            raise InputError("--init_from: is for --phase=finetune alone")
+        return load_network(init_from, spec, classes)
+    if todo[0] == PHASES[1]:
+        if not best.is_file() and phase != "all":
+            raise InputError(
+                f"--phase=finetune: {workdir} has no model of the phase heads to start from; "
+                "train with --phase=heads (or all) first, or name one with --init_from=MODEL"
+            )
+        return load_network(best, spec, classes)
+    network = build_network(spec, classes)
+    prepare_phase(  # a freeze depth beyond the trunk is told now, not after the first phase
+        network,
+        spec,
+        PHASES[1],
+        class_weights={task: np.ones(len(names), np.float32) for task, names in classes.items()},
+        steps_per_epoch=1,
+    )
+    return network
+
+
+def _unusable_pictures(
+    spec: DataSpec, data_dir: Path, workdir: Path, going_on: bool, tell: Callable[[str], None]
+) -> pd.DataFrame:
+    """Pictures that are missing or unreadable; a run that goes on has looked before."""
+    seen = workdir / "unusable.csv"
+    if going_on and seen.is_file():
+        return pd.read_csv(seen, dtype=str, keep_default_na=False)
+    table = merge_tables(spec, data_dir)
+    tell(f"Checking {len(table):,} pictures …")
+    return check_pictures(
+        table, data_dir / spec.images, max_missing=spec.max_missing, remedy=REMEDY
+    )
+
+
+def _describe(table: Table, unusable: pd.DataFrame) -> list[str]:
+    lines = [f"  {note}" for note in table.notes]
+    if len(unusable):
+        lines.append(f"  pictures left out: {count_reasons(unusable['reason'])} (unusable.csv)")
+    for task in table.tasks:
+        labels = table.labels_of(task, TRAIN)
+        absent = len(table.classes[task]) - len(np.unique(labels))
+        if absent:
+            lines.append(f"  {task}: {absent} classes have no example in training")
+    return ["", "Images and labels", table.counts().to_string(), *lines]
+
+
+def _train_phase(
+    run: Run,
+    table: Table,
+    network: keras.Model,
+    progress: Progress,
+    phase: str,
+    weights: dict[str, np.ndarray],
+    *,
+    per_task_best: bool,
+    tell: Callable[[str], None],
+) -> keras.Model:
+    """Train one phase to its end and return the network that the next one starts with."""
+    spec = run.spec
+    epochs = getattr(spec.phases, phase).epochs
+    going_on = progress.phase == phase and progress.phase_epoch > 0
+    if not going_on:
+        progress.phase, progress.phase_epoch = phase, 0
+        # Dropout's seeds: the same, whichever phases ran in this process before.
+        keras.utils.set_random_seed(spec.seed + 1 + PHASES.index(phase))
+    steps = steps_per_epoch(table, spec)
+    prepared = prepare_phase(
+        network,
+        spec,
+        phase,
+        class_weights=weights,
+        steps_per_epoch=steps,
+        plateau=progress.plateau,
+    )
+    if going_on:
+        restore_variables(run.checkpoint, prepared.model)
+    _tell_phase(prepared, phase, steps, progress, tell)
+    image_dir = run.data_dir / spec.images
+    selection = None
+    if len(table.rows(SELECTION)):
+        selection = evaluation_dataset(table, spec, image_dir, split=SELECTION)
+    stopped_early = progress.waited >= spec.early_stopping.patience
+    if progress.phase_epoch < epochs and not stopped_early:
+        try:
+            prepared.model.fit(
+                training_dataset(table, spec, image_dir, first_epoch=progress.epoch),
+                epochs=epochs,
+                initial_epoch=progress.phase_epoch,
+                steps_per_epoch=steps,
+                validation_data=selection,
+                callbacks=[
+                    StopOnNonFinite(),
+                    EpochEnd(
+                        run,
+                        progress,
+                        prepared.plain,
+                        prepared.plateau,
+                        per_task=per_task_best,
+                    ),
+                    Console(progress, spec.task_names, steps, len(table.rows(TRAIN))),
+                ],
+                verbose=0,
+                shuffle=False,
+            )
+        except tf.errors.InvalidArgumentError as error:
+            if "decode" not in str(error).lower() and "picture" not in str(error).lower():
+                raise
+            message = " ".join(error.message.split())[:300]
+            raise InputError(
+                f"{image_dir}: a picture became unreadable in training: {message}"
+            ) from None
+    if progress.waited >= spec.early_stopping.patience:
+        tell(f"Stopped early: no better epoch in {progress.waited}.")
+        progress.waited = progress.plateau_waited = 0
+    progress.finished.append(phase)
+    save_checkpoint(run.checkpoint, prepared.model, progress)
+    if BEST in progress.best_epoch:
+        tell(f"Best epoch so far: {progress.best_epoch[BEST]}.")
+    if phase == PHASES[0] and run.best_model.is_file():
+        return load_network(run.best_model, spec, table.classes)
+    return prepared.plain
+
+
+def _tell_phase(
+    prepared: PhaseModel,
+    phase: str,
+    steps: int,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> None:
+    """The table of what is trainable, and how the epoch lines read."""
+    rows = parameter_table(prepared.model)
+    width = max(len(name) for name, *_ in rows)
+    tell("")
+    tell(f"Phase {phase}: the first {prepared.frozen} trunk layers are frozen")
+    tell(f"{'part':<{width}}  {'layers':>6}  {'trained':>7}  {'parameters':>12}  {'trainable':>12}")
+    totals = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
+    for name, layers, trained, parameters, trainable in [*rows, ("total", *totals)]:
+        tell(f"{name:<{width}}  {layers:>6}  {trained:>7}  {parameters:>12,}  {trainable:>12,}")
+    again = f", going on after epoch {progress.phase_epoch}" if progress.phase_epoch else ""
+    tell(
+        f"{steps} steps an epoch{again}. A task's figures: top-1/macro-F1 in training → on the "
+        "selection split; * is the best so far."
+    )

@@ -1,0 +1,269 @@
+"""What predictions are worth, as figures computed from arrays alone.
+
+Every function takes labelled examples only: whoever calls drops the examples without a label
+first, and a -1 that slips through is an error here rather than a wrong figure. Class averages are
+taken over the classes that have a label among the examples judged, because a class that the exam
+never asks for can be neither right nor wrong. The predicted class is the lowest index that holds
+the highest probability, everywhere.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    precision_recall_fscore_support,
+)
+
+
+def classification_metrics(labels, probabilities, *, classes: int) -> dict[str, float | int | None]:
+    """The headline figures of one task.
+
+    Args:
+        labels: int [n], each in 0..classes-1.
+        probabilities: float [n, classes], finite.
+        classes: number of classes of the task.
+
+    Returns:
+        "labelled" (n) and "classes_present" (classes that have a label) as int; "top1", "top5",
+        "macro_f1", "weighted_f1" and "balanced_accuracy" as float in [0, 1], or None where n is 0.
+        Macro-F1 and balanced accuracy average over the classes present; one of them that is never
+        predicted counts 0. "top5" is top-`classes` where there are fewer than 5.
+
+    Raises:
+        ValueError: shapes that do not match, a label out of range, a non-finite probability.
+    """
+    labels, probabilities = _check_probabilities(labels, probabilities, classes)
+    if not len(labels):
+        names = ("top1", "top5", "macro_f1", "weighted_f1", "balanced_accuracy")
+        return {"labelled": 0, **dict.fromkeys(names), "classes_present": 0}
+    # The place of the label in the ranking. Equal probabilities rank by index, as argmax does, so
+    # that top-1 agrees with the confusion matrix and a constant answer does not score 100 %.
+    own = np.take_along_axis(probabilities, labels[:, None], axis=1)
+    before = np.arange(classes) < labels[:, None]
+    rank = ((probabilities > own) | ((probabilities == own) & before)).sum(axis=1)
+    table = per_class(labels, probabilities.argmax(axis=1), classes=classes)
+    present = table[table["support"] > 0]
+    return {
+        "labelled": len(labels),
+        "top1": float((rank < 1).mean()),
+        "top5": float((rank < 5).mean()),
+        "macro_f1": float(present["f1"].mean()),
+        "weighted_f1": float(np.average(present["f1"], weights=present["support"])),
+        "balanced_accuracy": float(present["recall"].mean()),
+        "classes_present": len(present),
+    }
+
+
+def majority_baseline(train_labels, labels, *, classes: int) -> dict[str, float | int | None]:
+    """What always answering with the commonest training class would score.
+
+    Args:
+        train_labels: int [m]; the commonest class is taken from here, the lowest index on a tie.
+        labels: int [n]; the answer is judged on these.
+        classes: number of classes of the task.
+
+    Returns:
+        "class" (int), "top1" and "macro_f1" (over the classes present in `labels`), all None where
+        either array is empty.
+
+    Raises:
+        ValueError: a label out of range, or arrays that are not one-dimensional.
+    """
+    train_labels = _check_indices(train_labels, classes, "train_labels")
+    labels = _check_indices(labels, classes, "labels")
+    if not len(train_labels) or not len(labels):
+        return dict.fromkeys(("class", "top1", "macro_f1"))
+    commonest = int(np.bincount(train_labels).argmax())
+    answers = np.full_like(labels, commonest)
+    return {
+        "class": commonest,
+        "top1": float(accuracy_score(labels, answers)),
+        "macro_f1": float(per_class(labels, answers, classes=classes)["f1"].mean()),
+    }
+
+
+def per_class(labels, predictions, *, classes: int) -> pd.DataFrame:
+    """Precision, recall, F1 and support of each class.
+
+    Args:
+        labels: int [n].
+        predictions: int [n], predicted classes.
+        classes: number of classes of the task.
+
+    Returns:
+        A frame with index 0..classes-1 and columns precision, recall, f1 (NaN for a class without
+        a label, so that their plain mean is the macro average; 0 for one never predicted) and
+        support (int, examples).
+
+    Raises:
+        ValueError: lengths that do not match, an index out of range.
+    """
+    labels, predictions = _check_predictions(labels, predictions, classes)
+    columns = ("precision", "recall", "f1")
+    if len(labels):
+        *scores, support = precision_recall_fscore_support(
+            labels, predictions, labels=np.arange(classes), zero_division=0
+        )
+    else:
+        scores, support = np.zeros((3, classes)), np.zeros(classes, dtype=np.int64)
+    table = pd.DataFrame(dict(zip(columns, scores, strict=True)), index=range(classes))
+    table[support == 0] = np.nan
+    return table.assign(support=support)
+
+
+def confusion(labels, predictions, *, classes: int) -> np.ndarray:
+    """Counts of (true, predicted), as int [classes, classes] with the true class in the rows.
+
+    Raises:
+        ValueError: lengths that do not match, an index out of range.
+    """
+    labels, predictions = _check_predictions(labels, predictions, classes)
+    # scikit-learn's refuses empty arrays and warns about a task with one class.
+    counts = np.bincount(labels * classes + predictions, minlength=classes**2)
+    return counts.reshape(classes, classes)
+
+
+def report_text(labels, predictions, *, names: Sequence[str]) -> str:
+    """scikit-learn's classification report, with a line for the average over the classes present.
+
+    Args:
+        labels: int [n].
+        predictions: int [n], predicted classes.
+        names: name of each class, by index.
+
+    Returns:
+        Text that ends in a newline. Its first line says how many examples are labelled and how
+        many classes have a label. "macro avg" is scikit-learn's, over every class;
+        "macro avg (present)" is the one that the project reports. "n/a (0 labelled)" where n is 0.
+
+    Raises:
+        ValueError: lengths that do not match, an index out of range.
+    """
+    table = per_class(labels, predictions, classes=len(names))
+    total = int(table["support"].sum())
+    if not total:
+        return "n/a (0 labelled)\n"
+    average = "macro avg (present)"
+    # The report is as wide as its longest name: padding makes room for the line added below.
+    padded = [str(name).rjust(len(average)) for name in names]
+    report = classification_report(
+        labels,
+        predictions,
+        labels=np.arange(len(names)),
+        target_names=padded,
+        digits=3,
+        zero_division=0,
+    )
+    means = table[["precision", "recall", "f1"]].mean()
+    figures = "".join(f" {value:9.3f}" for value in means)
+    return (
+        f"{total} labelled; {(table['support'] > 0).sum()} of {len(names)} classes have an exam "
+        f'label, and "{average}" averages over those.\n\n'
+        f"{report}{average:>{max(map(len, padded))}} {figures} {total:9d}\n"
+    )
+
+
+def expected_calibration_error(labels, probabilities, *, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 3): how far confidence is from accuracy.
+
+    Args:
+        labels: int [n].
+        probabilities: float [n, classes]; the confidence of an example is its highest.
+        bins: bins of equal width over (0, 1], each closed on its right, as in the paper.
+
+    Returns:
+        The gap between accuracy and mean confidence, averaged over the examples, in [0, 1]; NaN
+        where n is 0.
+
+    Raises:
+        ValueError: as `classification_metrics`, or fewer than one bin.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1. Received {bins}.")
+    labels, probabilities = _check_probabilities(labels, probabilities)
+    if not len(labels):
+        return math.nan
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    place = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    # A bin's share n_b/n times its gap |sum(correct)/n_b - sum(confidence)/n_b|: n_b cancels.
+    gaps = np.bincount(place, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def outliers(labels, probabilities, *, below: float = 0.5) -> np.ndarray:
+    """Examples worth a look: misclassified, or with a confidence under `below`; worst first.
+
+    Args:
+        labels: int [n].
+        probabilities: float [n, classes]; the confidence of an example is its highest.
+        below: confidence under which a right answer is listed too.
+
+    Returns:
+        int [k], indices into `labels`: the misclassified from the most to the least confident,
+        then the right ones from the least confident on; equal ones by index.
+
+    Raises:
+        ValueError: as `classification_metrics`.
+    """
+    labels, probabilities = _check_probabilities(labels, probabilities)
+    if not len(labels):
+        return np.zeros(0, dtype=np.int64)
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    # lexsort is stable, which leaves equal examples in the order of their indices.
+    order = np.lexsort((np.where(correct, confidence, -confidence), correct))
+    return order[(~correct | (confidence < below))[order]]
+
+
+# === Checks ===
+
+
+def _check_indices(values, classes: int, name: str) -> np.ndarray:
+    """`values` as int64 [n], or a ValueError that says what is wrong with them."""
+    values = np.asarray(values)
+    if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{name} must be one-dimensional and integer. "
+            f"Received shape {values.shape} and type {values.dtype}."
+        )
+    wrong = np.flatnonzero((values < 0) | (values >= classes))
+    if len(wrong):
+        raise ValueError(
+            f"{name} must be in 0..{classes - 1} (only labelled examples belong here). Received "
+            f"{values[wrong[0]]} at position {wrong[0]}, and {len(wrong) - 1} more out of range."
+        )
+    return values.astype(np.int64)
+
+
+def _check_predictions(labels, predictions, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both as int64 [n]."""
+    labels = _check_indices(labels, classes, "labels")
+    predictions = _check_indices(predictions, classes, "predictions")
+    if len(labels) != len(predictions):
+        raise ValueError(f"{len(labels)} labels do not match {len(predictions)} predictions.")
+    return labels, predictions
+
+
+def _check_probabilities(labels, probabilities, classes: int | None = None):
+    """Labels as int64 [n] and probabilities as float64 [n, classes]."""
+    # In double precision, so that an edge of a bin is the same number for every input type.
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    columns = classes or (probabilities.shape[1] if probabilities.ndim == 2 else 0)
+    labels = _check_indices(labels, columns, "labels") if columns else np.asarray(labels)
+    if columns < 1 or probabilities.shape != (len(labels), columns):
+        raise ValueError(
+            f"probabilities of shape {probabilities.shape} do not match {len(labels)} labels"
+            + (f" and {classes} classes." if classes is not None else ".")
+        )
+    finite = np.isfinite(probabilities).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"probabilities must be finite. Row {np.flatnonzero(~finite)[0]} is not, "
+            f"and {(~finite).sum() - 1} more."
+        )
+    return labels, probabilities

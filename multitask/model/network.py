@@ -1,0 +1,110 @@
+"""Trunk + heads -> one functional model: pictures in, {task: logits} out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from multitask.model.heads import build_head
+from multitask.model.trunks import build_trunk, group_of
+from multitask.spec import DataSpec, InputError
+
+TRUNK = "trunk"
+IMAGE = "image"
+
+
+def build_network(spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras.Model:
+    """The one model of a spec, untrained but for the trunk's weights.
+
+    Args:
+        spec: trunk, image size and the tasks' heads.
+        classes: task -> class names.
+
+    Returns:
+        A model from `image` float32 [batch, size, size, 3] in 0..255 to {task: logits float32
+        [batch, classes]}.
+
+    Raises:
+        SpecError, InputError: a part of the spec, or the trunk's weights.
+    """
+    trunk = build_trunk(spec.trunk, spec.image_size)
+    # === Heads ===
+    heads = {
+        task.name: build_head(spec, task.name, trunk.output_shape[1:], len(classes[task.name]))
+        for task in spec.tasks
+    }
+    return connect(trunk, heads)
+
+
+def connect(
+    trunk: keras.Model, heads: Mapping[str, keras.Model], *, trunk_infers: bool = False
+) -> keras.Model:
+    """The functional model over a trunk and heads, which it shares with any other made of them.
+
+    Args:
+        trunk: image -> feature map.
+        heads: task -> feature map -> logits.
+        trunk_infers: call the trunk in inference mode even in training. A frozen trunk needs it:
+            stochastic depth stays active under `trainable = False`.
+    """
+    # === Functional model ===
+    image = keras.Input(trunk.input_shape[1:], name=IMAGE)
+    features = trunk(image, training=False) if trunk_infers else trunk(image)
+    return keras.Model(image, {task: head(features) for task, head in heads.items()})
+
+
+def parts(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Model]]:
+    """The trunk and the heads of a model that `connect` made or `load_network` read."""
+    networks = {layer.name: layer for layer in model.layers if isinstance(layer, keras.Model)}
+    return networks.pop(TRUNK), networks
+
+
+def load_network(path: Path, spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras.Model:
+    """Read a `.keras` file of ours, in safe mode, and check that it fits.
+
+    Raises:
+        InputError: no model file, or one of other tasks, classes or image size.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file")
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        _, heads = parts(model)
+        shapes = {task: heads[task].output_shape[-1] for task in sorted(heads)}
+        size = model.input_shape[1]
+    except Exception as error:  # zip, JSON, h5py and Keras each raise kinds of their own
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{path}: not a model file of multitask ({reason})") from None
+    wanted = {task: len(classes[task]) for task in sorted(spec.task_names)}
+    if shapes != wanted:
+        raise InputError(f"{path}: its tasks and class counts are {shapes}, asked are {wanted}")
+    if size != spec.image_size:
+        raise InputError(f"{path}: made for {size} px, asked are {spec.image_size} px")
+    return model
+
+
+def parameter_table(model: keras.Model) -> list[tuple[str, int, int, int, int]]:
+    """What is trainable: (part, layers, layers with trainable weights, parameters, trainable).
+
+    The trunk block by block, then each head.
+    """
+    trunk, heads = parts(model)
+    groups: dict[str, list[keras.Layer]] = {}
+    for layer in trunk.layers:
+        groups.setdefault(f"{TRUNK}/{group_of(layer.name)}", []).append(layer)
+    groups |= {task: list(head.layers) for task, head in heads.items()}
+
+    def size(variables) -> int:
+        return sum(int(np.prod(variable.shape)) for variable in variables)
+
+    return [
+        (
+            name,
+            len(layers),
+            sum(bool(layer.trainable_weights) for layer in layers),
+            sum(size(layer.weights) for layer in layers),
+            sum(size(layer.trainable_weights) for layer in layers),
+        )
+        for name, layers in groups.items()
+    ]

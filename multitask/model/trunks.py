@@ -1,0 +1,235 @@
+"""Named trunks, their weights, and freezing.
+
+A trunk takes pixels 0..255 (its own rescaling is inside, so nothing else may rescale) and gives
+a feature map. A new trunk is one line in TRUNKS.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+
+from multitask.spec import DataSpec, InputError, SpecError, Trunk, expected, near
+
+# As in keras.applications.efficientnet, whose ImageNet files need them.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STDDEV = (0.229, 0.224, 0.225)
+
+TRUNKS: dict[str, Callable[..., keras.Model]] = {
+    f"efficientnetb{index}": getattr(keras.applications, f"EfficientNetB{index}")
+    for index in range(8)
+}
+
+
+def check_trunk(trunk: Trunk, *, place: str) -> None:
+    """Raise SpecError for an unknown trunk or for weights that are no file."""
+    if trunk.name not in TRUNKS:
+        raise SpecError(
+            f'{place}.name: unknown trunk "{trunk.name}". {expected(trunk.name, TRUNKS)}'
+        )
+    if trunk.weights not in ("imagenet", "none") and not Path(trunk.weights).is_file():
+        raise SpecError(
+            f'{place}.weights: "{trunk.weights}": no such file. Expected imagenet, none, or a '
+            f"file of ImageNet weights.{near(trunk.weights, ('imagenet', 'none'))}"
+        )
+
+
+def build_trunk(trunk: Trunk, image_size: int) -> keras.Model:
+    """The named network without its top: [batch, size, size, 3] in 0..255 -> a feature map.
+
+    All three kinds of weights give the same network, layer by layer: the one that Keras builds
+    for `imagenet`. (Left to itself, Keras leaves a Rescaling layer out for any other weights;
+    a file of ImageNet weights then loads in silence and gives other features.)
+
+    Raises:
+        InputError: the weights are not to be had, or are not this trunk's.
+    """
+    make = TRUNKS[trunk.name]
+    shape = (image_size, image_size, 3)
+    if trunk.weights == "imagenet":
+        try:
+            network = make(weights="imagenet", include_top=False, input_shape=shape)
+        except Exception as error:  # Keras wraps every failed download in a bare Exception
+            reason = str(error).split("\n")[0]
+            raise InputError(
+                f"--trunk_weights=imagenet: the ImageNet weights of {trunk.name} cannot be "
+                f"fetched ({reason}). Ways out: --trunk_weights=FILE (Keras' file "
+                f"{trunk.name}_notop.h5, fetched elsewhere), --trunk_weights=none (train from "
+                "random weights), or a machine with a network."
+            ) from None
+        config = network.get_config()
+    else:
+        plain = make(weights=None, include_top=False, input_shape=shape)
+        config = _with_imagenet_scaling(plain.get_config())
+        network = None
+    if trunk.batchnorm_momentum is not None or network is None:
+        rebuilt = keras.Model.from_config(_with_momentum(config, trunk.batchnorm_momentum))
+        if network is not None:
+            rebuilt.set_weights(network.get_weights())
+        network = rebuilt
+    if trunk.weights == "none":
+        _set_normalization(network)
+    elif trunk.weights != "imagenet":
+        _load_file(network, Path(trunk.weights), trunk.name)
+    network.name = "trunk"
+    return network
+
+
+def _load_file(network: keras.Model, path: Path, name: str) -> None:
+    try:
+        if path.suffix == ".keras":
+            network.set_weights(keras.saving.load_model(path, compile=False).get_weights())
+        else:
+            network.load_weights(path)
+    except Exception as error:  # h5py, Keras and NumPy each raise kinds of their own
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"--trunk_weights: {path}: not a weights file of {name} without its top ({reason})"
+        ) from None
+
+
+def _with_imagenet_scaling(config: dict) -> dict:
+    """Insert the Rescaling layer that Keras adds for `weights="imagenet"` alone.
+
+    It divides by the root of the standard deviation a second time, as the file's Normalization
+    layer divides by it once (keras issue 49930 of tensorflow).
+    """
+    layers = config["layers"]
+    place = next(i for i, layer in enumerate(layers) if layer["class_name"] == "Normalization")
+    before, after = layers[place]["name"], layers[place + 1]
+    scaling = keras.layers.Rescaling(
+        [1.0 / math.sqrt(deviation) for deviation in IMAGENET_STDDEV],
+        name="imagenet_scaling",
+    )
+    entry = keras.saving.serialize_keras_object(scaling)
+    entry |= {"name": scaling.name, "inbound_nodes": after["inbound_nodes"]}
+    after["inbound_nodes"] = _renamed(after["inbound_nodes"], before, scaling.name)
+    layers.insert(place + 1, entry)
+    return config
+
+
+def _renamed(nodes, old: str, new: str):
+    """Inbound nodes that come from `new` where they came from `old`."""
+    if isinstance(nodes, dict):
+        nodes = {key: _renamed(value, old, new) for key, value in nodes.items()}
+        if "keras_history" in nodes:
+            nodes["keras_history"] = [new if x == old else x for x in nodes["keras_history"]]
+        return nodes
+    if isinstance(nodes, list | tuple):
+        return type(nodes)(_renamed(value, old, new) for value in nodes)
+    return nodes
+
+
+def _with_momentum(config: dict, momentum: float | None) -> dict:
+    """BatchNorm's moving averages with another momentum (a trunk from nothing needs a lower)."""
+    if momentum is not None:
+        for layer in config["layers"]:
+            if layer["class_name"] == "BatchNormalization":
+                layer["config"]["momentum"] = momentum
+    return config
+
+
+def _set_normalization(network: keras.Model) -> None:
+    """The statistics of ImageNet, as its file has them, where no file brings them."""
+    layer = next(x for x in network.layers if isinstance(x, keras.layers.Normalization))
+    values = {"mean": IMAGENET_MEAN, "variance": IMAGENET_STDDEV}
+    layer.set_weights(
+        [
+            _reshaped(values[w.name], w.shape) if w.name in values else keras.ops.zeros(w.shape)
+            for w in layer.weights
+        ]
+    )
+    layer.finalize_state()
+
+
+def _reshaped(values: Sequence[float], shape: tuple):
+    return keras.ops.reshape(keras.ops.convert_to_tensor(values), shape)
+
+
+# === Freezing ===
+
+
+def frozen_count(setting: int | str, names: Sequence[str], *, place: str) -> int:
+    """A freeze depth -> how many of the first layers are frozen (rule 8).
+
+    Args:
+        setting: N = the first N layers; -N = all but the last N; `none`; `all`; or a block's
+            name, which freezes up to and including the last layer of that name.
+        names: the trunk's layers, in order.
+        place: where the setting stands, for messages.
+
+    Raises:
+        SpecError: more layers than the trunk has, or no such block.
+    """
+    text = str(setting).strip()
+    if text in ("none", "all"):
+        return 0 if text == "none" else len(names)
+    try:
+        depth = int(text)
+    except ValueError:
+        last = [i for i, name in enumerate(names) if name == text or _in_block(name, text)]
+        if not last:
+            blocks = sorted({_block(name) for name in names if _block(name)})
+            raise SpecError(
+                f'{place}: "{text}": the trunk has no such block. Expected N, -N, none, all, or '
+                f"one of: {', '.join(blocks)}.{near(text, [*blocks, *names, 'none', 'all'])}"
+            ) from None
+        return last[-1] + 1
+    if abs(depth) > len(names):
+        raise SpecError(f"{place}: {depth}: the trunk has {len(names)} layers")
+    # "-0" would be read as 0, which freezes nothing; all but the last 0 is `all`.
+    return depth if depth >= 0 and not text.startswith("-") else len(names) + depth
+
+
+def _in_block(name: str, block: str) -> bool:
+    """Whether a layer belongs to `block5`, or to `block5a`."""
+    if not name.startswith(block):
+        return False
+    rest = name[len(block) :]
+    return rest.startswith("_") or (block[-1:].isdigit() and rest[:1].isalpha())
+
+
+def _block(name: str) -> str | None:
+    """`block5a_expand_conv` -> `block5`; None for a layer outside the blocks."""
+    head = name.split("_")[0]
+    if head in ("stem", "top"):
+        return head
+    return head.rstrip("abcdefghijklmnopqrstuvwxyz") if head.startswith("block") else None
+
+
+def group_of(name: str) -> str:
+    """The part of the trunk that a layer belongs to, for tables and diagrams."""
+    return _block(name) or "input"
+
+
+def merged_frozen_count(spec: DataSpec, trunk: keras.Model) -> int:
+    """The one freeze depth: every layer that some task leaves trainable is trainable (rule 8)."""
+    names = [layer.name for layer in trunk.layers]
+    if spec.freeze_depth is not None:
+        return frozen_count(spec.freeze_depth, names, place="--freeze_depth")
+    return min(
+        frozen_count(task.freeze_depth, names, place=spec.place(task.name, "freeze_depth"))
+        for task in spec.tasks
+    )
+
+
+def freeze_trunk(trunk: keras.Model, frozen: int, *, batchnorm_trains: bool) -> None:
+    """Freeze the first layers; the rest is trainable.
+
+    Args:
+        trunk: from build_trunk.
+        frozen: how many of its layers are frozen.
+        batchnorm_trains: whether BatchNorm above them learns and updates its statistics. One of a
+            pretrained trunk is best left in inference mode: its layers are then frozen too
+            (which in Keras means inference mode).
+    """
+    trunk.trainable = True
+    for index, layer in enumerate(trunk.layers):
+        is_batchnorm = isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = index >= frozen and (batchnorm_trains or not is_batchnorm)
+
+
+def batchnorm_trains(trunk: Trunk) -> bool:
+    """`auto`: only where nothing is pretrained."""
+    return trunk.batchnorm == "train" or (trunk.batchnorm == "auto" and trunk.weights == "none")

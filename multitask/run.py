@@ -1,0 +1,208 @@
+"""One run is one workdir: where its files lie, and its config.json.
+
+    config.json             every resolved setting and package version
+    models/                 best_model.keras, best_model_{task}.keras
+    logs/                   history.csv, TensorBoard
+    checkpoint/             the last epoch, to go on from
+    results/                what `evaluate` writes
+    export/                 what `export` writes
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multitask import __version__
+from multitask.spec import DataSpec, InputError, parse_spec
+
+PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pandas", "scikit-learn")
+
+
+class RunError(RuntimeError):
+    """A run cannot go on, through no fault of its input. Exit status 1."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it into place if the block succeeds.
+
+    A file or a folder. What stood there before is untouched until then. The temporary name keeps
+    the suffix, which Keras reads the format from.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        if path.is_dir():  # a folder cannot be renamed onto another
+            old = path.with_name(f".old-{os.getpid()}-{path.name}")
+            os.replace(path, old)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                os.replace(old, path)
+                raise
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def package_versions() -> dict[str, str]:
+    """What the run was made with, e.g. `{"python": "3.11.7", "keras": "3.15.1", …}`."""
+    versions = {"python": platform.python_version(), "multitask": __version__}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _flatten(value: Any, place: str = "") -> dict[str, Any]:
+    """Nested settings -> `{"task[0].head.kind": "linear", …}`."""
+    if isinstance(value, dict):
+        pairs = ((f"{place}.{key}" if place else key, inner) for key, inner in value.items())
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        pairs = ((f"{place}[{index}]", inner) for index, inner in enumerate(value))
+    else:
+        return {place: value}
+    return {k: v for where, inner in pairs for k, v in _flatten(inner, where).items()}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A workdir and the settings that it was made with."""
+
+    workdir: Path
+    spec: DataSpec
+    data_dir: Path
+
+    @property
+    def models(self) -> Path:
+        return self.workdir / "models"
+
+    @property
+    def results(self) -> Path:
+        return self.workdir / "results"
+
+    @property
+    def logs(self) -> Path:
+        return self.workdir / "logs"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.workdir / "checkpoint"
+
+    @property
+    def best_model(self) -> Path:
+        return self.models / "best_model.keras"
+
+    def best_model_of(self, task: str) -> Path:
+        return self.models / f"best_model_{task}.keras"
+
+
+def _read_config(workdir: Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        config["spec"], config["data_dir"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a run's configuration: {error}") from None
+    return config
+
+
+def check_workdir(workdir: Path, spec: DataSpec) -> bool:
+    """Whether the workdir holds a run of the very same settings; touches nothing.
+
+    Raises:
+        InputError: the folder holds a run of other settings (each is named) or something else,
+            or cannot be written.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir: {workdir}: is a file, not a folder")
+    parent = workdir
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK) or not _can_write(parent):
+        raise InputError(f"--workdir: {workdir}: {parent} cannot be written to")
+    if not (workdir / "config.json").exists():
+        ours = [p for p in workdir.iterdir() if not p.name.startswith(".")] if parent == workdir else []
+        if ours:
+            raise InputError(
+                f"--workdir: {workdir}: holds other files ({ours[0].name}, …) and no run; "
+                "name a new or empty folder"
+            )
+        return False
+    old = _flatten(_read_config(workdir)["spec"])
+    new = _flatten(spec.to_dict())
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if changed:
+        shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked" for k in changed[:4])
+        more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise InputError(
+            f"--workdir: {workdir}: holds a run with other settings ({shown}{more}); "
+            "name another folder, or give the same settings to go on"
+        )
+    return True
+
+
+def _can_write(folder: Path) -> bool:
+    """os.access says yes to root on a read-only file system; a file tells."""
+    probe = folder / f".tmp-{os.getpid()}-probe"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def start_run(workdir: Path, spec: DataSpec, data_dir: Path) -> Run:
+    """Make the workdir with its config.json, or go on with the one that is there."""
+    run = Run(workdir, spec, data_dir)
+    for folder in (run.workdir, run.models, run.logs):
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".tmp-*"):  # of a process that was killed while writing
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    write_json(
+        workdir / "config.json",
+        {
+            "data_dir": str(data_dir.resolve()),
+            "spec_file": spec.source_file,
+            "versions": package_versions(),
+            "spec": spec.to_dict(),
+        },
+    )
+    return run
+
+
+def open_run(workdir: Path, data_dir: Path | None = None) -> Run:
+    """A run that exists, from its workdir alone.
+
+    Args:
+        workdir: what `train` was given.
+        data_dir: where the data has moved to; None: where it was in training.
+
+    Raises:
+        InputError: no such run, or its config.json is broken.
+    """
+    if not (workdir / "config.json").is_file():
+        near = "is no such folder" if not workdir.exists() else "holds no run (no config.json)"
+        raise InputError(f"--workdir: {workdir}: {near}; `multitask train` makes one")
+    config = _read_config(workdir)
+    spec = parse_spec(config["spec"], source=str(workdir / "config.json"))
+    return Run(workdir, spec, data_dir or Path(config["data_dir"]))

@@ -1,0 +1,386 @@
+"""The description of one data set and its tasks: data_specs/*.toml -> DataSpec.
+
+The only reader of specs. What a head, trunk, schedule, ... may be is known by the rooms that
+build them; they check their own part with `check_kind` and raise SpecError with its place.
+"""
+
+import difflib
+import inspect
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field, PositiveFloat, PositiveInt
+
+MISSING = -1  # the label of an image that a task has no label for
+PHASES = ("heads", "finetune")
+BUILT_IN_FOLDERS = (  # in a wheel, and in a checkout
+    Path(__file__).parent / "data_specs",
+    Path(__file__).parent.parent / "data_specs",
+)
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+# The name becomes an output, a file name and a layer's name.
+TaskName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+
+
+class InputError(ValueError):
+    """What the user gave is wrong; its text is the one line to show. Exit status 2."""
+
+
+class SpecError(InputError):
+    """A field of a spec, or the flag that overrides it, is wrong."""
+
+
+def near(word: str, choices: Iterable[str]) -> str:
+    """` Did you mean "…"?`, or nothing where no choice is near."""
+    matches = difflib.get_close_matches(str(word), list(choices), n=1)
+    return f' Did you mean "{matches[0]}"?' if matches else ""
+
+
+def expected(word: str, choices: Iterable[str]) -> str:
+    """`Expected one of: … Did you mean "…"?`, the same in every message."""
+    names = sorted(choices)
+    return f"Expected one of: {', '.join(names)}.{near(word, names)}"
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Kind(pydantic.BaseModel):
+    """A named choice with its options, e.g. `{ kind = "linear", dropout = 0.2 }`."""
+
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+def _range(low: float, high: float, least: float, most: float, what: str) -> None:
+    if not least <= low <= high <= most:
+        raise ValueError(f"{what} must be [low, high] with {least:g} <= low <= high <= {most:g}")
+
+
+class Augmentation(_Strict):
+    """One task's policy. An operation that is not named is not applied."""
+
+    flip: bool = False
+    brightness: Annotated[float, Field(ge=0, le=1)] | None = None
+    contrast: tuple[float, float] | None = None
+    saturation: tuple[float, float] | None = None
+    crop: tuple[float, float] | None = None
+    crop_probability: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+    @pydantic.field_validator("contrast", "saturation")
+    @classmethod
+    def _factors(cls, value):
+        if value is not None:
+            _range(*value, 0, 10, "a factor's range")
+        return value
+
+    @pydantic.field_validator("crop")
+    @classmethod
+    def _shares(cls, value):
+        if value is not None:
+            _range(*value, 0.05, 1, "a crop's range")
+        return value
+
+
+class Task(_Strict):
+    """What is predicted, from which files, by which head and how it is learnt."""
+
+    name: TaskName
+    train: str
+    val: str
+    classes: str
+    head: Kind
+    loss: Kind
+    schedule: Kind
+    weight: NonNegative = 1.0
+    class_weight_exponent: NonNegative = 1.0
+    weight_decay: NonNegative = 1e-5
+    freeze_depth: int | str = "none"
+    subset: Share = 1.0
+    augment: Augmentation = Augmentation()
+
+
+class Trunk(_Strict):
+    """The shared network below the heads."""
+
+    name: str = "efficientnetb2"
+    weights: str = "imagenet"
+    batchnorm: Literal["auto", "frozen", "train"] = "auto"
+    batchnorm_momentum: Rate | None = None
+    weight_decay: NonNegative = 1e-5
+    schedule: Kind
+
+
+class Phase(_Strict):
+    epochs: Annotated[int, Field(ge=0)]
+    rate_factor: PositiveFloat = 1.0
+
+
+class Phases(_Strict):
+    heads: Phase = Phase(epochs=7)
+    finetune: Phase = Phase(epochs=10, rate_factor=0.1)
+
+
+class EarlyStopping(_Strict):
+    patience: PositiveInt = 12
+
+
+class Plateau(_Strict):
+    patience: PositiveInt = 4
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    least: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+
+class DataSpec(_Strict):
+    """One data set and its tasks. data_specs/README.md explains every field."""
+
+    name: TaskName
+    title: str = ""
+    licence: str = "unknown"
+    source: str = "unknown"
+    images: str = "wikiart"
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 224
+    resize: Literal["squash", "crop", "pad"] = "squash"
+    batch_size: PositiveInt = 32
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    selection: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    max_missing: Rate = 0.0
+    max_unknown: Rate = 0.01
+    # None: each task's own depth, merged by rule 8 of the design.
+    freeze_depth: int | str | None = None
+    trunk: Trunk
+    phases: Phases = Phases()
+    early_stopping: EarlyStopping = EarlyStopping()
+    plateau: Plateau = Plateau()
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1, alias="task")]
+
+    # Not a field of the file: where it was read, for messages.
+    _source: str = pydantic.PrivateAttr(default="spec")
+
+    @pydantic.model_validator(mode="after")
+    def _unique_names(self):
+        seen: set[str] = set()
+        for index, task in enumerate(self.tasks):
+            if task.name in seen:
+                raise ValueError(f'task[{index}]: name: two tasks are called "{task.name}"')
+            seen.add(task.name)
+        return self
+
+    @property
+    def source_file(self) -> str:
+        return self._source
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    def place(self, task: str | None, field: str) -> str:
+        """Where a field stands, for messages: `wikiart.toml: task[2] "genre": head.kind`."""
+        if task is None:
+            return f"{self._source}: {field}"
+        return f'{self._source}: task[{self.task_names.index(task)}] "{task}": {field}'
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every resolved field, ready for JSON and for `parse_spec`."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def _location(loc: tuple, raw: Mapping[str, Any]) -> tuple[str, str]:
+    """A pydantic location -> (`task[2] "genre": `, `head.kind`)."""
+    loc = tuple(part for part in loc if part not in ("int", "str", "function-after"))
+    if len(loc) >= 2 and loc[0] == "task" and isinstance(loc[1], int):
+        tasks = raw.get("task")
+        task = tasks[loc[1]] if isinstance(tasks, list) and loc[1] < len(tasks) else None
+        name = f' "{task["name"]}"' if isinstance(task, dict) and "name" in task else ""
+        return f"task[{loc[1]}]{name}: ", ".".join(str(part) for part in loc[2:])
+    return "", ".".join(str(part) for part in loc)
+
+
+def _fields_at(loc: tuple) -> list[str]:
+    """The names that a table of the spec may have, for the near miss."""
+    model: Any = DataSpec
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        field = next(
+            (f for name, f in model.model_fields.items() if part in (name, f.alias)), None
+        )
+        if field is None:
+            return []
+        model = field.annotation
+        for argument in getattr(model, "__args__", ()):
+            if inspect.isclass(argument) and issubclass(argument, pydantic.BaseModel):
+                model = argument
+        if not (inspect.isclass(model) and issubclass(model, pydantic.BaseModel)):
+            return []
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _message(error: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
+    """The first thing wrong, as `place: field: value, what is allowed, what is near`."""
+    place, field = _location(error["loc"], raw)
+    if error["type"] == "extra_forbidden":
+        *table, name = error["loc"]
+        where = f"{field.rsplit('.', 1)[0]}: " if "." in field else ""
+        return f'{place}{where}unknown field "{name}". {expected(name, _fields_at(tuple(table)))}'
+    if error["type"] == "missing":
+        return f"{place}{field}: this field is missing"
+    text = error["msg"].removeprefix("Value error, ")
+    if not field:
+        return f"{place}{text}"
+    text = text[0].lower() + text[1:]
+    return f"{place}{field}: {error['input']!r}: {text}"
+
+
+def parse_spec(raw: Mapping[str, Any], *, source: str) -> DataSpec:
+    """A spec's content -> DataSpec.
+
+    Args:
+        raw: what the TOML or JSON file holds.
+        source: where it was read, the start of every message.
+
+    Raises:
+        SpecError: the first wrong field, as one line.
+    """
+    try:
+        spec = DataSpec.model_validate(raw)
+    except pydantic.ValidationError as error:
+        raise SpecError(f"{source}: {_message(error.errors()[0], raw)}") from None
+    spec._source = source
+    return spec
+
+
+def find_spec(name: str) -> Path:
+    """A path, or the name of a spec that is shipped (`wikiart`) -> the file."""
+    path = Path(name)
+    if path.suffix == ".toml" or path.exists():
+        if not path.is_file():
+            raise SpecError(f"{name}: no such spec file.{near(name, shipped_specs())}")
+        return path
+    shipped = shipped_specs()
+    if name not in shipped:
+        raise SpecError(f'--spec: no spec called "{name}". {expected(name, shipped)}')
+    return shipped[name]
+
+
+def shipped_specs() -> dict[str, Path]:
+    return {p.stem: p for folder in BUILT_IN_FOLDERS for p in sorted(folder.glob("*.toml"))}
+
+
+def load_spec(name: str) -> DataSpec:
+    """Read and check a spec file; a bare name finds one that is shipped."""
+    path = find_spec(name)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from None
+    return parse_spec(raw, source=str(path))
+
+
+def override(spec: DataSpec, changes: Mapping[str, Any]) -> DataSpec:
+    """The spec with some fields replaced by flags.
+
+    Args:
+        spec: what the file says.
+        changes: `{"image_size": ("image_size", 64), "epochs_heads": ("phases.heads.epochs", 3)}`:
+            flag -> (field, value). The field `task.subset` stands for that of every task.
+
+    Raises:
+        SpecError: naming the flag and its value.
+    """
+    raw = spec.to_dict()
+    for flag, (field, value) in changes.items():
+        *tables, name = field.split(".")
+        targets = [raw]
+        for table in tables:
+            targets = [
+                inner
+                for outer in targets
+                for inner in (outer[table] if isinstance(outer[table], list) else [outer[table]])
+            ]
+        for target in targets:
+            target[name] = value
+        try:
+            DataSpec.model_validate(raw)
+        except pydantic.ValidationError as error:
+            text = error.errors()[0]["msg"]
+            text = text[0].lower() + text[1:]
+            raise SpecError(f"--{flag}: {value!r}: {text} (field {field})") from None
+    return parse_spec(raw, source=spec.source_file)
+
+
+def select_tasks(spec: DataSpec, names: Iterable[str]) -> DataSpec:
+    """The spec with only the named tasks, in the spec's order."""
+    names = list(names)
+    for name in names:
+        if name not in spec.task_names:
+            raise SpecError(
+                f'--tasks: {spec.source_file} has no task "{name}". '
+                f"{expected(name, spec.task_names)}"
+            )
+    raw = spec.to_dict()
+    raw["task"] = [task for task in raw["task"] if task["name"] in names]
+    if not raw["task"]:
+        raise SpecError(f"--tasks: name at least one of: {', '.join(spec.task_names)}")
+    return parse_spec(raw, source=spec.source_file)
+
+
+def check_kind(choice: Kind, registry: Mapping[str, Callable], *, place: str) -> dict[str, Any]:
+    """Check a named choice against the function that builds it.
+
+    The function's keyword-only parameters are the options; their annotations (with pydantic's
+    bounds) say what is allowed.
+
+    Args:
+        choice: e.g. `{ kind = "linear", dropout = 0.2 }`.
+        registry: name -> function.
+        place: where the choice stands, without `.kind`.
+
+    Returns:
+        The options, checked and converted.
+
+    Raises:
+        SpecError: unknown kind, unknown option, or a value that is not allowed.
+    """
+    if choice.kind not in registry:
+        raise SpecError(
+            f'{place}.kind: unknown kind "{choice.kind}". {expected(choice.kind, registry)}'
+        )
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(registry[choice.kind]).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    for option in choice.options:
+        if option not in parameters:
+            raise SpecError(
+                f'{place}: unknown option "{option}" of "{choice.kind}". '
+                f"{expected(option, parameters)}"
+            )
+    fields = {
+        name: (p.annotation, ... if p.default is p.empty else p.default)
+        for name, p in parameters.items()
+    }
+    try:
+        checked = pydantic.create_model("Options", **fields).model_validate(choice.options)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise SpecError(f'{place}: "{choice.kind}" needs the option "{option}"') from None
+        text = first["msg"][0].lower() + first["msg"][1:]
+        raise SpecError(f"{place}.{option}: {first['input']!r}: {text}") from None
+    return {name: getattr(checked, name) for name in parameters}

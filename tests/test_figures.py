@@ -1,0 +1,276 @@
+"""The files are whole pictures, and what can be computed of a drawing is right."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from multitask import figures
+
+AWKWARD = ["a $x$ & $", "<b>_{2}^", "Été 絵\t\\frac", "very_long_name_" * 9, "", "%s {0}"]
+
+
+@pytest.fixture(autouse=True)
+def no_pyplot():
+    """No figure stays open, and the settings of others stay as they were."""
+    before = dict(plt.rcParams)
+    yield
+    assert plt.get_fignums() == []
+    assert dict(plt.rcParams) == before
+
+
+def check(path, folder):
+    """The size in pixels of the only file in `folder`, a readable PNG."""
+    assert list(folder.iterdir()) == [path]
+    with Image.open(path) as image:
+        image.verify()
+        assert image.format == "PNG"
+        assert 200 < image.width < 3000 and 100 < image.height < 3000
+        return image.size
+
+
+def names_of(classes):
+    return [f"{AWKWARD[k % len(AWKWARD)]}{k}" for k in range(classes)]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 12, 30, 60])
+def test_confusion_matrix(tmp_path, classes):
+    matrix = np.random.default_rng(0).integers(0, 2000, (classes, classes))
+    matrix[classes // 2] = 0  # all of them where there is one class
+    path = tmp_path / "matrix.png"
+    names = names_of(classes)
+    assert figures.confusion_matrix(path, matrix, names, task="ta$k_$") == path
+    check(path, tmp_path)
+
+
+def test_confusion_matrix_refuses_other_sizes(tmp_path):
+    for matrix, names in ((np.ones((2, 3)), ["a", "b"]), (np.ones((2, 2)), ["a"]), ([], [])):
+        with pytest.raises(ValueError, match="does not match"):
+            figures.confusion_matrix(tmp_path / "a.png", matrix, names, task="t")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cell_text():
+    assert figures._cell_text(0, 0.0, True) == ""
+    assert figures._cell_text(1234, 0.831, True) == "83 %\n(1,234)"
+    assert figures._cell_text(1234, 0.831, False) == "83"
+    assert figures._cell_text(1, 0.004, False) == "<1"
+
+
+@pytest.mark.parametrize("classes", [1, 4, 30])
+@pytest.mark.parametrize("empty", [False, True])
+def test_f1_scores(tmp_path, classes, empty):
+    f1 = np.full(classes, np.nan) if empty else np.linspace(0, 1, classes)
+    support = np.zeros(classes) if empty else np.arange(classes) * 1000
+    path = tmp_path / "f1.png"
+    macro_f1 = None if empty else 0.5
+    figures.f1_scores(path, f1, support, names_of(classes), task="t", macro_f1=macro_f1)
+    check(path, tmp_path)
+
+
+def test_f1_order():
+    f1, support = [0.5, np.nan, 0.9, 0.5, 0.0, 0.99], [3, 0, 1, 2, 4, 0]
+    assert figures.f1_order(f1, support).tolist() == [2, 0, 3, 4, 1, 5]
+
+
+def test_f1_scores_refuses_other_lengths(tmp_path):
+    with pytest.raises(ValueError, match="do not match"):
+        figures.f1_scores(tmp_path / "a.png", [1.0], [1, 2], ["a", "b"], task="t", macro_f1=1)
+
+
+def history(epochs=6, **columns):
+    phases = ["heads"] * (epochs // 2) + ["finetune"] * (epochs - epochs // 2)
+    return pd.DataFrame({"epoch": range(1, epochs + 1), "phase": phases, **columns})
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame(),
+        history(0),
+        history(),
+        history(1, loss=[1.0]),
+        history(t_loss=[3, 2, np.inf, np.nan, 1, 1], val_t_macro_f1=[0.1, 0.2, np.nan, 0.4, 0, 0]),
+        history(val_t_top1=np.linspace(0, 1, 6), t_rate=[1e-3, 5e-4, 0, 1e-4, 5e-5, 1e-5]),
+        history(loss=[3, 2, 1, 1, 1, 1]).drop(columns=["phase", "epoch"]),
+    ],
+)
+def test_training_history(tmp_path, table):
+    path = tmp_path / "history.png"
+    assert figures.training_history(path, table, task="t") == path
+    check(path, tmp_path)
+
+
+def test_best_epoch():
+    assert figures.best_epoch(history(val_t_macro_f1=[0, np.nan, 5, 5, 1, 2]), task="t") == 2
+    assert figures.best_epoch(history(val_t_macro_f1=[np.nan] * 6), task="t") is None
+    assert figures.best_epoch(history(), task="t") is None
+
+
+@pytest.mark.parametrize("pictures", [0, 1, 8])
+def test_outliers(tmp_path, pictures):
+    shapes = [(30, 40, 3), (1, 900, 3), (900, 1, 3), (300, 300, 3)]
+    images = [np.full(shapes[k % 4], 90, dtype=np.uint8) for k in range(pictures)]
+    images[2:3] = [None] * len(images[2:3])
+    captions = [f"true: {name}\npredicted: $\nconfidence .9" for name in names_of(pictures)]
+    path = tmp_path / "outliers.png"
+    figures.outliers(path, images, captions, task="t", columns=3)
+    check(path, tmp_path)
+
+
+def test_outliers_refuses_other_lengths(tmp_path):
+    with pytest.raises(ValueError, match="0 captions"):
+        figures.outliers(tmp_path / "a.png", [None], [], task="t")
+
+
+def test_tile_shows_the_whole_picture():
+    picture = np.zeros((100, 200, 3), dtype=np.uint8)
+    tile = figures._tile(picture, side_px=80)
+    assert tile.shape == (80, 80, 3)
+    dark = (tile == 0).all(axis=(1, 2))
+    assert dark.sum() == 40 and dark[20:60].all()
+
+
+# === Architecture ===
+
+
+def node(name, *inputs, kind="Dense", trainable=True):
+    return {
+        "name": name,
+        "kind": kind,
+        "shape": "7×7×1408",
+        "parameters": 1234567,
+        "trainable": trainable,
+        "inputs": list(inputs),
+    }
+
+
+def chain(length, kind, first=None, prefix="n"):
+    names = [f"{prefix}{k}" for k in range(length)]
+    befores = [[first] if first else [], *([name] for name in names)]
+    return [node(name, *before, kind=kind) for name, before in zip(names, befores, strict=False)]
+
+
+RESIDUAL = [
+    node("shortcut", "start"),
+    node("main", "start"),
+    node("relu", "main", trainable=None),
+    node("squeeze", "relu"),
+    node("excite", "squeeze"),
+    node("scale", "relu", "excite", trainable=None),
+    node("add", "shortcut", "scale", trainable=None),
+    node("logits", "add"),
+]
+
+
+def random_graph(seed, size=24):
+    rng = np.random.default_rng(seed)
+    nodes = []
+    for k in range(size):
+        count = min(k, rng.choice([1, 1, 1, 2, 3]))
+        # Mostly near ones, at times any: chains, branches and long skips.
+        near = rng.choice(np.arange(max(0, k - 3), k), min(count, 3), replace=False) if k else []
+        far = [int(rng.integers(0, k))] if k and rng.random() < 0.1 else []
+        nodes.append(node(f"n{k}", *(f"n{i}" for i in sorted({*map(int, near), *far}))))
+    return nodes
+
+
+def test_layout_keeps_the_long_branch_straight():
+    places, heights, lanes = figures.layout([node("start"), *RESIDUAL])
+    assert heights == [8] and lanes == [2]
+    assert places["shortcut"] == (0, 1, 1)
+    assert {places[name][2] for name in ("start", "main", "relu", "squeeze", "scale")} == {0}
+    assert places["logits"][1] == 7
+
+
+def test_layout_begins_a_column_with_the_head():
+    trunk = [node("image", kind="Input"), *chain(11, "trunk block", "image", "block")]
+    head = [*chain(4, "Dense", "block10"), node("start", "n3"), *RESIDUAL]
+    places, heights, _ = figures.layout([*trunk, *head])
+    assert heights == [12, 12]
+    assert places["block10"][:2] == (0, 11) and places["n0"][:2] == (1, 0)
+
+
+def test_layout_wraps_into_three_columns():
+    _, heights, lanes = figures.layout(chain(40, "Dense"))
+    assert len(heights) == 3 and max(heights) <= 14 and lanes == [1, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_wire_crosses_a_box(seed):
+    nodes = random_graph(seed)
+    if seed % 2:  # a chain after it, so that there are column breaks too
+        nodes = [*nodes, *chain(20, "Dense", "n23", "tail")]
+    places, _, lanes = figures.layout(nodes)
+    assert len(set(places.values())) == len(nodes)
+    pitch = figures._BOX_IN[0] + figures._GUTTER_IN
+    left = [sum(lanes[:column]) * pitch + 0.3 * column for column in range(len(lanes))]
+
+    def centre(node):
+        column, rank, lane = places[node["name"]]
+        return left[column] + lane * pitch + figures._BOX_IN[0] / 2, -rank * figures._STEP_IN
+
+    boxes = np.array([centre(node) for node in nodes])
+    half = np.array(figures._BOX_IN) / 2 - 1e-6  # the border belongs to the outside
+    wires = list(figures._wires(nodes, places, centre))
+    assert len(wires) == sum(len(node["inputs"]) for node in nodes)
+    for wire in wires:
+        for start, end in zip(wire[:-1], wire[1:], strict=True):
+            assert start[0] == pytest.approx(end[0]) or start[1] == pytest.approx(end[1])
+            low, high = np.minimum(start, end), np.maximum(start, end)
+            assert not ((low < boxes + half) & (high > boxes - half)).all(axis=1).any()
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [],
+        [node("a $x$ <b>", kind="K" * 90, trainable=None)],
+        [*chain(12, "trunk block", None, "block"), node("start", "block11"), *RESIDUAL],
+        [node("é" * 99, trainable=False), node("b", "é" * 99)],
+    ],
+)
+def test_architecture(tmp_path, nodes):
+    path = tmp_path / "architecture.png"
+    assert figures.architecture(path, nodes, task="t") == path
+    check(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "nodes, message",
+    [
+        ([node("a", "b")], 'node "a" has the input "b", no earlier node'),
+        ([node("a"), node("a")], 'node "a" occurs twice'),
+    ],
+)
+def test_architecture_errors(tmp_path, nodes, message):
+    with pytest.raises(ValueError, match=message):
+        figures.architecture(tmp_path / "a.png", nodes, task="t")
+    assert list(tmp_path.iterdir()) == []
+
+
+# === Shared ===
+
+
+def test_shorten():
+    assert figures._shorten("Mannerism_Late_Renaissance", 30) == "Mannerism Late Renaissance"
+    assert figures._shorten("a\n b__c", 30) == "a b c"
+    assert figures._shorten("abcdefghij", 7) == "abc…hij"
+    assert all(len(figures._shorten("x_y" * 40, limit)) <= limit for limit in range(4, 40))
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "figure.png"
+    figures.outliers(path, [], [], task="t")
+    before = path.read_bytes()
+
+    def fail(self, target, **_):
+        target.write_bytes(b"half a pic")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(figures.Figure, "savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        figures.architecture(path, [], task="t")
+    assert list(path.parent.iterdir()) == [path]
+    assert path.read_bytes() == before
