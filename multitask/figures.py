@@ -218,7 +218,8 @@ def training_history(path, history: pd.DataFrame, *, task: str) -> Path:
     )
     best = best_epoch(history, task=task)
     with _figure(path, (1 + 4.1 * len(panels), 4)) as figure:
-        for axes, (column, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (column, title) in zip(grid, panels, strict=True):
             for name, label, look in (
                 (column, "training", {"color": BLUE, "marker": "o", "linestyle": "--"}),
                 (f"val_{column}", "selection", {"color": ORANGE, "marker": "s"}),
@@ -356,11 +357,9 @@ def architecture(path, nodes: Sequence[dict], *, task: str) -> Path:
                     linewidth=1, joinstyle="round",
                 )
             )  # fmt: skip
+        kinds = (("trainable", True), ("frozen", False), ("no weights", None))
         axes.legend(
-            handles=[
-                Patch(label=label, **look)
-                for label, look in zip(("trainable", "frozen", "no weights"), _LOOKS.values())
-            ],
+            handles=[Patch(label=label, **_LOOKS[trainable]) for label, trainable in kinds],
             loc="upper left", bbox_to_anchor=(-0.05, 0.85), bbox_transform=axes.transData,
             ncols=3, frameon=False, borderaxespad=0,
         )  # fmt: skip
@@ -562,8 +561,9 @@ def _message(path, task: str, kind: str, text: str) -> Path:
 
 
 def _title(figure: Figure, task: str, text: str) -> None:
-    # A fixed distance from the upper edge, also where a figure is ten times as high as another.
-    y = 1 - 0.12 / figure.get_figheight()
+    # A layout engine makes room for a title whose y is left to it. Without one, the title stands at
+    # a fixed distance from the upper edge, however high the figure.
+    y = None if figure.get_layout_engine() else 1 - 0.12 / figure.get_figheight()
     text = f"{_shorten(task, 30)}: {text}"
     figure.suptitle(text, x=0.01, y=y, ha="left", size=12, weight="bold")
 

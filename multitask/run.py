@@ -1,11 +1,11 @@
 """One run is one workdir: where its files lie, and its config.json.
 
-    config.json             every resolved setting and package version
-    models/                 best_model.keras, best_model_{task}.keras
-    logs/                   history.csv, TensorBoard
-    checkpoint/             the last epoch, to go on from
-    results/                what `evaluate` writes
-    export/                 what `export` writes
+config.json             every resolved setting and package version
+models/                 best_model.keras, best_model_{task}.keras
+logs/                   history.csv, TensorBoard
+checkpoint/             the last epoch, to go on from
+results/                what `evaluate` writes
+export/                 what `export` writes
 """
 
 import contextlib
@@ -140,7 +140,11 @@ def check_workdir(workdir: Path, spec: DataSpec) -> bool:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK) or not _can_write(parent):
         raise InputError(f"--workdir: {workdir}: {parent} cannot be written to")
     if not (workdir / "config.json").exists():
-        ours = [p for p in workdir.iterdir() if not p.name.startswith(".")] if parent == workdir else []
+        ours = (
+            [p for p in workdir.iterdir() if not p.name.startswith(".")]
+            if parent == workdir
+            else []
+        )
         if ours:
             raise InputError(
                 f"--workdir: {workdir}: holds other files ({ours[0].name}, …) and no run; "

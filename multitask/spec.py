@@ -213,9 +213,7 @@ def _fields_at(loc: tuple) -> list[str]:
     for part in loc:
         if isinstance(part, int):
             continue
-        field = next(
-            (f for name, f in model.model_fields.items() if part in (name, f.alias)), None
-        )
+        field = next((f for name, f in model.model_fields.items() if part in (name, f.alias)), None)
         if field is None:
             return []
         model = field.annotation
@@ -262,16 +260,15 @@ def parse_spec(raw: Mapping[str, Any], *, source: str) -> DataSpec:
 
 
 def find_spec(name: str) -> Path:
-    """A path, or the name of a spec that is shipped (`wikiart`) -> the file."""
-    path = Path(name)
-    if path.suffix == ".toml" or path.exists():
-        if not path.is_file():
-            raise SpecError(f"{name}: no such spec file.{near(name, shipped_specs())}")
+    """The name of a spec that is shipped (`wikiart`), or a path -> the file."""
+    path, shipped = Path(name), shipped_specs()
+    if name in shipped:
+        return shipped[name]
+    if path.is_file():
         return path
-    shipped = shipped_specs()
-    if name not in shipped:
-        raise SpecError(f'--spec: no spec called "{name}". {expected(name, shipped)}')
-    return shipped[name]
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise SpecError(f"--spec: {name}: no such file.{near(path.stem, shipped)}")
+    raise SpecError(f'--spec: no spec called "{name}". {expected(name, shipped)}')
 
 
 def shipped_specs() -> dict[str, Path]:

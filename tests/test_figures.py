@@ -1,5 +1,7 @@
 """The files are whole pictures, and what can be computed of a drawing is right."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -26,7 +28,7 @@ def check(path, folder):
     with Image.open(path) as image:
         image.verify()
         assert image.format == "PNG"
-        assert 200 < image.width < 3000 and 100 < image.height < 3000
+        assert 100 < image.width < 3000 and 100 < image.height < 3000
         return image.size
 
 
@@ -34,7 +36,7 @@ def names_of(classes):
     return [f"{AWKWARD[k % len(AWKWARD)]}{k}" for k in range(classes)]
 
 
-@pytest.mark.parametrize("classes", [1, 2, 12, 30, 60])
+@pytest.mark.parametrize("classes", [1, 2, 30, 40])
 def test_confusion_matrix(tmp_path, classes):
     matrix = np.random.default_rng(0).integers(0, 2000, (classes, classes))
     matrix[classes // 2] = 0  # all of them where there is one class
@@ -216,7 +218,7 @@ def test_no_wire_crosses_a_box(seed):
     wires = list(figures._wires(nodes, places, centre))
     assert len(wires) == sum(len(node["inputs"]) for node in nodes)
     for wire in wires:
-        for start, end in zip(wire[:-1], wire[1:], strict=True):
+        for start, end in itertools.pairwise(wire):
             assert start[0] == pytest.approx(end[0]) or start[1] == pytest.approx(end[1])
             low, high = np.minimum(start, end), np.maximum(start, end)
             assert not ((low < boxes + half) & (high > boxes - half)).all(axis=1).any()
@@ -258,6 +260,31 @@ def test_shorten():
     assert figures._shorten("a\n b__c", 30) == "a b c"
     assert figures._shorten("abcdefghij", 7) == "abc…hij"
     assert all(len(figures._shorten("x_y" * 40, limit)) <= limit for limit in range(4, 40))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: figures.confusion_matrix(path, np.eye(12), ["name_" * 6] * 12, task="t"),
+        lambda path: figures.confusion_matrix(path, np.eye(2), ["a", "b"], task="t"),
+        lambda path: figures.f1_scores(path, [1], [1], ["a"], task="t", macro_f1=1.0),
+        lambda path: figures.training_history(path, history(val_t_macro_f1=range(6)), task="t"),
+        lambda path: figures.outliers(path, [None] * 7, ["a\nb\nc"] * 7, task="t"),
+    ],
+)
+def test_the_title_stands_clear_of_the_panels(tmp_path, monkeypatch, draw):
+    drawn = []
+    save = figures.Figure.savefig
+
+    def keep(self, *args, **options):
+        save(self, *args, **options)
+        drawn.append(self)
+
+    monkeypatch.setattr(figures.Figure, "savefig", keep)
+    draw(tmp_path / "figure.png")
+    (figure,) = drawn
+    title = figure._suptitle.get_window_extent()
+    assert title.y0 > max(axes.get_tightbbox().y1 for axes in figure.axes)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

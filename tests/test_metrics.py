@@ -1,5 +1,6 @@
 """Every figure is checked against one computed another way."""
 
+import itertools
 import math
 
 import numpy as np
@@ -125,7 +126,7 @@ def test_errors_of_the_others():
 
 
 def test_majority_baseline():
-    # Class 1 and 2 tie in training, 1 is lower; 2 of 3 exam labels are 1: F1 4/5, and 0 for class 0.
+    # Classes 1 and 2 tie in training, 1 is lower; F1 is 4/5 for class 1 and 0 for class 0.
     result = metrics.majority_baseline([2, 1, 1, 2, 0], [1, 1, 0], classes=4)
     assert result == {
         "class": 1,
@@ -197,7 +198,7 @@ def test_expected_calibration_error_by_a_loop(bins):
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     edges = np.linspace(0, 1, bins + 1)
     expected = 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             gap = abs(correct[inside].mean() - confidence[inside].mean())

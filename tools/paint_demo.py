@@ -22,12 +22,16 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 PAINTER_VERSION = 1  # goes up whenever the same flags would paint other bytes
 
-SHARES = (0.34, 0.28, 0.27, 0.11)  # of a task's four classes; the rarest to the commonest 1 : 3.1
+SHARES = {  # of each task's classes; the rarest to the commonest 1 : 3.1
+    "artist": (0.34, 0.28, 0.11, 0.27),
+    "style": (0.27, 0.34, 0.28, 0.11),
+    "genre": (0.28, 0.11, 0.34, 0.27),
+}
 LABELLED_SHARE = {"artist": 0.60, "style": 0.985, "genre": 0.80}
 VAL_SHARE = 0.30
 LEAKS = 6  # pictures that are train for one task and val for another
@@ -102,7 +106,7 @@ ARTISTS = {
     "Bruno_Halvard": Artist(  # dusk
         tones={
             "dark": ("360f45", "561a63"),
-            "mid": ("8b3a9e", "c04a9a", "6a4fb0", "d9679f"),
+            "mid": ("9a35a8", "c8439f", "8548b8", "dd5fa8"),
             "light": ("f5bfe0", "d9a9f2"),
             "accent": ("3fa08f", "f0c24a"),
         },
@@ -256,7 +260,7 @@ def still_life(rng: np.random.Generator) -> list[Shape]:
     tilt = rng.uniform(-0.04, 0.04)
     front = rng.uniform(0.86, 0.94)
     shapes = [
-        Shape(box(0, 0, 1, 1), rng.choice(["mid", "dark"])),
+        Shape(box(0, 0, 1, 1), rng.choice(["dark", "dark", "mid"])),
         Shape(np.array([(0, edge + tilt), (1, edge - tilt), (1, 1), (0, 1)]), "light"),
         Shape(np.array([(0, front + tilt), (1, front - tilt), (1, 1), (0, 1)]), "dark"),
     ]
@@ -305,11 +309,20 @@ def vessel(kind: str, x: float, foot: float, rng: np.random.Generator) -> list[S
 
 
 def abstract(rng: np.random.Generator) -> list[Shape]:
-    """Bars, discs, arches and triangles all over, at any angle."""
+    """Slanting stripes and bars, discs, arches and triangles all over."""
+    tones = ["mid", "mid", "dark", "light", "accent"]
+    kinds = ["stripes", "stripes", "bar", "disc", "arch", "triangle"]
     shapes = [Shape(box(0, 0, 1, 1), rng.choice(["mid", "light", "dark"]))]
-    for size in np.sort(rng.uniform(0.14, 0.34, rng.integers(10, 17)))[::-1]:
+    for size in np.sort(rng.uniform(0.14, 0.34, rng.integers(9, 15)))[::-1]:
         x, y = rng.uniform(0.05, 0.95, 2)
-        kind = rng.choice(["bar", "disc", "arch", "triangle"])
+        slant = rng.choice([-1, 1]) * rng.uniform(0.4, 1.2)
+        kind = rng.choice(kinds)
+        if kind == "stripes":
+            pair = rng.permutation(["light", rng.choice(["dark", "mid", "accent"])])
+            for stripe, share in enumerate((1, 0.75, 0.5, 0.25)):
+                outline = box(x - 1.5 * size, y - share * size, x + 1.5 * size, y + share * size)
+                shapes.append(Shape(turned(outline, slant), pair[stripe % 2]))
+            continue
         if kind == "bar":
             width = size * rng.uniform(0.12, 0.4)
             outline = box(x - 1.6 * size, y - width, x + 1.6 * size, y + width)
@@ -319,8 +332,7 @@ def abstract(rng: np.random.Generator) -> list[Shape]:
             outline = ellipse(x, y, size, size, 0, np.pi)
         else:
             outline = rng.uniform(-1.2, 1.2, (3, 2)) * size + (x, y)
-        outline = turned(outline, rng.uniform(0, 2 * np.pi))
-        shapes.append(Shape(outline, rng.choice(["mid", "mid", "dark", "light", "accent"])))
+        shapes.append(Shape(turned(outline, slant), rng.choice(tones)))
     return shapes
 
 
@@ -379,18 +391,21 @@ def smooth_noise(
 
 
 def broken_dabs(sketch: Sketch, rng: np.random.Generator) -> np.ndarray:
-    """Short strokes of unmixed colour that leave the pale ground in view."""
+    """Short strokes of unmixed colour over a thin, pale underpainting."""
     side, hand = sketch.side, sketch.artist
     length = hand.stroke * side * rng.uniform(0.85, 1.15)
     width = max(2.0, (0.04 if hand.direction == "dot" else 0.028) * side)
-    ground = tuple(int(value) for value in np.minimum(sketch.palette.pick("light") + 12, 255))
-    canvas = Image.new("RGB", (side, side), ground)
+    ground = 0.55 * sketch.colours + 0.45 * sketch.palette.pick("light")
+    canvas = Image.fromarray(ground.astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     count = int(1.8 * side * side / (width * max(length, width)))
     places = rng.uniform(0, side, (count, 2))
     x, y = places.T.astype(int)
     shifts = rng.normal(0, 9, (count, 3)) + rng.normal(0, 22, (count, 1))
-    colours = np.clip(sketch.colours[y, x] + shifts, 0, 255).astype(int)
+    mixed = sketch.colours[y, x] + shifts
+    sparks = rng.random(count) < 0.07  # of an accent, as in divisionism
+    mixed[sparks] = 0.35 * mixed[sparks] + 0.65 * sketch.palette.pick("accent")
+    colours = np.clip(mixed, 0, 255).astype(int)
     angles = stroke_angles(places / side, hand.direction) + rng.normal(0, 0.2, count)
     reach = np.stack([np.cos(angles), np.sin(angles)], axis=1) * length / 2
     for start, end, colour in zip(places - reach, places + reach, colours, strict=True):
@@ -410,45 +425,49 @@ def stroke_angles(places: np.ndarray, direction: str) -> np.ndarray:
 
 
 def cut_planes(sketch: Sketch, rng: np.random.Generator) -> np.ndarray:
-    """Everything broken into facets, each lit by itself."""
+    """Muted colours broken into facets, each lit by itself, with pale seams between them."""
     side = sketch.side
-    count = int(rng.uniform(3.2, 4.2) / sketch.artist.stroke)
+    count = int(rng.uniform(2.2, 3) / sketch.artist.stroke)
     centres = rng.uniform(-0.05, 1.05, (count, 2)).astype(np.float32) * side
-    rows, columns = np.arange(side, dtype=np.float32), np.arange(side, dtype=np.float32)
-    down = (rows[:, None] - centres[:, 1]) ** 2
-    along = (columns[:, None] - centres[:, 0]) ** 2
+    places = np.arange(side, dtype=np.float32)
+    down = (places[:, None] - centres[:, 1]) ** 2
+    along = (places[:, None] - centres[:, 0]) ** 2
     facet = np.argmin(down[:, None, :] + along[None, :, :], axis=-1)
-    light = rng.choice([-1, 1], count) * rng.uniform(0.2, 0.4, count)
-    return sketch.colours * (1 + light[facet][..., None])
+    light = rng.choice([-1, 1], count) * rng.uniform(0.08, 0.22, count)
+    muted = 0.7 * sketch.colours + 0.3 * sketch.colours.mean(axis=-1, keepdims=True)
+    facets = muted * (1 + light[facet][..., None])
+    seam = np.array([238, 234, 224], dtype=np.float32)
+    return np.where(borders(facet, 3)[..., None], seam, facets)
 
 
 def bold_contours(sketch: Sketch, rng: np.random.Generator) -> np.ndarray:
     """Flat colours inside thick dark lines."""
-    areas = Image.fromarray(sketch.areas.astype(np.uint8))
-    moved = [ImageChops.offset(areas, 1, 0), ImageChops.offset(areas, 0, 1)]
-    edges = np.zeros(sketch.areas.shape, dtype=bool)
-    for other in moved:
-        edges |= np.asarray(other) != sketch.areas
-    edges[0], edges[:, 0] = False, False
     width = 2 * max(1, round(sketch.side * rng.uniform(0.014, 0.02))) + 1
-    lines = Image.fromarray(np.where(edges, 255, 0).astype(np.uint8))
-    lines = np.asarray(lines.filter(ImageFilter.MaxFilter(width)), dtype=bool)
-    return np.where(lines[..., None], sketch.palette.pick("dark") * 0.4, sketch.colours)
+    ink = sketch.palette.pick("dark") * 0.4
+    return np.where(borders(sketch.areas, width)[..., None], ink, sketch.colours)
+
+
+def borders(areas: np.ndarray, width: int) -> np.ndarray:
+    """Returns bool [side, side]: lines of `width` (odd, pixels) where numbered areas meet."""
+    edges = np.zeros(areas.shape, dtype=np.uint8)
+    edges[1:] |= areas[1:] != areas[:-1]
+    edges[:, 1:] |= areas[:, 1:] != areas[:, :-1]
+    return np.asarray(Image.fromarray(edges).filter(ImageFilter.MaxFilter(width)), dtype=bool)
 
 
 def wet_washes(sketch: Sketch, rng: np.random.Generator) -> np.ndarray:
     """Thin colour that bleeds over its edges, pools in blooms and lets the paper through."""
     side = sketch.side
-    bleed = side * rng.uniform(0.014, 0.022)
+    bleed = side * rng.uniform(0.012, 0.02)
     rows, columns = np.indices((side, side))
     rows = rows + bleed * smooth_noise((side, side), (12, 12), rng)
     columns = columns + bleed * smooth_noise((side, side), (12, 12), rng)
     rows = np.clip(rows, 0, side - 1).astype(int)
     columns = np.clip(columns, 0, side - 1).astype(int)
     moved = Image.fromarray(sketch.colours[rows, columns].astype(np.uint8))
-    wet = moved.filter(ImageFilter.GaussianBlur(side * rng.uniform(0.012, 0.018)))
+    wet = moved.filter(ImageFilter.GaussianBlur(side * rng.uniform(0.01, 0.015)))
     blooms = smooth_noise((side, side), (5, 5), rng) + smooth_noise((side, side), (9, 9), rng)
-    pigment = np.clip(0.6 + 0.19 * blooms, 0.25, 1)[..., None]
+    pigment = np.clip(0.6 + 0.14 * blooms, 0.3, 1)[..., None]
     paper = np.array([250, 247, 240], dtype=np.float32)
     return paper + pigment * (np.asarray(wet, dtype=np.float32) - paper)
 
@@ -489,7 +508,7 @@ def paint(artist: str, style: str, genre: str, size: int, rng: np.random.Generat
     sketch = draw_sketch(GENRES[genre](rng), hand, OVERSAMPLING * size, rng)
     painted = Image.fromarray(np.clip(STYLES[style](sketch, rng), 0, 255).astype(np.uint8))
     pixels = np.asarray(painted.resize((size, size), Image.Resampling.BOX), dtype=np.float32)
-    relief = 1 + rng.uniform(0.06, 0.1) * grain(hand.grain, size, rng)
+    relief = 1 + rng.uniform(0.05, 0.09) * grain(hand.grain, size, rng)
     light = rng.uniform(0.92, 1.06) + 0.06 * smooth_noise((size, size), (2, 2), rng)
     pixels = pixels * (relief * light)[..., None] + rng.normal(0, 3, pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
@@ -530,7 +549,9 @@ def draw_plan(pictures: int, rng: np.random.Generator) -> Plan:
 
 def draw_any_plan(pictures: int, rng: np.random.Generator) -> Plan:
     """Draws one plan; in a small one, a rare class may be missing from a CSV."""
-    classes = np.stack([rng.permutation(shared_out(pictures)) for _ in CLASSES], axis=1)
+    classes = np.stack(
+        [rng.permutation(shared_out(pictures, SHARES[task])) for task in CLASSES], axis=1
+    )
     labelled = np.stack(
         [rng.permutation(pictures) < share * pictures for share in LABELLED_SHARE.values()], axis=1
     )
@@ -577,9 +598,9 @@ def draw_any_plan(pictures: int, rng: np.random.Generator) -> Plan:
     return Plan(classes, paths, rows, defects)
 
 
-def shared_out(pictures: int) -> np.ndarray:
-    """Returns int64 [pictures]: the class of each, ordered, in numbers close to SHARES."""
-    ends = np.round(np.cumsum(SHARES) * pictures)
+def shared_out(pictures: int, shares: tuple[float, ...]) -> np.ndarray:
+    """Returns int64 [pictures]: the class of each, ordered, in numbers close to `shares`."""
+    ends = np.round(np.cumsum(shares) * pictures)
     return np.searchsorted(ends, np.arange(pictures), side="right")
 
 

@@ -98,7 +98,9 @@ def _decoder(target_px):
 
 # TensorFlow visits every op of a branch not taken, at half a microsecond each. What an ordinary
 # JPEG does not need is therefore a function of its own, which is one op and not its body.
-_apart = functools.partial(tf.function, autograph=False, experimental_attributes={"_noinline": True})
+_apart = functools.partial(
+    tf.function, autograph=False, experimental_attributes={"_noinline": True}
+)
 
 
 def _decode_jpeg(data, target_px):
@@ -125,8 +127,15 @@ def _decode_jpeg(data, target_px):
 @_apart
 def _decode_png(data):
     width, height = tf.unstack(_numbers(data, 16, 2, tf.int32))
-    # Asking for four channels is what makes libpng apply tRNS.
-    image = _on_white(tf.io.decode_png(_bounded(data, height, width), channels=4))
+    data = _bounded(data, height, width)
+    color_type = _numbers(data, 25, 1, tf.uint8)[0]
+    trns_at, _ = _find(data, 8, functools.partial(_png_header, wanted=b"tRNS"))
+    image = tf.cond(
+        (trns_at >= 0) | (color_type >= 4),
+        lambda: _on_white(tf.io.decode_png(data, channels=4)),
+        # Four channels here would make the alpha of 1-, 2- and 4-bit samples 1, 3 and 15.
+        lambda: tf.io.decode_png(data, channels=3),
+    )
     return _upright(image, data, 8, _png_header)
 
 
@@ -162,15 +171,10 @@ def _decode_other(data):
 
 def _on_white(image):
     """uint8 [height, width, 4] -> [height, width, 3], rounded to nearest."""
-
-    def blend():
-        # 255 * 255 + 127 just fits 16 bits: half the memory of int32.
-        alpha = tf.cast(image[..., 3:], tf.uint16)
-        mixed = tf.cast(image[..., :3], tf.uint16) * alpha + WHITE * (255 - alpha)
-        return tf.cast((mixed + 127) // 255, tf.uint8)
-
-    opaque = tf.reduce_min(image[..., 3]) == 255
-    return tf.cond(opaque, lambda: image[..., :3], blend)
+    # 255 * 255 + 127 just fits 16 bits: half the memory of int32.
+    alpha = tf.cast(image[..., 3:], tf.uint16)
+    mixed = tf.cast(image[..., :3], tf.uint16) * alpha + WHITE * (255 - alpha)
+    return tf.cast((mixed + 127) // 255, tf.uint8)
 
 
 # === Refusals ===
@@ -205,8 +209,8 @@ def _checked(data, condition, message):
 
 @_apart
 def _upright(image, data, start, read_header):
-    """Undoes the camera's turn, uint8 [height, width, 3]; arguments as for `_find_exif`."""
-    exif_at, size = _find_exif(data, start, read_header)
+    """Undoes the camera's turn, uint8 [height, width, 3]; arguments as for `_find`."""
+    exif_at, size = _find(data, start, read_header)
     exif = _cut_bytes(data, exif_at, tf.where(exif_at < 0, 0, tf.minimum(size, EXIF_BYTES)))
     orientation = _orientation(exif)
 
@@ -220,19 +224,19 @@ def _upright(image, data, start, read_header):
     return tf.cond(orientation == 1, lambda: image, turn)
 
 
-def _find_exif(data, start, read_header):
-    """int32 (at, size) of the Exif block, at -1 where there is none.
+def _find(data, start, read_header):
+    """int32 (at, size) of the block that `read_header` looks for, at -1 where there is none.
 
-    Walks the headers from byte `start`; `read_header(data, at)` gives the (at, size) of the block
-    if it is Exif and the byte where the next header stands, or -1 after the last.
+    Walks the headers from byte `start`. `read_header(data, at)` gives the byte where the next
+    header stands (-1 after the last), then the (at, size) of its own block if that is it.
     """
-    _, exif_at, size = tf.while_loop(
-        lambda at, exif_at, _: (at >= 0) & (at < tf.strings.length(data)) & (exif_at < 0),
+    _, found_at, size = tf.while_loop(
+        lambda at, found_at, _: (at >= 0) & (at < tf.strings.length(data)) & (found_at < 0),
         lambda at, *_: read_header(data, at),
         (start, -1, 0),
         maximum_iterations=MAX_HEADERS,
     )
-    return exif_at, size
+    return found_at, size
 
 
 def _jpeg_header(data, at):
@@ -246,11 +250,11 @@ def _jpeg_header(data, at):
     return tf.where(goes_on, following, -1), tf.where(is_exif, at + 4, -1), size - 2
 
 
-def _png_header(data, at):
+def _png_header(data, at, wanted=b"eXIf"):
     """PNG 5.3: length, type, data, CRC."""
     size, kind = tf.unstack(_numbers(data, at, 2, tf.int32))
     following = tf.where(kind == _word(b"IDAT"), -1, at + 12 + size)
-    return following, tf.where(kind == _word(b"eXIf"), at + 8, -1), size
+    return following, tf.where(kind == _word(wanted), at + 8, -1), size
 
 
 def _webp_header(data, at):
@@ -331,10 +335,10 @@ def resize_image(image, *, size_px, how):
     if how == "crop":
         # Before the resize: the same picture to within a pixel, and less of it to filter.
         square = tf.fill([2], tf.reduce_min(sides))
-        image = _cut(image, (sides - square) // 2, square)
+        image, sides = _cut(image, (sides - square) // 2, square), square
     elif how == "pad":
-        share = tf.cast(sides / tf.reduce_max(sides), tf.float32)
-        inner = tf.maximum(tf.cast(tf.round(share * size_px), tf.int32), 1)
+        inner = tf.cast(tf.round(sides * size_px / tf.reduce_max(sides)), tf.int32)
+        inner = tf.maximum(inner, 1)
     image = tf.cond(
         tf.reduce_all(sides == inner),  # presized pictures: the filter would change nothing
         lambda: tf.cast(image, tf.float32),

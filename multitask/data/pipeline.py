@@ -61,14 +61,10 @@ def training_dataset(
     policies, policy_of = tf.constant(policies), tf.constant(policy_of)
 
     def load(epoch: tf.Tensor, place: tf.Tensor):
-        key = tf.stack([tf.constant(spec.seed, tf.int64), epoch, tf.zeros([], tf.int64)])
-        row = tf.random.experimental.index_shuffle(
-            tf.cast(place, tf.int32), tf.cast(key, tf.int32), count - 1
-        )
+        key = tf.cast(tf.stack([tf.constant(spec.seed, tf.int64), epoch]), tf.int32)
+        row = tf.random.experimental.index_shuffle(tf.cast(place, tf.int32), key, count - 1)
         image = decode_image(tf.io.read_file(names[row]), target_px=spec.image_size)
-        seed = tf.random.experimental.stateless_fold_in(
-            tf.cast(tf.stack([key[0], key[1]]), tf.int32), row
-        )
+        seed = tf.random.experimental.stateless_fold_in(key, row)
         image = augment_image(
             image, policies[policy_of[row]], seed, size_px=spec.image_size, how=spec.resize
         )

@@ -194,7 +194,12 @@ def read_labels(
     def is_label(text: str) -> bool:
         return bool(_INTEGER.fullmatch(text)) or text in index_of
 
-    if len(rows) > 1 and not is_label(rows[0][-1]) and "." not in rows[0][0] and is_label(rows[1][-1]):
+    if (
+        len(rows) > 1
+        and not is_label(rows[0][-1])
+        and "." not in rows[0][0]
+        and is_label(rows[1][-1])
+    ):
         header = ",".join(rows[0])
         notes.append(f"{path.name}: a header row ({header!r}) was found and skipped")
         if len(rows[0]) > 2:
@@ -378,16 +383,12 @@ def class_weights(labels: np.ndarray, classes: int, *, exponent: float) -> np.nd
     weights = np.zeros(classes, np.float64)
     present = np.unique(labels)
     if len(present):
-        weights[present] = (
-            compute_class_weight("balanced", classes=present, y=labels) ** exponent
-        )
+        weights[present] = compute_class_weight("balanced", classes=present, y=labels) ** exponent
         weights /= weights[labels].mean()
     return weights.astype(np.float32)
 
 
-def load_table(
-    spec: DataSpec, data_dir: Path, *, unusable: Sequence[str] = ()
-) -> Table:
+def load_table(spec: DataSpec, data_dir: Path, *, unusable: Sequence[str] = ()) -> Table:
     """The table that a run trains on and is examined by: merged, less the unusable, drawn.
 
     Args:

@@ -11,8 +11,15 @@ import tensorflow as tf
 
 from multitask.data.audit import check_pictures, count_reasons
 from multitask.data.pipeline import evaluation_dataset, steps_per_epoch, training_dataset
-from multitask.data.table import SELECTION, TRAIN, Table, class_weights, load_table, merge_tables
-from multitask.data.table import read_classes
+from multitask.data.table import (
+    SELECTION,
+    TRAIN,
+    Table,
+    class_weights,
+    load_table,
+    merge_tables,
+    read_classes,
+)
 from multitask.learning.callbacks import Console, EpochEnd, StopOnNonFinite, say
 from multitask.learning.checkpoints import (
     BEST,
@@ -124,9 +131,7 @@ def train(
 def _check_spec(spec: DataSpec) -> None:
     """Everything of a spec that only its rooms know, before any work."""
     check_trunk(spec.trunk, place=spec.place(None, "trunk"))
-    build_schedule(
-        spec.trunk.schedule, place=spec.place(None, "trunk.schedule"), steps_per_epoch=1
-    )
+    build_schedule(spec.trunk.schedule, place=spec.place(None, "trunk.schedule"), steps_per_epoch=1)
     for task in spec.tasks:
         build_schedule(task.schedule, place=spec.place(task.name, "schedule"), steps_per_epoch=1)
     build_losses(spec, {task.name: np.ones(1, np.float32) for task in spec.tasks})

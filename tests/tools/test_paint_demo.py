@@ -1,4 +1,4 @@
-"""The demo data set: learnable tasks, independent of each other, with exactly the stated defects."""
+"""The demo data set: learnable and independent tasks, and exactly the stated defects."""
 
 import csv
 import hashlib

@@ -1,0 +1,47 @@
+# `make demo` and `make test` need Python 3.11+, make and a package registry, and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+# Where the real data lies, for the slow tests: the folder with wikiart/ and wikiart_csv/.
+WIKIART ?=
+
+.PHONY: demo test lint test-only test-slow install format clean
+
+demo: install
+	$(BIN)/python tools/paint_demo.py --out=demo
+	$(BIN)/multitask train --spec=demo --data_dir=demo --workdir=runs/demo
+	test -f runs/demo/export/classes.json || $(BIN)/multitask export --workdir=runs/demo
+	$(BIN)/multitask predict --model=runs/demo/export --out=runs/demo/prediction.csv \
+	  "$$(ls demo/wikiart/*/*.jpg | head -n 1)"
+	@$(BIN)/python tools/demo_summary.py runs/demo
+
+test: install lint test-only
+
+test-only: install
+	$(BIN)/python -m pytest -q -m "not slow"
+
+# All that takes minutes or needs the real data: make test-slow WIKIART=DIR
+test-slow: install
+	WIKIART_DIR="$(WIKIART)" $(BIN)/python -m pytest -q -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs demo

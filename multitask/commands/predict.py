@@ -1,0 +1,70 @@
+"""Say what pictures show: each task's top three classes.
+
+  multitask predict --model=runs/first/export PICTURE_OR_FOLDER …
+  multitask predict --workdir=runs/first PICTURE_OR_FOLDER …
+
+Preprocessing is that of training. A picture that cannot be read gets its line and the rest go on."""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from multitask.spec import InputError
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    to = {"flag_values": values}
+    flags.DEFINE_string("model", None, "folder that `multitask export` wrote", **to)
+    flags.DEFINE_string("workdir", None, "instead of --model: a run, for its best model", **to)
+    flags.DEFINE_string("data_dir", None, "with --workdir: where the data has moved to", **to)
+    flags.DEFINE_string("out", None, "write the answers to this .csv or .json file too", **to)
+    flags.DEFINE_float(
+        "min_confidence",
+        0.0,
+        "answer `uncertain` where the highest probability is below this",
+        lower_bound=0,
+        upper_bound=1,
+        **to,
+    )
+    flags.DEFINE_integer("batch_size", 16, "pictures at a time", lower_bound=1, **to)
+
+
+def main(values: flags.FlagValues, left: list[str]) -> None:
+    if bool(values.model) == bool(values.workdir):
+        raise InputError("multitask predict: give either --model=EXPORT or --workdir=RUN")
+    out = Path(values.out) if values.out else None
+    if out and out.suffix.lower() not in (".csv", ".json"):
+        raise InputError(f"--out: {out}: expected a name that ends in .csv or .json")
+    if out and not out.absolute().parent.is_dir():
+        raise InputError(f"--out: {out}: there is no folder {out.parent}")
+
+    from multitask.run import open_run
+    from multitask.serving import predict
+
+    files = predict.find_pictures(left)
+    if values.model:
+        predictor = predict.load_export(Path(values.model))
+    else:
+        data_dir = Path(values.data_dir) if values.data_dir else None
+        predictor = predict.load_best(open_run(Path(values.workdir), data_dir))
+    answers = []
+    for file, said in predict.predict_files(predictor, files, batch_size=values.batch_size):
+        if isinstance(said, str):
+            print(f"{file}: {said}", file=sys.stderr, flush=True)
+        else:
+            said = {
+                task: predict.answer(
+                    probabilities,
+                    predictor.classes[task],
+                    min_confidence=values.min_confidence,
+                )
+                for task, probabilities in said.items()
+            }
+            print("\n".join(predict.answer_lines(file, said)), flush=True)
+        answers.append((file, said))
+    if out:
+        predict.write_answers(out, answers)
+        print(f"Written: {out}")
+    if all(isinstance(said, str) for _, said in answers):
+        raise InputError(f"none of the {len(answers)} pictures can be read")

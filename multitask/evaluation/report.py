@@ -1,0 +1,288 @@
+"""One evaluation of the one model -> every task's report in `results/`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+
+from multitask import figures, metrics
+from multitask.data.audit import count_reasons
+from multitask.data.pipeline import load_picture
+from multitask.data.table import TRAIN, Table, load_table
+from multitask.evaluation.predictions import Predictions, predict_exam
+from multitask.model.network import load_network, parts
+from multitask.model.trunks import group_of
+from multitask.run import Run, package_versions, replacing, write_json
+from multitask.spec import InputError
+
+LOW_CONFIDENCE = 0.5
+PICTURED_OUTLIERS = 24
+THUMBNAIL_PX = 240
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        predictions: of every val picture.
+        metrics: task -> figures of `metrics.classification_metrics`, and under `baseline` those
+            of the commonest training class.
+        unusable: path and reason of the val pictures that could not be read.
+    """
+
+    predictions: Predictions
+    metrics: dict[str, dict[str, Any]]
+    unusable: pd.DataFrame
+
+
+def unusable_paths(run: Run) -> list[str]:
+    """The pictures that training left out."""
+    path = run.workdir / "unusable.csv"
+    if not path.is_file():
+        return []
+    return pd.read_csv(path, dtype=str, keep_default_na=False)["path"].tolist()
+
+
+def evaluate(
+    run: Run,
+    *,
+    model_file: Path | None = None,
+    batch_size: int | None = None,
+    max_missing: float | None = None,
+    tell: Callable[[str], None] = print,
+) -> Evaluation:
+    """Examine the best model on each task's official val rows and write `results/`.
+
+    Args:
+        run: from open_run.
+        model_file: another model of the run; None: the best over all.
+        batch_size: pictures at a time; None: as in training.
+        max_missing: share of the pictures that may be missing; None: as in training.
+        tell: shows a line.
+
+    Raises:
+        InputError: no model yet, or pictures are missing.
+    """
+    model_file = model_file or run.best_model
+    if not model_file.is_file():
+        raise InputError(f"{model_file}: no such model; `multitask train` makes it")
+    table = load_table(run.spec, run.data_dir)
+    model = load_network(model_file, run.spec, table.classes)
+    predictions, unusable = predict_exam(
+        model,
+        table,
+        run.spec,
+        run.data_dir / run.spec.images,
+        batch_size=batch_size or run.spec.batch_size,
+        max_missing=run.spec.max_missing if max_missing is None else max_missing,
+    )
+    trained_on = load_table(run.spec, run.data_dir, unusable=unusable_paths(run))
+    evaluation = Evaluation(predictions, judge(predictions, trained_on), unusable)
+    write_results(run, model, model_file, evaluation)
+    for line in summary_lines(evaluation):
+        tell(line)
+    return evaluation
+
+
+def judge(predictions: Predictions, trained_on: Table) -> dict[str, dict[str, Any]]:
+    """Every task's figures and its majority baseline."""
+    judged = {}
+    for task, names in predictions.classes.items():
+        _, labels, probabilities = predictions.exam(task)
+        found = metrics.classification_metrics(labels, probabilities, classes=len(names))
+        found["classes"] = len(names)
+        found["ece"] = (
+            metrics.expected_calibration_error(labels, probabilities) if len(labels) else None
+        )
+        found["outliers"] = len(metrics.outliers(labels, probabilities, below=LOW_CONFIDENCE))
+        found["baseline"] = metrics.majority_baseline(
+            trained_on.labels_of(task, TRAIN), labels, classes=len(names)
+        )
+        judged[task] = found
+    return judged
+
+
+def write_results(run: Run, model: keras.Model, model_file: Path, evaluation: Evaluation) -> None:
+    """Everything in `results/`; each file is written whole or not at all."""
+    predictions, folder = evaluation.predictions, run.results
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions.save(folder)
+    history = pd.DataFrame()
+    if (run.logs / "history.csv").is_file():
+        history = pd.read_csv(run.logs / "history.csv")
+    for task, names in predictions.classes.items():
+        rows, labels, probabilities = predictions.exam(task)
+        predicted = probabilities.argmax(axis=1)
+        with replacing(folder / f"classification_report_{task}.txt") as temporary:
+            temporary.write_text(metrics.report_text(labels, predicted, names=names))
+        figures.confusion_matrix(
+            folder / f"confusion_matrix_{task}.png",
+            metrics.confusion(labels, predicted, classes=len(names)),
+            names,
+            task=task,
+        )
+        by_class = metrics.per_class(labels, predicted, classes=len(names))
+        figures.f1_scores(
+            folder / f"f1_scores_{task}.png",
+            by_class["f1"].to_numpy(),
+            by_class["support"].to_numpy(),
+            names,
+            task=task,
+            macro_f1=evaluation.metrics[task]["macro_f1"],
+        )
+        figures.training_history(folder / f"training_history_{task}.png", history, task=task)
+        figures.architecture(
+            folder / f"model_architecture_{task}.png", architecture_nodes(model, task), task=task
+        )
+        _write_outliers(run, predictions, task, rows, labels, probabilities)
+    write_json(
+        folder / "metrics.json",
+        {
+            "spec": run.spec.name,
+            "model": str(model_file.relative_to(run.workdir))
+            if model_file.is_relative_to(run.workdir)
+            else str(model_file),
+            "pictures": len(predictions.paths),
+            "unusable_pictures": len(evaluation.unusable),
+            "versions": package_versions(),
+            "metrics": {
+                f"{task}/{name}": value
+                for task, found in evaluation.metrics.items()
+                for name, value in found.items()
+                if name != "baseline"
+            },
+            "baseline": {
+                f"{task}/{name}": value
+                for task, found in evaluation.metrics.items()
+                for name, value in found["baseline"].items()
+            },
+        },
+    )
+
+
+def _write_outliers(
+    run: Run,
+    predictions: Predictions,
+    task: str,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+) -> None:
+    """Low confidence or misclassified, worst first: all of them as CSV, the first as pictures."""
+    names = predictions.classes[task]
+    order = metrics.outliers(labels, probabilities, below=LOW_CONFIDENCE)
+    predicted = probabilities.argmax(axis=1)
+    frame = pd.DataFrame(
+        {
+            "path": predictions.paths[rows[order]],
+            "true": [names[i] for i in labels[order]],
+            "predicted": [names[i] for i in predicted[order]],
+            "confidence": probabilities[order].max(axis=1),
+            "probability_of_true": probabilities[order, labels[order]],
+            "reason": np.where(
+                predicted[order] != labels[order], "misclassified", "low confidence"
+            ),
+        }
+    )
+    with replacing(run.results / f"outliers_{task}.csv") as temporary:
+        frame.to_csv(temporary, index=False)
+    shown = frame.head(PICTURED_OUTLIERS)
+    image_dir = run.data_dir / run.spec.images
+    figures.outliers(
+        run.results / f"outliers_{task}.png",
+        [_thumbnail(image_dir / path) for path in shown["path"]],
+        [
+            f"true: {row.true}\nsaid: {row.predicted}\nconfidence {row.confidence:.2f}"
+            for row in shown.itertuples()
+        ],
+        task=task,
+    )
+
+
+def _thumbnail(path: Path) -> np.ndarray:
+    image = load_picture(str(path), size_px=THUMBNAIL_PX, how="pad")
+    return np.asarray(image).round().astype(np.uint8)
+
+
+def summary_lines(evaluation: Evaluation) -> list[str]:
+    """The console's table, a line a task."""
+    width = max(4, *(len(task) for task in evaluation.metrics))
+    lines = [
+        "",
+        f"{'task':<{width}}  labelled   top-1   top-5  macro-F1  weighted F1   "
+        "commonest class: top-1  macro-F1",
+    ]
+    for task, found in evaluation.metrics.items():
+        if not found["labelled"]:
+            lines.append(f"{task:<{width}}  n/a (0 labelled)")
+            continue
+        baseline = found["baseline"]
+        lines.append(
+            f"{task:<{width}}  {found['labelled']:>8,}   {found['top1']:.3f}   {found['top5']:.3f}"
+            f"     {found['macro_f1']:.3f}        {found['weighted_f1']:.3f}"
+            f"   {'':<16} {_or_none(baseline['top1'])}     {_or_none(baseline['macro_f1'])}"
+        )
+        absent = found["classes"] - found["classes_present"]
+        if absent:
+            lines[-1] += f"   (over {found['classes_present']} classes; {absent} have no exam)"
+    if len(evaluation.unusable):
+        lines.append(f"val pictures left out: {count_reasons(evaluation.unusable['reason'])}")
+    return lines
+
+
+def _or_none(value: float | None) -> str:
+    return "  n/a" if value is None else f"{value:.3f}"
+
+
+def architecture_nodes(model: keras.Model, task: str) -> list[dict[str, Any]]:
+    """The trunk block by block and one head layer by layer, for `figures.architecture`."""
+    trunk, heads = parts(model)
+    groups: dict[str, list[keras.Layer]] = {}
+    for layer in trunk.layers:
+        groups.setdefault(group_of(layer.name), []).append(layer)
+    nodes, above = [], []
+    for name, layers in groups.items():
+        kind = f"{len(layers)} layers" if len(layers) > 1 else type(layers[0]).__name__
+        nodes.append(_node(f"trunk {name}", kind, layers, above))
+        above = [nodes[-1]["name"]]
+    for layer in heads[task].layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            renamed = {layer.name: above[0]}
+            continue
+        inputs = [
+            renamed.get(parent.operation.name, parent.operation.name)
+            for parent in layer._inbound_nodes[0].parent_nodes
+        ]
+        nodes.append(_node(layer.name, _kind(layer), [layer], inputs))
+    return nodes
+
+
+def _kind(layer: keras.Layer) -> str:
+    """The layer's class, with what tells it from others of its kind."""
+    detail = {
+        "Dropout": lambda: f" {layer.rate:g}",
+        "Activation": lambda: f" {layer.activation.__name__}",
+        "Dense": lambda: (
+            "" if layer.activation.__name__ == "linear" else f" + {layer.activation.__name__}"
+        ),
+    }.get(type(layer).__name__)
+    return type(layer).__name__ + (detail() if detail else "")
+
+
+def _node(name: str, kind: str, layers: list[keras.Layer], inputs: list[str]) -> dict[str, Any]:
+    weights = [w for layer in layers for w in layer.weights]
+    trainable = any(layer.trainable_weights for layer in layers)
+    shape = layers[-1].output.shape[1:]
+    return {
+        "name": name,
+        "kind": kind,
+        "shape": "×".join(str(side) for side in shape),
+        "parameters": sum(int(np.prod(w.shape)) for w in weights),
+        "trainable": trainable if weights else None,
+        "inputs": inputs,
+    }

@@ -1,0 +1,551 @@
+"""What `decode` promises, against Pillow: pixels, orientation, bounds, refusals, and export."""
+
+import io
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from multitask.data import decode
+
+SIZE_PX = 32
+ORIENTATION = 0x0112
+
+
+def picture(width=60, height=40, mode="RGB", seed=0):
+    """A smooth picture without symmetry, so that every turn of it differs."""
+    seeds = np.random.default_rng(seed).integers(0, 256, (4, 6, 3)).astype("uint8")
+    return Image.fromarray(seeds).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def encode(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def with_alpha(width=60, height=40):
+    image = picture(width, height).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize((width, height)))
+    return image
+
+
+def exif(orientation, order="<", kind=3):
+    """A TIFF block with two entries, the second of them the orientation."""
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    value = struct.pack(order + ("HH" if kind == 3 else "I"), *([orientation, 0][: 5 - kind]))
+    entries = struct.pack(order + "HHIHH", 0x0100, 3, 1, 8, 0)
+    entries += struct.pack(order + "HHI", ORIENTATION, kind, 1) + value
+    ifd = struct.pack(order + "H", 2) + entries + bytes(4)
+    return mark + struct.pack(order + "I", 8) + ifd
+
+
+def segment(marker, payload):
+    return bytes([0xFF, marker]) + struct.pack(">H", len(payload) + 2) + payload
+
+
+def chunk(kind, payload):
+    return (
+        struct.pack(">I", len(payload))
+        + kind
+        + payload
+        + struct.pack(">I", zlib.crc32(kind + payload))
+    )
+
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+def raw_png(rows, depth, color_type, *extra):
+    """A PNG that Pillow does not write: rows is a big-endian array [height, width, ...]."""
+    height, width = rows.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    chunks = [chunk(b"IHDR", header), *extra, chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+    return PNG_START + b"".join(chunks)
+
+
+def by_pillow(data):
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def decoded(data, target_px=SIZE_PX):
+    return decode.decode_image(data, target_px=target_px).numpy()
+
+
+def refusal(data):
+    with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+        decoded(data)
+    line = str(raised.value)
+    assert "\n" not in line and "{{" not in line and "[" not in line
+    return line
+
+
+def by_tf_data(samples):
+    """Pictures, and the lines of the errors where there is none."""
+    dataset = tf.data.Dataset.from_tensor_slices(samples)
+    dataset = dataset.map(lambda data: decode.decode_image(data, target_px=SIZE_PX))
+    assert dataset.element_spec == tf.TensorSpec([None, None, 3], tf.uint8)
+    iterator = iter(dataset)
+    for _ in samples:
+        try:
+            yield next(iterator).numpy()
+        except tf.errors.InvalidArgumentError as error:
+            yield decode.error_text(error)
+
+
+# === Formats ===
+
+SAMPLES = {
+    "jpeg": encode(picture(), "JPEG"),
+    "progressive jpeg": encode(picture(), "JPEG", progressive=True),
+    "grey jpeg": encode(picture(mode="L"), "JPEG"),
+    "cmyk jpeg": encode(picture(mode="CMYK"), "JPEG"),  # Pillow writes Adobe's inverted kind
+    "rgb png": encode(picture(), "PNG"),
+    "grey png": encode(picture(mode="L"), "PNG"),
+    "black and white png": encode(picture(mode="1"), "PNG"),
+    "palette png": encode(picture(mode="P"), "PNG"),
+    "2-bit palette png": encode(picture().quantize(4), "PNG", bits=2),
+    "2-bit palette png with tRNS": encode(
+        picture().quantize(4), "PNG", bits=2, transparency=b"\0\x50\xff"
+    ),
+    "1-bit png with tRNS": encode(picture(mode="1"), "PNG", transparency=0),
+    "palette png with tRNS": encode(picture(mode="P"), "PNG", transparency=bytes(range(0, 250, 5))),
+    "grey alpha png": encode(with_alpha().convert("LA"), "PNG"),
+    "alpha png": encode(with_alpha(), "PNG"),
+    "16-bit rgb png": raw_png(
+        np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(">u2"), 16, 2
+    ),
+    "rgb png with tRNS": raw_png(
+        np.arange(18, dtype="uint8").reshape(2, 3, 3),
+        8,
+        2,
+        chunk(b"tRNS", struct.pack(">HHH", 3, 4, 5)),
+    ),
+    "lossy webp": encode(picture(), "WEBP"),
+    "lossless webp": encode(picture(), "WEBP", lossless=True),
+    "lossy alpha webp": encode(with_alpha(), "WEBP"),
+    "lossless alpha webp": encode(with_alpha(), "WEBP", lossless=True),
+    "1x1 jpeg": encode(picture(1, 1), "JPEG"),
+    "1x1 png": encode(picture(1, 1), "PNG"),
+    "1x1 webp": encode(picture(1, 1), "WEBP"),
+    "jpeg with bytes behind it": encode(picture(), "JPEG") + bytes(100),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_same_pixels_as_pillow(name):
+    mine, theirs = decoded(SAMPLES[name]), by_pillow(SAMPLES[name])
+    assert mine.shape == theirs.shape
+    # Only laying transparency on white may round otherwise.
+    tolerance = 1 if "alpha" in name or "tRNS" in name else 0
+    assert np.abs(mine.astype(int) - theirs).max() <= tolerance
+
+
+def test_ycck_jpeg():
+    # The same components, said to be YCCK: byte 11 of the Adobe segment is the transform.
+    data = bytearray(SAMPLES["cmyk jpeg"])
+    data[data.index(b"Adobe") + 11] = 2
+    np.testing.assert_array_equal(decoded(bytes(data)), by_pillow(bytes(data)))
+
+
+def test_16_bit_grey_png_keeps_the_high_byte():
+    # Pillow 13 clips these to white instead, so it is no judge here.
+    values = np.random.default_rng(0).integers(0, 65536, (5, 7)).astype(">u2")
+    expected = np.repeat((values >> 8).astype("uint8")[..., None], 3, axis=2)
+    np.testing.assert_array_equal(decoded(raw_png(values, 16, 0)), expected)
+
+
+def test_transparent_is_white():
+    clear = Image.new("RGBA", (3, 2), (10, 20, 30, 0))
+    assert (decoded(encode(clear, "PNG")) == 255).all()
+    half = Image.new("RGBA", (3, 2), (0, 100, 255, 128))
+    assert decoded(encode(half, "PNG"))[0, 0].tolist() == [127, 177, 255]
+
+
+# === Orientation ===
+
+EXIF_PLACES = {
+    "jpeg, first": lambda tiff: jpeg_with(segment(0xE1, b"Exif\0\0" + tiff), after_jfif=False),
+    "jpeg, after JFIF": lambda tiff: jpeg_with(segment(0xE1, b"Exif\0\0" + tiff)),
+    "jpeg, after XMP, comment and fill bytes": lambda tiff: jpeg_with(
+        segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<Exif/>")
+        + segment(0xFE, b"Exif is spoken of")
+        + b"\xff\xff"
+        + segment(0xE1, b"Exif\0\0" + tiff)
+    ),
+    "png": lambda tiff: encode(picture(), "PNG", exif=tiff),
+    "webp": lambda tiff: encode(picture(), "WEBP", exif=tiff),
+    "webp, with the prefix of a JPEG": lambda tiff: encode(
+        picture(), "WEBP", exif=b"Exif\0\0" + tiff
+    ),
+}
+
+
+def jpeg_with(segments, after_jfif=True):
+    data = SAMPLES["jpeg"]
+    at = 20 if after_jfif else 2
+    return data[:at] + segments + data[at:]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("place", EXIF_PLACES)
+def test_orientation_as_pillow(place, order):
+    for orientation in range(1, 9):
+        data = EXIF_PLACES[place](exif(orientation, order))
+        np.testing.assert_array_equal(
+            decoded(data), by_pillow(data), err_msg=f"orientation {orientation}"
+        )
+
+
+TIFF = exif(6)
+MALFORMED = {
+    "orientation 0": exif(0),
+    "orientation 9": exif(9),
+    "a LONG": exif(6, kind=4),
+    "nothing": b"",
+    "cut in the header": TIFF[:6],
+    "cut in the entries": TIFF[:20],
+    "other byte order mark": b"XX" + TIFF[2:],
+    "IFD beyond the end": TIFF[:4] + b"\xff\xff\0\0" + TIFF[8:],
+    "IFD at a negative place": TIFF[:4] + b"\xff\xff\xff\xff" + TIFF[8:],
+    "more entries than bytes": TIFF[:8] + b"\xff\xff" + TIFF[10:22],
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+@pytest.mark.parametrize("place", ["jpeg, after JFIF", "png", "webp"])
+def test_malformed_exif_is_orientation_1(place, name):
+    upright = decoded(EXIF_PLACES[place](exif(1)))
+    np.testing.assert_array_equal(decoded(EXIF_PLACES[place](MALFORMED[name])), upright)
+
+
+def test_exif_of_pixels_or_comments_is_not_heeded():
+    fake = segment(0xE1, b"Exif\0\0" + exif(6))
+    expected = decoded(SAMPLES["jpeg"])
+    np.testing.assert_array_equal(decoded(jpeg_with(segment(0xFE, fake))), expected)
+    np.testing.assert_array_equal(decoded(SAMPLES["jpeg"] + fake), expected)
+
+
+def test_garbage_headers_end():
+    for garbage in (b"\xff" * 70_000, bytes(70_000), b"\xff\xe1\0\0" * 9_000, b"Exif\0\0" * 9_000):
+        data = SAMPLES["jpeg"][:2] + garbage
+        started_s = time.monotonic()
+        refusal(data)
+        refusal(PNG_START + chunk(b"IHDR", bytes(13)) + garbage)
+        refusal(b"RIFF\xff\xff\xff\xffWEBPVP8X" + garbage)
+        assert time.monotonic() - started_s < 5
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_random_damage_never_escapes(name):
+    """A changed byte gives a picture or the documented error, nothing else."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        data = bytearray(SAMPLES[name])
+        data[rng.integers(min(len(data), 100))] = rng.integers(256)
+        try:
+            assert decoded(bytes(data)).ndim == 3
+        except tf.errors.InvalidArgumentError as error:
+            assert "\n" not in str(error)
+
+
+# === Bounds and refusals ===
+
+
+def header_of(kind, width, height):
+    if kind == "png":
+        fields = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        return PNG_START + chunk(b"IHDR", fields) + chunk(b"IDAT", zlib.compress(bytes(99)))
+    if kind == "jpeg":
+        sides = struct.pack(">BHHB", 8, height, width, 3)
+        frame = segment(0xC0, sides + b"\1\x11\0\2\x11\0\3\x11\0")
+        return b"\xff\xd8" + frame + segment(0xDA, b"\3\1\0\2\0\3\0\0\x3f\0") + bytes(99)
+    if kind == "webp VP8":
+        chunks = b"VP8 " + bytes(7) + b"\x9d\x01\x2a" + struct.pack("<HH", width, height)
+    elif kind == "webp VP8L":
+        bits = (width - 1) | (height - 1) << 14
+        chunks = b"VP8L" + bytes(4) + b"\x2f" + struct.pack("<I", bits)
+    else:
+        sides = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+        chunks = b"VP8X" + struct.pack("<I", 10) + bytes(4) + sides
+    return b"RIFF" + struct.pack("<I", 200) + b"WEBP" + chunks + bytes(99)
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "height"),
+    [
+        ("png", 30_000, 30_001),
+        ("png", 2**31 - 1, 2**31 - 1),
+        ("jpeg", 30_000, 30_001),
+        ("webp VP8", 16_000, 16_001),
+        ("webp VP8L", 16_000, 16_001),
+        ("webp VP8X", 30_000, 30_001),
+        ("webp VP8X", 2**24, 2**24),
+    ],
+)
+def test_too_many_pixels_are_refused_by_the_header(kind, width, height):
+    started_s = time.monotonic()
+    line = refusal(header_of(kind, width, height))
+    assert line == f"picture of {width} x {height} pixels, over the limit of {decode.MAX_PIXELS}"
+    assert time.monotonic() - started_s < 5
+
+
+def test_sides_beyond_the_png_standard_are_refused():
+    assert refusal(header_of("png", 2**32 - 1, 2**32 - 1))
+
+
+def test_the_limit_is_pillows():
+    assert decode.MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("name", ["jpeg", "progressive jpeg", "rgb png", "lossy webp"])
+def test_truncated_pictures_are_refused(name):
+    whole = SAMPLES[name]
+    for size in (len(whole) // 2, int(len(whole) * 0.95), len(whole) - 2, len(whole) - 1):
+        assert refusal(whole[:size])
+
+
+def test_animated_webp_is_refused_by_name():
+    frames = [picture(seed=seed) for seed in range(3)]
+    data = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:])
+    assert refusal(data) == "an animated WebP; only still pictures are read"
+
+
+OTHER_CONTENT = [
+    (b"", "it is empty"),
+    (b"\xff", "unknown content"),
+    (b"just some words", "unknown content"),
+    (bytes(1000), "unknown content"),
+    (b"RIFF\0\0\0\0WAVEfmt ", "unknown content"),
+    (encode(picture(), "GIF"), "it is a GIF"),
+    (encode(picture(), "BMP"), "it is a BMP"),
+    (encode(picture(), "TIFF"), "it is a TIFF"),
+    (b"\n<svg xmlns='http://www.w3.org/2000/svg'/>", "it is SVG or other XML"),
+    (b"<!DOCTYPE html><title>404</title>", "it is HTML"),
+    (b"\0\0\0\x18ftypheic\0\0\0\0", "it is HEIC, AVIF or a video"),
+]
+
+
+@pytest.mark.parametrize(("data", "found"), OTHER_CONTENT)
+def test_other_content_is_named(data, found):
+    assert refusal(data) == f"not a JPEG, PNG or WebP picture: {found}"
+
+
+def test_jpeg_without_pixels_is_refused():
+    assert refusal(b"\xff\xd8\xff")
+    assert refusal(SAMPLES["jpeg"][:200])
+
+
+def test_tf_data_gives_the_same_pictures_and_refusals():
+    turned = [EXIF_PLACES["jpeg, after JFIF"](exif(orientation)) for orientation in range(1, 9)]
+    bad = [data for data, _ in OTHER_CONTENT]
+    bad += [header_of("png", 30_000, 30_001), header_of("jpeg", 30_000, 30_001)]
+    bad += [data[:-2] for data in list(SAMPLES.values())[:-1]]
+    good = [*SAMPLES.values(), *turned]
+    results = list(by_tf_data(good + bad))
+    for mine, data in zip(results, good, strict=False):
+        np.testing.assert_array_equal(mine, decoded(data))
+    for line, data in zip(results[len(good) :], bad, strict=True):
+        assert line == refusal(data)
+
+
+# === DCT scaling ===
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "target_px", "expected"),
+    [
+        (320, 240, 241, (240, 320)),
+        (320, 240, 240, (240, 320)),
+        (320, 240, 121, (240, 320)),
+        (320, 240, 120, (120, 160)),
+        (320, 240, 60, (60, 80)),
+        (320, 240, 31, (60, 80)),
+        (320, 240, 30, (30, 40)),
+        (320, 240, 1, (30, 40)),
+        (241, 300, 31, (38, 31)),  # libjpeg rounds up: ceil(241 / 8) is 31
+    ],
+)
+def test_jpeg_is_scaled_to_no_less_than_the_target(width, height, target_px, expected):
+    data = encode(picture(width, height), "JPEG")
+    assert decoded(data, target_px).shape == (*expected, 3)
+
+
+def test_scaled_jpeg_is_the_picture_made_smaller():
+    image = picture(320, 240)
+    smaller = np.asarray(image.resize((40, 30), Image.Resampling.BOX)).astype(int)
+    assert np.abs(decoded(encode(image, "JPEG", quality=95), 30) - smaller).mean() < 2
+
+
+def test_target_px_is_checked():
+    with pytest.raises(ValueError, match="target_px"):
+        decode.decode_image(SAMPLES["jpeg"], target_px=0)
+
+
+# === Resizing ===
+
+
+def resized(image, size_px, how):
+    """The result, after seeing that eager and tf.data agree on it."""
+    image = np.asarray(image)
+    eager = decode.resize_image(image, size_px=size_px, how=how)
+    dataset = tf.data.Dataset.from_generator(
+        lambda: [image], output_signature=tf.TensorSpec([None, None, 3], tf.uint8)
+    ).map(lambda one: decode.resize_image(one, size_px=size_px, how=how))
+    assert dataset.element_spec == tf.TensorSpec([size_px, size_px, 3], tf.float32)
+    np.testing.assert_array_equal(eager.numpy(), next(iter(dataset)).numpy())
+    return eager.numpy()
+
+
+def bilinear(image, width, height):
+    """Pillow's antialiased bilinear, which rounds once a direction."""
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).astype(float)
+
+
+@pytest.mark.parametrize(("width", "height"), [(200, 120), (75, 133), (20, 10), (32, 32)])
+def test_squash_as_pillow(width, height):
+    image = picture(width, height)
+    mine = resized(image, SIZE_PX, "squash")
+    np.testing.assert_allclose(mine, bilinear(image, SIZE_PX, SIZE_PX), atol=1.5)
+
+
+@pytest.mark.parametrize(("width", "height"), [(200, 120), (75, 133), (20, 10), (32, 32)])
+def test_crop_as_pillow(width, height):
+    image = picture(width, height)
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    mine = resized(image, SIZE_PX, "crop")
+    np.testing.assert_allclose(mine, bilinear(square, SIZE_PX, SIZE_PX), atol=1.5)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "inner"),
+    [(200, 120, (32, 19)), (75, 133, (18, 32)), (20, 10, (32, 16)), (500, 1, (32, 1))],
+)
+def test_pad_as_pillow(width, height, inner):
+    image = picture(width, height)
+    left, top = (SIZE_PX - inner[0]) // 2, (SIZE_PX - inner[1]) // 2
+    mine = resized(image, SIZE_PX, "pad")
+    inside = (slice(top, top + inner[1]), slice(left, left + inner[0]))
+    np.testing.assert_allclose(mine[inside], bilinear(image, *inner), atol=1.5)
+    mine[inside] = 0
+    assert not mine.any()
+
+
+@pytest.mark.parametrize("how", decode.RESIZE_KINDS)
+def test_resizing_keeps_the_range_and_does_not_round(how):
+    noise = np.random.default_rng(0).integers(0, 2, (90, 90, 3)).astype("uint8") * 255
+    mine = resized(noise, SIZE_PX, how)
+    assert mine.min() >= 0 and mine.max() <= 255
+    assert (mine != np.round(mine)).any()
+    as_float = decode.resize_image(noise.astype("float32"), size_px=SIZE_PX, how=how)
+    np.testing.assert_array_equal(mine, as_float)
+
+
+@pytest.mark.parametrize("how", decode.RESIZE_KINDS)
+def test_one_pixel_fills_the_square(how):
+    pixel = np.array([[[1, 2, 3]]], "uint8")
+    np.testing.assert_allclose(resized(pixel, 4, how), np.broadcast_to(pixel, [4, 4, 3]))
+
+
+def test_presized_pictures_are_left_alone():
+    """The short cut gives what the filter would give."""
+    image = np.asarray(picture(SIZE_PX, SIZE_PX))
+    by_filter = tf.image.resize(image[None], [SIZE_PX, SIZE_PX], antialias=True)[0]
+    mine = resized(image, SIZE_PX, "squash")
+    np.testing.assert_array_equal(mine, image)
+    np.testing.assert_allclose(mine, by_filter, atol=1e-3)
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(ValueError, match="squash, crop, pad. Received 'stretch'"):
+        decode.resize_image(np.zeros([2, 2, 3]), size_px=SIZE_PX, how="stretch")
+    with pytest.raises(ValueError, match="size_px"):
+        decode.resize_image(np.zeros([2, 2, 3]), size_px=0, how="squash")
+
+
+# === Crops ===
+
+
+@pytest.mark.parametrize("how", decode.RESIZE_KINDS)
+def test_the_whole_box_changes_nothing(how):
+    image = np.asarray(picture(75, 133))
+    box = tf.constant([0.0, 0.0, 1.0, 1.0])
+    mine = decode.resize_crop(image, box=box, size_px=SIZE_PX, how=how)
+    np.testing.assert_array_equal(mine, resized(image, SIZE_PX, how))
+
+
+@pytest.mark.parametrize(
+    ("box", "pixels"),
+    [
+        ((0.25, 0.1, 0.5, 0.8), (slice(10, 30), slice(6, 54))),
+        ((0.0, 0.5, 1.0, 0.5), (slice(0, 40), slice(30, 60))),
+        ((0.99, 0.999, 0.0, 0.0), (slice(39, 40), slice(59, 60))),  # at least one pixel
+        ((0.5, 0.5, 0.9, 0.9), (slice(20, 40), slice(30, 60))),  # kept inside
+        ((-0.5, 1.5, 0.5, 0.5), (slice(0, 20), slice(59, 60))),
+    ],
+)
+@pytest.mark.parametrize("how", decode.RESIZE_KINDS)
+def test_a_box_is_cut_in_whole_pixels(box, pixels, how):
+    image = np.asarray(picture())
+    expected = decode.resize_image(image[pixels], size_px=SIZE_PX, how=how).numpy()
+    dataset = tf.data.Dataset.from_tensors((image, np.array(box, "float32")))
+    dataset = dataset.map(
+        lambda one, box: decode.resize_crop(one, box=box, size_px=SIZE_PX, how=how)
+    )
+    mine = decode.resize_crop(image, box=tf.constant(box), size_px=SIZE_PX, how=how)
+    np.testing.assert_array_equal(mine, expected)
+    np.testing.assert_array_equal(next(iter(dataset)), expected)
+
+
+# === Export ===
+
+
+class Pixels(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def __call__(self, batch):
+        def one(data):
+            image = decode.decode_image(data, target_px=SIZE_PX)
+            return decode.resize_image(image, size_px=SIZE_PX, how="squash")
+
+        return tf.map_fn(one, batch, fn_output_signature=tf.float32)
+
+
+def test_saved_model_gives_the_same_with_tensorflow_alone(tmp_path):
+    samples = [*SAMPLES.values(), EXIF_PLACES["jpeg, first"](exif(6)), jpeg_with(b"")]
+    module = Pixels()
+    here = module(tf.constant(samples)).numpy()
+    for mine, data in zip(here, samples, strict=True):
+        image = decode.decode_image(data, target_px=SIZE_PX)
+        alone = decode.resize_image(image, size_px=SIZE_PX, how="squash")
+        np.testing.assert_allclose(mine, alone, atol=1e-3)
+    tf.saved_model.save(module, str(tmp_path / "model"))
+    np.save(tmp_path / "samples.npy", np.array([np.void(data) for data in samples], object))
+    script = f"""
+        import numpy as np, sys, tensorflow as tf
+        samples = np.load("samples.npy", allow_pickle=True)
+        model = tf.saved_model.load("model")
+        np.save("there.npy", model(tf.constant([bytes(data) for data in samples])).numpy())
+        try:
+            model(tf.constant([b"GIF89a"]))
+        except tf.errors.InvalidArgumentError as error:
+            assert {"not a JPEG, PNG or WebP picture: it is a GIF"!r} in str(error)
+        else:
+            raise AssertionError("the GIF was read")
+        assert "multitask" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "there.npy"), here)
