@@ -9,13 +9,22 @@ WIKIART ?=
 
 .PHONY: demo test lint test-only test-slow install format clean
 
-demo: install
-	$(BIN)/python tools/paint_demo.py --out=demo
-	$(BIN)/multitask train --spec=demo --data_dir=demo --workdir=runs/demo
-	test -f runs/demo/export/classes.json || $(BIN)/multitask export --workdir=runs/demo
-	$(BIN)/multitask predict --model=runs/demo/export --out=runs/demo/prediction.csv \
-	  "$$(ls demo/wikiart/*/*.jpg | head -n 1)"
+# Each step is done once; `make clean` starts over.
+demo: runs/demo/prediction.csv
 	@$(BIN)/python tools/demo_summary.py runs/demo
+
+demo/demo.json: | install
+	$(BIN)/python tools/paint_demo.py --out=demo
+
+runs/demo/results/metrics.json: | demo/demo.json
+	$(BIN)/multitask train --spec=demo --data_dir=demo --workdir=runs/demo
+
+runs/demo/export/classes.json: runs/demo/results/metrics.json
+	$(BIN)/multitask export --workdir=runs/demo
+
+runs/demo/prediction.csv: runs/demo/export/classes.json
+	$(BIN)/multitask predict --model=runs/demo/export --out=$@ \
+	  "$$(ls demo/wikiart/*/*.jpg | head -n 1)"
 
 test: install lint test-only
 

@@ -2,18 +2,19 @@
 
 import importlib
 import os
+import re
 import signal
 import sys
 from types import ModuleType
 
 # Before TensorFlow is imported: its start-up notes are no news to the person at the terminal.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from multitask import __version__
-from multitask.spec import InputError, near
+from multitask.run import RunError
+from multitask.spec import InputError, expected, near
 
 COMMANDS = {
     "train": "train all the tasks of a spec in one model, then evaluate it",
@@ -21,6 +22,7 @@ COMMANDS = {
     "export": "write a run's best model as one SavedModel",
     "predict": "say what pictures show",
 }
+GOES_ON = {"train": "; the same command goes on after the last finished epoch"}
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as shells do
 
 
@@ -43,25 +45,43 @@ def _parse(module: ModuleType, name: str, argv: list[str]) -> tuple[flags.FlagVa
     """A command's own flags and what is left of the line; wrong ones are one line, status 2."""
     values = flags.FlagValues()
     module.define_flags(values)
-    flags.DEFINE_boolean("help", False, "show this help", flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this help", short_name="h", flag_values=values)
+    values.set_gnu_getopt()  # flags may stand behind pictures
     try:
         left = values([f"multitask {name}", *argv])[1:]
     except flags.Error as error:
-        text = " ".join(str(error).split()).removeprefix("FATAL Flags parsing error: ")
-        raise InputError(f"multitask {name}: {text}") from None
+        raise InputError(f"multitask {name}: {_wrong_flag(error, values)}") from None
     if values.help:
         print(module.__doc__.strip())
         print("\nFlags:")
-        print(values.main_module_help() if False else _flags_help(values))
+        print(_flags_help(values))
         raise SystemExit(0)
     return values, left
+
+
+def _wrong_flag(error: flags.Error, values: flags.FlagValues) -> str:
+    """absl's complaint, in the words of this project's messages."""
+    text = " ".join(str(error).split())
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return f"unknown flag --{error.flagname}; --help lists them.{near(error.flagname, values)}"
+    wrong = re.match(r"flag --(\w+)=(.*?): ", text)
+    if not wrong or wrong[1] not in values:
+        return text
+    flag, value = wrong[1], wrong[2]
+    parser = values[flag].parser
+    choices = getattr(parser, "enum_values", None)
+    allowed = parser.syntactic_help or "true or false"
+    wanted = expected(value, choices) if choices else f"expected {allowed}"
+    return f"--{flag}: {value!r}: {wanted[0].lower()}{wanted[1:]}"
 
 
 def _flags_help(values: flags.FlagValues) -> str:
     lines = []
     for name in sorted(values):
         flag = values[name]
-        default = "" if flag.default is None else f" (default: {flag.default_as_str})"
+        if name == flag.short_name:
+            continue
+        default = "" if flag.default is None else f" (default: {str(flag.default).lower()})"
         if flag.boolean:
             shown = f"--[no]{name}"
         else:
@@ -94,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         module = importlib.import_module(f"multitask.commands.{name}")
         flags.FLAGS(argv[:1])  # app.run insists; our flags are the command's own
+        logging.set_verbosity(logging.WARNING)
         app.run(
             lambda parsed: module.main(*parsed),
             argv=argv,
@@ -102,16 +123,13 @@ def main(argv: list[str] | None = None) -> None:
     except InputError as error:
         _stop(str(error), 2)
     except KeyboardInterrupt:
-        _stop("stopped; the same command goes on after the last finished epoch", INTERRUPTED)
+        _stop(f"stopped{GOES_ON.get(name, '')}", INTERRUPTED)
     except SystemExit as error:
         if error.code == TERMINATED:
-            _stop("terminated; the same command goes on after the last finished epoch", TERMINATED)
-        raise
-    except RuntimeError as error:
-        from multitask.run import RunError
-
-        if not isinstance(error, RunError):
+            _stop(f"terminated{GOES_ON.get(name, '')}", TERMINATED)
+        if error.code is not None:  # app.run ends a command that is done with sys.exit(None)
             raise
+    except RunError as error:
         _stop(str(error), 1)
 
 

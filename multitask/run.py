@@ -60,7 +60,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def package_versions() -> dict[str, str]:
@@ -118,8 +119,9 @@ class Run:
 def _read_config(workdir: Path) -> dict[str, Any]:
     path = workdir / "config.json"
     try:
-        config = json.loads(path.read_text())
-        config["spec"], config["data_dir"]
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config["spec"], dict) or not isinstance(config["data_dir"], str):
+            raise ValueError("spec or data_dir is of another type")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a run's configuration: {error}") from None
     return config

@@ -6,6 +6,8 @@ build them; they check their own part with `check_kind` and raise SpecError with
 
 import difflib
 import inspect
+import json
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -49,7 +51,7 @@ def expected(word: str, choices: Iterable[str]) -> str:
 
 
 class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Kind(pydantic.BaseModel):
@@ -225,8 +227,31 @@ def _fields_at(loc: tuple) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _message(error: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
+_REASONS = {  # where pydantic's own words speak of Python
+    "tuple_type": "input should be a list",
+    "model_type": "input should be a table, { field = value, … }",
+}
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    """What is wrong with a value: the value, what is allowed and what is near."""
+    value, kind = error["input"], error["type"]
+    text = error["msg"].removeprefix("Value error, ")
+    text = _REASONS.get(kind, text[0].lower() + text[1:])
+    if kind == "literal_error":
+        text = expected(value, re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    elif error["loc"][-1:] in (("int",), ("str",)):
+        text = "input should be a whole number or a text"
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return f"{shown}: {text}"
+
+
+def _message(errors: list[Mapping[str, Any]], raw: Mapping[str, Any]) -> str:
     """The first thing wrong, as `place: field: value, what is allowed, what is near`."""
+    error = errors[0]
+    if error["type"] == "missing":  # because it was misspelt?
+        error = next((e for e in errors if e["type"] == "extra_forbidden"), error)
     place, field = _location(error["loc"], raw)
     if error["type"] == "extra_forbidden":
         *table, name = error["loc"]
@@ -234,11 +259,16 @@ def _message(error: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
         return f'{place}{where}unknown field "{name}". {expected(name, _fields_at(tuple(table)))}'
     if error["type"] == "missing":
         return f"{place}{field}: this field is missing"
-    text = error["msg"].removeprefix("Value error, ")
-    if not field:
-        return f"{place}{text}"
-    text = text[0].lower() + text[1:]
-    return f"{place}{field}: {error['input']!r}: {text}"
+    if error["type"] == "tuple_type" and error["loc"] == ("task",):
+        return "task: every task is a table of its own, which starts with [[task]]"
+    if error["type"] == "value_error" and not field:
+        return place + error["msg"].removeprefix("Value error, ")
+    return f"{place}{field}: {_reason(error)}" if field else f"{place}{_reason(error)}"
+
+
+def _validate(model: type[pydantic.BaseModel], raw: Any) -> Any:
+    """Checked by JSON's rules, as TOML has its types: a list is a tuple, "3" is no number."""
+    return model.model_validate_json(json.dumps(raw, default=str), strict=True)
 
 
 def parse_spec(raw: Mapping[str, Any], *, source: str) -> DataSpec:
@@ -252,9 +282,9 @@ def parse_spec(raw: Mapping[str, Any], *, source: str) -> DataSpec:
         SpecError: the first wrong field, as one line.
     """
     try:
-        spec = DataSpec.model_validate(raw)
+        spec = _validate(DataSpec, raw)
     except pydantic.ValidationError as error:
-        raise SpecError(f"{source}: {_message(error.errors()[0], raw)}") from None
+        raise SpecError(f"{source}: {_message(error.errors(), raw)}") from None
     spec._source = source
     return spec
 
@@ -311,11 +341,10 @@ def override(spec: DataSpec, changes: Mapping[str, Any]) -> DataSpec:
         for target in targets:
             target[name] = value
         try:
-            DataSpec.model_validate(raw)
+            _validate(DataSpec, raw)
         except pydantic.ValidationError as error:
-            text = error.errors()[0]["msg"]
-            text = text[0].lower() + text[1:]
-            raise SpecError(f"--{flag}: {value!r}: {text} (field {field})") from None
+            reason = _reason(error.errors()[0])
+            raise SpecError(f"--{flag}: {reason} (field {field})") from None
     return parse_spec(raw, source=spec.source_file)
 
 
@@ -372,12 +401,13 @@ def check_kind(choice: Kind, registry: Mapping[str, Callable], *, place: str) ->
         for name, p in parameters.items()
     }
     try:
-        checked = pydantic.create_model("Options", **fields).model_validate(choice.options)
+        config = pydantic.ConfigDict(allow_inf_nan=False)
+        model = pydantic.create_model("Options", __config__=config, **fields)
+        checked = _validate(model, choice.options)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
+        if first["type"] == "missing" and len(first["loc"]) == 1:
             raise SpecError(f'{place}: "{choice.kind}" needs the option "{option}"') from None
-        text = first["msg"][0].lower() + first["msg"][1:]
-        raise SpecError(f"{place}.{option}: {first['input']!r}: {text}") from None
+        raise SpecError(f"{place}.{option}: {_reason(first)}") from None
     return {name: getattr(checked, name) for name in parameters}

@@ -3,7 +3,8 @@
   multitask predict --model=runs/first/export PICTURE_OR_FOLDER …
   multitask predict --workdir=runs/first PICTURE_OR_FOLDER …
 
-Preprocessing is that of training. A picture that cannot be read gets its line and the rest go on."""
+Preprocessing is that of training. A picture that cannot be read gets its line and
+the rest go on."""
 
 import sys
 from pathlib import Path
@@ -36,6 +37,8 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     out = Path(values.out) if values.out else None
     if out and out.suffix.lower() not in (".csv", ".json"):
         raise InputError(f"--out: {out}: expected a name that ends in .csv or .json")
+    if out and out.is_dir():
+        raise InputError(f"--out: {out}: is a folder; name a file")
     if out and not out.absolute().parent.is_dir():
         raise InputError(f"--out: {out}: there is no folder {out.parent}")
 

@@ -2,9 +2,9 @@
 
   multitask train --spec=wikiart --data_dir=DIR --workdir=runs/first
 
-DIR holds wikiart/ and wikiart_csv/ as ArtGAN ships them. Everything goes to the workdir: config.json,
-models/, logs/, results/. The same command again goes on where it was stopped. A flag overrides a
-field of the spec, for this run."""
+DIR holds wikiart/ and wikiart_csv/ as ArtGAN ships them. Everything goes to the workdir:
+config.json, models/, logs/, results/. The same command again goes on where it was stopped. A flag
+overrides a field of the spec, for this run."""
 
 from pathlib import Path
 

@@ -1,5 +1,6 @@
 """What is wrong with a data set: pictures that are missing or unreadable."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from multitask.data.decode import decode_image
+from multitask.data.decode import decode_image, error_text
 from multitask.data.table import Table
 from multitask.spec import InputError
 
@@ -17,17 +18,17 @@ MISSING_FILE = "no such file"
 
 def why_unreadable(path: str | Path) -> str | None:
     """The reason why a picture cannot be read, as a phrase; None where it can."""
-    path = Path(path)
-    if not path.exists():
+    # os.path: pathlib raises on a name that is too long to exist.
+    if not os.path.exists(path):
         return MISSING_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         return "not a file"
     try:
-        decode_image(tf.constant(path.read_bytes()), target_px=1)
+        decode_image(tf.constant(Path(path).read_bytes()), target_px=1)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except tf.errors.OpError as error:
-        return " ".join(error.message.split())
+        return error_text(error)
     return None
 
 
@@ -41,7 +42,7 @@ def find_unusable(names: Sequence[str], *, progress: bool = True) -> dict[int, s
     Returns:
         index -> reason, for the pictures that are missing or unreadable.
     """
-    present = np.asarray([Path(name).is_file() for name in names], bool)
+    present = np.asarray([os.path.isfile(name) for name in names], bool)
     candidates = np.flatnonzero(present)
     good = np.zeros(len(names), bool)
     if len(candidates):
@@ -97,7 +98,8 @@ def refuse_missing(
     unusable: pd.DataFrame, total: int, image_dir: Path, *, max_missing: float, remedy: str
 ) -> None:
     """Raise InputError where more than a share of the pictures cannot be used."""
-    if len(unusable) <= max_missing * total:
+    # Divided: .29 * 100 is less than 29.
+    if not len(unusable) or len(unusable) / total <= max_missing:
         return
     first = ", ".join(
         f"{path} ({reason})" for path, reason in unusable.head(5).itertuples(index=False)

@@ -44,10 +44,10 @@ def policy_row(augmentation: Augmentation) -> np.ndarray:
 
 def merge_policies(rows: np.ndarray) -> np.ndarray:
     """The mildest value of every operation: float32 [policies, columns] -> [columns]."""
-    low, high = rows.min(axis=0), rows.max(axis=0)
-    merged = low.copy()  # the smallest chance and amount, and of a range the smallest upper end
-    for name in ("contrast_low", "saturation_low", "crop_low", "crop_high"):
-        merged[COLUMNS.index(name)] = high[COLUMNS.index(name)]
+    merged = rows.min(axis=0)  # the smallest chance and amount
+    for column in (COLUMNS.index(name) for name in COLUMNS if name.endswith(("_low", "_high"))):
+        ends = rows[:, column]
+        merged[column] = ends[np.abs(ends - 1).argmin()]  # and of a range the end nearest to 1
     return merged
 
 

@@ -60,19 +60,23 @@ def training_dataset(
     policies, policy_of = image_policies(table.labels[rows], [t.augment for t in spec.tasks])
     policies, policy_of = tf.constant(policies), tf.constant(policy_of)
 
-    def load(epoch: tf.Tensor, place: tf.Tensor):
-        key = tf.cast(tf.stack([tf.constant(spec.seed, tf.int64), epoch]), tf.int32)
-        row = tf.random.experimental.index_shuffle(tf.cast(place, tf.int32), key, count - 1)
+    def key_of(epoch: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.stack([tf.constant(spec.seed, tf.int64), epoch]), tf.int32)
+
+    def load(epoch: tf.Tensor, row: tf.Tensor):
         image = decode_image(tf.io.read_file(names[row]), target_px=spec.image_size)
-        seed = tf.random.experimental.stateless_fold_in(key, row)
+        seed = tf.random.experimental.stateless_fold_in(key_of(epoch), row)
         image = augment_image(
             image, policies[policy_of[row]], seed, size_px=spec.image_size, how=spec.resize
         )
         return image, labels[row]
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        places = tf.data.Dataset.range(count).map(lambda place: (epoch, place))
-        return places.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
+        # Not index_shuffle: with its four rounds, neighbours in the table (which are of one
+        # style) stay together, and batches are far from a random draw.
+        order = tf.random.experimental.stateless_shuffle(tf.range(count), key_of(epoch))
+        rows = tf.data.Dataset.from_tensor_slices(order).map(lambda row: (epoch, row))
+        return rows.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     batches = epochs.flat_map(one_epoch)

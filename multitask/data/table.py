@@ -210,10 +210,11 @@ def read_labels(
     if blank > 0:
         notes.append(f"{path.name}: {blank} blank lines were skipped")
 
-    names = [name for name, _ in pairs]
     texts = [text for _, text in pairs]
-    for number, name in zip(numbers, names, strict=True):
+    for number, (name, _) in zip(numbers, pairs, strict=True):
         _check_path(path, number, name)
+    # `./a//b.jpg` is `a/b.jpg`: one picture, one row, in whichever split.
+    names = [str(PurePosixPath(name)) for name, _ in pairs]
     if not any(_INTEGER.fullmatch(text) for text in texts) and any(t in index_of for t in texts):
         labels = [index_of.get(text, MISSING) for text in texts]  # a file of names
     else:
@@ -343,24 +344,30 @@ def hold_out_selection(table: Table, share: float, *, seed: int) -> Table:
     """Move a share of the training images to the split `selection` (rule 3).
 
     Class by class over all the tasks, the rarest first, each filling up its quota with images
-    of the lowest random rank, and never its last image: iterative stratification (Sechidis et
-    al. 2011) in its simplest form.
+    of the lowest random rank, and never the last image of any class: iterative stratification
+    (Sechidis et al. 2011) in its simplest form.
     """
     if share == 0:
         return table
     rank = np.random.default_rng([seed, 2]).permutation(len(table))
     train = table.splits == TRAIN
-    groups = [
-        np.flatnonzero(train & (table.labels[:, column] == index))
-        for column, task in enumerate(table.tasks)
-        for index in range(len(table.classes[task]))
-    ]
+    sizes = [len(names) for names in table.classes.values()]
+    # Each class of each task is a group; a row of the table is in one group a task at most.
+    group_of = table.labels + np.cumsum([0, *sizes[:-1]])
+    group_of[(table.labels == MISSING) | ~train[:, None]] = MISSING
+    groups = [np.flatnonzero((group_of == group).any(axis=1)) for group in range(sum(sizes))]
+    left = np.asarray([len(rows) for rows in groups])
     chosen = np.zeros(len(table), bool)
     for rows in sorted(groups, key=len):
-        wanted = min(round(share * len(rows)), len(rows) - 1) - int(chosen[rows].sum())
-        if wanted > 0:
-            free = rows[~chosen[rows]]
-            chosen[free[np.argsort(rank[free])][:wanted]] = True
+        wanted = round(share * len(rows)) - int(chosen[rows].sum())
+        for row in rows[np.argsort(rank[rows])]:
+            if wanted <= 0:
+                break
+            its_groups = group_of[row][group_of[row] != MISSING]
+            if not chosen[row] and (left[its_groups] > 1).all():
+                chosen[row] = True
+                left[its_groups] -= 1
+                wanted -= 1
     splits = table.splits.copy()
     splits[chosen] = SELECTION
     return replace(table, splits=splits)

@@ -48,6 +48,13 @@ def unusable_paths(run: Run) -> list[str]:
     return pd.read_csv(path, dtype=str, keep_default_na=False)["path"].tolist()
 
 
+def name_in_run(run: Run, model_file: Path) -> str:
+    """A model's name in the reports: where it lies in the workdir, whatever that is called."""
+    workdir, model_file = run.workdir.resolve(), model_file.resolve()
+    inside = model_file.is_relative_to(workdir)
+    return str(model_file.relative_to(workdir) if inside else model_file)
+
+
 def evaluate(
     run: Run,
     *,
@@ -144,9 +151,7 @@ def write_results(run: Run, model: keras.Model, model_file: Path, evaluation: Ev
         folder / "metrics.json",
         {
             "spec": run.spec.name,
-            "model": str(model_file.relative_to(run.workdir))
-            if model_file.is_relative_to(run.workdir)
-            else str(model_file),
+            "model": name_in_run(run, model_file),
             "pictures": len(predictions.paths),
             "unusable_pictures": len(evaluation.unusable),
             "versions": package_versions(),

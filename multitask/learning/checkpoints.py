@@ -10,6 +10,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from multitask.model.network import parts
+from multitask.model.trunks import finalize_normalization
 from multitask.run import replacing
 from multitask.spec import InputError
 
@@ -97,7 +99,8 @@ def restore_variables(folder: Path, model: keras.Model) -> None:
             values = [arrays[str(i)] for i in range(len(arrays.files))]
         if [v.shape for v in values] != [tuple(v.shape) for v in variables]:
             raise ValueError("its variables are those of another model")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be gone on from: {error}") from None
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+    finalize_normalization(parts(model)[0])

@@ -43,8 +43,9 @@ def focal_loss(
     classes = ops.shape(logits)[-1]
     target = ops.one_hot(known, classes) * (1 - label_smoothing) + label_smoothing / classes
     log_p = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
-    # With gamma 0 the focus is 1 everywhere: 0 ** 0 would have no gradient at p = 1.
-    focus = ops.power(1 - ops.exp(log_p), gamma) if gamma else 1.0
+    # 1 - p, never quite 0: there a power below 1 has no slope, and the gradient would be NaN.
+    doubt = ops.maximum(-ops.expm1(log_p), 1e-7)
+    focus = ops.power(doubt, gamma) if gamma else 1.0
     weight = ops.take(ops.convert_to_tensor(class_weights, "float32"), known)
     return -alpha * weight * labelled * ops.sum(target * focus * log_p, axis=-1)
 
@@ -122,13 +123,15 @@ class MacroF1(keras.metrics.Metric):
 def build_metrics(classes: dict[str, int]) -> dict[str, list[keras.metrics.Metric]]:
     """Every task's metrics, for `weighted_metrics`: plain ones would count the missing labels.
 
-    `labelled` is how many labels there were: a task without any shows `n/a`, not 0.
+    `labelled` is how many labels there were: a task without any shows `n/a`, not 0. Keras puts
+    the task before the names in its logs, but not where a model has one output alone.
     """
+    alone = len(classes) == 1
     return {
         task: [
-            keras.metrics.SparseCategoricalAccuracy(name="top1"),
-            MacroF1(count),
-            LabelCount(),
+            keras.metrics.SparseCategoricalAccuracy(name=f"{task}_top1" if alone else "top1"),
+            MacroF1(count, name=f"{task}_macro_f1" if alone else "macro_f1"),
+            LabelCount(name=f"{task}_labelled" if alone else "labelled"),
         ]
         for task, count in classes.items()
     }

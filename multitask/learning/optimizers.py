@@ -1,4 +1,4 @@
-"""One optimizer for the one model, in which the trunk and each head have a schedule of their own."""
+"""One optimizer for the one model; in it the trunk and each head have a schedule of their own."""
 
 import keras
 

@@ -37,6 +37,17 @@ def build_network(spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras
     return connect(trunk, heads)
 
 
+class _Inferring(keras.Model):
+    """A functional model that is in inference mode, whatever the mode of the model around it.
+
+    `trunk(image, training=False)` is not enough: a functional model in training hands its own
+    `training=True` to every layer, over what the layer was called with.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=False, mask=mask)
+
+
 def connect(
     trunk: keras.Model, heads: Mapping[str, keras.Model], *, trunk_infers: bool = False
 ) -> keras.Model:
@@ -46,11 +57,14 @@ def connect(
         trunk: image -> feature map.
         heads: task -> feature map -> logits.
         trunk_infers: call the trunk in inference mode even in training. A frozen trunk needs it:
-            stochastic depth stays active under `trainable = False`.
+            stochastic depth stays active under `trainable = False`. Such a model is for training
+            and is not saved.
     """
     # === Functional model ===
     image = keras.Input(trunk.input_shape[1:], name=IMAGE)
-    features = trunk(image, training=False) if trunk_infers else trunk(image)
+    if trunk_infers:
+        trunk = _Inferring(trunk.inputs[0], trunk.outputs[0], name=trunk.name)
+    features = trunk(image)
     return keras.Model(image, {task: head(features) for task, head in heads.items()})
 
 

@@ -5,6 +5,7 @@ a feature map. A new trunk is one line in TRUNKS.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def build_trunk(trunk: Trunk, image_size: int) -> keras.Model:
     if trunk.batchnorm_momentum is not None or network is None:
         rebuilt = keras.Model.from_config(_with_momentum(config, trunk.batchnorm_momentum))
         if network is not None:
-            rebuilt.set_weights(network.get_weights())
+            _set_weights(rebuilt, network.get_weights())
         network = rebuilt
     if trunk.weights == "none":
         _set_normalization(network)
@@ -78,15 +79,33 @@ def build_trunk(trunk: Trunk, image_size: int) -> keras.Model:
 
 def _load_file(network: keras.Model, path: Path, name: str) -> None:
     try:
-        if path.suffix == ".keras":
-            network.set_weights(keras.saving.load_model(path, compile=False).get_weights())
-        else:
-            network.load_weights(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras' hundreds of them about a file that is wrong
+            if path.suffix == ".keras":
+                _set_weights(network, keras.saving.load_model(path, compile=False).get_weights())
+            else:
+                network.load_weights(path)
     except Exception as error:  # h5py, Keras and NumPy each raise kinds of their own
         reason = str(error).strip().split("\n")[0]
         raise InputError(
             f"--trunk_weights: {path}: not a weights file of {name} without its top ({reason})"
         ) from None
+
+
+def _set_weights(network: keras.Model, weights: list) -> None:
+    network.set_weights(weights)
+    finalize_normalization(network)
+
+
+def finalize_normalization(network: keras.Model) -> None:
+    """Let Normalization compute with the statistics that its variables were just given.
+
+    It computes with a copy, which Keras renews in `load_weights` but not in `set_weights` or
+    `assign`.
+    """
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
 
 
 def _with_imagenet_scaling(config: dict) -> dict:
@@ -140,7 +159,7 @@ def _set_normalization(network: keras.Model) -> None:
             for w in layer.weights
         ]
     )
-    layer.finalize_state()
+    finalize_normalization(network)
 
 
 def _reshaped(values: Sequence[float], shape: tuple):

@@ -18,7 +18,7 @@ from multitask.data.decode import decode_image, resize_image
 from multitask.data.pipeline import file_names, readable_pictures
 from multitask.data.table import SPLITS, VAL, Table, load_table, read_classes
 from multitask.evaluation.predictions import compiled, softmax
-from multitask.evaluation.report import unusable_paths
+from multitask.evaluation.report import name_in_run, unusable_paths
 from multitask.model.network import load_network
 from multitask.run import Run, RunError, package_versions, replacing, write_json
 from multitask.spec import InputError
@@ -115,7 +115,7 @@ def export(
                 "versions": package_versions(),
             },
         )
-        card = model_card(run, table, difference, len(pictures))
+        card = model_card(run, model_file, table, difference, len(pictures))
         (folder / "MODEL_CARD.md").write_text(card)
     tell(
         f"Checked on {len(pictures)} pictures: probabilities agree with {model_file.name} to "
@@ -150,7 +150,7 @@ def _disagreement(folder: Path, model: keras.Model, run: Run, pictures: list[str
         for task, logits in infer(image).items():
             expected = softmax(np.asarray(logits))
             found = answers[f"{task}_probabilities"].numpy()
-            worst = max(worst, float(np.abs(found - expected).max()))
+            worst = float(np.maximum(worst, np.abs(found - expected).max()))  # NaN stays
         seen += len(indices)
     if not seen:
         raise InputError(f"{pictures[0]}: none of the pictures to check with can be read")
@@ -158,10 +158,10 @@ def _disagreement(folder: Path, model: keras.Model, run: Run, pictures: list[str
     return worst if np.isfinite(worst) else float("inf")
 
 
-def model_card(run: Run, table: Table, difference: float, checked: int) -> str:
+def model_card(run: Run, model_file: Path, table: Table, difference: float, checked: int) -> str:
     """The model card (Mitchell et al. 2019) as Markdown: data, counts, metrics, recipe."""
     spec = run.spec
-    metrics, baseline = _results(run)
+    metrics, baseline = _results(run, model_file)
     lines = [
         f"# {spec.title or spec.name}: {', '.join(spec.task_names)}",
         "",
@@ -221,12 +221,18 @@ def model_card(run: Run, table: Table, difference: float, checked: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _results(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+def _results(run: Run, model_file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metrics and baselines of the model's own evaluation; nothing where there is none."""
     path = run.results / "metrics.json"
     if not path.is_file():
         return {}, {}
-    content = json.loads(path.read_text())
-    return content["metrics"], content["baseline"]
+    try:
+        content = json.loads(path.read_text())
+        if content["model"] != name_in_run(run, model_file):
+            return {}, {}
+        return content["metrics"], content["baseline"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not what `multitask evaluate` writes: {error}") from None
 
 
 def _cell(value: float | int | None) -> str:

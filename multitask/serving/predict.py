@@ -56,24 +56,33 @@ def load_export(folder: Path) -> Predictor:
         raise InputError(f"--model: {folder}: no such folder; `multitask export` makes one")
     try:
         description = json.loads(path.read_text())
-        classes = {task: tuple(names) for task, names in description["classes"].items()}
         written = description["format"]
+        if written != FORMAT:
+            raise InputError(
+                f"--model: {folder}: written in format {written}, this version reads {FORMAT}; "
+                "export it again"
+            )
+        classes = {task: tuple(names) for task, names in description["classes"].items()}
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"--model: {folder}: not an export of multitask ({error})") from None
-    if written != FORMAT:
-        raise InputError(
-            f"--model: {folder}: written in format {written}, this version reads {FORMAT}; "
-            "export it again"
-        )
     try:
         loaded = tf.saved_model.load(str(folder))
         serve = loaded.signatures[SIGNATURE]
     except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"--model: {folder}: the SavedModel cannot be loaded ({reason})") from None
-    missing = [t for t in classes if f"{t}_probabilities" not in serve.structured_outputs]
-    if missing:
-        raise InputError(f"--model: {folder}: its model does not answer {', '.join(missing)}")
+    outputs = serve.structured_outputs
+    for task, names in classes.items():
+        answer_of = outputs.get(f"{task}_probabilities")
+        if answer_of is None:
+            raise InputError(f"--model: {folder}: its model does not answer {task}")
+        if answer_of.shape[-1] != len(names):
+            raise InputError(
+                f"--model: {folder}: classes.json names {len(names)} classes of {task}, its model "
+                f"has {answer_of.shape[-1]}"
+            )
     # The signature alone would not keep the variables alive.
     return Predictor(classes, lambda data, _keep=loaded: serve(data))
 
@@ -202,7 +211,7 @@ def write_answers(path: Path, answers: Sequence[tuple[Path, dict | str]]) -> Non
     else:
         text = pd.DataFrame([_row(file, said) for file, said in answers]).to_csv(index=False)
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _row(file: Path, said: dict | str) -> dict[str, Any]:

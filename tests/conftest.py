@@ -1,0 +1,123 @@
+"""A three-task data set of a few small pictures in ArtGAN's layout, and the spec that reads it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multitask.spec import parse_spec
+
+TINY_CLASSES = {
+    "artist": ("Ann_Alder", "Bo_Birch"),
+    "style": ("Dots", "Lines", "Waves"),
+    "genre": ("harbour", "portrait"),
+}
+
+
+def _tiny_rows():
+    """12 pictures of train and 4 of val. Of train have a label: style all, genre 9, artist 6."""
+    rows = {f"{task}_{split}": [] for task in TINY_CLASSES for split in ("train", "val")}
+    labelled = {"train": {"artist": 6, "style": 12, "genre": 9}}
+    labelled["val"] = {"artist": 2, "style": 4, "genre": 3}
+    for split, counts in labelled.items():
+        for i in range(counts["style"]):
+            path = f"{TINY_CLASSES['style'][i % 3]}/someone_{split}-{i:02}.jpg"
+            for task, count in counts.items():
+                if i < count:
+                    rows[f"{task}_{split}"].append((path, i % len(TINY_CLASSES[task])))
+    return rows
+
+
+@pytest.fixture
+def write_picture():
+    """Write a smooth picture without symmetry; its seed makes it different from the others."""
+
+    def write(path, *, width=40, height=30, seed=0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = np.random.default_rng(seed).integers(0, 256, (3, 4, 3)).astype(np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        image.save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tiny_data(tmp_path, write_picture):
+    """A function that writes the data set and returns its folder.
+
+    Args:
+        rows: `{"style_train": [(path, label), …] or the file's whole text or bytes}`; replaces
+            that file of the default data set.
+        classes: `{"style": (name, …)}`; replaces that class file.
+        only: leave every file out of the default data set but those in `rows`: the others get
+            one row of their own, `other/{task}_{split}.jpg`.
+        pictures: write a picture for every row (of the files that are given as rows).
+    """
+
+    def write(*, rows=None, classes=None, only=False, pictures=True, folder="data"):
+        root = tmp_path / folder
+        csvs = root / "wikiart_csv"
+        csvs.mkdir(parents=True, exist_ok=True)
+        for task, names in {**TINY_CLASSES, **(classes or {})}.items():
+            lines = [f"{index} {name}\n" for index, name in enumerate(names)]
+            (csvs / f"{task}_class.txt").write_text("".join(lines), encoding="utf-8")
+        default = _tiny_rows()
+        if only:
+            default = {name: [(f"other/{name}.jpg", 0)] for name in default}
+        names = set()
+        for name, content in {**default, **(rows or {})}.items():
+            file = csvs / f"{name}.csv"
+            if isinstance(content, bytes):
+                file.write_bytes(content)
+            elif isinstance(content, str):
+                file.write_text(content, encoding="utf-8")
+            else:
+                text = "".join(f'"{path}",{label}\n' for path, label in content)
+                file.write_text(text, encoding="utf-8")
+                names.update(path for path, _ in content)
+        if pictures:
+            for seed, name in enumerate(sorted(names)):
+                write_picture(root / "wikiart" / name, seed=seed)
+        return root
+
+    return write
+
+
+@pytest.fixture
+def tiny_spec():
+    """A function that makes the spec of `tiny_data`.
+
+    Args:
+        tasks: which, in this order.
+        of_tasks: fields of every task.
+        fields: top-level fields, e.g. `image_size=48`.
+    """
+
+    def make(*, tasks=tuple(TINY_CLASSES), of_tasks=None, **fields):
+        return parse_spec(
+            {
+                "name": "tiny",
+                "image_size": 32,
+                "batch_size": 5,
+                "selection": 0.0,
+                "trunk": {"weights": "none", "schedule": {"kind": "constant", "rate": 1e-3}},
+                "phases": {"heads": {"epochs": 1}, "finetune": {"epochs": 1}},
+                **fields,
+                "task": [
+                    {
+                        "name": task,
+                        "train": f"wikiart_csv/{task}_train.csv",
+                        "val": f"wikiart_csv/{task}_val.csv",
+                        "classes": f"wikiart_csv/{task}_class.txt",
+                        "head": {"kind": "linear"},
+                        "loss": {"kind": "focal", "gamma": 2.0, "alpha": 1.0},
+                        "schedule": {"kind": "constant", "rate": 1e-3},
+                        **(of_tasks or {}),
+                    }
+                    for task in tasks
+                ],
+            },
+            source="tiny.toml",
+        )
+
+    return make

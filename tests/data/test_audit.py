@@ -1,0 +1,191 @@
+"""Pictures that cannot be used: each kind with its reason, and the share that stops a run."""
+
+import struct
+import zlib
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from multitask.data.audit import (
+    MISSING_FILE,
+    check_pictures,
+    count_reasons,
+    find_unusable,
+    refuse_missing,
+    why_unreadable,
+)
+from multitask.data.table import merge_tables
+from multitask.spec import InputError
+
+REMEDY = "Do this."
+
+
+def png_of_size(width, height):
+    """A PNG whose header promises that size; its pixels are never there."""
+
+    def chunk(kind, payload):
+        body = kind + payload
+        return struct.pack(">I", len(payload)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture
+def zoo(tmp_path, write_picture):
+    """One file of every kind: name -> path."""
+    good = write_picture(tmp_path / "good.jpg", width=200, height=150)
+    data = good.read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.jpg").write_text("This is not a picture.")
+    (tmp_path / "page.jpg").write_text("<!DOCTYPE html><html>404</html>")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "huge.png").write_bytes(png_of_size(20_000, 20_000))
+    (tmp_path / "broken.png").write_bytes(png_of_size(20, 20))
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "one.png")
+    Image.new("L", (1, 1), 7).save(tmp_path / "one.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "o'keeffe (ã\xad) #1 50%.jpg").write_bytes(data)
+    return tmp_path
+
+
+REASONS = {
+    "good.jpg": None,
+    "one.png": None,
+    "one.jpg": None,
+    "o'keeffe (ã\xad) #1 50%.jpg": None,
+    "absent.jpg": MISSING_FILE,
+    "nowhere/absent.jpg": MISSING_FILE,
+    "good.jpg/absent.jpg": MISSING_FILE,
+    "link.jpg": MISSING_FILE,
+    "x" * 300 + ".jpg": MISSING_FILE,
+    "folder.jpg": "not a file",
+    "empty.jpg": "not a JPEG, PNG or WebP picture: it is empty",
+    "text.jpg": "not a JPEG, PNG or WebP picture: unknown content",
+    "page.jpg": "not a JPEG, PNG or WebP picture: it is HTML",
+    "huge.png": "picture of 20000 x 20000 pixels, over the limit of 178956970",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_the_reason_of_each_kind(zoo, name):
+    assert why_unreadable(zoo / name) == REASONS[name]
+    assert why_unreadable(str(zoo / name)) == REASONS[name]
+
+
+@pytest.mark.parametrize("name", ["truncated.jpg", "broken.png"])
+def test_broken_pixels_have_a_reason_in_one_plain_line(zoo, name):
+    reason = why_unreadable(zoo / name)
+    assert reason
+    assert "\n" not in reason
+    for noise in ("{{", "[[", "[Op:", "node", "Graph execution"):
+        assert noise not in reason
+
+
+def test_one_pass_finds_what_each_file_alone_tells(zoo):
+    names = [*REASONS, "truncated.jpg", "broken.png", "good.jpg"]
+    found = find_unusable([str(zoo / name) for name in names], progress=False)
+    alone = {i: why_unreadable(zoo / name) for i, name in enumerate(names)}
+    assert found == {i: reason for i, reason in alone.items() if reason}
+    assert len(found) == 12
+
+
+def test_more_than_a_batch_of_pictures_keeps_its_indices(zoo):
+    good, bad = str(zoo / "one.png"), str(zoo / "text.jpg")
+    names = [bad if i % 50 == 3 else good for i in range(150)]
+    assert sorted(find_unusable(names, progress=False)) == [3, 53, 103]
+    assert find_unusable([], progress=False) == {}
+
+
+# === The table's pictures ===
+
+
+def test_a_whole_data_set_is_fine(tiny_data, tiny_spec):
+    data = tiny_data()
+    table = merge_tables(tiny_spec(), data)
+    frame = check_pictures(table, data / "wikiart", max_missing=0, remedy=REMEDY, progress=False)
+    assert list(frame.columns) == ["path", "reason"]
+    assert len(frame) == 0
+
+
+def test_missing_and_unreadable_pictures_are_listed(tiny_data, tiny_spec):
+    data = tiny_data()
+    table = merge_tables(tiny_spec(), data)
+    (data / "wikiart" / table.paths[2]).unlink()
+    (data / "wikiart" / table.paths[9]).write_text("text")
+
+    def check(max_missing):
+        return check_pictures(
+            table, data / "wikiart", max_missing=max_missing, remedy=REMEDY, progress=False
+        )
+
+    frame = check(2 / 16)  # 2 of 16, just allowed
+    assert dict(zip(frame["path"], frame["reason"], strict=True)) == {
+        table.paths[2]: MISSING_FILE,
+        table.paths[9]: "not a JPEG, PNG or WebP picture: unknown content",
+    }
+    with pytest.raises(InputError) as caught:
+        check(0.12)
+    assert str(caught.value) == (
+        f"{data / 'wikiart'}: 2 of 16 pictures (12.500%) are missing or unreadable, more than "
+        f"max_missing = 0.12 allows; first: {table.paths[2]} (no such file), {table.paths[9]} "
+        "(not a JPEG, PNG or WebP picture: unknown content). Do this."
+    )
+
+
+def test_a_missing_folder_of_pictures_is_said_at_once(tiny_data, tiny_spec):
+    data = tiny_data(pictures=False)
+    table = merge_tables(tiny_spec(), data)
+    with pytest.raises(InputError, match="wikiart: there is no such folder of pictures"):
+        check_pictures(table, data / "wikiart", max_missing=0.9, remedy=REMEDY, progress=False)
+
+
+def unusable(count):
+    return pd.DataFrame({"path": [f"{i}.jpg" for i in range(count)], "reason": MISSING_FILE})
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "max_missing", "refused"),
+    [
+        (0, 100, 0.0, False),
+        (1, 100, 0.0, True),
+        (29, 100, 0.29, False),  # .29 * 100 is 28.999999999999996
+        (30, 100, 0.29, True),
+        (7, 100, 0.07, False),
+        (57, 1000, 0.057, False),
+        (58, 1000, 0.057, True),
+        (0, 0, 0.0, False),
+    ],
+)
+def test_the_limit_is_inclusive(tmp_path, count, total, max_missing, refused):
+    def refuse():
+        refuse_missing(unusable(count), total, tmp_path, max_missing=max_missing, remedy=REMEDY)
+
+    if not refused:
+        assert refuse() is None
+        return
+    with pytest.raises(InputError, match=f"{count} of {total} pictures"):
+        refuse()
+
+
+def test_the_message_shows_five_and_no_more(tmp_path):
+    with pytest.raises(InputError) as caught:
+        refuse_missing(unusable(8), 10, tmp_path, max_missing=0.1, remedy=REMEDY)
+    message = str(caught.value)
+    assert "8 of 10 pictures (80.000%)" in message
+    assert "4.jpg (no such file). Do this." in message
+    assert "5.jpg" not in message
+    assert "\n" not in message
+
+
+def test_reasons_are_counted():
+    reasons = [MISSING_FILE] * 1200 + ["it is empty", "not a file"]
+    assert count_reasons(iter(reasons)) == "1,200 missing, 2 unreadable"
+    assert count_reasons([]) == "0 missing, 0 unreadable"

@@ -1,0 +1,569 @@
+"""The rules of the data, on CSVs of a few rows whose answers are known by hand."""
+
+import codecs
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
+
+from multitask.data.table import (
+    SELECTION,
+    TRAIN,
+    VAL,
+    Table,
+    class_weights,
+    hold_out_selection,
+    load_table,
+    merge_tables,
+    read_classes,
+    read_labels,
+    subset_table,
+)
+from multitask.spec import InputError, load_spec
+
+CLASSES = ("red", "green", "blue")
+
+
+def by_path(table):
+    """{path: (split, {task: label} of the labels that are there)}."""
+    return {
+        path: (split, {t: int(v) for t, v in zip(table.tasks, row, strict=True) if v != -1})
+        for path, split, row in zip(table.paths, table.splits, table.labels, strict=True)
+    }
+
+
+def notes_with(table, word):
+    return [note for note in table.notes if word in note]
+
+
+def random_table(rows=2000, seed=0, val=200):
+    """Three tasks: style on all, genre on most, artist on some; classes of very unlike size."""
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet(np.ones(8))
+    labels = np.stack(
+        [
+            np.where(rng.random(rows) < 0.3, rng.integers(0, 5, rows), -1),
+            rng.choice(8, rows, p=shares),
+            np.where(rng.random(rows) < 0.8, rng.integers(0, 4, rows), -1),
+        ],
+        axis=1,
+    ).astype(np.int32)
+    splits = np.full(rows, TRAIN, dtype=object)
+    exam = rng.choice(rows, val, replace=False)
+    splits[exam] = VAL
+    labels[exam[0]] = -1  # as a contradiction leaves it
+    classes = {
+        task: tuple(f"{task}{i}" for i in range(n))
+        for task, n in (("artist", 5), ("style", 8), ("genre", 4))
+    }
+    paths = np.asarray([f"{i:05}.jpg" for i in range(rows)], dtype=object)
+    return Table(classes, paths, labels, splits)
+
+
+def assert_disjoint_and_whole(table):
+    rows = [set(table.rows(split).tolist()) for split in (TRAIN, SELECTION, VAL)]
+    assert sum(len(r) for r in rows) == len(set().union(*rows)) == len(table)
+    assert len(set(table.paths)) == len(table)
+
+
+# === Rules 1, 2 and 4: merging, leaks, contradictions ===
+
+
+def test_tasks_merge_into_one_row_an_image(tiny_data, tiny_spec):
+    data = tiny_data(
+        only=True,
+        pictures=False,
+        rows={
+            "artist_train": [("a.jpg", 1), ("b.jpg", 0)],
+            "style_train": [("b.jpg", 2), ("c.jpg", 1)],
+            "genre_train": [("c.jpg", 0), ("b.jpg", 1)],
+        },
+    )
+    table = merge_tables(tiny_spec(), data)
+    rows = by_path(table)
+    assert rows["a.jpg"] == (TRAIN, {"artist": 1})
+    assert rows["b.jpg"] == (TRAIN, {"artist": 0, "style": 2, "genre": 1})
+    assert rows["c.jpg"] == (TRAIN, {"style": 1, "genre": 0})
+    assert rows["other/style_val.jpg"] == (VAL, {"style": 0})
+    assert len(table) == 6
+    assert list(table.paths) == sorted(table.paths)
+    assert table.labels.dtype == np.int32
+    assert table.notes == ()
+    assert table.classes["style"] == ("Dots", "Lines", "Waves")
+
+
+def test_counts_are_those_of_the_default_data(tiny_data, tiny_spec):
+    table = load_table(tiny_spec(), tiny_data(pictures=False))
+    assert table.counts().loc[TRAIN].to_dict() == {
+        "images": 12,
+        "artist": 6,
+        "style": 12,
+        "genre": 9,
+    }
+    assert table.counts().loc[VAL].to_dict() == {"images": 4, "artist": 2, "style": 4, "genre": 3}
+    assert table.counts().loc[SELECTION].sum() == 0
+    assert_disjoint_and_whole(table)
+
+
+def test_a_picture_that_is_val_for_one_task_is_trained_on_for_none(tiny_data, tiny_spec):
+    data = tiny_data(
+        only=True,
+        pictures=False,
+        rows={
+            "artist_val": [("leak.jpg", 1)],
+            "style_train": [("leak.jpg", 2), ("too.jpg", 1), ("fine.jpg", 0)],
+            "genre_train": [("leak.jpg", 1), ("fine.jpg", 1)],
+            "genre_val": [("too.jpg", 0)],
+        },
+    )
+    table = merge_tables(tiny_spec(), data)
+    rows = by_path(table)
+    assert rows["leak.jpg"] == (VAL, {"artist": 1})  # neither its style nor its genre is kept
+    assert rows["too.jpg"] == (VAL, {"genre": 0})
+    assert rows["fine.jpg"] == (TRAIN, {"style": 0, "genre": 1})
+    (note,) = notes_with(table, "val for one task and train for another")
+    assert note.startswith("2 pictures")
+    assert "artist 0, style 2, genre 1" in note
+
+
+def test_a_picture_in_train_and_val_of_one_task_is_an_exam(tiny_data, tiny_spec):
+    rows = {"style_train": [("x.jpg", 1), ("y.jpg", 0)], "style_val": [("x.jpg", 1)]}
+    table = merge_tables(tiny_spec(), tiny_data(only=True, pictures=False, rows=rows))
+    assert by_path(table)["x.jpg"] == (VAL, {"style": 1})
+    assert notes_with(table, "style: 1 pictures are listed more than once, alike")
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "split"),
+    [
+        ([("x.jpg", 0), ("x.jpg", 1)], [], TRAIN),
+        ([("x.jpg", 0)], [("x.jpg", 1)], VAL),
+        ([], [("x.jpg", 0), ("x.jpg", 1)], VAL),
+        ([("x.jpg", 0)], [("x.jpg", 1), ("x.jpg", 1)], VAL),
+        ([("x.jpg", 2), ("x.jpg", 1), ("x.jpg", 2)], [], TRAIN),
+    ],
+)
+def test_a_contradiction_loses_its_label_for_that_task_alone(
+    tiny_data, tiny_spec, train, val, split
+):
+    data = tiny_data(
+        only=True,
+        pictures=False,
+        rows={
+            "style_train": [*train, ("t.jpg", 2)],
+            "style_val": [*val, ("v.jpg", 1)],
+            "genre_train": [("x.jpg", 1)],
+        },
+    )
+    table = merge_tables(tiny_spec(), data)
+    # An exam that lost its label was an exam nevertheless: its genre is not trained on.
+    assert by_path(table)["x.jpg"] == (split, {"genre": 1} if split == TRAIN else {})
+    (note,) = notes_with(table, "two labels")
+    assert note.startswith("style: 1 pictures")
+    assert "x.jpg" in note
+
+
+def test_a_contradictory_picture_without_other_labels_is_not_trained_on(tiny_data, tiny_spec):
+    rows = {"style_train": [("x.jpg", 0), ("x.jpg", 1), ("y.jpg", 1)]}
+    data = tiny_data(only=True, pictures=False, rows=rows)
+    assert "x.jpg" in by_path(merge_tables(tiny_spec(), data))
+    assert "x.jpg" not in by_path(load_table(tiny_spec(), data))
+
+
+def test_two_spellings_of_one_path_are_one_picture(tiny_data, tiny_spec):
+    rows = {"style_train": [("./Dots//x.jpg", 2), ("y.jpg", 0)], "genre_val": [("Dots/x.jpg", 1)]}
+    table = merge_tables(tiny_spec(), tiny_data(only=True, pictures=False, rows=rows))
+    assert by_path(table)["Dots/x.jpg"] == (VAL, {"genre": 1})
+    assert "./Dots//x.jpg" not in by_path(table)
+
+
+def test_the_order_of_the_rows_changes_nothing(tiny_data, tiny_spec):
+    spec = tiny_spec(selection=0.3, of_tasks={"subset": 0.7}, seed=5)
+    first = tiny_data(pictures=False, folder="first")
+    second = tiny_data(pictures=False, folder="second")
+    for csv in sorted((second / "wikiart_csv").glob("*.csv")):
+        csv.write_text("".join(reversed(csv.read_text().splitlines(keepends=True))))
+    a, b = load_table(spec, first), load_table(spec, second)
+    assert len(a.rows(SELECTION)) > 0
+    np.testing.assert_array_equal(a.paths, b.paths)
+    np.testing.assert_array_equal(a.labels, b.labels)
+    np.testing.assert_array_equal(a.splits, b.splits)
+
+
+def test_unusable_pictures_are_left_out_of_every_split(tiny_data, tiny_spec):
+    data = tiny_data(pictures=False)
+    gone = ["Dots/someone_train-00.jpg", "Lines/someone_val-01.jpg"]
+    table = load_table(tiny_spec(), data, unusable=gone)
+    assert len(table) == 14
+    assert not set(gone) & set(table.paths)
+
+
+def test_nothing_left_to_train_on_is_refused(tiny_data, tiny_spec):
+    data = tiny_data(pictures=False)
+    names = [p for p in merge_tables(tiny_spec(), data).paths if "train" in p]
+    with pytest.raises(InputError, match="no picture is left to train on"):
+        load_table(tiny_spec(), data, unusable=names)
+
+
+# === Rule 5 and the forms of a CSV ===
+
+
+def read(tmp_path, content, *, max_unknown=0.0, classes=CLASSES):
+    path = tmp_path / "colour_train.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    frame, notes = read_labels(path, classes, max_unknown=max_unknown)
+    return list(zip(frame["path"], frame["label"], strict=True)), notes
+
+
+PLAIN = [("a.jpg", 0), ("b.jpg", 2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a.jpg,0\nb.jpg,2\n", None),
+        ("a.jpg,0\nb.jpg,2", None),
+        ("a.jpg,0\r\nb.jpg,2\r\n", None),
+        (codecs.BOM_UTF8 + b"a.jpg,0\nb.jpg,2\n", None),
+        (codecs.BOM_UTF8 + b"path,class\r\na.jpg,0\r\nb.jpg,2\r\n", "header row ('path,class')"),
+        ("path,class\na.jpg,0\nb.jpg,2\n", "header row ('path,class')"),
+        ("path,,class\na.jpg,,0\n,,\nb.jpg,,2\n", "header row ('path,,class')"),
+        ("path,,class\n\na.jpg,,0\n\nb.jpg,,2\n", "2 blank lines"),
+        ("a.jpg,0\n\n\n  \nb.jpg,2\n", "3 blank lines"),
+        ("a.jpg,red\nb.jpg,blue\n", None),
+        ("path,class\na.jpg,red\nb.jpg,blue\n", "header row"),
+        (" a.jpg , 0 \nb.jpg,+2\n", None),
+        ("a.jpg,0,\nb.jpg,2,\n", None),
+        ('"a.jpg","0"\n"b.jpg","2"\n', None),
+    ],
+)
+def test_every_form_of_a_csv_reads_alike(tmp_path, content, said):
+    rows, notes = read(tmp_path, content)
+    assert rows == PLAIN
+    if said is None:
+        assert notes == []
+    else:
+        assert any(said in note and "colour_train.csv" in note for note in notes)
+
+
+def test_the_first_row_of_a_headerless_file_is_not_lost(tmp_path):
+    rows, notes = read(tmp_path, "Dots/first.jpg,1\nDots/second.jpg,0\n")
+    assert rows == [("Dots/first.jpg", 1), ("Dots/second.jpg", 0)]
+    assert notes == []
+
+
+def test_paths_survive_as_they_are(tmp_path):
+    names = [
+        "Dots/joaquã\xadn-sorolla_niã±os-\x85-en-la-playa.jpg",
+        "Dots/o'keeffe_it's-(1918)-[a]-#2-50%.jpg",
+        "Dots/a, b, and c.jpg",
+        'Dots/the "great" wave.jpg',
+        "Dots/日本\u2028x.jpg",
+        "Dots/two  spaces and\\a backslash.jpg",
+    ]
+    text = "".join('"{}",1\n'.format(name.replace('"', '""')) for name in names)
+    rows, notes = read(tmp_path, text)
+    assert rows == [(name, 1) for name in names]
+    assert notes == []
+
+
+def test_unknown_labels_are_filtered_and_named(tmp_path):
+    rows = "a.jpg,0\nb.jpg,3\nc.jpg,-1\nd.jpg,99999999999999999999\ne.jpg,2\n"
+    kept, notes = read(tmp_path, rows, max_unknown=0.6)  # 3 of 5: inclusive
+    assert [(path, int(label)) for path, label in kept] == [("a.jpg", 0), ("e.jpg", 2)]
+    (note,) = notes
+    assert "colour_train.csv: 3 of 5 rows have an unknown class" in note
+    assert "line 2: '3'" in note
+    with pytest.raises(InputError, match=r"3 of 5 rows .* max_unknown = 0.59"):
+        read(tmp_path, rows, max_unknown=0.59)
+
+
+def test_unknown_names_are_filtered_and_named(tmp_path):
+    rows, notes = read(tmp_path, "a.jpg,blue\nb.jpg,grene\nc.jpg,red\n", max_unknown=0.34)
+    assert rows == [("a.jpg", 2), ("c.jpg", 0)]
+    assert "1 of 3 rows" in notes[0]
+    assert "line 2: 'grene'" in notes[0]
+    with pytest.raises(InputError, match="max_unknown"):
+        read(tmp_path, "a.jpg,blue\nb.jpg,grene\nc.jpg,red\n", max_unknown=0.33)
+
+
+def test_an_unknown_label_reaches_the_table_as_missing(tiny_data, tiny_spec):
+    rows = {"style_train": [("x.jpg", 7), ("y.jpg", 1)], "genre_train": [("x.jpg", 1)]}
+    data = tiny_data(only=True, pictures=False, rows=rows)
+    table = merge_tables(tiny_spec(max_unknown=0.5), data)
+    assert by_path(table)["x.jpg"] == (TRAIN, {"genre": 1})
+    assert notes_with(table, "style_train.csv: 1 of 2 rows have an unknown class")
+    with pytest.raises(InputError, match="max_unknown"):
+        merge_tables(tiny_spec(), data)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.jpg,0\n../b.jpg,1\n", r"line 2: '../b.jpg': paths with `..` are refused"),
+        ("a.jpg,0\nDots/../../b.jpg,1\n", r"line 2: .*`..`"),
+        ("a.jpg,0\nDots\\..\\b.jpg,1\n", r"line 2: .*`..`"),
+        ("a.jpg,0\n/etc/b.jpg,1\n", "line 2: '/etc/b.jpg': absolute paths are refused"),
+        ("a.jpg,0\n\nC:\\art\\b.jpg,1\n", "line 3: .*absolute"),
+        ("a.jpg,0\nC:b.jpg,1\n", "line 2: .*absolute"),
+        ("a.jpg,0\n\\\\host\\share\\b.jpg,1\n", "line 2: .*absolute"),
+        ('a.jpg,0\n"b\n.jpg",1\n', "line 3: .*control characters"),
+        ("a.jpg\nb.jpg\n", "expected two columns, `path,class`; found 1 column$"),
+        ("a.jpg,0,x\nb.jpg,1,y\n", "found 3 columns"),
+        ("a.jpg,0\nb.jpg\n", "line 2: the class is empty"),
+        ("a.jpg,0\n,1\n", "line 2: the path is empty"),
+        ("a.jpg,0\nb.jpg,grene\n", "line 2: class 'grene': .*0 to 2. Did you mean \"green\""),
+        ("a.jpg,0\nb.jpg,1.0\n", "line 2: class '1.0': expected an index"),
+        ('a.jpg,0\n"b.jpg,1\n', "not CSV"),
+        ("", "the file is empty"),
+        ("\n \n", "the file is empty"),
+        (codecs.BOM_UTF8, "the file is empty"),
+        (b"a.jpg,0\n\xff\xfe.jpg,1\n", r"not UTF-8 text \(byte 8\)"),
+    ],
+)
+def test_a_wrong_csv_is_refused_with_its_line(tmp_path, content, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read(tmp_path, content, max_unknown=0.9)
+    assert str(caught.value).startswith(str(tmp_path / "colour_train.csv"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_csv_is_named_with_what_is_near(tiny_data, tiny_spec):
+    data = tiny_data(pictures=False)
+    (data / "wikiart_csv/style_val.csv").rename(data / "wikiart_csv/style_vall.csv")
+    with pytest.raises(InputError, match=r'style_val.csv: no such file. Did you mean "style_vall'):
+        merge_tables(tiny_spec(), data)
+    with pytest.raises(InputError, match="--data_dir: .*nowhere: is no folder"):
+        merge_tables(tiny_spec(), data / "nowhere")
+    (data / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no such file \(there is no folder .*wikiart_csv\)"):
+        merge_tables(tiny_spec(), data / "empty")
+
+
+def test_a_folder_in_the_place_of_a_csv_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_labels(tmp_path, CLASSES, max_unknown=0)
+
+
+# === Class files ===
+
+
+def test_classes_come_by_index_not_by_line_or_alphabet(tmp_path):
+    path = tmp_path / "class.txt"
+    names = [f"Name {chr(ord('z') - i)}" for i in range(12)]
+    lines = [f"{i} {name}" for i, name in enumerate(names)]
+    path.write_text("\ufeff" + "\r\n\r\n".join(reversed(lines)), encoding="utf-8")
+    assert read_classes(path) == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("0 red\n2 blue\n", "index 1 is missing; 2 classes need 0 to 1"),
+        ("1 red\n2 blue\n", "index 0 is missing"),
+        ("0 red\n1 blue\n1 green\n", "line 3: index 1 stands twice"),
+        ("0 red\n\n1 red\n", 'line 3: the name "red" stands twice'),
+        ("0 red\ngreen\n", "line 2: 'green': expected `index name`"),
+        ("0 red\n1\n", "line 2: '1': expected `index name`"),
+        ("0 red\n-1 green\n", "line 2: '-1 green': expected"),
+        ("red 0\n", "line 1: 'red 0': expected"),
+        ("", "the file is empty"),
+    ],
+)
+def test_a_wrong_class_file_is_refused(tmp_path, content, message):
+    path = tmp_path / "class.txt"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_classes(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+# === Rule 9: subset ===
+
+
+def test_a_subset_has_its_share_of_every_class():
+    table = random_table()
+    shares = {"artist": 0.2, "style": 0.3, "genre": 1.0}
+    small = subset_table(table, shares, seed=3)
+    for task, share in shares.items():
+        before = np.bincount(table.labels_of(task, TRAIN), minlength=len(table.classes[task]))
+        after = np.bincount(small.labels_of(task, TRAIN), minlength=len(before))
+        assert (before > 0).all()
+        np.testing.assert_array_equal(after, np.maximum(1, np.round(share * before)))
+    assert all(labels.max() >= 0 for labels in small.labels[small.rows(TRAIN)])
+    assert_disjoint_and_whole(small)
+
+
+def test_a_subset_keeps_labels_as_they_were_and_the_exam_whole():
+    table = random_table()
+    small = subset_table(table, {"artist": 0.1, "style": 0.1, "genre": 0.1}, seed=0)
+    old, new = by_path(table), by_path(small)
+    for path, (split, labels) in new.items():
+        assert split == old[path][0]
+        assert labels.items() <= old[path][1].items()
+    exam = {path: value for path, value in old.items() if value[0] == VAL}
+    assert {path: value for path, value in new.items() if value[0] == VAL} == exam
+    # One rank for all tasks: a tenth of the labels is not three tenths of the pictures.
+    assert len(small.rows(TRAIN)) < 0.25 * len(table.rows(TRAIN))
+    assert str(len(small.rows(TRAIN))) in small.notes[-1]
+
+
+def test_a_subset_keeps_one_example_of_a_rare_class():
+    table = random_table(200, val=20)
+    small = subset_table(table, {"artist": 0.001, "style": 0.001, "genre": 0.001}, seed=1)
+    for task in table.tasks:
+        labels = small.labels_of(task, TRAIN)
+        assert len(labels) >= 4
+        assert sorted(labels) == sorted(set(table.labels_of(task, TRAIN)))
+
+
+def test_a_subset_is_a_function_of_the_seed():
+    table, shares = random_table(), {"artist": 0.5, "style": 0.5, "genre": 0.5}
+    first, again = (subset_table(table, shares, seed=7) for _ in range(2))
+    other = subset_table(table, shares, seed=8)
+    np.testing.assert_array_equal(first.paths, again.paths)
+    np.testing.assert_array_equal(first.labels, again.labels)
+    assert set(first.paths) != set(other.paths)
+    smaller = subset_table(table, {"artist": 0.2, "style": 0.2, "genre": 0.2}, seed=7)
+    assert set(smaller.paths[smaller.rows(TRAIN)]) < set(first.paths[first.rows(TRAIN)])
+
+
+def test_the_whole_is_no_subset():
+    table = random_table(50, val=5)
+    assert subset_table(table, {"artist": 1.0, "style": 1.0, "genre": 1.0}, seed=0) is table
+
+
+# === Rule 3: selection ===
+
+
+def test_selection_takes_about_its_share_of_every_class():
+    table = random_table(4000)
+    drawn = hold_out_selection(table, 0.1, seed=2)
+    assert_disjoint_and_whole(drawn)
+    np.testing.assert_array_equal(drawn.labels, table.labels)
+    np.testing.assert_array_equal(drawn.rows(VAL), table.rows(VAL))
+    for task in table.tasks:
+        before = np.bincount(table.labels_of(task, TRAIN), minlength=len(table.classes[task]))
+        held = np.bincount(drawn.labels_of(task, SELECTION), minlength=len(before))
+        left = np.bincount(drawn.labels_of(task, TRAIN), minlength=len(before))
+        np.testing.assert_array_equal(held + left, before)
+        large = before >= 50
+        assert large.any()
+        share = held[large] / before[large]
+        assert share.min() > 0.09, task
+        assert share.max() < 0.16, task
+    assert 0.09 < len(drawn.rows(SELECTION)) / len(table.rows(TRAIN)) < 0.13
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_selection_never_takes_the_last_picture_of_a_class(seed):
+    # Style 1 has one picture, which artist 0, a large class, would draw half of the time.
+    labels = np.asarray([[0, 0, -1]] * 9 + [[0, 1, -1]], np.int32)
+    classes = {"artist": ("a",), "style": ("common", "rare"), "genre": ("none",)}
+    paths = np.asarray([f"{i}.jpg" for i in range(10)], dtype=object)
+    table = Table(classes, paths, labels, np.full(10, TRAIN, dtype=object))
+    drawn = hold_out_selection(table, 0.5, seed=seed)
+    assert set(drawn.labels_of("style", TRAIN)) == {0, 1}
+    assert 4 <= len(drawn.rows(SELECTION)) <= 5
+
+
+def test_selection_of_a_small_random_table_leaves_every_class_in_training():
+    for seed in range(10):
+        table = random_table(60, seed=seed, val=10)
+        drawn = hold_out_selection(table, 0.5, seed=seed)
+        assert len(drawn.rows(SELECTION)) > 10
+        for task in table.tasks:
+            present = set(table.labels_of(task, TRAIN))
+            assert set(drawn.labels_of(task, TRAIN)) == present
+
+
+def test_selection_is_a_function_of_the_seed_and_may_be_off():
+    table = random_table()
+    first, again = (hold_out_selection(table, 0.05, seed=1) for _ in range(2))
+    np.testing.assert_array_equal(first.splits, again.splits)
+    assert (first.splits != hold_out_selection(table, 0.05, seed=2).splits).any()
+    assert len(hold_out_selection(table, 0.0, seed=1).rows(SELECTION)) == 0
+
+
+# === Rule 10: weights ===
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5, 0.25])
+def test_class_weights_are_balanced_to_a_power_with_mean_one(exponent):
+    labels = np.repeat([0, 1, 3], [70, 20, 10])
+    weights = class_weights(labels, 5, exponent=exponent)
+    assert weights.dtype == np.float32
+    assert weights[[2, 4]].tolist() == [0, 0]
+    by_sklearn = compute_class_weight("balanced", classes=np.asarray([0, 1, 3]), y=labels)
+    expected = by_sklearn**exponent
+    expected /= (70 * expected[0] + 20 * expected[1] + 10 * expected[2]) / 100
+    np.testing.assert_allclose(weights[[0, 1, 3]], expected, rtol=1e-6)
+    assert weights[labels].mean() == pytest.approx(1, abs=1e-6)
+
+
+def test_class_weights_by_hand():
+    # Balanced: 4 / (2 * 3) and 4 / (2 * 1), of mean 1 already.
+    labels = np.asarray([0, 0, 0, 1])
+    assert class_weights(labels, 2, exponent=1) == pytest.approx([2 / 3, 2])
+    np.testing.assert_allclose(
+        class_weights(labels, 2, exponent=1)[labels],
+        compute_sample_weight("balanced", labels),
+        rtol=1e-6,
+    )
+    # Square roots are as 1 : sqrt(3); mean (3 + sqrt(3)) / 4.
+    mean = (3 + 3**0.5) / 4
+    assert class_weights(labels, 2, exponent=0.5) == pytest.approx([1 / mean, 3**0.5 / mean])
+
+
+def test_exponent_zero_weighs_present_classes_alike():
+    assert class_weights(np.asarray([0, 0, 2]), 4, exponent=0).tolist() == [1, 0, 1, 0]
+    assert class_weights(np.asarray([], int), 3, exponent=1).tolist() == [0, 0, 0]
+
+
+# === The real CSVs ===
+
+
+@pytest.mark.slow
+def test_the_real_csvs_give_the_published_numbers():
+    folder = os.environ.get("WIKIART_DIR")
+    if not folder:
+        pytest.skip("WIKIART_DIR is not set: the folder with wikiart_csv/ of ArtGAN")
+    if not (Path(folder) / "wikiart_csv").is_dir():
+        pytest.skip(f"WIKIART_DIR={folder} holds no wikiart_csv/")
+    spec = load_spec("wikiart").model_copy(update={"selection": 0.0})
+    merged = merge_tables(spec, Path(folder))
+    assert len(merged) == 81_446
+    assert [len(merged.classes[t]) for t in ("artist", "style", "genre")] == [23, 27, 10]
+    (leak,) = notes_with(merged, "val for one task and train for another")
+    assert leak.startswith("566 pictures")
+    (contradiction,) = notes_with(merged, "two labels")
+    assert contradiction.startswith("genre: 1 pictures")
+    assert "Post_Impressionism/maurice-de-vlaminck_the-village.jpg" in contradiction
+
+    table = load_table(spec, Path(folder))
+    counts = table.counts()
+    assert counts.loc[TRAIN].to_dict() == {
+        "images": 56_774,
+        "artist": 13_201,
+        "style": 56_774,
+        "genre": 45_194,
+    }
+    exams = {"artist": 5_706, "style": 24_421, "genre": 19_490}
+    assert counts.loc[VAL, list(exams)].to_dict() == exams
+    assert_disjoint_and_whole(table)
+
+    # The same, from the files themselves.
+    frames = {
+        name: pd.read_csv(Path(folder) / f"wikiart_csv/{name}.csv", header=None, names=["p", "l"])
+        for name in (f"{t}_{s}" for t in ("artist", "style", "genre") for s in ("train", "val"))
+    }
+    exam = set().union(*(set(f["p"]) for n, f in frames.items() if n.endswith("val")))
+    train = set().union(*(set(f["p"]) for n, f in frames.items() if n.endswith("train")))
+    assert set(table.paths[table.rows(TRAIN)]) == train - exam
+    held = hold_out_selection(table, 0.05, seed=0)
+    assert 0.045 < len(held.rows(SELECTION)) / 56_774 < 0.06
+    for task in held.tasks:
+        assert set(held.labels_of(task, TRAIN)) == set(range(len(held.classes[task])))

@@ -1,0 +1,202 @@
+"""Predictions of a model whose answers are known from the pictures' colours."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.special
+
+from multitask.data.table import load_table
+from multitask.evaluation.predictions import Predictions, compiled, predict_exam, softmax
+from multitask.spec import MISSING, InputError
+
+
+@pytest.fixture(scope="module")
+def exam(known, data):
+    """(Predictions, unusable) of the whole val split."""
+    spec = known.colour_spec()
+    table = load_table(spec, data.folder)
+    images = data.folder / spec.images
+    limit = spec.max_missing
+    return predict_exam(known.colour_model(), table, spec, images, batch_size=7, max_missing=limit)
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0, 1e4])
+def test_softmax_is_that_of_scipy(scale):
+    logits = np.random.default_rng(0).normal(0, scale, (6, 5)).astype(np.float32)
+    np.testing.assert_allclose(softmax(logits), scipy.special.softmax(logits, axis=1), atol=1e-6)
+    assert np.isfinite(softmax(logits)).all()
+
+
+def test_the_compiled_model_is_the_model(known):
+    model = known.colour_model()
+    for count in (1, 3):
+        image = np.random.default_rng(count).uniform(0, 255, (count, 32, 32, 3)).astype(np.float32)
+        found, expected = compiled(model)(image), model(image, training=False)
+        assert list(found) == list(expected)
+        for task in expected:
+            np.testing.assert_allclose(found[task], expected[task], atol=1e-5)
+
+
+def test_every_readable_picture_once_in_the_order_of_the_table(exam, data, known):
+    predictions, _ = exam
+    wanted = {p for labels in data.labels.values() for p in labels} - set(data.missing)
+    assert list(predictions.paths) == sorted(wanted)
+    assert predictions.labels.shape == (len(wanted), 3)
+    assert {t: p.shape for t, p in predictions.probabilities.items()} == {
+        task: (len(wanted), len(names)) for task, names in known.CLASSES.items()
+    }
+
+
+def test_labels_and_answers_stay_with_their_pictures(exam, data, known):
+    """Against each picture's own colour and own CSV row; the lists are shuffled, files missing."""
+    predictions, _ = exam
+    painted = np.array([data.painted[path] for path in predictions.paths])
+    expected = known.answers(painted)
+    for column, task in enumerate(known.CLASSES):
+        np.testing.assert_allclose(predictions.probabilities[task], expected[task], atol=1e-5)
+        labels = [data.labels[task].get(path, MISSING) for path in predictions.paths]
+        np.testing.assert_array_equal(predictions.labels[:, column], labels)
+
+
+@pytest.mark.parametrize("batch_size", [1, 1000])
+def test_the_batch_size_changes_nothing(exam, data, known, batch_size):
+    spec = known.colour_spec()
+    again, _ = predict_exam(
+        known.colour_model(),
+        load_table(spec, data.folder),
+        spec,
+        data.folder / spec.images,
+        batch_size=batch_size,
+        max_missing=1,
+    )
+    np.testing.assert_array_equal(again.paths, exam[0].paths)
+    for task, probabilities in again.probabilities.items():
+        np.testing.assert_allclose(probabilities, exam[0].probabilities[task], atol=1e-6)
+
+
+def test_exam_gives_the_labelled_rows_alone(exam, data):
+    predictions, _ = exam
+    for task in ("shade", "warmth"):
+        rows, labels, probabilities = predictions.exam(task)
+        paths = list(predictions.paths[rows])
+        assert paths == sorted(data.labels[task].keys() - set(data.missing))
+        assert list(labels) == [data.labels[task][path] for path in paths]
+        np.testing.assert_array_equal(probabilities, predictions.probabilities[task][rows])
+    assert len(predictions.exam("shade")[0]) != len(predictions.exam("warmth")[0])
+    rows, labels, probabilities = predictions.exam("empty")
+    assert (len(rows), len(labels), probabilities.shape) == (0, 0, (0, 2))
+
+
+def test_names_come_from_the_class_file_by_index(known):
+    """Class 2 is the third line; sorted as text, "10" and "11" would come before "2"."""
+    count = len(known.SHADE)
+    labels = np.arange(count, dtype=np.int32)
+    probabilities = np.eye(count, dtype=np.float32)[::-1]
+    one = Predictions(
+        {"shade": known.SHADE}, np.array(["x"] * count), labels[:, None], {"shade": probabilities}
+    )
+    frame = one.frame()
+    assert list(frame["shade_true"]) == list(known.SHADE)
+    assert list(frame["shade_predicted"]) == list(known.SHADE)[::-1]
+    assert (frame["shade_confidence"] == 1).all()
+
+
+def test_a_picture_without_a_label_has_an_answer_and_no_truth(exam):
+    predictions, _ = exam
+    frame = predictions.frame()
+    unlabelled = ~frame["path"].isin(predictions.paths[predictions.exam("warmth")[0]])
+    assert 0 < unlabelled.sum() < len(frame)
+    assert (frame.loc[unlabelled, "warmth_true"] == "").all()
+    assert (frame.loc[~unlabelled, "warmth_true"] != "").all()
+    assert frame["warmth_predicted"].isin(["warm", "cold", "neither"]).all()
+    assert (frame["empty_true"] == "").all()
+
+
+def test_what_is_saved_is_what_was_predicted(exam, tmp_path, known):
+    predictions, _ = exam
+    folder = tmp_path / "results"
+    predictions.save(folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["predictions.csv", "probabilities.npz"]
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == list(predictions.paths)
+    saved = np.load(folder / "probabilities.npz")
+    assert set(saved.files) == set(known.CLASSES)
+    for column, (task, names) in enumerate(known.CLASSES.items()):
+        np.testing.assert_array_equal(saved[task], predictions.probabilities[task])
+        for row, label, values in zip(
+            rows, predictions.labels[:, column], saved[task], strict=True
+        ):
+            assert row[f"{task}_true"] == (names[label] if label != MISSING else "")
+            assert row[f"{task}_predicted"] == names[int(np.argmax(values))]
+            assert float(row[f"{task}_confidence"]) == pytest.approx(float(max(values)), abs=1e-6)
+
+
+def test_missing_files_are_told_with_their_reason(exam, data):
+    _, unusable = exam
+    listed = {path for labels in data.labels.values() for path in labels}
+    assert sorted(unusable["path"]) == sorted(listed & set(data.missing))
+    assert set(unusable["reason"]) == {"no such file"}
+
+
+def test_an_unreadable_picture_in_the_middle_shifts_nothing(exam, known, tmp_path):
+    """One that is no picture, and one of no bytes, between the others."""
+    data = known.paint(tmp_path / "data")
+    spec = known.colour_spec()
+    bad = [str(path) for path in exam[0].paths[[4, 11]]]
+    (data.folder / spec.images / bad[0]).write_text("a text")
+    (data.folder / spec.images / bad[1]).write_bytes(b"")
+    table = load_table(spec, data.folder)
+    found, unusable = predict_exam(
+        known.colour_model(), table, spec, data.folder / "pictures", batch_size=4, max_missing=1
+    )
+    kept = ~np.isin(exam[0].paths, bad)
+    np.testing.assert_array_equal(found.paths, exam[0].paths[kept])
+    np.testing.assert_array_equal(found.labels, exam[0].labels[kept])
+    for task, probabilities in found.probabilities.items():
+        expected = exam[0].probabilities[task][kept]
+        np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    reasons = dict(zip(unusable["path"], unusable["reason"], strict=True))
+    assert "unknown content" in reasons[bad[0]]
+    assert "empty" in reasons[bad[1]]
+
+
+def test_more_missing_pictures_than_allowed_are_refused(known, data):
+    """The share is one of all the table's pictures, and the limit itself is allowed."""
+    spec = known.colour_spec()
+    table = load_table(spec, data.folder)
+    listed = {path for labels in data.labels.values() for path in labels}
+    missing = len(listed & set(data.missing))
+    arguments = (known.colour_model(), table, spec, data.folder / "pictures")
+    with pytest.raises(InputError) as caught:
+        predict_exam(*arguments, batch_size=16, max_missing=(missing - 0.5) / len(table))
+    text = str(caught.value)
+    assert f"{missing} of {len(table)} pictures" in text
+    assert "--max_missing" in text
+    assert "--data_dir" in text
+    assert sum(path in text for path in data.missing) == missing
+    _, unusable = predict_exam(*arguments, batch_size=16, max_missing=missing / len(table))
+    assert len(unusable) == missing
+
+
+def test_no_readable_picture_is_refused_whatever_is_allowed(known, data, tmp_path):
+    spec = known.colour_spec()
+    table = load_table(spec, data.folder)
+    with pytest.raises(InputError, match="none of the"):
+        predict_exam(known.colour_model(), table, spec, tmp_path, batch_size=16, max_missing=1)
+
+
+def test_training_pictures_are_not_examined(known, data):
+    """Nor a val picture that lost its only label."""
+    spec = known.colour_spec()
+    table = load_table(spec, data.folder)
+    blank = dataclasses.replace(table, labels=table.labels.copy())
+    victim = int(np.flatnonzero(table.paths == sorted(data.labels["shade"])[0])[0])
+    blank.labels[victim] = MISSING
+    found, _ = predict_exam(
+        known.colour_model(), blank, spec, data.folder / "pictures", batch_size=64, max_missing=1
+    )
+    assert table.paths[victim] not in found.paths
+    assert not set(found.paths) & data.train_labels["shade"].keys()

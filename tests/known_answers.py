@@ -1,0 +1,184 @@
+"""A run whose every answer is known: single-colour pictures and a model that compares colours.
+
+The logits of a class are SHARPNESS · (2 colour · its colour - |its colour|²), which is nearest
+colour by softmax; `answers` computes the same with SciPy in float64.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import scipy.special
+from PIL import Image
+
+from multitask.model.network import connect
+from multitask.run import Run, start_run
+from multitask.spec import DataSpec, parse_spec
+
+SIZE_PX = 32
+SHARPNESS = 6.0
+VAL_PICTURES, TRAIN_PICTURES = 40, 24
+MISSING_FILES = (3, 17, 18)  # places among the val pictures
+NEVER_EXAMINED = 7  # a class of "shade"
+
+# Twelve classes, so that "10" and "11" come before "2" where indices are sorted as text; and the
+# names in no order.
+SHADE = (
+    "zinc",
+    "amber",
+    "olive",
+    "coral",
+    "slate",
+    "moss",
+    "plum",
+    "ivory",
+    "jade",
+    "rust",
+    "b",
+    "a",
+)
+WARMTH = ("warm", "cold", "neither")
+EMPTY = ("on", "off")
+
+
+def colours(count: int, seed: int) -> np.ndarray:
+    """uint8 [count, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (count, 3)).astype(np.uint8)
+
+
+PALETTES = {"shade": colours(12, 1), "warmth": colours(3, 2), "empty": colours(2, 3)}
+CLASSES = {"shade": SHADE, "warmth": WARMTH, "empty": EMPTY}
+
+
+def logits(painted: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    painted, palette = painted / 255.0, palette / 255.0
+    return SHARPNESS * (2 * painted @ palette.T - (palette**2).sum(axis=1))
+
+
+def answers(painted: np.ndarray) -> dict[str, np.ndarray]:
+    """uint8 [n, 3] -> task -> float64 [n, classes]: what the model must say."""
+    return {
+        task: scipy.special.softmax(logits(painted, palette), axis=1)
+        for task, palette in PALETTES.items()
+    }
+
+
+def colour_model(tasks=tuple(PALETTES)) -> keras.Model:
+    """Built as `build_network` builds: a trunk, and a head a task."""
+    image = keras.Input((SIZE_PX, SIZE_PX, 3))
+    scaled = keras.layers.Rescaling(1 / 255, name="stem_scale")(image)
+    features = keras.layers.AveragePooling2D(8, name="block1a_pool")(scaled)
+    trunk = keras.Model(image, features, name="trunk")
+    heads = {}
+    for task in tasks:
+        palette = PALETTES[task] / 255.0
+        inputs = keras.Input(trunk.output_shape[1:])
+        pooled = keras.layers.GlobalAveragePooling2D(name=f"{task}_pool")(inputs)
+        dense = keras.layers.Dense(len(palette), name=f"{task}_logits")
+        heads[task] = keras.Model(inputs, dense(pooled), name=task)
+        bias = -SHARPNESS * (palette**2).sum(axis=1)
+        dense.set_weights([2 * SHARPNESS * palette.T, bias])
+    return connect(trunk, heads)
+
+
+def colour_spec(tasks=tuple(PALETTES), **changes) -> DataSpec:
+    tasks = [
+        {
+            "name": task,
+            "train": f"lists/{task}_train.csv",
+            "val": f"lists/{task}_val.csv",
+            "classes": f"lists/{task}_class.txt",
+            "head": {"kind": "linear"},
+            "loss": {"kind": "focal", "gamma": 1.0, "alpha": 1.0},
+            "schedule": {"kind": "constant", "rate": 1e-3},
+        }
+        for task in tasks
+    ]
+    raw = {
+        "name": "colours",
+        "title": "Plain colours",
+        "licence": "CC0-1.0",
+        "source": "painted by hand",
+        "images": "pictures",
+        "image_size": SIZE_PX,
+        "batch_size": 7,
+        "selection": 0.0,
+        "max_missing": 0.1,
+        "trunk": {
+            "name": "efficientnetb0",
+            "weights": "none",
+            "schedule": {"kind": "constant", "rate": 1e-3},
+        },
+        "task": tasks,
+    }
+    return parse_spec(raw | changes, source="colours.toml")
+
+
+@dataclass(frozen=True)
+class Colours:
+    """The data set, as it was painted.
+
+    Attributes:
+        folder: the data folder.
+        painted: path -> uint8 [3]; of all pictures, the missing ones too.
+        labels: task -> path -> label, of the val rows.
+        train_labels: task -> path -> label.
+        missing: val paths without a file.
+    """
+
+    folder: Path
+    painted: dict[str, np.ndarray]
+    labels: dict[str, dict[str, int]]
+    train_labels: dict[str, dict[str, int]]
+    missing: tuple[str, ...]
+
+
+def paint(folder: Path) -> Colours:
+    """Pictures in folders, and shuffled lists; "empty" has training labels and no exam."""
+    rng = np.random.default_rng(0)
+    # Names whose order is not that of painting.
+    names = [
+        f"{'cb' if i % 2 else 'da'}/{'x' * (i % 3)}{(i * 37) % 101:03d}.png"
+        for i in range(VAL_PICTURES + TRAIN_PICTURES)
+    ]
+    painted = dict(zip(names, colours(len(names), 4), strict=True))
+    val, train = names[:VAL_PICTURES], names[VAL_PICTURES:]
+    missing = tuple(val[i] for i in MISSING_FILES)
+    for name, colour in painted.items():
+        path = folder / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name not in missing:
+            Image.new("RGB", (5 + len(painted) % 7, 9), tuple(map(int, colour))).save(path)
+    labels, train_labels = {}, {}
+    for task, share in {"shade": 0.9, "warmth": 0.6}.items():
+        count = len(CLASSES[task])
+        said = answers(np.array([painted[name] for name in names]))[task].argmax(axis=1)
+        # A quarter of the labels is not what the model says.
+        drawn = np.where(rng.random(len(names)) < 0.25, rng.integers(0, count, len(names)), said)
+        if task == "shade":
+            drawn[drawn == NEVER_EXAMINED] = 2
+        label = dict(zip(names, map(int, drawn), strict=True))
+        labels[task] = {name: label[name] for name in val if rng.random() < share}
+        train_labels[task] = {name: label[name] for name in train}
+    # Every row of its val list contradicts another, so that no label is left (rule 4).
+    labels["empty"] = {}
+    train_labels["empty"] = {name: i % 2 for i, name in enumerate(train)}
+    lists = folder / "lists"
+    lists.mkdir(parents=True)
+    for task, names_of in CLASSES.items():
+        lines = [f"{index} {name}" for index, name in enumerate(names_of)]
+        (lists / f"{task}_class.txt").write_text("\n".join(lines) + "\n")
+        rows = list(labels[task].items()) or [(val[0], 0), (val[0], 1)]
+        for split, pairs in (("val", rows), ("train", list(train_labels[task].items()))):
+            text = [f"{name},{label}" for name, label in pairs]
+            rng.shuffle(text)
+            (lists / f"{task}_{split}.csv").write_text("\n".join(text) + "\n")
+    return Colours(folder, painted, labels, train_labels, missing)
+
+
+def make_run(workdir: Path, data: Colours, *, tasks=tuple(PALETTES), **changes) -> Run:
+    """A run with that model as its best."""
+    run = start_run(workdir, colour_spec(tasks, **changes), data.folder)
+    colour_model(tasks).save(run.best_model)
+    return run

@@ -1,0 +1,291 @@
+"""The memory of a run, driven with logs made by hand."""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from multitask.learning import callbacks
+from multitask.learning.callbacks import (
+    Console,
+    EpochEnd,
+    StopOnNonFinite,
+    save_model,
+    selection_scores,
+)
+from multitask.learning.checkpoints import Progress, load_progress
+from multitask.learning.phases import prepare_phase
+from multitask.model.heads import build_head
+from multitask.model.network import connect, parts
+from multitask.run import Run, RunError
+from multitask.spec import parse_spec
+
+TASKS = ("colour", "shape")
+NAN = float("nan")
+
+
+def make_spec(patience=12, plateau_patience=4, factor=0.5, least=0.01):
+    schedule = {"kind": "constant", "rate": 1e-2}
+    task = {
+        "train": "t.csv",
+        "val": "v.csv",
+        "classes": "c.txt",
+        "loss": {"kind": "focal"},
+        "schedule": schedule,
+        "head": {"kind": "linear"},
+    }
+    return parse_spec(
+        {
+            "name": "toy",
+            "image_size": 32,
+            "early_stopping": {"patience": patience},
+            "plateau": {"patience": plateau_patience, "factor": factor, "least": least},
+            "trunk": {"weights": "none", "schedule": schedule},
+            "task": [task | {"name": name} for name in TASKS],
+        },
+        source="toy.toml",
+    )
+
+
+class Driver:
+    """A run of which each epoch is given its scores; the heads' biases say which epoch it is."""
+
+    def __init__(self, workdir, progress=None, per_task=True, **settings):
+        spec = make_spec(**settings)
+        inputs = keras.Input((8, 8, 3))
+        trunk = keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs), name="trunk")
+        heads = {task: build_head(spec, task, (6, 6, 2), 2) for task in TASKS}
+        self.progress = progress or Progress(phase="heads")
+        self.prepared = prepare_phase(
+            connect(trunk, heads),
+            spec,
+            "heads",
+            class_weights={task: np.ones(2, np.float32) for task in TASKS},
+            steps_per_epoch=1,
+            plateau=self.progress.plateau,
+        )
+        self.run = Run(workdir, spec, workdir)
+        self.callback = EpochEnd(
+            self.run,
+            self.progress,
+            self.prepared.plain,
+            self.prepared.plateau,
+            per_task=per_task,
+        )
+        self.callback.set_model(self.prepared.model)
+        self.prepared.model.stop_training = False
+
+    def epoch(self, colour=None, shape=None):
+        """One epoch of these macro-F1; None: the task has no label on the selection split."""
+        number = self.progress.epoch + 1
+        head = parts(self.prepared.model)[1]["colour"]
+        head.get_layer("colour_logits").bias.assign([number, 0])
+        logs = {"loss": 1.0 / number}
+        for task, score in (("colour", colour), ("shape", shape)):
+            logs[f"val_{task}_labelled"] = 0.0 if score is None else 5.0
+            logs[f"val_{task}_macro_f1"] = 0.0 if score is None else score
+        self.callback.on_epoch_end(self.progress.phase_epoch, logs)
+        return logs
+
+    @property
+    def stopped(self):
+        return self.prepared.model.stop_training
+
+    def saved_in(self, path):
+        """The epoch in which a model was saved."""
+        head = parts(keras.saving.load_model(path))[1]["colour"]
+        return int(head.get_layer("colour_logits").bias.numpy()[0])
+
+
+# === The best ===
+
+
+def test_scores_leave_out_tasks_without_labels():
+    logs = {
+        "val_a_macro_f1": 0.5,
+        "val_a_labelled": 3.0,
+        "val_b_macro_f1": 0.0,
+        "val_b_labelled": 0.0,
+        "val_c_macro_f1": 0.1,
+        "val_c_labelled": 1.0,
+    }
+    assert selection_scores(logs, ("a", "b", "c")) == {
+        "a": 0.5,
+        "c": 0.1,
+        "macro_f1": pytest.approx(0.3),
+    }
+    assert selection_scores(logs, ("b",)) == {}
+    assert selection_scores({"loss": 1.0}, ("a", "b")) == {}
+
+
+def test_the_best_over_all_and_of_each_task(tmp_path):
+    driver = Driver(tmp_path)
+    for colour, shape in [(0.2, 0.6), (0.7, 0.3), (0.1, 0.8), (0.6, 0.2)]:
+        driver.epoch(colour, shape)
+    # Means: .4, .5, .45, .4.
+    assert driver.progress.best_epoch == {"macro_f1": 2, "colour": 2, "shape": 3}
+    assert driver.progress.best == pytest.approx({"macro_f1": 0.5, "colour": 0.7, "shape": 0.8})
+    assert driver.saved_in(driver.run.best_model) == 2
+    assert driver.saved_in(driver.run.best_model_of("colour")) == 2
+    assert driver.saved_in(driver.run.best_model_of("shape")) == 3
+    assert len(list(driver.run.models.iterdir())) == 3
+
+
+def test_without_per_task_files(tmp_path):
+    driver = Driver(tmp_path, per_task=False)
+    driver.epoch(0.2, 0.6)
+    assert [path.name for path in driver.run.models.iterdir()] == ["best_model.keras"]
+    assert driver.progress.best_epoch == {"macro_f1": 1, "colour": 1, "shape": 1}
+
+
+def test_a_tie_goes_to_the_earlier_epoch_and_nan_never_wins(tmp_path):
+    driver = Driver(tmp_path)
+    improved = [driver.epoch(*scores)["improved"] for scores in [(NAN, NAN), (0.5, 0.25)]]
+    improved += [driver.epoch(*scores)["improved"] for scores in [(0.5, 0.25), (NAN, 0.9)]]
+    assert improved == [False, True, False, False]
+    assert driver.progress.best_epoch == {"macro_f1": 2, "colour": 2, "shape": 4}
+    assert driver.saved_in(driver.run.best_model) == 2
+    assert driver.progress.waited == 2
+
+
+def test_a_score_of_0_is_better_than_none(tmp_path):
+    driver = Driver(tmp_path)
+    assert driver.epoch(0.0, 0.0)["improved"]
+    assert driver.run.best_model.is_file()
+
+
+def test_without_a_selection_split_the_last_epoch_is_the_best(tmp_path):
+    driver = Driver(tmp_path, patience=2, plateau_patience=1)
+    for _ in range(4):
+        assert "val_macro_f1" not in driver.epoch()
+    assert driver.progress.best_epoch == {"macro_f1": 4}
+    assert driver.saved_in(driver.run.best_model) == 4
+    assert not driver.stopped
+    assert driver.progress.waited == 0
+    assert driver.progress.plateau == 1
+
+
+# === Waiting ===
+
+
+def test_early_stopping(tmp_path):
+    driver = Driver(tmp_path, patience=3)
+    stopped = []
+    for score in (0.5, 0.4, 0.4, 0.6, 0.6, 0.1, 0.2):
+        driver.epoch(score, score)
+        stopped.append(driver.stopped)
+    # The sixth, fifth and seventh are no better than the fourth.
+    assert stopped == [False] * 6 + [True]
+    assert driver.progress.waited == 3
+
+
+def test_patience_is_counted_over_the_phases(tmp_path):
+    driver = Driver(tmp_path, patience=3)
+    driver.epoch(0.5, 0.5)
+    driver.epoch(0.4, 0.4)
+    progress = load_progress(driver.run.checkpoint)
+    progress.phase, progress.phase_epoch = "finetune", 0
+    driver = Driver(tmp_path, progress, patience=3)
+    driver.epoch(0.4, 0.4)
+    assert not driver.stopped
+    driver.epoch(0.4, 0.4)
+    assert driver.stopped
+    assert (driver.progress.epoch, driver.progress.phase_epoch) == (4, 2)
+    assert driver.progress.best_epoch["macro_f1"] == 1
+
+
+def test_plateau_reduction(tmp_path):
+    driver = Driver(tmp_path, plateau_patience=2, factor=0.1, least=0.05)
+    factors, rates = [], []
+    for score in (0.5, 0.4, 0.4, 0.6, 0.5, 0.5, 0.5):
+        rates.append(driver.epoch(score, score)["colour_rate"])
+        factors.append(float(driver.prepared.plateau.value))
+    # Two in vain after the first; two in vain after the fourth, down to the least.
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.05, 0.05])
+    # The rate that is logged is the one the epoch was trained with.
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 1e-3, 1e-3, 1e-3, 5e-4])
+    assert driver.progress.plateau == pytest.approx(0.05)
+    assert driver.progress.plateau_waited == 1
+    assert load_progress(driver.run.checkpoint) == driver.progress
+
+
+# === What is written ===
+
+
+def test_history_and_checkpoint_of_each_epoch(tmp_path):
+    driver = Driver(tmp_path)
+    for score in (0.25, 0.5, 0.125):
+        driver.epoch(score, None)
+    history = pd.read_csv(driver.run.logs / "history.csv")
+    assert history["epoch"].tolist() == [1, 2, 3]
+    assert history["phase"].tolist() == ["heads"] * 3
+    assert history["val_macro_f1"].tolist() == [0.25, 0.5, 0.125]  # of colour alone
+    assert history["improved"].tolist() == [1, 1, 0]
+    assert history["loss"].tolist() == pytest.approx([1, 1 / 2, 1 / 3])
+    assert set(driver.progress.best) == {"macro_f1", "colour"}
+    assert not driver.run.best_model_of("shape").exists()
+    assert load_progress(driver.run.checkpoint) == driver.progress
+    assert len(driver.progress.history) == 3
+    assert list((driver.run.logs / "tensorboard").iterdir())
+
+
+def test_a_model_is_written_whole_or_not_at_all(tmp_path):
+    class Fails:
+        def save(self, path):
+            path.write_text("half")
+            raise OSError("No space left on device")
+
+    path = tmp_path / "best_model.keras"
+    path.write_text("the one before")
+    with pytest.raises(OSError, match="No space left"):
+        save_model(Fails(), path)
+    assert path.read_text() == "the one before"
+    assert [p.name for p in tmp_path.iterdir()] == ["best_model.keras"]
+
+
+# === A loss that is not finite ===
+
+
+@pytest.mark.parametrize("loss", [NAN, float("inf"), np.float32("-inf")])
+def test_a_loss_that_is_not_finite_names_the_step(loss):
+    callback = StopOnNonFinite()
+    callback.on_train_begin()
+    callback.on_epoch_begin(2)
+    callback.on_train_batch_end(0, {"loss": 1e30})
+    callback.on_train_batch_end(15, {"loss": 0.0})
+    with pytest.raises(RunError, match="at step 17 of epoch 3;") as error:
+        callback.on_train_batch_end(16, {"loss": loss})
+    assert "\n" not in str(error.value)
+
+
+def test_it_stops_fit():
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse", run_eagerly=True)
+    x = np.ones((4, 1), np.float32)
+    x[2] = NAN
+    with pytest.raises(RunError, match="the loss is nan at step 3 of epoch 1"):
+        model.fit(x, x, batch_size=1, shuffle=False, verbose=0, callbacks=[StopOnNonFinite()])
+
+
+# === The line of an epoch ===
+
+
+def test_the_line_of_an_epoch(capsys, monkeypatch):
+    clock = iter([10.0, 12.0, 20.0, 21.0])  # begin, first step, last step, end
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    console = Console(Progress(phase="heads"), TASKS, steps=5, pictures=100)
+    console.set_params({"epochs": 7})
+    console.on_epoch_begin(1)
+    for batch in range(5):
+        console.on_train_batch_end(batch, {"loss": 0.5})
+    logs = {"loss": 0.25, "val_macro_f1": 0.5, "improved": True}
+    logs |= {"colour_labelled": 9, "colour_top1": 0.75, "colour_macro_f1": 0.5}
+    logs |= {"val_colour_labelled": 3, "val_colour_top1": 1.0, "val_colour_macro_f1": 0.5}
+    logs |= {"shape_labelled": 2, "shape_top1": 0.0, "shape_macro_f1": 0.0}
+    console.on_epoch_end(1, logs | {"val_shape_labelled": 0.0})
+    # 4 of the 5 steps, so 80 of the 100 pictures, took 8 s: the first compiles.
+    assert capsys.readouterr().out == (
+        "heads 2/7       loss 0.2500  colour 0.750/0.500 → 1.000/0.500  "
+        "shape 0.000/0.000 → n/a  selection F1 0.500 *  10 images/s, 11 s\n"
+    )

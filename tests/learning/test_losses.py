@@ -1,0 +1,397 @@
+"""Losses and metrics against loops in NumPy and against scikit-learn."""
+
+import keras
+import numpy as np
+import pytest
+import sklearn.metrics
+import tensorflow as tf
+from keras import ops
+
+from multitask.learning.losses import (
+    LOSSES,
+    LabelCount,
+    MacroF1,
+    MaskedLoss,
+    build_losses,
+    build_metrics,
+    cross_entropy,
+    focal_loss,
+)
+from multitask.spec import SpecError, parse_spec
+
+CLASSES = 5
+RNG = np.random.default_rng(7)
+LOGITS = RNG.normal(scale=2, size=(12, CLASSES)).astype(np.float32)
+LABELS = np.array([0, 1, 2, 3, 4, -1, 0, 0, -1, 3, 2, -1], np.int32)
+CLASS_WEIGHTS = np.array([0.5, 2.0, 1.0, 0.0, 1.5], np.float32)
+ONES = np.ones(CLASSES, np.float32)
+
+
+def make_spec(**losses):
+    """A spec of one task for each loss."""
+    schedule = {"kind": "constant", "rate": 1e-3}
+    return parse_spec(
+        {
+            "name": "toy",
+            "trunk": {"schedule": schedule},
+            "task": [
+                {
+                    "name": name,
+                    "train": "t.csv",
+                    "val": "v.csv",
+                    "classes": "c.txt",
+                    "head": {"kind": "linear"},
+                    "loss": loss,
+                    "schedule": schedule,
+                }
+                for name, loss in losses.items()
+            ],
+        },
+        source="toy.toml",
+    )
+
+
+def focal_by_hand(labels, logits, class_weights, *, gamma, alpha, label_smoothing):
+    """Equation 5, one number at a time, in float64."""
+    losses = []
+    for label, row in zip(labels, np.asarray(logits, np.float64), strict=True):
+        if label == -1:
+            losses.append(0.0)
+            continue
+        shifted = row - row.max()
+        p = np.exp(shifted) / np.exp(shifted).sum()
+        total = 0.0
+        for k, p_k in enumerate(p):
+            target = label_smoothing / len(row) + (1 - label_smoothing) * (k == label)
+            total += target * (1 - p_k) ** gamma * np.log(p_k)
+        losses.append(-alpha * class_weights[label] * total)
+    return np.array(losses)
+
+
+def value_and_gradient(labels, logits, **options):
+    """The loss of each example, and the gradient of their sum, by TensorFlow's tape."""
+    logits = tf.constant(logits, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        losses = focal_loss(labels, logits, np.ones(logits.shape[-1], np.float32), **options)
+        total = tf.reduce_sum(losses)
+    return losses.numpy(), tape.gradient(total, logits).numpy()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("alpha", [0.25, 1.0])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.5])
+def test_focal_loss_is_equation_5(gamma, alpha, label_smoothing):
+    options = {"gamma": gamma, "alpha": alpha, "label_smoothing": label_smoothing}
+    got = ops.convert_to_numpy(focal_loss(LABELS, LOGITS, CLASS_WEIGHTS, **options))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(
+        got, focal_by_hand(LABELS, LOGITS, CLASS_WEIGHTS, **options), rtol=2e-5, atol=1e-7
+    )
+
+
+def test_focal_loss_of_one_example_by_hand():
+    # p = (3/4, 1/4): -0.25 (1 - 3/4)^2 log(3/4), and -0.25 (1 - 1/4)^2 log(1/4).
+    logits = np.log([[3.0, 1.0], [3.0, 1.0]])
+    got = focal_loss(np.array([0, 1]), logits, np.ones(2), gamma=2.0, alpha=0.25)
+    want = [0.25 * 0.0625 * np.log(4 / 3), 0.25 * 0.5625 * np.log(4)]
+    np.testing.assert_allclose(ops.convert_to_numpy(got), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss", [cross_entropy, lambda *args: focal_loss(*args, gamma=0.0, alpha=1.0)]
+)
+def test_gamma_0_alpha_1_is_cross_entropy(loss):
+    labelled = LABELS >= 0
+    got = ops.convert_to_numpy(loss(LABELS, LOGITS, ONES))
+    p = np.exp(LOGITS.astype(np.float64))
+    p /= p.sum(1, keepdims=True)
+    want = sklearn.metrics.log_loss(LABELS[labelled], p[labelled], labels=range(CLASSES))
+    assert got[labelled].mean() == pytest.approx(want, rel=1e-5)
+    weighted = ops.convert_to_numpy(loss(LABELS, LOGITS, CLASS_WEIGHTS))
+    want = sklearn.metrics.log_loss(
+        LABELS[labelled],
+        p[labelled],
+        sample_weight=CLASS_WEIGHTS[LABELS[labelled]],
+        labels=range(CLASSES),
+        normalize=False,
+    )
+    assert weighted.sum() == pytest.approx(want, rel=1e-5)
+
+
+def test_missing_labels_give_exactly_nothing():
+    losses, gradient = value_and_gradient(LABELS, LOGITS, gamma=2.0, alpha=0.25)
+    missing = LABELS == -1
+    assert (losses[missing] == 0).all()
+    assert (gradient[missing] == 0).all()
+    assert (losses[~missing] > 0).all()
+    assert np.abs(gradient[~missing]).max(axis=1).min() > 0
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_extreme_logits_stay_finite(gamma, label_smoothing):
+    # Sure and right, sure and wrong, sure without a label, undecided between two extremes.
+    logits = np.array(
+        [[1e4, -1e4, 0], [1e4, -1e4, 0], [1e4, -1e4, 0], [1e4, 1e4, -1e4], [200, 0, 0]]
+    )
+    labels = np.array([0, 1, -1, 0, 0])
+    losses, gradient = value_and_gradient(
+        labels, logits, gamma=gamma, alpha=1.0, label_smoothing=label_smoothing
+    )
+    assert np.isfinite(losses).all()
+    assert np.isfinite(gradient).all()
+    assert losses[2] == 0
+    if not label_smoothing:
+        assert losses[0] == 0
+        assert losses[1] == pytest.approx(2e4)
+        # A sure mistake still teaches: away from the answer, towards the label.
+        np.testing.assert_allclose(gradient[1], [1, -1, 0], atol=1e-6)
+        assert losses[3] == pytest.approx(0.5**gamma * np.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_gradient_is_the_slope(gamma):
+    logits, labels = LOGITS[:3].astype(np.float64), LABELS[:3]
+    options = {"gamma": gamma, "alpha": 0.25, "label_smoothing": 0.1}
+    _, gradient = value_and_gradient(labels, logits, **options)
+    for row, column in np.ndindex(*logits.shape):
+        up, down = logits.copy(), logits.copy()
+        up[row, column] += 1e-5
+        down[row, column] -= 1e-5
+        slope = (
+            focal_by_hand(labels, up, ONES, **options).sum()
+            - focal_by_hand(labels, down, ONES, **options).sum()
+        ) / 2e-5
+        assert gradient[row, column] == pytest.approx(slope, rel=1e-3, abs=1e-6)
+
+
+# === Under compile and evaluate ===
+
+
+def two_outputs(classes):
+    """Logits that are the input itself, for each task."""
+    inputs = {task: keras.Input((count,), name=f"{task}_in") for task, count in classes.items()}
+    return keras.Model(
+        {f"{task}_in": tensor for task, tensor in inputs.items()},
+        {task: keras.layers.Identity(name=task)(tensor) for task, tensor in inputs.items()},
+    )
+
+
+def evaluated(classes, losses, logits, labels, *, loss_weights=None, batch_size=6):
+    model = two_outputs(classes)
+    model.compile(
+        optimizer="sgd",
+        loss=losses,
+        loss_weights=loss_weights,
+        weighted_metrics=build_metrics(classes),
+        jit_compile=False,
+    )
+    weights = {task: (y >= 0).astype(np.float32) for task, y in labels.items()}
+    data = tf.data.Dataset.from_tensor_slices(
+        ({f"{task}_in": x for task, x in logits.items()}, labels, weights)
+    ).batch(batch_size)
+    return model.evaluate(data, return_dict=True, verbose=0)
+
+
+@pytest.fixture(scope="module")
+def half_labelled():
+    """24 examples of two tasks; half and a quarter of the labels are there."""
+    rng = np.random.default_rng(3)
+    classes = {"colour": 5, "shape": 3}
+    logits = {t: rng.normal(scale=2, size=(24, n)).astype(np.float32) for t, n in classes.items()}
+    labels = {t: rng.integers(0, n, 24).astype(np.int32) for t, n in classes.items()}
+    labels["colour"][::2] = -1
+    labels["shape"][np.arange(24) % 4 > 0] = -1
+    return classes, logits, labels
+
+
+def test_evaluate_gives_the_mean_over_the_labelled(half_labelled):
+    classes, logits, labels = half_labelled
+    weights = {"colour": CLASS_WEIGHTS, "shape": np.array([0.5, 1, 1.5], np.float32)}
+    spec = make_spec(colour={"kind": "focal", "gamma": 2.0, "alpha": 0.25}, shape={"kind": "focal"})
+    result = evaluated(
+        classes,
+        build_losses(spec, weights),
+        logits,
+        labels,
+        loss_weights={"colour": 0.3, "shape": 2.0},
+    )
+    means = {}
+    for task in classes:
+        known = labels[task] >= 0
+        means[task] = focal_by_hand(
+            labels[task][known],
+            logits[task][known],
+            weights[task],
+            gamma=2.0,
+            alpha=0.25,
+            label_smoothing=0.0,
+        ).mean()
+        answers = logits[task].argmax(1)
+        assert result[f"{task}_labelled"] == known.sum()
+        assert result[f"{task}_top1"] == pytest.approx(
+            sklearn.metrics.accuracy_score(labels[task][known], answers[known])
+        )
+        assert result[f"{task}_macro_f1"] == pytest.approx(
+            sklearn.metrics.f1_score(
+                labels[task][known],
+                answers[known],
+                labels=np.unique(labels[task][known]),
+                average="macro",
+                zero_division=0,
+            )
+        )
+    # Each batch of 6 has 3 labelled colours, so that the mean of the batches' means is the mean.
+    assert (labels["colour"].reshape(4, 6) >= 0).sum(1).tolist() == [3, 3, 3, 3]
+    assert result["colour_loss"] == pytest.approx(means["colour"], rel=1e-4)
+    one_batch = evaluated(classes, build_losses(spec, weights), logits, labels, batch_size=24)
+    for task, mean in means.items():
+        assert one_batch[f"{task}_loss"] == pytest.approx(mean, rel=1e-4)
+    assert one_batch["loss"] == pytest.approx(sum(means.values()), rel=1e-4)
+
+
+def test_loss_weights_and_no_labels_at_all(half_labelled):
+    classes, logits, labels = half_labelled
+    labels = labels | {"shape": np.full(24, -1, np.int32)}
+    spec = make_spec(colour={"kind": "cross_entropy"}, shape={"kind": "focal"})
+    weights = {task: np.ones(n, np.float32) for task, n in classes.items()}
+    result = evaluated(
+        classes,
+        build_losses(spec, weights),
+        logits,
+        labels,
+        loss_weights={"colour": 0.3, "shape": 2.0},
+        batch_size=24,
+    )
+    known = labels["colour"] >= 0
+    p = np.exp(logits["colour"].astype(np.float64))
+    p /= p.sum(1, keepdims=True)
+    mean = sklearn.metrics.log_loss(labels["colour"][known], p[known], labels=range(5))
+    assert result["loss"] == pytest.approx(0.3 * mean, rel=1e-4)
+    assert result["shape_loss"] == 0
+    assert result["shape_labelled"] == 0
+    assert result["shape_macro_f1"] == 0
+
+
+def test_one_task_alone_keeps_its_name_in_the_logs():
+    labels = np.array([0, -1, 2, 1], np.int32)
+    logits = np.eye(3, dtype=np.float32)[[0, 1, 1, 1]]
+    spec = make_spec(colour={"kind": "cross_entropy"})
+    losses = build_losses(spec, {"colour": np.ones(3, np.float32)})
+    result = evaluated({"colour": 3}, losses, {"colour": logits}, {"colour": labels}, batch_size=4)
+    assert result["colour_labelled"] == 3
+    assert result["colour_top1"] == pytest.approx(2 / 3)
+    # Class 0 found; class 1 found with one false; class 2 not found.
+    assert result["colour_macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_masked_loss_of_a_batch_without_labels_is_0(count):
+    loss = MaskedLoss(focal_loss, ONES, {"gamma": 2.0, "alpha": 0.25}, "colour")
+    logits = tf.constant(LOGITS[:count])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = loss(np.full(count, -1), logits, sample_weight=np.zeros(count))
+    assert float(value) == 0
+    assert (tape.gradient(value, logits).numpy() == 0).all()
+
+
+def test_one_rare_label_keeps_its_class_weight():
+    # Were class weights sample weights, they would cancel out in a batch of one label.
+    loss = MaskedLoss(cross_entropy, CLASS_WEIGHTS, {}, "colour")
+    labels, weight = np.array([-1, 1, -1]), np.array([0.0, 1, 0])
+    plain = MaskedLoss(cross_entropy, ONES, {}, "colour")
+    got = float(loss(labels, LOGITS[:3], sample_weight=weight))
+    assert got == pytest.approx(2 * float(plain(labels, LOGITS[:3], sample_weight=weight)))
+
+
+# === From a spec ===
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (
+            {"kind": "focla"},
+            'loss.kind: unknown kind "focla". Expected one of: cross_entropy, focal. '
+            'Did you mean "focal"?',
+        ),
+        ({"kind": "focal", "gama": 2}, 'loss: unknown option "gama" of "focal".'),
+        ({"kind": "focal", "gamma": -1}, "loss.gamma: -1: input should be greater than or equal"),
+        ({"kind": "focal", "alpha": 0}, "loss.alpha: 0: input should be greater than 0"),
+        ({"kind": "focal", "label_smoothing": 1}, "loss.label_smoothing: 1: input should be less"),
+        ({"kind": "cross_entropy", "gamma": 2}, 'unknown option "gamma" of "cross_entropy"'),
+        ({"kind": "focal", "class_weights": [1]}, 'unknown option "class_weights"'),
+    ],
+)
+def test_wrong_losses_name_their_place(choice, message):
+    spec = make_spec(colour={"kind": "focal"}, shape=choice)
+    with pytest.raises(SpecError) as error:
+        build_losses(spec, {"colour": ONES, "shape": ONES})
+    text = str(error.value)
+    assert text.startswith('toy.toml: task[1] "shape": ')
+    assert message in text
+    assert "\n" not in text
+
+
+def test_options_reach_the_loss():
+    spec = make_spec(
+        colour={"kind": "focal", "gamma": 1, "alpha": 2, "label_smoothing": 0.2},
+        shape={"kind": "cross_entropy", "label_smoothing": 0.3},
+    )
+    losses = build_losses(spec, {"colour": CLASS_WEIGHTS, "shape": ONES})
+    known = LABELS >= 0
+    for task, weights, gamma, alpha, smoothing in [
+        ("colour", CLASS_WEIGHTS, 1, 2, 0.2),
+        ("shape", ONES, 0, 1, 0.3),
+    ]:
+        want = focal_by_hand(
+            LABELS, LOGITS, weights, gamma=gamma, alpha=alpha, label_smoothing=smoothing
+        )[known].mean()
+        got = float(losses[task](LABELS, LOGITS, sample_weight=known.astype(np.float32)))
+        assert got == pytest.approx(want, rel=1e-5)
+    assert set(LOSSES) == {"focal", "cross_entropy"}
+
+
+# === Metrics ===
+
+
+def test_macro_f1_over_batches_with_missing_and_absent_classes():
+    rng = np.random.default_rng(11)
+    labels = rng.choice([-1, 0, 1, 3], size=90)  # 2 and 4 have no label; 2 is predicted
+    logits = rng.normal(size=(90, 5)).astype(np.float32)
+    logits[np.arange(90), np.maximum(labels, 0)] += 0.8
+    answers = logits.argmax(1)
+    assert {2, 4} <= set(answers)
+    metric = MacroF1(5)
+    for rows in np.array_split(np.arange(90), 4):
+        metric.update_state(labels[rows], logits[rows], (labels[rows] >= 0).astype(np.float32))
+    known = labels >= 0
+    want = sklearn.metrics.f1_score(
+        labels[known], answers[known], labels=[0, 1, 3], average="macro", zero_division=0
+    )
+    assert float(metric.result()) == pytest.approx(want, rel=1e-6)
+    without_weights = MacroF1(5)
+    without_weights.update_state(labels, logits)
+    assert float(without_weights.result()) == pytest.approx(want, rel=1e-6)
+    metric.reset_state()
+    assert float(metric.result()) == 0
+
+
+def test_macro_f1_by_hand():
+    # Class 0: 2 of 3 found, one false: F1 = 2*2 / (3 + 3). Class 1: 0 of 1. Class 2: absent.
+    labels = np.array([0, 0, 0, 1, -1])
+    answers = np.array([0, 0, 2, 0, 1])
+    metric = MacroF1(3)
+    metric.update_state(labels, np.eye(3)[answers])
+    assert float(metric.result()) == pytest.approx((4 / 6 + 0) / 2)
+
+
+def test_label_count_over_batches():
+    metric = LabelCount()
+    for batch in ([0, -1, 2], [-1, -1], [5]):
+        metric.update_state(np.array(batch), None)
+    assert float(metric.result()) == 3
+    metric.reset_state()
+    assert float(metric.result()) == 0

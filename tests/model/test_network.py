@@ -1,0 +1,262 @@
+"""The one model: one trunk, a head a task; saving and reading it."""
+
+import keras
+import numpy as np
+import pytest
+
+from multitask.model.heads import build_head
+from multitask.model.network import build_network, connect, load_network, parameter_table, parts
+from multitask.model.trunks import freeze_trunk
+from multitask.spec import InputError, SpecError, parse_spec
+
+SIZE = 32
+CLASSES = {"colour": ("red", "green"), "shape": ("round", "square", "long")}
+
+
+def make_spec(image_size=SIZE, tasks=tuple(CLASSES), head="linear"):
+    schedule = {"kind": "constant", "rate": 1e-3}
+    task = {
+        "train": "t.csv",
+        "val": "v.csv",
+        "classes": "c.txt",
+        "loss": {"kind": "focal"},
+        "schedule": schedule,
+    }
+    return parse_spec(
+        {
+            "name": "toy",
+            "image_size": image_size,
+            "trunk": {"name": "efficientnetb0", "weights": "none", "schedule": schedule},
+            "task": [task | {"name": name, "head": {"kind": head}} for name in tasks],
+        },
+        source="toy.toml",
+    )
+
+
+def small_network(spec, *, dropout=0.3):
+    """A stand-in for the trunk, and the spec's heads."""
+    inputs = keras.Input((spec.image_size, spec.image_size, 3))
+    x = keras.layers.Conv2D(4, 5, strides=4, name="stem_conv")(inputs)
+    x = keras.layers.BatchNormalization(name="stem_bn")(x)
+    x = keras.layers.Conv2D(6, 1, name="block1a_conv")(x)
+    x = keras.layers.BatchNormalization(name="block1a_bn")(x)
+    x = keras.layers.Dropout(dropout, name="block1a_drop")(x)
+    trunk = keras.Model(inputs, x, name="trunk")
+    heads = {
+        task: build_head(spec, task, trunk.output_shape[1:], len(CLASSES[task]))
+        for task in spec.task_names
+    }
+    return connect(trunk, heads)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(5).uniform(0, 255, (4, SIZE, SIZE, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def real():
+    return build_network(make_spec(), CLASSES)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+# === The functional model ===
+
+
+def test_from_a_picture_to_the_logits_of_each_task(real, pictures):
+    logits = real(pictures, training=False)
+    assert {task: tuple(x.shape) for task, x in logits.items()} == {
+        "colour": (4, 2),
+        "shape": (4, 3),
+    }
+    assert [keras.backend.standardize_dtype(x.dtype) for x in logits.values()] == ["float32"] * 2
+    assert real.input_shape == (None, SIZE, SIZE, 3)
+    assert [x.name for x in real.inputs] == ["image"]
+
+
+def test_one_trunk_is_shared(real):
+    trunk, heads = parts(real)
+    assert trunk.name == "trunk"
+    assert list(heads) == list(CLASSES)
+    # Keras' documentation: 4,049,571 parameters of B0 without its top, and 1280 features.
+    assert trunk.count_params() == 4_049_571
+    assert [head.count_params() for head in heads.values()] == [1281 * 2, 1281 * 3]
+    assert real.count_params() == 4_049_571 + 1281 * 5
+
+
+def test_the_answers_are_the_heads_on_the_trunks_features(pictures):
+    model = small_network(make_spec(head="gru"))
+    trunk, heads = parts(model)
+    features = trunk(pictures, training=False)
+    logits = model(pictures, training=False)
+    for task, head in heads.items():
+        np.testing.assert_allclose(logits[task], head(features, training=False), rtol=1e-5)
+    assert not np.allclose(logits["colour"][0], logits["colour"][1])
+
+
+def statistics(trunk):
+    return [w.numpy() for w in trunk.non_trainable_weights if "moving" in w.name]
+
+
+def test_a_trunk_that_infers_is_deterministic_and_keeps_its_statistics(pictures):
+    trains = small_network(make_spec())
+    trunk, heads = parts(trains)
+    infers = connect(trunk, heads, trunk_infers=True)
+    old = statistics(trunk)
+    assert len(old) == 4
+
+    first, second = infers(pictures, training=True), infers(pictures, training=True)
+    assert same(first, second)
+    assert same(first, infers(pictures, training=False))
+    assert all(map(np.array_equal, old, statistics(trunk)))
+
+    # Without it, dropout draws and the statistics move: what is tested above could fail.
+    assert not same(trains(pictures, training=True), trains(pictures, training=True))
+    assert not any(map(np.array_equal, old, statistics(trunk)))
+
+
+def test_a_trunk_that_infers_leaves_its_heads_in_training(pictures):
+    trunk, heads = parts(small_network(make_spec(head="dense_stack")))
+    model = connect(trunk, heads, trunk_infers=True)
+    assert not same(model(pictures, training=True), model(pictures, training=True))
+    assert same(model(pictures, training=False), model(pictures, training=False))
+
+
+def test_models_of_one_trunk_share_its_variables(pictures):
+    model = small_network(make_spec())
+    trunk, heads = parts(model)
+    other = connect(trunk, heads, trunk_infers=True)
+    assert [id(v) for v in other.variables] == [id(v) for v in model.variables]
+    alone = connect(trunk, {"shape": heads["shape"]})
+    assert list(alone(pictures)) == ["shape"]
+
+
+# === Files ===
+
+
+def test_a_saved_network_gives_the_same_answers(real, pictures, tmp_path):
+    path = tmp_path / "model.keras"
+    real.save(path)
+    again = load_network(path, make_spec(), CLASSES)
+    assert same(real(pictures, training=False), again(pictures, training=False))
+    trunk, heads = parts(again)
+    assert [x.name for x in trunk.layers] == [x.name for x in parts(real)[0].layers]
+    assert set(heads) == set(CLASSES)
+    assert parameter_table(again) == parameter_table(real)
+
+
+def test_a_network_saved_frozen_can_be_trained_again(pictures, tmp_path):
+    model = small_network(make_spec())
+    trunk, _ = parts(model)
+    freeze_trunk(trunk, len(trunk.layers), batchnorm_trains=False)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    again = load_network(path, make_spec(), CLASSES)
+    trunk, heads = parts(again)
+    freeze_trunk(trunk, 3, batchnorm_trains=True)
+    trained = {x.name: len(x.trainable_weights) for x in trunk.layers if x.weights}
+    trained.pop("block1a_drop", None)  # its seed is a weight to some versions of Keras
+    assert trained == {"stem_conv": 0, "stem_bn": 0, "block1a_conv": 2, "block1a_bn": 2}
+    assert all(len(head.trainable_weights) == 2 for head in heads.values())
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "model.keras"
+    small_network(make_spec()).save(path)
+    return path
+
+
+def refusal(path, spec, classes):
+    with pytest.raises(InputError) as error:
+        load_network(path, spec, classes)
+    text = str(error.value)
+    assert text.startswith(f"{path}: ")
+    assert "\n" not in text
+    return text.removeprefix(f"{path}: ")
+
+
+def test_a_file_that_fits_is_read(small_file):
+    assert parts(load_network(small_file, make_spec(), CLASSES))[0].name == "trunk"
+
+
+def test_no_file_is_refused(tmp_path):
+    assert refusal(tmp_path / "none.keras", make_spec(), CLASSES) == "no such model file"
+    assert refusal(tmp_path, make_spec(), CLASSES) == "no such model file"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.keras", "model.h5"])
+def test_a_text_file_is_refused(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("not a model\n")
+    assert refusal(path, make_spec(), CLASSES).startswith("not a model file of multitask (")
+
+
+def test_a_cut_file_is_refused(small_file, tmp_path):
+    path = tmp_path / "cut.keras"
+    path.write_bytes(small_file.read_bytes()[:2000])
+    assert refusal(path, make_spec(), CLASSES).startswith("not a model file of multitask (")
+
+
+def test_another_keras_model_is_refused(tmp_path):
+    inputs = keras.Input((SIZE, SIZE, 3))
+    path = tmp_path / "other.keras"
+    keras.Model(inputs, keras.layers.Flatten()(inputs)).save(path)
+    assert refusal(path, make_spec(), CLASSES).startswith("not a model file of multitask (")
+
+
+def test_other_tasks_classes_and_sizes_are_refused(small_file):
+    text = refusal(small_file, make_spec(tasks=("colour",)), CLASSES)
+    assert text == (
+        "its tasks and class counts are {'colour': 2, 'shape': 3}, asked are {'colour': 2}"
+    )
+    text = refusal(small_file, make_spec(), CLASSES | {"colour": ("r", "g", "b")})
+    assert text.endswith("asked are {'colour': 3, 'shape': 3}")
+    text = refusal(small_file, make_spec(image_size=64), CLASSES)
+    assert text == "made for 32 px, asked are 64 px"
+
+
+def test_a_wrong_head_is_told_with_its_place():
+    with pytest.raises(SpecError, match=r'^toy.toml: task\[0\] "colour": head.kind: unknown kind'):
+        build_network(make_spec(head="liner"), CLASSES)
+
+
+# === Parameters ===
+
+
+@pytest.mark.parametrize("frozen", [0, 3, 6])
+def test_parameter_table(frozen):
+    model = small_network(make_spec())
+    trunk, _ = parts(model)
+    freeze_trunk(trunk, frozen, batchnorm_trains=True)
+    # Convolution: kernel and bias; BatchNorm: gamma, beta, and two that are never trained.
+    stem, block = 5 * 5 * 3 * 4 + 4, 4 * 6 + 6
+    assert parameter_table(model) == [
+        ("trunk/input", 1, 0, 0, 0),
+        ("trunk/stem", 2, 2 * (frozen < 3), stem + 16, (stem + 8) * (frozen < 3)),
+        ("trunk/block1", 3, 2 * (frozen < 6), block + 24, (block + 12) * (frozen < 6)),
+        ("colour", 3, 1, 14, 14),
+        ("shape", 3, 1, 21, 21),
+    ]
+
+
+def test_the_parameter_table_sums_to_the_whole(real):
+    trunk, _ = parts(real)
+    freeze_trunk(trunk, 100, batchnorm_trains=False)
+    rows = parameter_table(real)
+    trainable = sum(int(np.prod(v.shape)) for v in real.trainable_variables)
+    assert sum(row[3] for row in rows) == real.count_params()
+    assert sum(row[4] for row in rows) == trainable
+    assert 0 < trainable < real.count_params()
+    blocks = [f"trunk/block{i}" for i in range(1, 8)]
+    assert [row[0] for row in rows] == [
+        "trunk/input",
+        "trunk/stem",
+        *blocks,
+        "trunk/top",
+        *CLASSES,
+    ]
+    assert sum(row[1] for row in rows) == len(trunk.layers) + 3 + 3

@@ -1,0 +1,455 @@
+"""Trunks: three kinds of weights, one network; and freezing, layer by layer."""
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras.src.applications import efficientnet
+from keras.src.legacy.saving import legacy_h5_format
+
+from multitask.model.trunks import (
+    IMAGENET_MEAN,
+    IMAGENET_STDDEV,
+    TRUNKS,
+    batchnorm_trains,
+    build_trunk,
+    check_trunk,
+    freeze_trunk,
+    frozen_count,
+    group_of,
+    merged_frozen_count,
+)
+from multitask.spec import InputError, SpecError, Trunk, load_spec, parse_spec
+
+SIZE = 32
+SCHEDULE = {"kind": "constant", "rate": 1e-3}
+B0_LAYERS = 238  # with the Rescaling layer that ImageNet weights bring
+
+
+def settings(weights, **options):
+    return Trunk(name="efficientnetb0", weights=str(weights), schedule=SCHEDULE, **options)
+
+
+def make_spec(*depths, freeze_depth=None):
+    task = {
+        "train": "t.csv",
+        "val": "v.csv",
+        "classes": "c.txt",
+        "head": {"kind": "linear"},
+        "loss": {"kind": "focal"},
+        "schedule": SCHEDULE,
+    }
+    return parse_spec(
+        {
+            "name": "toy",
+            "trunk": {"schedule": SCHEDULE},
+            "freeze_depth": freeze_depth,
+            "task": [
+                task | {"name": f"task{index}", "freeze_depth": depth}
+                for index, depth in enumerate(depths)
+            ],
+        },
+        source="toy.toml",
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(5).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
+
+
+def features(trunk, pictures):
+    return np.asarray(trunk(pictures, training=False))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Stand-ins for Keras' file of ImageNet weights, in each format.
+
+    Every weight is drawn, the statistics of the normalisation too, so that one that is lost shows.
+    """
+    folder = tmp_path_factory.mktemp("weights")
+    network = keras.applications.EfficientNetB0(
+        weights=None, include_top=False, input_shape=(SIZE, SIZE, 3)
+    )
+    rng = np.random.default_rng(0)
+    for weight in network.weights:
+        if weight.name in ("mean", "moving_mean", "beta"):
+            weight.assign(rng.normal(0, 0.2, weight.shape))
+        elif weight.name in ("variance", "moving_variance", "gamma"):
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+    paths = {
+        "legacy": folder / "efficientnetb0_notop.h5",  # as Keras serves it
+        "weights": folder / "trunk.weights.h5",
+        "keras": folder / "trunk.keras",
+    }
+    with h5py.File(paths["legacy"], "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, network)
+    network.save_weights(paths["weights"])
+    network.save(paths["keras"])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def imagenet(files):
+    """What Keras itself makes of its file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(files["legacy"]))
+        return build_trunk(settings("imagenet"), SIZE)
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    return build_trunk(settings("none"), SIZE)
+
+
+# === Weights ===
+
+
+@pytest.mark.parametrize("kind", ["legacy", "weights", "keras"])
+def test_a_file_gives_the_same_network_as_imagenet(kind, files, imagenet, pictures):
+    trunk = build_trunk(settings(files[kind]), SIZE)
+    np.testing.assert_array_equal(features(trunk, pictures), features(imagenet, pictures))
+    for mine, theirs in zip(trunk.layers, imagenet.layers, strict=True):
+        assert type(mine) is type(theirs)
+        assert group_of(mine.name) == group_of(theirs.name)
+        for a, b in zip(mine.weights, theirs.weights, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_fake_file_is_told_from_no_file(untrained, imagenet, pictures):
+    assert not np.allclose(features(untrained, pictures), features(imagenet, pictures), rtol=0.1)
+
+
+def test_names_and_number_of_layers_are_the_same(imagenet, untrained):
+    assert len(imagenet.layers) == len(untrained.layers) == B0_LAYERS
+    assert imagenet.name == untrained.name == "trunk"
+    differ = [
+        (a.name, b.name)
+        for a, b in zip(imagenet.layers, untrained.layers, strict=True)
+        if a.name != b.name
+    ]
+    # Keras numbers these four; none of them is in a block.
+    assert len(differ) <= 4
+    assert all(group_of(name) == "input" for pair in differ for name in pair)
+
+
+@pytest.mark.parametrize("depth", ["stem", "block1", "block5", "block5a", "top", 40, -40])
+def test_a_depth_freezes_the_same_layers_whatever_the_weights(depth, imagenet, untrained):
+    counts = {
+        frozen_count(depth, [layer.name for layer in trunk.layers], place="x")
+        for trunk in (imagenet, untrained)
+    }
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "legacy", "none"])
+def test_batchnorm_momentum(weights, files, imagenet, pictures, monkeypatch):
+    monkeypatch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(files["legacy"]))
+    chosen = settings(files.get(weights, weights), batchnorm_momentum=0.8)
+    trunk = build_trunk(chosen, SIZE)
+    momenta = [
+        layer.momentum
+        for layer in trunk.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert len(momenta) == 49
+    assert set(momenta) == {0.8}
+    assert trunk.name == "trunk"
+    assert len(trunk.layers) == B0_LAYERS
+    if weights != "none":
+        np.testing.assert_array_equal(features(trunk, pictures), features(imagenet, pictures))
+
+
+def test_momentum_of_keras_where_none_is_asked(imagenet, untrained):
+    for trunk in (imagenet, untrained):
+        layer = trunk.get_layer("stem_bn")
+        assert layer.momentum == keras.layers.BatchNormalization().momentum
+
+
+def test_no_weights_normalise_as_imagenet_was(untrained, pictures):
+    before_stem = keras.Model(untrained.input, untrained.get_layer("stem_conv_pad").input)
+    want = (pictures.astype(np.float64) / 255 - IMAGENET_MEAN) / IMAGENET_STDDEV
+    got = before_stem(pictures)
+    assert got.shape == pictures.shape
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_imagenet_without_a_network_names_all_ways_out(monkeypatch):
+    def fails(*_, **__):
+        raise Exception("URL fetch failure on https://x/y.h5: None -- Name resolution\nmore")
+
+    monkeypatch.setattr(efficientnet.file_utils, "get_file", fails)
+    with pytest.raises(InputError) as error:
+        build_trunk(settings("imagenet"), SIZE)
+    text = str(error.value)
+    assert "\n" not in text
+    for part in (
+        "URL fetch failure",
+        "--trunk_weights=FILE",
+        "efficientnetb0_notop.h5",
+        "--trunk_weights=none",
+        "a machine with a network",
+    ):
+        assert part in text
+
+
+def write_wrong(folder, kind, files):
+    """A file that is no weights file of EfficientNetB0."""
+    if kind == "text":
+        path = folder / "notes.txt"
+        path.write_text("weights\n")
+    elif kind == "text named h5":
+        path = folder / "trunk.h5"
+        path.write_text("weights\n")
+    elif kind == "text named keras":
+        path = folder / "trunk.keras"
+        path.write_text("weights\n")
+    elif kind == "cut":
+        path = folder / "cut.h5"
+        path.write_bytes(files["legacy"].read_bytes()[:100_000])
+    else:
+        inputs = keras.Input((SIZE, SIZE, 3))
+        other = keras.Model(inputs, keras.layers.Conv2D(3, 3)(inputs))
+        path = folder / {"other keras": "o.keras", "other weights": "o.weights.h5"}.get(
+            kind, "o.h5"
+        )
+        if kind == "other legacy":
+            with h5py.File(path, "w") as file:
+                legacy_h5_format.save_weights_to_hdf5_group(file, other)
+        elif kind == "other weights":
+            other.save_weights(path)
+        else:
+            other.save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "text",
+        "text named h5",
+        "text named keras",
+        "cut",
+        "other keras",
+        "other weights",
+        "other legacy",
+    ],
+)
+def test_a_wrong_file_is_one_line(kind, files, tmp_path, untrained, monkeypatch):
+    path = write_wrong(tmp_path, kind, files)
+    # What is built does not matter here; one network serves all the files.
+    monkeypatch.setattr(keras.Model, "from_config", lambda *_: untrained)
+    monkeypatch.setitem(TRUNKS, "efficientnetb0", lambda **_: untrained)
+    with pytest.raises(InputError) as error:
+        build_trunk(settings(path), SIZE)
+    text = str(error.value)
+    assert text.startswith(f"--trunk_weights: {path}: not a weights file of efficientnetb0 ")
+    assert "\n" not in text
+
+
+def test_check_trunk():
+    check_trunk(settings("none"), place="toy.toml: trunk")
+    check_trunk(settings("imagenet"), place="toy.toml: trunk")
+    check_trunk(settings(__file__), place="toy.toml: trunk")
+    with pytest.raises(SpecError) as error:
+        check_trunk(Trunk(name="eficientnetb2", schedule=SCHEDULE), place="toy.toml: trunk")
+    assert str(error.value).startswith('toy.toml: trunk.name: unknown trunk "eficientnetb2". Exp')
+    assert str(error.value).endswith('Did you mean "efficientnetb2"?')
+    with pytest.raises(SpecError) as error:
+        check_trunk(settings("imagnet"), place="toy.toml: trunk")
+    assert str(error.value).startswith('toy.toml: trunk.weights: "imagnet": no such file.')
+    assert str(error.value).endswith('Did you mean "imagenet"?')
+
+
+# === Freeze depths ===
+
+NAMES = [
+    "input_layer",
+    "stem_conv",
+    "block1a_conv",
+    "block1a_bn",
+    "block1b_conv",
+    "block1b_drop",
+    "block2a_conv",
+    "block10a_conv",
+    "top_conv",
+    "top_bn",
+]
+
+
+@pytest.mark.parametrize(
+    ("setting", "count"),
+    [
+        ("none", 0),
+        ("all", 10),
+        (0, 0),
+        ("0", 0),
+        ("-0", 10),  # all but the last 0
+        (3, 3),
+        ("3", 3),
+        (-3, 7),
+        ("-3", 7),
+        (10, 10),
+        (-10, 0),
+        ("stem", 2),
+        ("block1", 6),  # not block10
+        ("block1a", 4),
+        ("block1b", 6),
+        ("block1a_bn", 4),
+        ("block10", 8),
+        ("top", 10),
+        (" block2 ", 7),
+    ],
+)
+def test_frozen_count(setting, count):
+    assert frozen_count(setting, NAMES, place="x") == count
+
+
+@pytest.mark.parametrize("setting", [11, -11, "11"])
+def test_a_depth_beyond_the_trunk(setting):
+    with pytest.raises(SpecError) as error:
+        frozen_count(setting, NAMES, place="toy.toml: freeze_depth")
+    assert str(error.value) == f"toy.toml: freeze_depth: {setting}: the trunk has 10 layers"
+
+
+def test_an_unknown_block():
+    with pytest.raises(SpecError) as error:
+        frozen_count("blok2", NAMES, place="toy.toml: freeze_depth")
+    assert str(error.value) == (
+        'toy.toml: freeze_depth: "blok2": the trunk has no such block. Expected N, -N, none, all, '
+        'or one of: block1, block10, block2, stem, top. Did you mean "block2"?'
+    )
+    for other in ("block3", "block", "block1c", "1.5", ""):
+        with pytest.raises(SpecError, match="no such block"):
+            frozen_count(other, NAMES, place="x")
+
+
+def test_blocks_of_the_real_trunk(untrained):
+    names = [layer.name for layer in untrained.layers]
+    for block, last in [
+        ("stem", "stem_activation"),
+        ("block5", "block5c_add"),
+        ("block5a", "block5a_project_bn"),
+        ("top", "top_activation"),
+    ]:
+        assert names[frozen_count(block, names, place="x") - 1] == last
+    assert [group_of(n) for n in ("stem_bn", "block5a_add", "rescaling_2", "input_layer")] == [
+        "stem",
+        "block5",
+        "input",
+        "input",
+    ]
+
+
+def test_efficientnetb2_and_the_depths_of_the_shipped_spec():
+    trunk = build_trunk(Trunk(name="efficientnetb2", weights="none", schedule=SCHEDULE), SIZE)
+    assert len(trunk.layers) == 340
+    assert trunk.count_params() == 7_768_569
+    spec = load_spec("wikiart")
+    assert [task.freeze_depth for task in spec.tasks] == [-40, -30, -60]
+    # Genre trains the most: the last 60.
+    assert merged_frozen_count(spec, trunk) == len(trunk.layers) - 60
+
+
+@pytest.mark.parametrize(
+    ("depths", "override", "count"),
+    [
+        ((40, 30, 60), None, 30),
+        ((-40, -30, -60), None, B0_LAYERS - 60),
+        (("all", -5), None, B0_LAYERS - 5),
+        (("all", "all"), None, B0_LAYERS),
+        (("block5", "none"), None, 0),
+        (("block5", "block2", 200), None, "block2"),
+        ((40, 30), "all", B0_LAYERS),
+        ((40, 30), 0, 0),
+        ((40, 30), -7, B0_LAYERS - 7),
+        ((40, 30), "block3", "block3"),
+    ],
+)
+def test_what_some_task_trains_is_trained(depths, override, count, untrained):
+    names = [layer.name for layer in untrained.layers]
+    if isinstance(count, str):
+        count = max(i for i, name in enumerate(names) if name.startswith(count)) + 1
+    spec = make_spec(*depths, freeze_depth=override)
+    assert merged_frozen_count(spec, untrained) == count
+
+
+def test_wrong_depths_name_their_place(untrained):
+    with pytest.raises(SpecError, match=r'^toy.toml: task\[1\] "task1": freeze_depth: 999: '):
+        merged_frozen_count(make_spec(3, 999), untrained)
+    with pytest.raises(SpecError, match=r"^--freeze_depth: -999: the trunk has 238 layers"):
+        merged_frozen_count(make_spec(3, freeze_depth=-999), untrained)
+
+
+# === Freezing ===
+
+
+@pytest.mark.parametrize("bn_trains", [False, True])
+@pytest.mark.parametrize("depth", ["none", "block5", -40, "all"])
+def test_freezing_layer_by_layer(depth, bn_trains, untrained):
+    names = [layer.name for layer in untrained.layers]
+    frozen = frozen_count(depth, names, place="x")
+    freeze_trunk(untrained, len(names), batchnorm_trains=True)  # whatever was before
+    assert untrained.trainable_variables == []
+    freeze_trunk(untrained, frozen, batchnorm_trains=bn_trains)
+    trained = set()
+    for index, layer in enumerate(untrained.layers):
+        is_batchnorm = isinstance(layer, keras.layers.BatchNormalization)
+        wanted = index >= frozen and (bn_trains or not is_batchnorm)
+        assert layer.trainable == wanted, layer.name
+        if wanted:
+            trained |= {id(w) for w in layer.trainable_weights}
+            assert not is_batchnorm or len(layer.trainable_weights) == 2
+        else:
+            assert layer.trainable_weights == []
+    assert {id(w) for w in untrained.trainable_variables} == trained
+    assert bool(trained) == (depth != "all")
+
+
+def test_batchnorm_of_a_frozen_layer_keeps_its_statistics():
+    inputs = keras.Input((4, 4, 3))
+    x = inputs
+    for block in ("block1a", "block2a"):
+        x = keras.layers.Conv2D(2, 1, name=f"{block}_conv")(x)
+        x = keras.layers.BatchNormalization(name=f"{block}_bn")(x)
+    trunk = keras.Model(inputs, x, name="trunk")
+    x = np.random.default_rng(0).normal(size=(8, 4, 4, 3)) + 3
+
+    def moved(frozen, bn_trains):
+        freeze_trunk(trunk, frozen, batchnorm_trains=bn_trains)
+        statistics = {
+            block: [w.numpy() for w in trunk.get_layer(f"{block}_bn").non_trainable_weights[-2:]]
+            for block in ("block1a", "block2a")
+        }
+        trunk(x, training=True)
+        return [
+            not all(
+                np.array_equal(a, b)
+                for a, b in zip(
+                    old, trunk.get_layer(f"{block}_bn").non_trainable_weights[-2:], strict=True
+                )
+            )
+            for block, old in statistics.items()
+        ]
+
+    assert moved(0, True) == [True, True]
+    assert moved(3, True) == [False, True]
+    assert moved(5, True) == [False, False]
+    assert moved(0, False) == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("batchnorm", "weights", "trains"),
+    [
+        ("auto", "imagenet", False),
+        ("auto", "some/file.h5", False),
+        ("auto", "none", True),
+        ("frozen", "imagenet", False),
+        ("frozen", "none", False),
+        ("train", "imagenet", True),
+        ("train", "none", True),
+    ],
+)
+def test_when_batchnorm_trains(batchnorm, weights, trains):
+    assert batchnorm_trains(settings(weights, batchnorm=batchnorm)) == trains

@@ -1,0 +1,227 @@
+"""The export: what it answers by itself, and that a bad one leaves nothing behind."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from multitask.data.table import load_table
+from multitask.run import RunError, start_run
+from multitask.serving import export as module
+from multitask.serving.export import export
+from multitask.spec import InputError
+
+
+@pytest.fixture(scope="module")
+def run(known, data, tmp_path_factory):
+    return known.make_run(tmp_path_factory.mktemp("runs") / "colours", data)
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    told = []
+    return export(run, tell=told.append), told
+
+
+@pytest.fixture(scope="module")
+def serve(exported):
+    loaded = tf.saved_model.load(str(exported[0]))
+    signature = loaded.signatures["serving_default"]
+    return lambda pictures: signature(tf.constant(pictures, tf.string)), loaded
+
+
+def encode(colour, kind, size):
+    file = io.BytesIO()
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+    picture = Image.new("RGB", size, tuple(map(int, colour)))
+    picture.save(file, kind, **options.get(kind, {}))
+    return file.getvalue()
+
+
+def test_kinds_and_sizes_in_one_batch(serve, known):
+    """Against SciPy, from the colours. A JPEG's grey survives its colour space exactly."""
+    grey = np.array([[40, 40, 40], [200, 200, 200]])
+    painted = np.concatenate([known.colours(4, 9), grey])
+    kinds = ["PNG", "WEBP", "PNG", "WEBP", "JPEG", "JPEG"]
+    sizes = [(1, 1), (300, 20), (32, 32), (7, 90), (64, 48), (500, 333)]
+    pictures = [encode(*what) for what in zip(painted, kinds, sizes, strict=True)]
+    answers = serve[0](pictures)
+    for task, expected in known.answers(painted).items():
+        np.testing.assert_allclose(answers[f"{task}_probabilities"], expected, atol=1e-5)
+        names = known.CLASSES[task]
+        assert [n.decode() for n in answers[f"{task}_classes"].numpy()] == list(names)
+        labels = [n.decode() for n in answers[f"{task}_label"].numpy()]
+        assert labels == [names[i] for i in expected.argmax(axis=1)]
+    assert len(answers) == 3 * len(known.CLASSES)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_batch_of_none_and_of_one(serve, known, count):
+    painted = known.colours(count, 5)
+    answers = serve[0]([encode(colour, "PNG", (9, 9)) for colour in painted])
+    for task, names in known.CLASSES.items():
+        probabilities = answers[f"{task}_probabilities"]
+        assert probabilities.shape == (count, len(names))
+        np.testing.assert_allclose(probabilities, known.answers(painted)[task], atol=1e-5)
+        assert answers[f"{task}_label"].shape == (count,)
+        assert answers[f"{task}_classes"].shape == (len(names),)
+
+
+def test_it_loads_where_only_tensorflow_is(exported, data, known, tmp_path):
+    """In a process that cannot import this package, from a folder elsewhere."""
+    path = next(path for path in data.painted if path not in data.missing)
+    code = (
+        "import sys; sys.modules['multitask'] = sys.modules['keras'] = None\n"
+        "import json, tensorflow as tf\n"
+        "serve = tf.saved_model.load(sys.argv[1]).signatures['serving_default']\n"
+        "answer = serve(tf.constant([open(sys.argv[2], 'rb').read()]))\n"
+        "print(json.dumps({k: v.numpy().tolist() for k, v in answer.items()"
+        " if 'prob' in k}))\n"
+        "assert not [name for name in sys.modules if name.startswith('multitask.')]\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(exported[0]), str(data.folder / "pictures" / path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    answers = json.loads(found.stdout.splitlines()[-1])
+    for task, expected in known.answers(data.painted[path][None]).items():
+        np.testing.assert_allclose(answers[f"{task}_probabilities"], expected, atol=1e-5)
+
+
+def test_classes_json_describes_it(exported, known):
+    content = json.loads((exported[0] / "classes.json").read_text())
+    assert content["classes"] == {task: list(names) for task, names in known.CLASSES.items()}
+    assert (content["format"], content["spec"], content["image_size"]) == (1, "colours", 32)
+
+
+def test_the_console_says_what_was_checked(exported):
+    (line,) = exported[1]
+    assert line.startswith("Checked on 32 pictures: probabilities agree with best_model.keras to ")
+    assert float(line.split()[-1]) <= 1e-5
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_one_that_disagrees_leaves_things_as_they_were(known, data, tmp_path, monkeypatch):
+    run = known.make_run(tmp_path / "run", data, tasks=("warmth",))
+    older = run.workdir / "export" / "variables"
+    older.mkdir(parents=True)
+    (older / "older").write_text("an older export")
+    before = files(run.workdir)
+    monkeypatch.setattr(module, "TOLERANCE", -1.0)
+    told = []
+    with pytest.raises(RunError, match="disagrees with .*best_model.keras by .* thrown away"):
+        export(run, tell=told.append)
+    assert files(run.workdir) == before
+    assert told == []
+    assert not list(run.workdir.glob(".*"))
+
+
+def test_a_real_disagreement_is_seen(known, data, tmp_path, monkeypatch):
+    """An export with another preprocessing than the model's: the pictures' first pixel is black."""
+    run = known.make_run(tmp_path / "run", data, tasks=("warmth",))
+    resize = module.resize_image
+
+    def other(image, *, size_px, how):
+        mask = np.ones((size_px, size_px, 1), np.float32)
+        mask[0, 0] = 0
+        return resize(image, size_px=size_px, how=how) * mask
+
+    monkeypatch.setattr(module, "resize_image", other)
+    with pytest.raises(RunError, match="disagrees"):
+        export(run)
+    assert not (run.workdir / "export").exists()
+
+
+def test_a_model_that_answers_nan_is_no_agreement(known, data, tmp_path):
+    run = known.make_run(tmp_path / "run", data, tasks=("warmth",))
+    model = known.colour_model(("warmth",))
+    model.get_layer("warmth").set_weights([np.full((3, 3), np.nan), np.zeros(3)])
+    model.save(run.best_model)
+    with pytest.raises(RunError, match="disagrees"):
+        export(run)
+    assert not (run.workdir / "export").exists()
+
+
+def test_no_pictures_to_check_with(known, data, tmp_path):
+    run = start_run(tmp_path / "run", known.colour_spec(images="elsewhere"), data.folder)
+    known.colour_model().save(run.best_model)
+    with pytest.raises(InputError, match="no picture is there to check .* --data_dir") as caught:
+        export(run)
+    assert "\n" not in str(caught.value)
+    assert not (run.workdir / "export").exists()
+
+
+def test_no_model_to_export(known, data, tmp_path):
+    run = start_run(tmp_path / "run", known.colour_spec(), data.folder)
+    with pytest.raises(InputError, match="best_model.keras: no such model"):
+        export(run)
+
+
+# === The model card ===
+
+
+def rows_of(card, first_cell):
+    """The cells of the Markdown rows that start with a cell."""
+    lines = [line for line in card.splitlines() if line.startswith(f"| {first_cell} |")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_card_before_an_evaluation(exported, known, data):
+    card = (exported[0] / "MODEL_CARD.md").read_text()
+    assert "Not evaluated" in card
+    assert "CC0-1.0" in card
+    assert "painted by hand" in card
+    labelled = [len(data.train_labels[task]) for task in known.CLASSES]
+    assert rows_of(card, "train") == [["train", "24", *map(str, labelled)]]
+    exams = [len(data.labels[task]) for task in known.CLASSES]
+    ((_, pictures, *counts),) = rows_of(card, "val")
+    assert counts == [str(count) for count in exams]
+    listed = {path for labels in data.labels.values() for path in labels}
+    first = sorted(data.painted, key=list(data.painted).index)[0]  # the contradictory one
+    assert int(pictures) == len(listed | {first})
+    for task in known.CLASSES:
+        assert f"- {task}: head linear; loss focal (gamma 1.0, alpha 1.0)" in card
+
+
+def test_the_card_after_an_evaluation(known, data, tmp_path):
+    run = known.make_run(tmp_path / "run", data, tasks=("warmth",))
+    (run.workdir / "export").mkdir()
+    (run.workdir / "export" / "stale.txt").write_text("of an older version")
+    metrics = {"labelled": 12345, "top1": 0.25, "top5": 1.0, "macro_f1": 0.123456}
+    baseline = {"class": 2, "top1": 0.5, "macro_f1": None}
+    content = {
+        "model": "models/best_model.keras",
+        "metrics": {f"warmth/{name}": value for name, value in metrics.items()},
+        "baseline": {f"warmth/{name}": value for name, value in baseline.items()},
+    }
+    run.results.mkdir()
+    (run.results / "metrics.json").write_text(json.dumps(content))
+    folder = export(run, tell=lambda line: None)
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    assert {"MODEL_CARD.md", "classes.json", "saved_model.pb"} <= names
+    assert "stale.txt" not in names  # the older export is replaced whole
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert rows_of(card, "warmth") == [
+        ["warmth", "12,345", "0.250", "1.000", "0.123", "0.500", "n/a"]
+    ]
+    # Those are the figures of best_model.keras; another model of the run was not examined.
+    table = load_table(run.spec, run.data_dir)
+    card = module.model_card(run, run.best_model_of("warmth"), table, 0.0, 1)
+    assert "Not evaluated" in card
+    assert rows_of(card, "warmth") == []
+    (run.results / "metrics.json").write_text("{}")
+    with pytest.raises(InputError, match="metrics.json: not what `multitask evaluate` writes"):
+        module.model_card(run, run.best_model, table, 0.0, 1)

@@ -1,0 +1,291 @@
+"""Prediction: which files, in which order, what is answered, and what is not."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multitask.__main__ import main
+from multitask.data.table import load_table
+from multitask.evaluation.predictions import predict_exam
+from multitask.model.network import load_network
+from multitask.serving.export import export
+from multitask.serving.predict import (
+    answer,
+    answer_lines,
+    find_pictures,
+    load_best,
+    load_export,
+    predict_files,
+    write_answers,
+)
+from multitask.spec import InputError
+
+
+@pytest.fixture(scope="module")
+def run(known, data, tmp_path_factory):
+    run = known.make_run(tmp_path_factory.mktemp("runs") / "colours", data)
+    export(run, tell=lambda line: None)
+    return run
+
+
+@pytest.fixture(scope="module", params=["model", "workdir"])
+def predictor(request, run):
+    return load_export(run.workdir / "export") if request.param == "model" else load_best(run)
+
+
+@pytest.fixture
+def mixed(known, tmp_path):
+    """(files, colours): five pictures, the second and the fourth of which cannot be read."""
+    painted = known.colours(5, 8)
+    files = [tmp_path / f"{letter}.png" for letter in "edcba"]
+    for path, colour in zip(files, painted, strict=True):
+        Image.new("RGB", (20, 10), tuple(map(int, colour))).save(path)
+    files[1].write_text("a text")
+    files[3].write_bytes(b"")
+    return files, painted
+
+
+def stopped(*argv):
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", *map(str, argv)])
+    return caught.value.code
+
+
+# === Files ===
+
+
+def test_folders_are_searched_sorted_and_each_file_comes_once(tmp_path):
+    names = ["b/2.JPG", "b/1.webp", "a/z.png", "c.jpeg", "b/notes.txt", "a/x.gif"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "b" / "folder.png").mkdir()
+    inside = [tmp_path / name for name in ("a/z.png", "b/1.webp", "b/2.JPG", "c.jpeg")]
+    assert find_pictures([str(tmp_path)]) == inside
+    # What was named first comes first; a file is not predicted twice.
+    named = [str(tmp_path / "c.jpeg"), str(tmp_path / "b"), str(tmp_path), f"{tmp_path}/./c.jpeg"]
+    assert find_pictures(named) == [inside[3], inside[1], inside[2], inside[0]]
+    # A file that is named is tried, whatever its name.
+    assert find_pictures([str(tmp_path / "b/notes.txt")]) == [tmp_path / "b/notes.txt"]
+
+
+def test_nothing_to_predict_is_refused(tmp_path):
+    with pytest.raises(InputError, match="at least one picture or folder"):
+        find_pictures([])
+    with pytest.raises(InputError, match="gone.png: no such file or folder"):
+        find_pictures([str(tmp_path / "gone.png")])
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(InputError, match=r"no picture in this folder \(names ending in .jpg"):
+        find_pictures([str(tmp_path)])
+
+
+# === Answers ===
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_a_bad_picture_in_the_middle_keeps_the_others_in_their_places(
+    predictor, known, mixed, batch_size
+):
+    files, painted = mixed
+    files[3].unlink()
+    files[3].mkdir()
+    found = list(predict_files(predictor, files, batch_size=batch_size))
+    assert [file for file, _ in found] == files
+    expected = known.answers(painted)
+    for place in (0, 2, 4):
+        for task in known.CLASSES:
+            values = found[place][1][task]
+            np.testing.assert_allclose(values, expected[task][place], atol=1e-5)
+    assert "not a JPEG, PNG or WebP picture" in found[1][1]
+    assert found[3][1] == "cannot be read: Is a directory"
+    assert "\n" not in found[1][1]
+
+
+def test_a_val_picture_gets_the_probabilities_of_the_evaluation(predictor, run, data, tmp_path):
+    """As saved in probabilities.npz, with the paths of predictions.csv."""
+    predictions, _ = predict_exam(
+        load_model(run, data),
+        load_table(run.spec, data.folder),
+        run.spec,
+        data.folder / "pictures",
+        batch_size=16,
+        max_missing=1,
+    )
+    predictions.save(tmp_path)
+    saved = np.load(tmp_path / "probabilities.npz")
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    files = [data.folder / "pictures" / path for path in paths]
+    found = [said for _, said in predict_files(predictor, files, batch_size=5)]
+    for task in run.spec.task_names:
+        again = np.array([said[task] for said in found])
+        np.testing.assert_allclose(again, saved[task], atol=1e-5)
+
+
+def load_model(run, data):
+    return load_network(run.best_model, run.spec, load_table(run.spec, data.folder).classes)
+
+
+@pytest.mark.parametrize(
+    ("least", "said"),
+    [(0.0, "b"), (0.5, "b"), (np.nextafter(0.5, 1), "uncertain"), (1, "uncertain")],
+)
+def test_the_least_confidence_itself_is_enough(least, said):
+    probabilities = np.array([0.125, 0.5, 0.25, 0.125])
+    found = answer(probabilities, ["a", "b", "c", "d"], min_confidence=least)
+    assert found == {"answer": said, "top": [("b", 0.5), ("c", 0.25), ("a", 0.125)]}
+
+
+def test_fewer_classes_than_three():
+    found = answer(np.array([0.25, 0.75]), ["a", "b"], min_confidence=0)
+    assert found["top"] == [("b", 0.75), ("a", 0.25)]
+
+
+def test_the_console_lines(tmp_path):
+    top = [("b", 0.5), ("a", 0.25)]
+    said = {"x": {"answer": "b", "top": top}, "long": {"answer": "uncertain", "top": top}}
+    assert answer_lines(tmp_path / "p.png", said) == [
+        str(tmp_path / "p.png"),
+        "  x     b 0.500, a 0.250",
+        "  long  uncertain: b 0.500, a 0.250",
+    ]
+
+
+# === The command ===
+
+
+def test_the_command_writes_what_it_says(run, known, mixed, tmp_path, capsys):
+    """CSV and JSON alike, from the export and from the run alike."""
+    files, painted = mixed
+    expected = known.answers(painted)
+    lines = {}
+    for kind in (f"--model={run.workdir / 'export'}", f"--workdir={run.workdir}"):
+        for suffix in ("csv", "json"):
+            out = tmp_path / f"answers.{suffix}"
+            main(["predict", kind, f"--out={out}", "--min_confidence=0.5", *map(str, files)])
+            text, err = capsys.readouterr()
+            assert text.endswith(f"Written: {out}\n")
+            lines.setdefault(suffix, set()).add(text)
+            bad = err.splitlines()
+            assert [line.split(":")[0] for line in bad] == [str(files[1]), str(files[3])]
+        with (tmp_path / "answers.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        records = json.loads((tmp_path / "answers.json").read_text())
+        assert (
+            [row["path"] for row in rows] == [r["path"] for r in records] == list(map(str, files))
+        )
+        for place, (row, record) in enumerate(zip(rows, records, strict=True)):
+            if place in (1, 3):
+                assert f"{files[place]}: {row['error']}" == bad[place // 2]
+                assert record == {"path": row["path"], "error": row["error"]}
+                assert row["shade"] == row["shade_1"] == row["shade_1_probability"] == ""
+                continue
+            assert row["error"] == ""
+            for task, names in known.CLASSES.items():
+                values = expected[task][place]
+                order = np.argsort(-values)[:3]
+                said = names[order[0]] if values[order[0]] >= 0.5 else "uncertain"
+                assert row[task] == record["tasks"][task]["answer"] == said
+                for rank, index in enumerate(order, start=1):
+                    top = record["tasks"][task]["top"][rank - 1]
+                    assert row[f"{task}_{rank}"] == top["name"] == names[index]
+                    probability = float(row[f"{task}_{rank}_probability"])
+                    assert probability == pytest.approx(values[index], abs=1e-5)
+                    assert top["probability"] == pytest.approx(values[index], abs=1e-5)
+    assert all(len(texts) == 1 for texts in lines.values())
+    assert "uncertain: " in next(iter(lines["csv"]))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_nothing_readable_is_status_2(run, mixed, capsys):
+    files, _ = mixed
+    assert stopped(f"--model={run.workdir / 'export'}", files[1], files[3]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, second, last = err.splitlines()
+    assert first.startswith(f"{files[1]}: not a JPEG, PNG or WebP picture")
+    assert second == f"{files[3]}: not a JPEG, PNG or WebP picture: it is empty"
+    assert last == "none of the 2 pictures can be read"
+
+
+@pytest.mark.parametrize("name", ["answers.txt", "gone/answers.csv", "folder.csv"])
+def test_a_bad_out_is_refused_before_the_work(run, mixed, tmp_path, capsys, name):
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "folder.csv" / "mine").write_text("kept")
+    assert (
+        stopped(f"--model={run.workdir / 'export'}", f"--out={tmp_path / name}", mixed[0][0]) == 2
+    )
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"--out: {tmp_path / name}: ")
+    assert err.count("\n") == 1
+    assert (tmp_path / "folder.csv" / "mine").read_text() == "kept"
+
+
+def test_answers_are_written_whole_or_not_at_all(tmp_path):
+    """A name that UTF-8 cannot hold stops the writing in its middle."""
+    path = tmp_path / "answers.json"
+    path.write_text("older")
+    with pytest.raises(UnicodeEncodeError):
+        write_answers(path, [(tmp_path / "good.png", "x"), (tmp_path / "\udce9.png", "x")])
+    assert path.read_text() == "older"
+    assert [p.name for p in tmp_path.iterdir()] == ["answers.json"]
+
+
+# === Exports that are none ===
+
+
+def broken(change):
+    def make(folder):
+        content = json.loads((folder / "classes.json").read_text())
+        change(content)
+        (folder / "classes.json").write_text(json.dumps(content))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (shutil.rmtree, "no such folder"),
+        (lambda folder: (folder / "classes.json").unlink(), "not an export of multitask"),
+        (lambda folder: (folder / "classes.json").write_text("0 a\n1 b\n"), "not an export"),
+        (lambda folder: (folder / "classes.json").write_text("[]"), "not an export"),
+        (lambda folder: (folder / "classes.json").write_bytes(b"\xff\xfe"), "not an export"),
+        (broken(lambda c: c.update(format=2)), "format 2, this version reads 1; export it again"),
+        (broken(lambda c: c.update(format=2, classes=[])), "format 2"),
+        (broken(lambda c: c.update(classes=["a"])), "not an export"),
+        (broken(lambda c: c["classes"].update(more=["a"])), "does not answer more"),
+        (
+            broken(lambda c: c["classes"].update(warmth=["a"])),
+            "1 classes of warmth, its model has 3",
+        ),
+        (lambda folder: (folder / "saved_model.pb").unlink(), "cannot be loaded"),
+        (lambda folder: (folder / "saved_model.pb").write_text("text"), "cannot be loaded"),
+        (lambda folder: shutil.rmtree(folder / "variables"), "cannot be loaded"),
+    ],
+)
+def test_an_export_that_is_none_is_one_line(run, mixed, tmp_path, capsys, change, said):
+    folder = tmp_path / "export"
+    shutil.copytree(run.workdir / "export", folder)
+    change(folder)
+    assert stopped(f"--model={folder}", mixed[0][0]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"--model: {folder}: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_run_without_a_model_or_classes(run, known, tmp_path, mixed, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(run.workdir, workdir)
+    (workdir / "models" / "best_model.keras").unlink()
+    assert stopped(f"--workdir={workdir}", mixed[0][0]) == 2
+    assert "best_model.keras: no such model" in capsys.readouterr().err
+    assert stopped(f"--workdir={run.workdir}", f"--data_dir={tmp_path}", mixed[0][0]) == 2
+    assert "shade_class.txt: no such file" in capsys.readouterr().err

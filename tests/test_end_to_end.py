@@ -1,0 +1,265 @@
+"""The main job on demo paintings: train both phases, evaluate, export, predict, as a user does.
+
+The network is the real one; B0 stands for B2 where only its size would differ.
+"""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from multitask.__main__ import main
+from multitask.data.table import load_table
+from multitask.learning import training
+from multitask.learning.training import train
+from multitask.model.network import load_network, parts
+from multitask.run import open_run
+from multitask.serving.predict import load_best, load_export, predict_files
+from multitask.spec import MISSING, load_spec, override, parse_spec, select_tasks
+
+TOOLS = Path(__file__).parent.parent / "tools"
+
+
+def paint(folder: Path, pictures: int) -> None:
+    spec = importlib.util.spec_from_file_location("paint_demo", TOOLS / "paint_demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(["paint_demo", f"--out={folder}", f"--pictures={pictures}", "--size=48"])
+
+
+def small(spec):
+    """The demo's spec, at a size that a test can train."""
+    return override(
+        spec,
+        {
+            "trunk": ("trunk.name", "efficientnetb0"),
+            "image_size": ("image_size", 32),
+            "batch_size": ("batch_size", 16),
+            "epochs_heads": ("phases.heads.epochs", 2),
+            "epochs_finetune": ("phases.finetune.epochs", 2),
+            "selection": ("selection", 0.15),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    paint(folder, 120)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(data_dir, tmp_path_factory):
+    """A whole run of all three tasks, made by the command."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    main(
+        [
+            "train",
+            "--spec=demo",
+            f"--data_dir={data_dir}",
+            f"--workdir={folder}",
+            "--trunk=efficientnetb0",
+            "--image_size=32",
+            "--batch_size=16",
+            "--epochs_heads=2",
+            "--epochs_finetune=2",
+            "--selection=0.15",
+        ]
+    )
+    return folder
+
+
+def test_both_phases_are_trained_and_the_loss_falls(workdir):
+    history = pd.read_csv(workdir / "logs" / "history.csv")
+    assert list(history["phase"]) == ["heads", "heads", "finetune", "finetune"]
+    assert list(history["epoch"]) == [1, 2, 3, 4]
+    assert np.isfinite(history["loss"]).all()
+    for phase in ("heads", "finetune"):
+        first, second = history.loc[history["phase"] == phase, "loss"]
+        assert second < first
+    best = history.loc[history["val_macro_f1"].idxmax()]
+    progress = json.loads(next((workdir / "checkpoint").glob("*/progress.json")).read_text())
+    assert progress["best_epoch"]["macro_f1"] == best["epoch"]
+    assert progress["finished"] == ["heads", "finetune"]
+
+
+def test_the_run_holds_all_that_is_promised(workdir):
+    assert (workdir / "models" / "best_model.keras").is_file()
+    for task in ("artist", "style", "genre"):
+        assert (workdir / "models" / f"best_model_{task}.keras").is_file()
+        for name in (
+            f"model_architecture_{task}.png",
+            f"confusion_matrix_{task}.png",
+            f"classification_report_{task}.txt",
+            f"f1_scores_{task}.png",
+            f"training_history_{task}.png",
+            f"outliers_{task}.csv",
+            f"outliers_{task}.png",
+        ):
+            assert (workdir / "results" / name).stat().st_size > 0
+    assert list((workdir / "logs" / "tensorboard").glob("events*"))
+    assert not [p for p in workdir.rglob("*") if p.name.startswith((".tmp", ".old"))]
+
+
+def test_the_same_command_again_trains_nothing(workdir, data_dir, capsys):
+    before = (workdir / "models" / "best_model.keras").read_bytes()
+    run = open_run(workdir)
+    result = train(run.spec, data_dir, workdir)
+    assert not result.trained
+    assert (workdir / "models" / "best_model.keras").read_bytes() == before
+
+
+def test_evaluation_export_and_prediction_agree(workdir, data_dir, capsys):
+    """probabilities.npz, the run's own prediction and the export: one preprocessing."""
+    main(["export", f"--workdir={workdir}"])
+    run = open_run(workdir)
+    saved = np.load(workdir / "results" / "probabilities.npz")
+    frame = pd.read_csv(workdir / "results" / "predictions.csv")
+    files = [data_dir / "wikiart" / path for path in frame["path"][:10]]
+    for predictor in (load_export(workdir / "export"), load_best(run)):
+        for row, (_, answers) in enumerate(predict_files(predictor, files, batch_size=4)):
+            for task in run.spec.task_names:
+                np.testing.assert_allclose(answers[task], saved[task][row], atol=1e-5)
+    out = workdir.parent / "answers.csv"
+    capsys.readouterr()
+    main(["predict", f"--model={workdir / 'export'}", f"--out={out}", str(files[0])])
+    answers, said = pd.read_csv(out), capsys.readouterr().out
+    for task in run.spec.task_names:
+        assert answers[task][0] == frame[f"{task}_predicted"][0]
+        assert frame[f"{task}_predicted"][0] in said
+
+
+def test_metrics_are_those_of_the_predictions(workdir, data_dir):
+    """Accuracy by hand from predictions.csv, against the CSVs' own labels."""
+    metrics = json.loads((workdir / "results" / "metrics.json").read_text())["metrics"]
+    frame = pd.read_csv(workdir / "results" / "predictions.csv").fillna("")
+    for task in ("artist", "style", "genre"):
+        exam = frame[frame[f"{task}_true"] != ""]
+        rows = pd.read_csv(
+            data_dir / "wikiart_csv" / f"{task}_val.csv", header=None, names=["path", "label"]
+        )
+        names = [
+            line.split(" ", 1)[1]
+            for line in (data_dir / "wikiart_csv" / f"{task}_class.txt").read_text().splitlines()
+        ]
+        label_of = {path: names[label] for path, label in rows.itertuples(index=False)}
+        right = [
+            said == label_of[path]
+            for path, said in zip(exam["path"], exam[f"{task}_predicted"], strict=True)
+        ]
+        assert metrics[f"{task}/labelled"] == len(right)
+        assert metrics[f"{task}/top1"] == pytest.approx(np.mean(right))
+
+
+def test_the_frozen_trunk_is_bit_identical_after_phase_one(data_dir, tmp_path, monkeypatch):
+    """Weights and BatchNorm statistics; a run that is interrupted goes on with its last epoch."""
+    spec = small(load_spec("demo"))
+    first = {}
+    build = training.build_network
+
+    def remembered(*args, **kwargs):
+        network = build(*args, **kwargs)
+        first.setdefault("trunk", [np.array(w) for w in parts(network)[0].get_weights()])
+        first.setdefault("head", [np.array(w) for w in parts(network)[1]["style"].get_weights()])
+        return network
+
+    monkeypatch.setattr(training, "build_network", remembered)
+    result = train(spec, data_dir, tmp_path / "run", phase="heads", tell=lambda line: None)
+    network = load_network(result.run.best_model, spec, result.table.classes)
+    trunk, heads = parts(network)
+    for before, after in zip(first["trunk"], trunk.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    changed = [
+        not np.array_equal(a, b)
+        for a, b in zip(first["head"], heads["style"].get_weights(), strict=True)
+    ]
+    assert any(changed)
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_an_interrupted_run_ends_like_one_that_was_not(data_dir, tmp_path, monkeypatch):
+    """Stopped after the first epoch, gone on with: the same losses as in one go."""
+    spec = select_tasks(small(load_spec("demo")), ["style"])
+    quiet = {"phase": "heads", "tell": lambda line: None}
+    whole = train(spec, data_dir, tmp_path / "whole", **quiet)
+
+    original = training.Console.on_epoch_end
+
+    def stop(self, epoch, logs=None):
+        original(self, epoch, logs)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Console, "on_epoch_end", stop)
+        with pytest.raises(Stopped):
+            train(spec, data_dir, tmp_path / "parts", **quiet)
+    rest = train(spec, data_dir, tmp_path / "parts", **quiet)
+    assert list(rest.history["epoch"]) == [1, 2]
+    for column in ("loss", "val_style_loss", "val_style_top1"):
+        np.testing.assert_allclose(rest.history[column], whole.history[column], rtol=1e-4)
+
+
+def test_a_fourth_task_needs_nothing_but_the_spec(data_dir, tmp_path, capsys):
+    """`season`, by the spec alone, all the way through; with the heads gru and linear."""
+    raw = small(load_spec("demo")).to_dict()
+    folder = tmp_path / "data"
+    shutil.copytree(data_dir, folder)
+    for split in ("train", "val"):
+        rows = (folder / "wikiart_csv" / f"style_{split}.csv").read_text().splitlines()
+        relabelled = [f"{row.rsplit(',', 1)[0]},{i % 2}" for i, row in enumerate(rows)]
+        (folder / "wikiart_csv" / f"season_{split}.csv").write_text("\n".join(relabelled))
+    (folder / "wikiart_csv" / "season_class.txt").write_text("0 summer\n1 winter\n")
+    season = dict(raw["task"][1])
+    season |= {
+        "name": "season",
+        "train": "wikiart_csv/season_train.csv",
+        "val": "wikiart_csv/season_val.csv",
+        "classes": "wikiart_csv/season_class.txt",
+        "head": {"kind": "gru", "units": 8},
+    }
+    raw["task"][2]["head"] = {"kind": "linear"}
+    raw["task"].append(season)
+    raw["phases"] = {"heads": {"epochs": 1}, "finetune": {"epochs": 0}}
+    spec = parse_spec(raw, source="test")
+    train(spec, folder, tmp_path / "run", tell=lambda line: None)
+    main(["evaluate", f"--workdir={tmp_path / 'run'}"])
+    main(["export", f"--workdir={tmp_path / 'run'}"])
+    picture = next((folder / "wikiart").glob("*/*.jpg"))
+    capsys.readouterr()
+    main(["predict", f"--model={tmp_path / 'run' / 'export'}", str(picture)])
+    said = capsys.readouterr().out
+    assert "season" in said
+    assert "summer" in said
+    metrics = json.loads((tmp_path / "run" / "results" / "metrics.json").read_text())["metrics"]
+    rows = load_table(spec, folder).labels_of("season", "val")
+    assert metrics["season/labelled"] == len(rows) > 0
+
+
+def test_a_single_task_goes_through(data_dir, tmp_path):
+    main(
+        [
+            "train",
+            "--spec=demo",
+            "--tasks=genre",
+            f"--data_dir={data_dir}",
+            f"--workdir={tmp_path / 'run'}",
+            "--trunk=efficientnetb0",
+            "--image_size=32",
+            "--epochs_heads=1",
+            "--epochs_finetune=0",
+        ]
+    )
+    table = load_table(open_run(tmp_path / "run").spec, data_dir)
+    assert table.labels.shape[1] == 1
+    assert (table.labels != MISSING).all()
+    results = tmp_path / "run" / "results"
+    assert json.loads((results / "metrics.json").read_text())["metrics"]["genre/labelled"] > 0
+    assert not list(results.glob("*artist*"))
