@@ -98,6 +98,8 @@ def _terminated(number: int, frame: object) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run one command. Exit status: 0 done, 1 the run failed, 2 wrong input, 130/143 stopped."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name may be no text; stderr does so already
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not argv or argv[0] in ("-h", "--help", "--helpfull", "help"):
         print(usage())
         sys.exit(0 if argv else 2)

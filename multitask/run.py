@@ -38,6 +38,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    for old in path.parent.glob(f".old-*-{path.name}"):  # killed between the two renames below
+        shutil.rmtree(old) if path.exists() else os.replace(old, path)
     try:
         yield temporary
         if path.is_dir():  # a folder cannot be renamed onto another

@@ -100,6 +100,10 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         if not values[name].value:
             raise InputError(f"multitask train: --{name} is needed; --help lists the flags")
     spec = resolve_spec(values)
+    asked = PHASES if values.phase == "all" else (values.phase,)
+    if not any(getattr(spec.phases, phase).epochs for phase in asked):
+        wanted = " or ".join(f"--epochs_{phase}" for phase in asked)
+        raise InputError(f"--phase={values.phase}: has 0 epochs to train; give {wanted}")
 
     from multitask.evaluation.report import evaluate
     from multitask.learning.training import train

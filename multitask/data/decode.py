@@ -183,6 +183,7 @@ def _on_white(image):
 def error_text(error):
     """The one line for people of a tf.errors.OpError, without what TensorFlow wraps around it."""
     text = re.sub(r"^Graph execution error:.*\n\n", "", error.message, flags=re.DOTALL)
+    text = re.sub(r"Detected at node .*?<stack traces unavailable>", "", text, flags=re.DOTALL)
     text = re.sub(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:\S*\].*", "", text)
     text = re.sub(r"^\s*Error in user-defined function .*?iterator: \S*: ", "", text)
     text = re.sub(r".*assertion failed: \[(.*?)\].*", r"\1", text, flags=re.DOTALL)
@@ -295,7 +296,7 @@ def _word(four_bytes):
 
 
 def _cut_bytes(data, at, count):
-    """string []: bytes at .. at + count, as far as there are any; substr alone fails past the end."""
+    """string []: bytes at .. at + count, as far as there are any; substr fails past the end."""
     at = tf.clip_by_value(at, 0, tf.strings.length(data))
     return tf.strings.substr(data, at, tf.maximum(count, 0))
 

@@ -38,6 +38,19 @@ def _targets(labels: tf.Tensor, tasks: tuple[str, ...]) -> tuple[dict, dict]:
     return by_task, weights
 
 
+def _key(seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    return tf.stack([tf.constant(seed, tf.int32), tf.cast(epoch, tf.int32)])
+
+
+def epoch_order(count: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """int32 [count]: the rows in the order of an epoch.
+
+    Not `index_shuffle`: with its four rounds, neighbours in the table (which are of one style)
+    stay together, and batches are far from a random draw.
+    """
+    return tf.random.experimental.stateless_shuffle(tf.range(count), _key(seed, epoch))
+
+
 def training_dataset(
     table: Table, spec: DataSpec, image_dir: Path, *, first_epoch: int = 0
 ) -> tf.data.Dataset:
@@ -60,22 +73,17 @@ def training_dataset(
     policies, policy_of = image_policies(table.labels[rows], [t.augment for t in spec.tasks])
     policies, policy_of = tf.constant(policies), tf.constant(policy_of)
 
-    def key_of(epoch: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.stack([tf.constant(spec.seed, tf.int64), epoch]), tf.int32)
-
     def load(epoch: tf.Tensor, row: tf.Tensor):
         image = decode_image(tf.io.read_file(names[row]), target_px=spec.image_size)
-        seed = tf.random.experimental.stateless_fold_in(key_of(epoch), row)
+        seed = tf.random.experimental.stateless_fold_in(_key(spec.seed, epoch), row)
         image = augment_image(
             image, policies[policy_of[row]], seed, size_px=spec.image_size, how=spec.resize
         )
         return image, labels[row]
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        # Not index_shuffle: with its four rounds, neighbours in the table (which are of one
-        # style) stay together, and batches are far from a random draw.
-        order = tf.random.experimental.stateless_shuffle(tf.range(count), key_of(epoch))
-        rows = tf.data.Dataset.from_tensor_slices(order).map(lambda row: (epoch, row))
+        order = tf.data.Dataset.from_tensor_slices(epoch_order(count, spec.seed, epoch))
+        rows = order.map(lambda row: (epoch, row))
         return rows.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)

@@ -9,11 +9,17 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from multitask.data.audit import check_pictures, count_reasons
-from multitask.data.pipeline import evaluation_dataset, steps_per_epoch, training_dataset
+from multitask.data.audit import check_pictures, count_reasons, find_unusable
+from multitask.data.pipeline import (
+    evaluation_dataset,
+    file_names,
+    steps_per_epoch,
+    training_dataset,
+)
 from multitask.data.table import (
     SELECTION,
     TRAIN,
+    VAL,
     Table,
     class_weights,
     load_table,
@@ -31,8 +37,8 @@ from multitask.learning.checkpoints import (
 from multitask.learning.losses import build_losses
 from multitask.learning.phases import PhaseModel, prepare_phase, wanted_phases
 from multitask.learning.schedules import build_schedule
-from multitask.model.network import build_network, load_network, parameter_table
-from multitask.model.trunks import check_trunk
+from multitask.model.network import build_network, load_network, parameter_table, parts
+from multitask.model.trunks import check_trunk, merged_frozen_count
 from multitask.run import Run, check_workdir, replacing, start_run
 from multitask.spec import PHASES, DataSpec, InputError
 
@@ -98,6 +104,8 @@ def train(
         raise InputError(f"--data_dir: {data_dir}: is no folder")
     classes = {task.name: read_classes(data_dir / task.classes) for task in spec.tasks}
     network = _first_network(spec, classes, workdir, progress, todo, phase, init_from)
+    if network is not None:  # a depth beyond the trunk is told now, not after the first phase
+        merged_frozen_count(spec, parts(network)[0])
 
     unusable = _unusable_pictures(spec, data_dir, workdir, going_on, tell)
     table = load_table(spec, data_dir, unusable=unusable["path"].tolist())
@@ -166,15 +174,7 @@ def _first_network(
                 "train with --phase=heads (or all) first, or name one with --init_from=MODEL"
             )
         return load_network(best, spec, classes)
-    network = build_network(spec, classes)
-    prepare_phase(  # a freeze depth beyond the trunk is told now, not after the first phase
-        network,
-        spec,
-        PHASES[1],
-        class_weights={task: np.ones(len(names), np.float32) for task, names in classes.items()},
-        steps_per_epoch=1,
-    )
-    return network
+    return build_network(spec, classes)
 
 
 def _unusable_pictures(
@@ -261,12 +261,16 @@ def _train_phase(
                 verbose=0,
                 shuffle=False,
             )
-        except tf.errors.InvalidArgumentError as error:
-            if "decode" not in str(error).lower() and "picture" not in str(error).lower():
+        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
+            # A picture that was there when training began? Keras' message does not name it.
+            names = file_names(table, np.flatnonzero(table.splits != VAL), image_dir)
+            lost = find_unusable(names, progress=False)
+            if not lost:
                 raise
-            message = " ".join(error.message.split())[:300]
+            index, reason = next(iter(lost.items()))
             raise InputError(
-                f"{image_dir}: a picture became unreadable in training: {message}"
+                f"{names[index]}: {reason}; {len(lost)} of {len(names)} training pictures became "
+                "unreadable in training. Put them back; the same command then goes on"
             ) from None
     if progress.waited >= spec.early_stopping.patience:
         tell(f"Stopped early: no better epoch in {progress.waited}.")

@@ -211,7 +211,7 @@ def write_answers(path: Path, answers: Sequence[tuple[Path, dict | str]]) -> Non
     else:
         text = pd.DataFrame([_row(file, said) for file, said in answers]).to_csv(index=False)
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _row(file: Path, said: dict | str) -> dict[str, Any]:

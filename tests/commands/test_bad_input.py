@@ -339,6 +339,17 @@ def test_bad_flags(capsys, place, flag, said):
 
 
 @pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--epochs_heads=0", "--epochs_finetune=0"], "--epochs_heads or --epochs_finetune"),
+        (["--phase=heads", "--epochs_heads=0"], "--phase=heads: has 0 epochs"),
+    ],
+)
+def test_nothing_to_train(capsys, place, flags, said):
+    assert said in train_refused(capsys, place, *flags)
+
+
+@pytest.mark.parametrize(
     ("depth", "said"),
     [("-9999", ["-9999", "layers"]), ("block99", ['"block99"', "block1", "none, all"])],
 )

@@ -7,6 +7,7 @@ from PIL import Image
 
 from multitask.data.audit import why_unreadable
 from multitask.data.pipeline import (
+    epoch_order,
     evaluation_dataset,
     file_names,
     load_picture,
@@ -247,3 +248,18 @@ def test_no_picture_at_all_gives_no_batch(tmp_path):
     for names in ([], [str(tmp_path / "none.jpg")]):
         dataset = readable_pictures(names, size_px=16, how="squash", batch_size=4)
         assert list(dataset) == []
+
+
+def test_the_order_of_an_epoch_is_a_fair_draw():
+    """Batches of 32 from four blocks of rows (say, styles) are as mixed as NumPy's are."""
+
+    def largest_share(order):
+        blocks = np.asarray(order)[:768].reshape(-1, 32) // 200
+        return np.mean([np.bincount(batch).max() / 32 for batch in blocks])
+
+    orders = [epoch_order(800, 0, tf.constant(epoch)).numpy() for epoch in range(30)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(800))
+    rng = np.random.default_rng(0)
+    fair = np.mean([largest_share(rng.permutation(800)) for _ in range(30)])
+    assert abs(np.mean([largest_share(order) for order in orders]) - fair) < 0.01

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,14 +227,31 @@ def test_a_bad_out_is_refused_before_the_work(run, mixed, tmp_path, capsys, name
     assert (tmp_path / "folder.csv" / "mine").read_text() == "kept"
 
 
-def test_answers_are_written_whole_or_not_at_all(tmp_path):
-    """A name that UTF-8 cannot hold stops the writing in its middle."""
-    path = tmp_path / "answers.json"
+def test_a_file_name_that_is_no_text(run, mixed, tmp_path, capsysbinary):
+    """Latin-1 bytes in a name: shown and written escaped, not a traceback."""
+    path = tmp_path / "caf\udce9.png"
+    shutil.copy(mixed[0][0], path)
+    for suffix in ("csv", "json"):
+        out = tmp_path / f"answers.{suffix}"
+        main(["predict", f"--model={run.workdir / 'export'}", f"--out={out}", str(path)])
+        assert rb"caf\udce9.png" in capsysbinary.readouterr().out
+        assert rb"caf\udce9.png" in out.read_bytes()
+
+
+def test_answers_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "answers.csv"
     path.write_text("older")
-    with pytest.raises(UnicodeEncodeError):
-        write_answers(path, [(tmp_path / "good.png", "x"), (tmp_path / "\udce9.png", "x")])
+    write = Path.write_text
+
+    def full_disk(self, text, **kwargs):
+        write(self, text[:5], **kwargs)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_answers(path, [(tmp_path / "a.png", "bad")])
     assert path.read_text() == "older"
-    assert [p.name for p in tmp_path.iterdir()] == ["answers.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["answers.csv"]
 
 
 # === Exports that are none ===
