@@ -120,6 +120,7 @@ class Trunk(_Strict):
     weights: str = "imagenet"
     batchnorm: Literal["auto", "frozen", "train"] = "auto"
     batchnorm_momentum: Rate | None = None
+    stochastic_depth: Rate | None = None
     weight_decay: NonNegative = 1e-5
     schedule: Kind
 

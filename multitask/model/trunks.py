@@ -64,8 +64,12 @@ def build_trunk(trunk: Trunk, image_size: int) -> keras.Model:
         plain = make(weights=None, include_top=False, input_shape=shape)
         config = _with_imagenet_scaling(plain.get_config())
         network = None
-    if trunk.batchnorm_momentum is not None or network is None:
-        rebuilt = keras.Model.from_config(_with_momentum(config, trunk.batchnorm_momentum))
+    if (
+        network is None
+        or trunk.batchnorm_momentum is not None
+        or trunk.stochastic_depth is not None
+    ):
+        rebuilt = keras.Model.from_config(_with_settings(config, trunk))
         if network is not None:
             _set_weights(rebuilt, network.get_weights())
         network = rebuilt
@@ -140,12 +144,19 @@ def _renamed(nodes, old: str, new: str):
     return nodes
 
 
-def _with_momentum(config: dict, momentum: float | None) -> dict:
-    """BatchNorm's moving averages with another momentum (a trunk from nothing needs a lower)."""
-    if momentum is not None:
-        for layer in config["layers"]:
-            if layer["class_name"] == "BatchNormalization":
-                layer["config"]["momentum"] = momentum
+def _with_settings(config: dict, trunk: Trunk) -> dict:
+    """BatchNorm's momentum and the rate of stochastic depth, where the spec sets them."""
+
+    def of_kind(name: str) -> list[dict]:
+        return [layer["config"] for layer in config["layers"] if layer["class_name"] == name]
+
+    if trunk.batchnorm_momentum is not None:
+        for layer in of_kind("BatchNormalization"):
+            layer["momentum"] = trunk.batchnorm_momentum
+    if trunk.stochastic_depth is not None:  # it rises linearly to the last block
+        highest = max(layer["rate"] for layer in of_kind("Dropout"))
+        for layer in of_kind("Dropout"):
+            layer["rate"] *= trunk.stochastic_depth / highest
     return config
 
 

@@ -161,6 +161,27 @@ def test_batchnorm_momentum(weights, files, imagenet, pictures, monkeypatch):
         np.testing.assert_array_equal(features(trunk, pictures), features(imagenet, pictures))
 
 
+def test_stochastic_depth(untrained):
+    """The rates rise linearly from 0 over the 16 blocks of B0; only those with a shortcut drop."""
+
+    def rates(trunk):
+        return {x.name: x.rate for x in trunk.layers if isinstance(x, keras.layers.Dropout)}
+
+    first_of_stage = np.cumsum([0, 1, 2, 2, 3, 3, 4])  # blocks before each stage's first
+    repeats = [1, 2, 2, 3, 3, 4, 1]
+    wanted = {
+        f"block{stage + 1}{'abcd'[k]}_drop": 0.2 * (first_of_stage[stage] + k) / 16
+        for stage in range(7)
+        for k in range(1, repeats[stage])
+    }
+    assert rates(untrained) == pytest.approx(wanted)
+    highest = max(wanted.values())
+    for asked in (0.0, 0.5):
+        trunk = build_trunk(settings("none", stochastic_depth=asked), SIZE)
+        scaled = {name: rate * asked / highest for name, rate in wanted.items()}
+        assert rates(trunk) == pytest.approx(scaled)
+
+
 def test_momentum_of_keras_where_none_is_asked(imagenet, untrained):
     for trunk in (imagenet, untrained):
         layer = trunk.get_layer("stem_bn")
