@@ -405,7 +405,7 @@ def load_table(spec: DataSpec, data_dir: Path, *, unusable: Sequence[str] = ()) 
     """
     table = merge_tables(spec, data_dir)
     if len(unusable):
-        table = table.keep(~np.isin(table.paths, np.asarray(unusable, dtype=object)))
+        table = table.keep(~pd.Index(table.paths).isin(unusable))
     # A picture whose only label was contradictory or leaked has nothing to teach.
     useless = (table.splits == TRAIN) & (table.labels == MISSING).all(axis=1)
     table = table.keep(~useless)
