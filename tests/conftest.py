@@ -1,5 +1,9 @@
 """A three-task data set of a few small pictures in ArtGAN's layout, and the spec that reads it."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -121,3 +125,22 @@ def tiny_spec():
         )
 
     return make
+
+
+# === The run whose answers are known ===
+
+
+@pytest.fixture(scope="session")
+def known():
+    """The module tests/known_answers.py."""
+    if "known_answers" not in sys.modules:
+        file = Path(__file__).parent / "known_answers.py"
+        spec = importlib.util.spec_from_file_location("known_answers", file)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules["known_answers"]
+
+
+@pytest.fixture(scope="session")
+def data(known, tmp_path_factory):
+    return known.paint(tmp_path_factory.mktemp("colours"))
