@@ -87,7 +87,8 @@ def _flags_help(values: flags.FlagValues) -> str:
         else:
             choices = getattr(flag.parser, "enum_values", None)
             shown = f"--{name}=" + ("|".join(choices) if choices else name.upper())
-        lines += [f"  {shown}", f"      {flag.help}{default}"]
+        text = re.sub("^<[^>]*>: ", "", flag.help)  # absl's own list of an enum's values
+        lines += [f"  {shown}", f"      {text}{default}"]
     return "\n".join(lines)
 
 
