@@ -7,6 +7,7 @@ matrix, a classification report, F1 scores, outliers, the training history and t
 
 from absl import flags
 
+from multitask.commands import import_tensorflow
 from multitask.commands.run_flags import define_run_flags, run_and_model
 
 
@@ -32,6 +33,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues, left: list[str]) -> None:
     run, model_file = run_and_model(values, left, "evaluate")
 
+    import_tensorflow()
     from multitask.evaluation.report import evaluate
 
     evaluate(

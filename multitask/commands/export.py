@@ -7,6 +7,7 @@ Keras model. `tf.saved_model.load` reads it; this package is not needed there.""
 
 from absl import flags
 
+from multitask.commands import import_tensorflow
 from multitask.commands.run_flags import define_run_flags, run_and_model
 
 
@@ -17,6 +18,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues, left: list[str]) -> None:
     run, model_file = run_and_model(values, left, "export")
 
+    import_tensorflow()
     from multitask.serving.export import export
 
     folder = export(run, model_file=model_file)

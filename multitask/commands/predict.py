@@ -11,6 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
+from multitask.commands import import_tensorflow
 from multitask.spec import InputError
 
 
@@ -42,6 +43,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     if out and not out.absolute().parent.is_dir():
         raise InputError(f"--out: {out}: there is no folder {out.parent}")
 
+    import_tensorflow()
     from multitask.run import open_run
     from multitask.serving import predict
 

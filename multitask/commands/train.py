@@ -10,6 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
+from multitask.commands import import_tensorflow
 from multitask.spec import PHASES, DataSpec, InputError, load_spec, override, select_tasks
 
 # flag -> field of the spec
@@ -105,6 +106,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         wanted = " or ".join(f"--epochs_{phase}" for phase in asked)
         raise InputError(f"--phase={values.phase}: has 0 epochs to train; give {wanted}")
 
+    import_tensorflow()
     from multitask.evaluation.report import evaluate
     from multitask.learning.training import train
 
