@@ -261,7 +261,9 @@ def best_epoch(history: pd.DataFrame, *, task: str) -> int | None:
     return int(np.nanargmax(history[column].astype(float))) if _has(history, column) else None
 
 
-def outliers(path, pictures: Sequence, captions: Sequence[str], *, task: str, columns=6) -> Path:
+def outliers(
+    path, pictures: Sequence, captions: Sequence[str], *, task: str, total=None, columns=6
+) -> Path:
     """A grid of thumbnails with what was expected and what was answered.
 
     Args:
@@ -269,6 +271,7 @@ def outliers(path, pictures: Sequence, captions: Sequence[str], *, task: str, co
         pictures: uint8 [height, width, 3] of any size each, or None for one that cannot be read.
         captions: two or three lines for each picture.
         task: name of the task, for the title.
+        total: how many outliers there are; None: those that are shown.
         columns: pictures in a row.
 
     Returns:
@@ -297,7 +300,8 @@ def outliers(path, pictures: Sequence, captions: Sequence[str], *, task: str, co
                 )  # fmt: skip
             text = "\n".join(_shorten(line, 35) for line in caption.split("\n"))
             axes.text(0, -0.03, text, transform=axes.transAxes, va="top", size=7, linespacing=1.35)
-        _title(figure, task, f"{_count(len(pictures), 'outlier')}, the worst first")
+        shown = f"the {len(pictures)} worst" if (total or 0) > len(pictures) else "the worst first"
+        _title(figure, task, f"{_count(total or len(pictures), 'outlier')}, {shown}")
     return Path(path)
 
 

@@ -121,6 +121,18 @@ def test_outliers(tmp_path, pictures):
     check(path, tmp_path)
 
 
+def test_outliers_says_how_many_there_are(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(figures, "_title", lambda figure, task, text: titles.append(text))
+    for total in (None, 1, 1300):
+        figures.outliers(tmp_path / "a.png", [None], ["a"], task="t", total=total)
+    assert titles == [
+        "1 outlier, the worst first",
+        "1 outlier, the worst first",
+        "1,300 outliers, the 1 worst",
+    ]
+
+
 def test_outliers_refuses_other_lengths(tmp_path):
     with pytest.raises(ValueError, match="0 captions"):
         figures.outliers(tmp_path / "a.png", [None], [], task="t")

@@ -8,10 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 from multitask import figures, metrics
 from multitask.data.audit import count_reasons
-from multitask.data.pipeline import load_picture
+from multitask.data.decode import decode_image
 from multitask.data.table import TRAIN, Table, load_table
 from multitask.evaluation.predictions import Predictions, predict_exam
 from multitask.model.network import load_network, parts
@@ -206,12 +207,13 @@ def _write_outliers(
             for row in shown.itertuples()
         ],
         task=task,
+        total=len(frame),
     )
 
 
 def _thumbnail(path: Path) -> np.ndarray:
-    image = load_picture(str(path), size_px=THUMBNAIL_PX, how="pad")
-    return np.asarray(image).round().astype(np.uint8)
+    """The upright picture, reduced where its format can be; `figures` fits it into its square."""
+    return decode_image(tf.io.read_file(str(path)), target_px=THUMBNAIL_PX).numpy()
 
 
 def summary_lines(evaluation: Evaluation) -> list[str]:
