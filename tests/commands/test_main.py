@@ -75,7 +75,7 @@ def test_a_commands_help_lists_its_flags(capsys, command, argument):
     for name in values:
         starts = [text for text in shown if text.startswith((f"--{name}=", f"--[no]{name}"))]
         assert len(starts) == 1, name
-        assert values[name].help in out
+        assert values[name].help.split(">: ")[-1] in out  # absl puts an enum's values before
     assert len(shown) == len(list(values)) + 1  # and --help itself
     assert MODULES[command].__doc__.strip() in out
 
