@@ -116,7 +116,7 @@ def _with_imagenet_scaling(config: dict) -> dict:
     """Insert the Rescaling layer that Keras adds for `weights="imagenet"` alone.
 
     It divides by the root of the standard deviation a second time, as the file's Normalization
-    layer divides by it once (keras issue 49930 of tensorflow).
+    layer divides by it once (issue 49930 of tensorflow).
     """
     layers = config["layers"]
     place = next(i for i, layer in enumerate(layers) if layer["class_name"] == "Normalization")
