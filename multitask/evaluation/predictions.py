@@ -10,7 +10,7 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from multitask.data.audit import refuse_missing, why_unreadable
+from multitask.data.files import refuse_missing, why_unreadable
 from multitask.data.pipeline import file_names, readable_pictures
 from multitask.data.table import VAL, Table
 from multitask.run import replacing

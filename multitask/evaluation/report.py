@@ -11,8 +11,8 @@ import pandas as pd
 import tensorflow as tf
 
 from multitask import figures, metrics
-from multitask.data.audit import count_reasons
 from multitask.data.decode import decode_image
+from multitask.data.files import count_reasons
 from multitask.data.table import TRAIN, Table, load_table
 from multitask.evaluation.predictions import Predictions, predict_exam
 from multitask.model.network import load_network, parts

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from multitask.data.audit import check_pictures, count_reasons, find_unusable
+from multitask.data.files import check_pictures, count_reasons, find_unusable
 from multitask.data.pipeline import (
     evaluation_dataset,
     file_names,

@@ -11,7 +11,7 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from multitask.data.audit import why_unreadable
+from multitask.data.files import why_unreadable
 from multitask.data.table import read_classes
 from multitask.model.network import load_network
 from multitask.run import Run, replacing

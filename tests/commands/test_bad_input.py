@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from multitask.__main__ import main
-from multitask.data.audit import check_pictures
+from multitask.data.files import check_pictures
 from multitask.data.table import load_table
 from multitask.learning import training
 from multitask.run import open_run, start_run

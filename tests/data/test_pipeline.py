@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from multitask.data.audit import why_unreadable
+from multitask.data.files import why_unreadable
 from multitask.data.pipeline import (
     epoch_order,
     evaluation_dataset,

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: pictures that are missing or unreadable."""
+"""The picture files of a table: which are missing or unreadable, and why."""
 
 import os
 from collections.abc import Iterable, Sequence

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from multitask.data.audit import (
+from multitask.data.files import (
     MISSING_FILE,
     check_pictures,
     count_reasons,
