@@ -17,12 +17,17 @@ from multitask.run import RunError
 from multitask.spec import InputError, expected, near
 
 COMMANDS = {
+    "audit": "say what is in a data set and what is wrong with it",
+    "prepare": "decode the training pictures once, into records that are read fast",
     "train": "train all the tasks of a spec in one model, then evaluate it",
     "evaluate": "examine a run's best model and write its reports",
     "export": "write a run's best model as one SavedModel",
     "predict": "say what pictures show",
 }
-GOES_ON = {"train": "; the same command goes on after the last finished epoch"}
+GOES_ON = {
+    "train": "; the same command goes on after the last finished epoch",
+    "prepare": "; nothing half-made is left, the same command starts over",
+}
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as shells do
 
 
@@ -117,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         module = importlib.import_module(f"multitask.commands.{name}")
         flags.FLAGS(argv[:1])  # app.run insists; our flags are the command's own
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.ERROR)  # TFDS warns of every configuration
         app.run(
             lambda parsed: module.main(*parsed),
             argv=argv,

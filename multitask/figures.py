@@ -305,6 +305,92 @@ def outliers(
     return Path(path)
 
 
+# === Data sets ===
+
+
+def class_counts(path, counts, names: Sequence[str], *, task: str, rare: int = 0) -> Path:
+    """Training labels of each class on a logarithmic axis, the largest class first.
+
+    Args:
+        path: the PNG to write.
+        counts: int [classes], labels.
+        names: name of each class, by index.
+        task: name of the task, for the title.
+        rare: classes of fewer labels are orange.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: another number of counts than of names, or none.
+    """
+    counts = np.asarray(counts, dtype=np.int64)
+    _check_counts(counts, names)
+    order = np.argsort(-counts, kind="stable")
+    present = counts[counts > 0]
+    text = "no labels"
+    if len(present):
+        text = f"{counts.sum():,} training labels, "
+        text += f"largest : smallest class {present.max() / present.min():,.1f} : 1"
+        if len(present) < len(counts):
+            text += f", {len(counts) - len(present)} without any"
+    with _figure(path, (8.5, 1.5 + 0.24 * len(order))) as figure:
+        axes = figure.add_subplot()
+        colours = [ORANGE if counts[index] < rare else BLUE for index in order]
+        _count_bars(axes, counts[order], [names[index] for index in order], colours)
+        axes.set(xlabel="training labels (logarithmic)")
+        _title(figure, task, text)
+    return Path(path)
+
+
+def label_coverage(path, counts, names: Sequence[str], *, title: str) -> Path:
+    """How many pictures carry which set of labels, on a logarithmic axis.
+
+    Args:
+        path: the PNG to write.
+        counts: int [sets], pictures.
+        names: of the sets, from top to bottom.
+        title: of the data set.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: another number of counts than of names, or none.
+    """
+    counts = np.asarray(counts, dtype=np.int64)
+    _check_counts(counts, names)
+    with _figure(path, (8.5, 1.5 + 0.3 * len(counts))) as figure:
+        axes = figure.add_subplot()
+        _count_bars(axes, counts, names, [GREEN] * len(counts))
+        axes.set(xlabel="pictures (logarithmic)")
+        _title(figure, title, f"which labels {_count(int(counts.sum()), 'picture')} carry")
+    return Path(path)
+
+
+def _check_counts(counts: np.ndarray, names: Sequence[str]) -> None:
+    if counts.shape != (len(names),) or not len(names):
+        raise ValueError(f"counts {counts.shape} and {len(names)} names do not match.")
+
+
+def _count_bars(axes: Axes, counts: np.ndarray, names: Sequence[str], colours: list[str]) -> None:
+    """A bar a count, from half of one so that a single example has a bar too."""
+    places = np.arange(len(counts))
+    axes.barh(places, np.maximum(counts, 0.5) - 0.5, left=0.5, color=colours, height=0.72)
+    for place, count in zip(places, counts, strict=True):
+        axes.text(
+            max(count, 0.5) * 1.06, place, f"{count:,}", va="center", size=8,
+            color=INK if count else MUTED,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlim(0.5, max(10, counts.max() * 2.5))
+    axes.set_ylim(len(counts) - 0.4, -0.6)
+    axes.set_yticks(places, [_shorten(name, 40) for name in names])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.minorticks_off()
+    axes.grid(False, axis="y")
+
+
 # === Architecture ===
 
 _BOX_IN = (2.75, 0.56)  # width and height of a box

@@ -138,11 +138,7 @@ def check_workdir(workdir: Path, spec: DataSpec) -> bool:
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir: {workdir}: is a file, not a folder")
-    parent = workdir
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK) or not _can_write(parent):
-        raise InputError(f"--workdir: {workdir}: {parent} cannot be written to")
+    parent = check_writable(workdir, flag="--workdir")
     if not (workdir / "config.json").exists():
         ours = (
             [p for p in workdir.iterdir() if not p.name.startswith(".")]
@@ -168,6 +164,16 @@ def check_workdir(workdir: Path, spec: DataSpec) -> bool:
     return True
 
 
+def check_writable(folder: Path, *, flag: str) -> Path:
+    """The nearest folder above (or the folder) that exists; InputError where none can be made."""
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK) or not _can_write(parent):
+        raise InputError(f"{flag}: {folder}: {parent} cannot be written to")
+    return parent
+
+
 def _can_write(folder: Path) -> bool:
     """os.access says yes to root on a read-only file system; a file tells."""
     probe = folder / f".tmp-{os.getpid()}-probe"
@@ -179,8 +185,27 @@ def _can_write(folder: Path) -> bool:
     return True
 
 
-def start_run(workdir: Path, spec: DataSpec, data_dir: Path) -> Run:
-    """Make the workdir with its config.json, or go on with the one that is there."""
+def check_same_data(workdir: Path, fingerprint: str) -> None:
+    """Raise InputError where a run began with other pictures or labels."""
+    before = _read_config(workdir).get("data_fingerprint")
+    if before not in (None, fingerprint):
+        raise InputError(
+            f"--workdir: {workdir}: the pictures or labels have changed since this run began; "
+            "name another folder, or put the data back"
+        )
+
+
+def start_run(
+    workdir: Path, spec: DataSpec, data_dir: Path, *, fingerprint: str | None = None
+) -> Run:
+    """Make the workdir with its config.json, or go on with the one that is there.
+
+    Args:
+        workdir: the run's folder.
+        spec: with the flags' overrides.
+        data_dir: what the spec's paths start at.
+        fingerprint: of the pictures and labels.
+    """
     run = Run(workdir, spec, data_dir)
     for folder in (run.workdir, run.models, run.logs):
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,6 +215,7 @@ def start_run(workdir: Path, spec: DataSpec, data_dir: Path) -> Run:
         workdir / "config.json",
         {
             "data_dir": str(data_dir.resolve()),
+            "data_fingerprint": fingerprint,
             "spec_file": spec.source_file,
             "versions": package_versions(),
             "spec": spec.to_dict(),

@@ -135,6 +135,14 @@ class Phases(_Strict):
     finetune: Phase = Phase(epochs=10, rate_factor=0.1)
 
 
+class RecordOptions(_Strict):
+    """How the training side's pictures are prepared."""
+
+    # Of the image size, for the shorter side: what a crop and an aspect may cut off.
+    margin: Annotated[float, Field(ge=1, le=4)] = 1.15
+    quality: Annotated[int, Field(ge=1, le=100)] = 92  # of JPEG
+
+
 class EarlyStopping(_Strict):
     patience: PositiveInt = 12
 
@@ -160,10 +168,12 @@ class DataSpec(_Strict):
     selection: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     max_missing: Rate = 0.0
     max_unknown: Rate = 0.01
+    exclude_near_duplicates: bool = False
     # None: each task's own depth, merged by rule 8 of the design.
     freeze_depth: int | str | None = None
     trunk: Trunk
     phases: Phases = Phases()
+    records: RecordOptions = RecordOptions()
     early_stopping: EarlyStopping = EarlyStopping()
     plateau: Plateau = Plateau()
     tasks: Annotated[tuple[Task, ...], Field(min_length=1, alias="task")]

@@ -33,11 +33,16 @@ def _tiny_rows():
 
 @pytest.fixture
 def write_picture():
-    """Write a smooth picture without symmetry; its seed makes it different from the others."""
+    """Write a smooth picture without symmetry; its seed makes it different from the others.
 
-    def write(path, *, width=40, height=30, seed=0):
+    Args:
+        cells: colours across and down; few make it smoother than any painting.
+    """
+
+    def write(path, *, width=40, height=30, seed=0, cells=(4, 3)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        coarse = np.random.default_rng(seed).integers(0, 256, (3, 4, 3)).astype(np.uint8)
+        shape = (*cells[::-1], 3)
+        coarse = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
         image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
         image.save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
         return path

@@ -138,6 +138,44 @@ def test_outliers_refuses_other_lengths(tmp_path):
         figures.outliers(tmp_path / "a.png", [None], [], task="t")
 
 
+@pytest.mark.parametrize("classes", [1, 4, 40])
+@pytest.mark.parametrize("empty", [False, True])
+def test_class_counts(tmp_path, classes, empty):
+    counts = np.zeros(classes, int) if empty else 3 ** np.arange(classes).clip(max=12)
+    path = tmp_path / "classes.png"
+    assert figures.class_counts(path, counts, names_of(classes), task="t$_", rare=5) == path
+    check(path, tmp_path)
+
+
+@pytest.mark.parametrize("sets", [1, 7])
+def test_label_coverage(tmp_path, sets):
+    path = tmp_path / "coverage.png"
+    counts = 10 ** np.arange(sets)
+    assert figures.label_coverage(path, counts, names_of(sets), title="a $x$") == path
+    check(path, tmp_path)
+
+
+def test_counts_are_drawn_largest_first_with_the_ratio_in_the_title(tmp_path, monkeypatch):
+    drawn, titles = [], []
+    monkeypatch.setattr(figures, "_count_bars", lambda axes, *drawing: drawn.append(drawing))
+    monkeypatch.setattr(figures, "_title", lambda figure, task, text: titles.append(text))
+    path = tmp_path / "a.png"
+    figures.class_counts(path, [3, 0, 1200, 3], list("abcd"), task="t", rare=2)
+    ((counts, names, colours),) = drawn
+    assert counts.tolist() == [1200, 3, 3, 0]
+    assert names == ["c", "a", "d", "b"]
+    assert colours == [figures.BLUE] * 3 + [figures.ORANGE]
+    assert titles == ["1,206 training labels, largest : smallest class 400.0 : 1, 1 without any"]
+
+
+def test_counts_refuse_other_lengths(tmp_path):
+    for counts, names in (([1], ["a", "b"]), ([], [])):
+        with pytest.raises(ValueError, match="do not match"):
+            figures.class_counts(tmp_path / "a.png", counts, names, task="t")
+        with pytest.raises(ValueError, match="do not match"):
+            figures.label_coverage(tmp_path / "a.png", counts, names, title="t")
+
+
 def test_tile_shows_the_whole_picture():
     picture = np.zeros((100, 200, 3), dtype=np.uint8)
     tile = figures._tile(picture, side_px=80)

@@ -28,6 +28,13 @@ def define_flags(values: flags.FlagValues) -> None:
         upper_bound=1,
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "exclude_near_duplicates",
+        None,
+        "report also without the val pictures that are the same painting as a training picture "
+        "(field exclude_near_duplicates)",
+        flag_values=values,
+    )
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
@@ -41,5 +48,6 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         model_file=model_file,
         batch_size=values.batch_size,
         max_missing=values.max_missing,
+        exclude_near_duplicates=values.exclude_near_duplicates,
     )
     print(f"\nReports: {run.results}")

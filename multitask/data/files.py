@@ -1,5 +1,6 @@
 """The picture files of a table: which are missing or unreadable, and why."""
 
+import collections
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,10 +11,8 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from multitask.data.decode import decode_image, error_text
-from multitask.data.table import Table
+from multitask.data.table import MISSING_FILE, NEAR_DUPLICATE, NO_LABEL, NOT_DRAWN
 from multitask.spec import InputError
-
-MISSING_FILE = "no such file"
 
 
 def why_unreadable(path: str | Path) -> str | None:
@@ -71,27 +70,28 @@ def find_unusable(names: Sequence[str], *, progress: bool = True) -> dict[int, s
     }
 
 
-def check_pictures(
-    table: Table, image_dir: Path, *, max_missing: float, remedy: str, progress: bool = True
-) -> pd.DataFrame:
-    """Which of the table's pictures cannot be used (rule 6).
+def picture_sizes(paths: Sequence[str], image_dir: Path) -> np.ndarray:
+    """int64 [n]: the files' sizes in bytes; -1 where there is no file."""
 
-    Returns:
-        A frame of path and reason.
+    def size(path: str) -> int:
+        try:
+            return os.stat(os.path.join(image_dir, path)).st_size
+        except OSError:
+            return -1
 
-    Raises:
-        InputError: more than the share `max_missing` of them, with the count, the first five and
-            the remedy.
-    """
-    if not image_dir.is_dir():
-        raise InputError(f"{image_dir}: there is no such folder of pictures")
-    names = [str(image_dir / path) for path in table.paths]
-    unusable = find_unusable(names, progress=progress)
-    frame = pd.DataFrame(
-        {"path": [table.paths[i] for i in unusable], "reason": list(unusable.values())}
-    )
-    refuse_missing(frame, len(table), image_dir, max_missing=max_missing, remedy=remedy)
-    return frame
+    return np.asarray([size(path) for path in paths], np.int64)
+
+
+OTHER_REASONS = {
+    NO_LABEL: "without a label",
+    NOT_DRAWN: "not drawn for the subset",
+    NEAR_DUPLICATE: "near-duplicates",
+}
+
+
+def unusable(left_out: pd.DataFrame) -> pd.DataFrame:
+    """Of a table's pictures that are left out, those whose file is missing or unreadable."""
+    return left_out[~left_out["reason"].isin(OTHER_REASONS)]
 
 
 def refuse_missing(
@@ -112,7 +112,9 @@ def refuse_missing(
 
 
 def count_reasons(reasons: Iterable[str]) -> str:
-    """`68,946 missing, 2 unreadable`."""
-    reasons = list(reasons)
-    missing = sum(reason == MISSING_FILE for reason in reasons)
-    return f"{missing:,} missing, {len(reasons) - missing:,} unreadable"
+    """`68,946 missing, 2 unreadable`, and of the other reasons those that there are."""
+    counts = collections.Counter(reasons)
+    missing = counts.pop(MISSING_FILE, 0)
+    others = {text: counts.pop(reason, 0) for reason, text in OTHER_REASONS.items()}
+    parts = [f"{missing:,} missing", f"{counts.total():,} unreadable"]
+    return ", ".join(parts + [f"{count:,} {text}" for text, count in others.items() if count])

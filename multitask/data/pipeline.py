@@ -1,8 +1,8 @@
-"""Table -> tf.data of (image, {task: label}, {task: weight}); the same seed, the same batches.
+"""Records -> tf.data of (image, {task: label}, {task: weight}); the same seed, the same batches.
 
 Training goes through epochs without end; which picture comes when, and how it is augmented, is
-a function of (seed, epoch, row) alone, so that a run can start at any epoch and see what an
-uninterrupted one saw. Everything else is read once, in the order of its rows.
+a function of (seed, epoch, row) alone, so that a run can start at any step of any epoch and see
+what an uninterrupted one saw. Everything else is read once, in the order of its rows.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from multitask.data.augment import augment_image, image_policies
 from multitask.data.decode import decode_image, resize_image
+from multitask.data.records import Prepared
 from multitask.data.table import TRAIN, Table
 from multitask.spec import MISSING, DataSpec
 
@@ -52,29 +53,27 @@ def epoch_order(count: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
 
 
 def training_dataset(
-    table: Table, spec: DataSpec, image_dir: Path, *, first_epoch: int = 0
+    prepared: Prepared, spec: DataSpec, *, first_epoch: int = 0, first_step: int = 0
 ) -> tf.data.Dataset:
-    """Augmented, shuffled batches of the training split, from an epoch on, without end.
+    """Augmented, shuffled batches of the training split, from a step on, without end.
 
     Args:
-        table: rows of the split `train` are used.
+        prepared: its records of the split `train` are used.
         spec: image size, batch size, seed and the tasks' augmentation.
-        image_dir: the folder that the table's paths start at.
         first_epoch: counted over both phases.
+        first_step: of that epoch; the pictures of the steps before it are not read.
 
     Returns:
         Batches of image float32 [batch, size, size, 3] in 0..255, {task: int32 [batch]} and
         {task: float32 [batch]}. An epoch is every row once; its last batch may be smaller.
     """
-    rows = table.rows(TRAIN)
-    count = len(rows)
-    names = tf.constant(file_names(table, rows, image_dir))
-    labels = tf.constant(table.labels[rows])
-    policies, policy_of = image_policies(table.labels[rows], [t.augment for t in spec.tasks])
-    policies, policy_of = tf.constant(policies), tf.constant(policy_of)
+    table = prepared.table
+    all_labels = table.labels[table.rows(TRAIN)]
+    policies, policy_of = image_policies(all_labels, [t.augment for t in spec.tasks])
+    labels, policies, policy_of = map(tf.constant, (all_labels, policies, policy_of))
 
-    def load(epoch: tf.Tensor, row: tf.Tensor):
-        image = decode_image(tf.io.read_file(names[row]), target_px=spec.image_size)
+    def load(epoch: tf.Tensor, row: tf.Tensor, picture: tf.Tensor):
+        image = decode_image(picture, target_px=spec.image_size)
         seed = tf.random.experimental.stateless_fold_in(_key(spec.seed, epoch), row)
         image = augment_image(
             image, policies[policy_of[row]], seed, size_px=spec.image_size, how=spec.resize
@@ -82,9 +81,11 @@ def training_dataset(
         return image, labels[row]
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.data.Dataset.from_tensor_slices(epoch_order(count, spec.seed, epoch))
-        rows = order.map(lambda row: (epoch, row))
-        return rows.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
+        order = tf.cast(epoch_order(len(all_labels), spec.seed, epoch), tf.int64)
+        done = tf.where(epoch == first_epoch, first_step * spec.batch_size, 0)
+        pictures = prepared.pictures(TRAIN, tf.data.Dataset.from_tensor_slices(order[done:]))
+        pictures = pictures.map(lambda row, picture: (epoch, row, picture))
+        return pictures.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     batches = epochs.flat_map(one_epoch)
@@ -92,23 +93,21 @@ def training_dataset(
     return batches.map(lambda image, label: (image, *_targets(label, tasks))).prefetch(2)
 
 
-def evaluation_dataset(
-    table: Table, spec: DataSpec, image_dir: Path, *, split: str
-) -> tf.data.Dataset:
-    """Plain batches of a split, in the order of its rows, each row once.
+def evaluation_dataset(prepared: Prepared, spec: DataSpec, *, split: str) -> tf.data.Dataset:
+    """Plain batches of the records of a split, in the order of its rows, each row once.
 
     Elements as `training_dataset` gives them.
     """
-    rows = table.rows(split)
-    names = tf.constant(file_names(table, rows, image_dir), tf.string)
-    labels = tf.constant(table.labels[rows])
+    table = prepared.table
+    labels = tf.constant(table.labels[table.rows(split)])
     tasks = table.tasks
 
-    def load(name: tf.Tensor, label: tf.Tensor):
-        return load_picture(name, size_px=spec.image_size, how=spec.resize), label
+    def load(row: tf.Tensor, picture: tf.Tensor):
+        image = decode_image(picture, target_px=spec.image_size)
+        return resize_image(image, size_px=spec.image_size, how=spec.resize), labels[row]
 
-    dataset = tf.data.Dataset.from_tensor_slices((names, labels))
-    batches = dataset.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
+    pictures = prepared.pictures(split, tf.data.Dataset.range(len(labels)))
+    batches = pictures.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
     return batches.map(lambda image, label: (image, *_targets(label, tasks))).prefetch(2)
 
 

@@ -19,7 +19,45 @@ from sklearn.utils.class_weight import compute_class_weight
 from multitask.spec import MISSING, DataSpec, InputError, Task, near
 
 TRAIN, SELECTION, VAL = SPLITS = ("train", "selection", "val")
+# Why a picture is left out. The first two are known before anything is drawn; the next two come
+# of the drawing. Every other reason is that of a file which turned out to be unreadable.
+MISSING_FILE, NEAR_DUPLICATE = "no such file", "near-duplicate of an exam's picture"
+NO_LABEL, NOT_DRAWN = "no label is left", "not drawn for the subset"
 _INTEGER = re.compile(r"[+-]?\d+")
+# What may be unsafe, or spelt otherwise than pathlib spells it. Few paths are, and asking pathlib
+# for every one of them takes longer than all the rest of the merging.
+_UNUSUAL_PATH = re.compile(r"^[./\\]|[\x00-\x1f:\\]|/[./]|/$|\.\.")
+
+
+def _no_rows(*columns: str):
+    names = ["task", "split", "file", "line", "path", *columns]
+    return field(default_factory=lambda: pd.DataFrame(columns=names))
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found in the CSVs: frames whose rows are rows of a CSV.
+
+    Each has the columns task, split (train or val), file (as the spec names it), line and path.
+
+    Attributes:
+        files: a row a CSV instead: task, split, file, rows (how many).
+        unsafe: `reason`; rows with a path that is refused (only where it is tolerated).
+        unknown: `value`; rows with a label that no class has (rule 5).
+        contradictory: `label`; all rows of the pictures that a task lists with two labels (rule 4).
+        repeated: `label`; all rows of the pictures that a task lists more than once, alike.
+        leaks: `label` (MISSING where it was contradictory); rows of the pictures that are val for
+            one task and train for another (rule 2), one a task.
+    """
+
+    files: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=["task", "split", "file", "rows"])
+    )
+    unsafe: pd.DataFrame = _no_rows("reason")
+    unknown: pd.DataFrame = _no_rows("value")
+    contradictory: pd.DataFrame = _no_rows("label")
+    repeated: pd.DataFrame = _no_rows("label")
+    leaks: pd.DataFrame = _no_rows("label")
 
 
 @dataclass(frozen=True)
@@ -32,6 +70,8 @@ class Table:
         labels: int32 [rows, tasks]; MISSING (-1) where the task has no label.
         splits: str [rows], one of SPLITS.
         notes: what was dropped or repaired, and why, a line each.
+        left_out: path -> reason, of the pictures that are in the CSVs and not in the table.
+        findings: what the notes on the CSVs say, row by row.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -39,6 +79,8 @@ class Table:
     labels: np.ndarray
     splits: np.ndarray
     notes: tuple[str, ...] = field(default=())
+    left_out: dict[str, str] = field(default_factory=dict)
+    findings: Findings = field(default_factory=Findings)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -51,20 +93,40 @@ class Table:
         """int64 [n]: the rows of one split."""
         return np.flatnonzero(self.splits == split)
 
+    def find(self, paths: Sequence[str]) -> np.ndarray:
+        """int64 [n]: the rows of some of its pictures; -1 where there is none."""
+        return pd.Index(self.paths).get_indexer(np.asarray(paths, object))
+
     def labels_of(self, task: str, split: str) -> np.ndarray:
         """int32 [n]: the labels that a task has in a split, without the missing ones."""
         labels = self.labels[self.splits == split, self.tasks.index(task)]
         return labels[labels != MISSING]
 
-    def keep(self, rows: np.ndarray, *notes: str) -> "Table":
-        """The table with some rows only (a mask or indices)."""
+    def drop(self, rows: np.ndarray, reasons: str | Sequence[str], *notes: str) -> "Table":
+        """The table without some rows.
+
+        Args:
+            rows: int [n] or bool [rows].
+            reasons: why they are left out; one for all, or one each.
+            notes: to add.
+        """
+        gone = np.arange(len(self))[rows]
+        if isinstance(reasons, str):
+            reasons = [reasons] * len(gone)
+        kept = np.delete(np.arange(len(self)), gone)
         return replace(
             self,
-            paths=self.paths[rows],
-            labels=self.labels[rows],
-            splits=self.splits[rows],
+            paths=self.paths[kept],
+            labels=self.labels[kept],
+            splits=self.splits[kept],
             notes=self.notes + notes,
+            left_out=self.left_out | dict(zip(self.paths[gone], reasons, strict=True)),
         )
+
+    def left_out_frame(self) -> pd.DataFrame:
+        """`left_out` as columns path and reason, sorted by path."""
+        rows = sorted(self.left_out.items())
+        return pd.DataFrame(rows, columns=["path", "reason"], dtype=object)
 
     def counts(self) -> pd.DataFrame:
         """Images, and labels of each task (columns), in each split (rows)."""
@@ -157,18 +219,20 @@ def _two_columns(path: Path, numbers: list[int], rows: list[list[str]]) -> list[
     return pairs
 
 
-def _check_path(path: Path, number: int, name: str) -> None:
+def _why_unsafe(name: str) -> str | None:
+    """What a path must not have; None where it has nothing of it."""
     windows = PureWindowsPath(name)
     if PurePosixPath(name).is_absolute() or windows.is_absolute() or windows.drive:
-        raise InputError(f"{path}: line {number}: {name!r}: absolute paths are refused")
+        return "absolute paths are refused"
     if ".." in windows.parts:  # splits at both kinds of slash
-        raise InputError(f"{path}: line {number}: {name!r}: paths with `..` are refused")
-    if not name.isprintable() and any(ord(c) < 32 for c in name):
-        raise InputError(f"{path}: line {number}: {name!r}: control characters are refused")
+        return "paths with `..` are refused"
+    if any(ord(c) < 32 for c in name):
+        return "control characters are refused"
+    return None
 
 
 def read_labels(
-    path: Path, classes: Sequence[str], *, max_unknown: float
+    path: Path, classes: Sequence[str], *, max_unknown: float, strict: bool = True
 ) -> tuple[pd.DataFrame, list[str]]:
     """One task's CSV -> its rows.
 
@@ -179,13 +243,16 @@ def read_labels(
         path: the CSV.
         classes: the names of the class file, by index.
         max_unknown: the share of rows whose label may be unknown (rule 5).
+        strict: refuse unsafe paths, labels that are neither an index nor a name, and more unknown
+            ones than that; False keeps such rows, marked.
 
     Returns:
-        A frame with `path` (str), `label` (int) and `line` (int), and the notes.
+        A frame with `line` (int), `path` (str), `value` (str, the label as it stands there),
+        `label` (int; MISSING where it is unknown) and `unsafe` (str; why the path is refused, ""
+        where it is not), and the notes.
 
     Raises:
-        InputError: unreadable, not two columns, an unsafe path, a label that is neither an index
-            nor a name, or too many unknown ones.
+        InputError: unreadable, not two columns, or what `strict` refuses.
     """
     numbers, rows = _read_rows(path)
     notes = []
@@ -210,70 +277,101 @@ def read_labels(
     if blank > 0:
         notes.append(f"{path.name}: {blank} blank lines were skipped")
 
-    texts = [text for _, text in pairs]
-    for number, (name, _) in zip(numbers, pairs, strict=True):
-        _check_path(path, number, name)
     # `./a//b.jpg` is `a/b.jpg`: one picture, one row, in whichever split.
-    names = [str(PurePosixPath(name)) for name, _ in pairs]
+    names, unsafe = [name for name, _ in pairs], [""] * len(pairs)
+    for index, name in enumerate(names):
+        if not _UNUSUAL_PATH.search(name):
+            continue
+        unsafe[index] = _why_unsafe(name) or ""
+        if not unsafe[index]:
+            names[index] = str(PurePosixPath(name))
+        elif strict:
+            raise InputError(f"{path}: line {numbers[index]}: {name!r}: {unsafe[index]}")
+    texts = [text for _, text in pairs]
     if not any(_INTEGER.fullmatch(text) for text in texts) and any(t in index_of for t in texts):
         labels = [index_of.get(text, MISSING) for text in texts]  # a file of names
     else:
         for number, text in zip(numbers, texts, strict=True):
-            if not _INTEGER.fullmatch(text):
+            if strict and not _INTEGER.fullmatch(text):
                 raise InputError(
                     f"{path}: line {number}: class {text!r}: expected an index, "
                     f"0 to {len(classes) - 1}.{near(text, classes)}"
                 )
-        labels = [int(text) for text in texts]
-    frame = pd.DataFrame({"path": names, "label": labels, "line": numbers})
-    unknown = (frame["label"] < 0) | (frame["label"] >= len(classes))
+        labels = [int(text) if _INTEGER.fullmatch(text) else MISSING for text in texts]
+    labels = [label if 0 <= label < len(classes) else MISSING for label in labels]
+    frame = pd.DataFrame(
+        {"line": numbers, "path": names, "value": texts, "label": labels, "unsafe": unsafe}
+    )
+    unknown = frame["label"] == MISSING
     if unknown.any():
-        first = int(np.flatnonzero(unknown)[0])
+        first = frame[unknown].iloc[0]
         note = (
             f"{path.name}: {int(unknown.sum())} of {len(frame)} rows have an unknown class "
-            f"(first: line {numbers[first]}: {texts[first]!r}; the class file has "
+            f"(first: line {first['line']}: {first['value']!r}; the class file has "
             f"0 to {len(classes) - 1})"
         )
-        if unknown.mean() > max_unknown:
+        if strict and unknown.mean() > max_unknown:
             raise InputError(
                 f"{path.parent / note}; more than the allowed share "
                 f"max_unknown = {max_unknown:g}: is this the right class file?"
             )
         notes.append(f"{note}; those labels are left out")
-        frame = frame[~unknown]
-    return frame.reset_index(drop=True), notes
+    refused = frame[frame["unsafe"] != ""]
+    if len(refused):
+        first = refused.iloc[0]
+        notes.append(
+            f"{path.name}: {len(refused)} of {len(frame)} rows have an unsafe path "
+            f"(first: line {first['line']}: {first['path']!r}) and are left out"
+        )
+    return frame, notes
 
 
 # === Merging ===
 
 
-def _labels_of_task(task: Task, data_dir: Path, classes: Sequence[str], max_unknown: float):
-    """Both files of a task -> frame of path, label, val (one row a path), and notes."""
-    parts, notes = [], []
-    for split, name in ((False, task.train), (True, task.val)):
-        frame, said = read_labels(data_dir / name, classes, max_unknown=max_unknown)
-        parts.append(frame.assign(val=split))
+def _rows_of_task(
+    task: Task, data_dir: Path, classes: Sequence[str], max_unknown: float, strict: bool
+) -> tuple[pd.DataFrame, Findings, list[str]]:
+    """Both files of a task -> its rows, one a path, what was found in them, and the notes."""
+    parts, files, notes = [], [], []
+    for split, name in ((TRAIN, task.train), (VAL, task.val)):
+        part, said = read_labels(data_dir / name, classes, max_unknown=max_unknown, strict=strict)
+        parts.append(part.assign(task=task.name, split=split, file=name))
+        files.append((task.name, split, name, len(part)))
         notes += said
     frame = pd.concat(parts, ignore_index=True)
+    safe, known = frame["unsafe"] == "", frame["label"] != MISSING
+    unsafe = frame[~safe].rename(columns={"unsafe": "reason"})
+    unknown = frame[safe & ~known]
+    frame = frame[safe & known]
     grouped = frame.groupby("path", sort=False)["label"].agg(["min", "max", "size"])
-    contradictory = grouped.index[grouped["min"] != grouped["max"]]
+    alike = grouped["min"] == grouped["max"]
+    contradictory = frame[frame["path"].isin(grouped.index[~alike])]
+    repeated = frame[frame["path"].isin(grouped.index[alike & (grouped["size"] > 1)])]
     if len(contradictory):
-        shown = ", ".join(sorted(contradictory)[:3])
+        names = sorted(set(contradictory["path"]))
         notes.append(
-            f"{task.name}: {len(contradictory)} pictures are listed with two labels "
-            f"and lose both ({shown})"
+            f"{task.name}: {len(names)} pictures are listed with two labels "
+            f"and lose both ({', '.join(names[:3])})"
         )
-    repeated = int((grouped["size"] > 1).sum()) - len(contradictory)
-    if repeated:
-        notes.append(f"{task.name}: {repeated} pictures are listed more than once, alike")
+    if len(repeated):
+        count = repeated["path"].nunique()
+        notes.append(f"{task.name}: {count} pictures are listed more than once, alike")
     # Val wins over train: sorting puts it last within a path.
-    frame = frame.sort_values("val", kind="stable").drop_duplicates("path", keep="last")
-    frame.loc[frame["path"].isin(contradictory), "label"] = MISSING
-    return frame[["path", "label", "val"]], notes
+    frame = frame.sort_values("split", kind="stable").drop_duplicates("path", keep="last")
+    frame.loc[frame["path"].isin(contradictory["path"]), "label"] = MISSING
+    by_file = pd.DataFrame(files, columns=["task", "split", "file", "rows"])
+    return frame, Findings(by_file, unsafe, unknown, contradictory, repeated), notes
 
 
-def merge_tables(spec: DataSpec, data_dir: Path) -> Table:
+def merge_tables(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> Table:
     """All tasks' CSVs -> one Table with the splits train and val (rules 1, 2, 4 and 5).
+
+    Args:
+        spec: the data set and its tasks.
+        data_dir: the folder that the spec's paths start at.
+        strict: refuse unsafe paths and too many unknown labels; False leaves such rows out and
+            goes on, for whoever wants to see all of them.
 
     Raises:
         InputError: naming the file and the line.
@@ -281,11 +379,12 @@ def merge_tables(spec: DataSpec, data_dir: Path) -> Table:
     if not data_dir.is_dir():
         raise InputError(f"--data_dir: {data_dir}: is no folder")
     classes = {task.name: read_classes(data_dir / task.classes) for task in spec.tasks}
-    frames, notes = {}, []
+    frames, found, notes = {}, [], []
     for task in spec.tasks:
-        frames[task.name], said = _labels_of_task(
-            task, data_dir, classes[task.name], spec.max_unknown
+        frames[task.name], in_files, said = _rows_of_task(
+            task, data_dir, classes[task.name], spec.max_unknown, strict
         )
+        found.append(in_files)
         notes += said
     paths = np.unique(np.concatenate([f["path"].to_numpy(dtype=object) for f in frames.values()]))
     index = pd.Index(paths)
@@ -294,7 +393,7 @@ def merge_tables(spec: DataSpec, data_dir: Path) -> Table:
     for column, frame in enumerate(frames.values()):
         rows = index.get_indexer(frame["path"])
         labels[rows, column] = frame["label"]
-        val_of[rows, column] = frame["val"]
+        val_of[rows, column] = frame["split"] == VAL
     is_val = val_of.any(axis=1)
     leaked = is_val[:, None] & ~val_of & (labels != MISSING)
     if leaked.any():
@@ -307,7 +406,21 @@ def merge_tables(spec: DataSpec, data_dir: Path) -> Table:
         )
     labels[leaked] = MISSING
     splits = np.where(is_val, VAL, TRAIN).astype(object)
-    return Table(classes, paths, labels, splits, tuple(notes))
+    leaks = pd.concat(frames.values())
+    leaks = leaks[leaks["path"].isin(paths[leaked.any(axis=1)])].sort_values("path", kind="stable")
+    leaks = leaks[(leaks["split"] == VAL) | (leaks["label"] != MISSING)]
+    findings = _join([*found, Findings(leaks=leaks)])
+    return Table(classes, paths, labels, splits, tuple(notes), findings=findings)
+
+
+def _join(found: Sequence[Findings]) -> Findings:
+    """The findings of all, each frame with its own columns only."""
+    joined = {}
+    for kind, empty in vars(Findings()).items():
+        frames = [frame for part in found if len(frame := getattr(part, kind))]
+        if frames:
+            joined[kind] = pd.concat(frames, ignore_index=True)[list(empty.columns)]
+    return Findings(**joined)
 
 
 # === Drawing: subset and selection ===
@@ -337,7 +450,7 @@ def subset_table(table: Table, shares: dict[str, float], *, seed: int) -> Table:
     kept = ~train | (labels != MISSING).any(axis=1)
     said = ", ".join(f"{task} {share:g}" for task, share in shares.items())
     note = f"subset ({said}): {int((kept & train).sum())} of {int(train.sum())} training pictures"
-    return replace(table, labels=labels).keep(kept, note)
+    return replace(table, labels=labels).drop(~kept, NOT_DRAWN, note)
 
 
 def hold_out_selection(table: Table, share: float, *, seed: int) -> Table:
@@ -395,22 +508,48 @@ def class_weights(labels: np.ndarray, classes: int, *, exponent: float) -> np.nd
     return weights.astype(np.float32)
 
 
-def load_table(spec: DataSpec, data_dir: Path, *, unusable: Sequence[str] = ()) -> Table:
-    """The table that a run trains on and is examined by: merged, less the unusable, drawn.
+def draw_table(spec: DataSpec, table: Table) -> Table:
+    """What is drawn of a merged table: the subset, and the selection split.
+
+    Raises:
+        InputError: no picture is left to train on.
+    """
+    # A picture whose only label was contradictory or leaked has nothing to teach.
+    useless = (table.splits == TRAIN) & (table.labels == MISSING).all(axis=1)
+    table = table.drop(useless, NO_LABEL)
+    table = subset_table(table, {task.name: task.subset for task in spec.tasks}, seed=spec.seed)
+    table = hold_out_selection(table, spec.selection, seed=spec.seed)
+    if not len(table.rows(TRAIN)):
+        raise InputError(f"{spec.source_file}: no picture is left to train on")
+    return table
+
+
+def load_table(spec: DataSpec, data_dir: Path, *, left_out: pd.DataFrame | None = None) -> Table:
+    """The table that a run trains on and is examined by.
 
     Args:
         spec: the data set and its tasks.
         data_dir: the folder that the spec's paths start at.
-        unusable: paths of pictures that are missing or unreadable.
+        left_out: columns path and reason, as `Table.left_out_frame` gives them.
     """
     table = merge_tables(spec, data_dir)
-    if len(unusable):
-        table = table.keep(~pd.Index(table.paths).isin(unusable))
-    # A picture whose only label was contradictory or leaked has nothing to teach.
-    useless = (table.splits == TRAIN) & (table.labels == MISSING).all(axis=1)
-    table = table.keep(~useless)
-    table = subset_table(table, {task.name: task.subset for task in spec.tasks}, seed=spec.seed)
-    table = hold_out_selection(table, spec.selection, seed=spec.seed)
-    if not len(table.rows(TRAIN)):
-        raise InputError(f"{data_dir}: no picture is left to train on")
-    return table
+    return draw_table(spec, table) if left_out is None else draw_without(spec, table, left_out)
+
+
+def draw_without(spec: DataSpec, table: Table, left_out: pd.DataFrame) -> Table:
+    """`draw_table` of a merged table, less what is left out of it.
+
+    Missing pictures and near-duplicates are left out before anything is drawn; what turned out to
+    be unreadable after it, as only the preparing of the drawn pictures tells.
+    """
+    at_once = left_out["reason"].isin([MISSING_FILE, NEAR_DUPLICATE])
+    drawn = left_out["reason"].isin([NO_LABEL, NOT_DRAWN])
+    table = draw_table(spec, drop_paths(table, left_out[at_once]))
+    return drop_paths(table, left_out[~at_once & ~drawn])
+
+
+def drop_paths(table: Table, left_out: pd.DataFrame) -> Table:
+    """The table without the pictures that a frame of path and reason names."""
+    there = left_out["path"].isin(table.paths).to_numpy()
+    left_out = left_out[there]
+    return table.drop(table.find(left_out["path"]), left_out["reason"].tolist())

@@ -1,6 +1,6 @@
 """Model + pictures -> Predictions: the one table that every figure of an evaluation reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,12 @@ class Predictions:
         labels = self.labels[:, list(self.classes).index(task)]
         rows = np.flatnonzero(labels != MISSING)
         return rows, labels[rows], self.probabilities[task][rows]
+
+    def without(self, paths: Iterable[str]) -> "Predictions":
+        """The same less some pictures."""
+        kept = ~pd.Index(self.paths).isin(list(paths))
+        probabilities = {task: values[kept] for task, values in self.probabilities.items()}
+        return Predictions(self.classes, self.paths[kept], self.labels[kept], probabilities)
 
     def frame(self) -> pd.DataFrame:
         """path, and each task's true and predicted class (by name) and confidence."""

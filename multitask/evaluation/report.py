@@ -13,7 +13,14 @@ import tensorflow as tf
 from multitask import figures, metrics
 from multitask.data.decode import decode_image
 from multitask.data.files import count_reasons
-from multitask.data.table import TRAIN, Table, load_table
+from multitask.data.near_duplicates import across_splits, describe_pairs
+from multitask.data.records import (
+    NEAR_DUPLICATES,
+    default_records_dir,
+    hash_cache,
+    near_pairs,
+)
+from multitask.data.table import TRAIN, Table, load_table, merge_tables
 from multitask.evaluation.predictions import Predictions, predict_exam
 from multitask.model.network import load_network, parts
 from multitask.model.trunks import group_of
@@ -34,19 +41,24 @@ class Evaluation:
         metrics: task -> figures of `metrics.classification_metrics`, and under `baseline` those
             of the commonest training class.
         unusable: path and reason of the val pictures that could not be read.
+        near_duplicates: val pictures that are the same painting as a training picture; None where
+            they were not looked for.
+        without: as `metrics`, of the exam less those; None where they were not looked for.
     """
 
     predictions: Predictions
     metrics: dict[str, dict[str, Any]]
     unusable: pd.DataFrame
+    near_duplicates: tuple[str, ...] | None = None
+    without: dict[str, dict[str, Any]] | None = None
 
 
-def unusable_paths(run: Run) -> list[str]:
-    """The pictures that training left out."""
-    path = run.workdir / "unusable.csv"
+def left_out(run: Run) -> pd.DataFrame | None:
+    """What training left out, as `Table.left_out_frame` gives it; None before any training."""
+    path = run.workdir / "left_out.csv"
     if not path.is_file():
-        return []
-    return pd.read_csv(path, dtype=str, keep_default_na=False)["path"].tolist()
+        return None
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def name_in_run(run: Run, model_file: Path) -> str:
@@ -62,6 +74,7 @@ def evaluate(
     model_file: Path | None = None,
     batch_size: int | None = None,
     max_missing: float | None = None,
+    exclude_near_duplicates: bool | None = None,
     tell: Callable[[str], None] = print,
 ) -> Evaluation:
     """Examine the best model on each task's official val rows and write `results/`.
@@ -71,6 +84,8 @@ def evaluate(
         model_file: another model of the run; None: the best over all.
         batch_size: pictures at a time; None: as in training.
         max_missing: share of the pictures that may be missing; None: as in training.
+        exclude_near_duplicates: judge also without the val pictures that are the same painting as
+            a training picture; None: where training left those out.
         tell: shows a line.
 
     Raises:
@@ -89,12 +104,38 @@ def evaluate(
         batch_size=batch_size or run.spec.batch_size,
         max_missing=run.spec.max_missing if max_missing is None else max_missing,
     )
-    trained_on = load_table(run.spec, run.data_dir, unusable=unusable_paths(run))
-    evaluation = Evaluation(predictions, judge(predictions, trained_on), unusable)
+    trained_on = load_table(run.spec, run.data_dir, left_out=left_out(run))
+    seen, without = None, None
+    if exclude_near_duplicates or (
+        exclude_near_duplicates is None and run.spec.exclude_near_duplicates
+    ):
+        seen = sorted(set(_near_duplicates(run)) & set(predictions.paths))
+        without = judge(predictions.without(seen), trained_on)
+    evaluation = Evaluation(
+        predictions,
+        judge(predictions, trained_on),
+        unusable,
+        None if seen is None else tuple(seen),
+        without,
+    )
     write_results(run, model, model_file, evaluation)
     for line in summary_lines(evaluation):
         tell(line)
     return evaluation
+
+
+def _near_duplicates(run: Run) -> np.ndarray:
+    """The val pictures that have a near-duplicate in training; looked for once a run."""
+    file = run.workdir / NEAR_DUPLICATES
+    if not file.is_file():
+        # Those of the CSVs: whichever side a later drawing left out.
+        table = merge_tables(run.spec, run.data_dir)
+        image_dir = run.data_dir / run.spec.images
+        cache = hash_cache(run.spec, default_records_dir(run.data_dir))
+        pairs = near_pairs(table, image_dir, cache)
+        with replacing(file) as temporary:
+            describe_pairs(table, pairs).to_csv(temporary, index=False)
+    return across_splits(pd.read_csv(file), val=True)
 
 
 def judge(predictions: Predictions, trained_on: Table) -> dict[str, dict[str, Any]]:
@@ -156,19 +197,37 @@ def write_results(run: Run, model: keras.Model, model_file: Path, evaluation: Ev
             "pictures": len(predictions.paths),
             "unusable_pictures": len(evaluation.unusable),
             "versions": package_versions(),
-            "metrics": {
-                f"{task}/{name}": value
-                for task, found in evaluation.metrics.items()
-                for name, value in found.items()
-                if name != "baseline"
-            },
-            "baseline": {
-                f"{task}/{name}": value
-                for task, found in evaluation.metrics.items()
-                for name, value in found["baseline"].items()
-            },
+            **_named(evaluation.metrics),
+            **(
+                {
+                    "without_near_duplicates": {
+                        "pictures": len(predictions.paths) - len(evaluation.near_duplicates),
+                        "near_duplicates": list(evaluation.near_duplicates),
+                        **_named(evaluation.without),
+                    }
+                }
+                if evaluation.without
+                else {}
+            ),
         },
     )
+
+
+def _named(judged: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What `judge` gives, as `metrics` and `baseline` with names such as `genre/top1`."""
+    return {
+        "metrics": {
+            f"{task}/{name}": value
+            for task, found in judged.items()
+            for name, value in found.items()
+            if name != "baseline"
+        },
+        "baseline": {
+            f"{task}/{name}": value
+            for task, found in judged.items()
+            for name, value in found["baseline"].items()
+        },
+    }
 
 
 def _write_outliers(
@@ -218,13 +277,27 @@ def _thumbnail(path: Path) -> np.ndarray:
 
 def summary_lines(evaluation: Evaluation) -> list[str]:
     """The console's table, a line a task."""
-    width = max(4, *(len(task) for task in evaluation.metrics))
+    lines = _judged_lines(evaluation.metrics)
+    if evaluation.without:
+        count = len(evaluation.near_duplicates)
+        lines += [
+            "",
+            f"Without the {count:,} val pictures that are the same painting as a training picture:",
+            *_judged_lines(evaluation.without)[1:],
+        ]
+    if len(evaluation.unusable):
+        lines.append(f"val pictures left out: {count_reasons(evaluation.unusable['reason'])}")
+    return lines
+
+
+def _judged_lines(judged: dict[str, dict[str, Any]]) -> list[str]:
+    width = max(4, *(len(task) for task in judged))
     lines = [
         "",
         f"{'task':<{width}}  labelled   top-1   top-5  macro-F1  weighted F1   "
         "commonest class: top-1  macro-F1",
     ]
-    for task, found in evaluation.metrics.items():
+    for task, found in judged.items():
         if not found["labelled"]:
             lines.append(f"{task:<{width}}  n/a (0 labelled)")
             continue
@@ -237,8 +310,6 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
         absent = found["classes"] - found["classes_present"]
         if absent:
             lines[-1] += f"   (over {found['classes_present']} classes; {absent} have no exam)"
-    if len(evaluation.unusable):
-        lines.append(f"val pictures left out: {count_reasons(evaluation.unusable['reason'])}")
     return lines
 
 

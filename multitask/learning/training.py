@@ -1,5 +1,6 @@
 """From a spec and a folder of data to trained models: the whole of `multitask train`'s work."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +10,15 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from multitask.data.files import check_pictures, count_reasons, find_unusable
-from multitask.data.pipeline import (
-    evaluation_dataset,
-    file_names,
-    steps_per_epoch,
-    training_dataset,
+from multitask.data.pipeline import evaluation_dataset, steps_per_epoch, training_dataset
+from multitask.data.records import (
+    NEAR_DUPLICATES,
+    Prepared,
+    describe_table,
+    is_whole,
+    prepare,
 )
-from multitask.data.table import (
-    SELECTION,
-    TRAIN,
-    VAL,
-    Table,
-    class_weights,
-    load_table,
-    merge_tables,
-    read_classes,
-)
+from multitask.data.table import SELECTION, TRAIN, Table, class_weights, read_classes
 from multitask.learning.callbacks import Console, EpochEnd, StopOnNonFinite, say
 from multitask.learning.checkpoints import (
     BEST,
@@ -39,13 +32,8 @@ from multitask.learning.phases import PhaseModel, prepare_phase, wanted_phases
 from multitask.learning.schedules import build_schedule
 from multitask.model.network import build_network, load_network, parameter_table, parts
 from multitask.model.trunks import check_trunk, merged_frozen_count
-from multitask.run import Run, check_workdir, replacing, start_run
+from multitask.run import Run, check_same_data, check_workdir, replacing, start_run
 from multitask.spec import PHASES, DataSpec, InputError
-
-REMEDY = (
-    "Put the pictures there, or allow a share to be missing with --max_missing (e.g. "
-    "--max_missing=0.01)."
-)
 
 
 @dataclass(frozen=True)
@@ -74,6 +62,7 @@ def train(
     data_dir: Path,
     workdir: Path,
     *,
+    records_dir: Path | None = None,
     phase: str = "all",
     init_from: Path | None = None,
     per_task_best: bool = True,
@@ -85,6 +74,7 @@ def train(
         spec: with the flags' overrides.
         data_dir: what the spec's paths start at.
         workdir: a new folder, or one with a run of the same settings.
+        records_dir: where prepared records lie; None: `records` in data_dir.
         phase: `heads`, `finetune` or `all`.
         init_from: a `.keras` model that `finetune` starts from.
         per_task_best: save each task's own best epoch too.
@@ -107,8 +97,14 @@ def train(
     if network is not None:  # a depth beyond the trunk is told now, not after the first phase
         merged_frozen_count(spec, parts(network)[0])
 
-    unusable = _unusable_pictures(spec, data_dir, workdir, going_on, tell)
-    table = load_table(spec, data_dir, unusable=unusable["path"].tolist())
+    prepared = prepare(
+        spec,
+        data_dir,
+        records_dir,
+        check=functools.partial(check_same_data, workdir) if going_on else None,
+        tell=tell,
+    )
+    table = prepared.table
     weights = {
         task.name: class_weights(
             table.labels_of(task.name, TRAIN),
@@ -117,14 +113,24 @@ def train(
         )
         for task in spec.tasks
     }
-    run = start_run(workdir, spec, data_dir)
-    with replacing(workdir / "unusable.csv") as temporary:
-        unusable.to_csv(temporary, index=False)
-    for line in _describe(table, unusable):
+    run = start_run(workdir, spec, data_dir, fingerprint=prepared.fingerprint)
+    with replacing(workdir / "left_out.csv") as temporary:
+        table.left_out_frame().to_csv(temporary, index=False)
+    if prepared.near_duplicates is not None:
+        with replacing(workdir / NEAR_DUPLICATES) as temporary:
+            prepared.near_duplicates.to_csv(temporary, index=False)
+    for line in describe_table(table):
         tell(line)
     for name in todo:
         network = _train_phase(
-            run, table, network, progress, name, weights, per_task_best=per_task_best, tell=tell
+            run,
+            prepared,
+            network,
+            progress,
+            name,
+            weights,
+            per_task_best=per_task_best,
+            tell=tell,
         )
     return TrainResult(
         run,
@@ -177,35 +183,9 @@ def _first_network(
     return build_network(spec, classes)
 
 
-def _unusable_pictures(
-    spec: DataSpec, data_dir: Path, workdir: Path, going_on: bool, tell: Callable[[str], None]
-) -> pd.DataFrame:
-    """Pictures that are missing or unreadable; a run that goes on has looked before."""
-    seen = workdir / "unusable.csv"
-    if going_on and seen.is_file():
-        return pd.read_csv(seen, dtype=str, keep_default_na=False)
-    table = merge_tables(spec, data_dir)
-    tell(f"Checking {len(table):,} pictures …")
-    return check_pictures(
-        table, data_dir / spec.images, max_missing=spec.max_missing, remedy=REMEDY
-    )
-
-
-def _describe(table: Table, unusable: pd.DataFrame) -> list[str]:
-    lines = [f"  {note}" for note in table.notes]
-    if len(unusable):
-        lines.append(f"  pictures left out: {count_reasons(unusable['reason'])} (unusable.csv)")
-    for task in table.tasks:
-        labels = table.labels_of(task, TRAIN)
-        absent = len(table.classes[task]) - len(np.unique(labels))
-        if absent:
-            lines.append(f"  {task}: {absent} classes have no example in training")
-    return ["", "Images and labels", table.counts().to_string(), *lines]
-
-
 def _train_phase(
     run: Run,
-    table: Table,
+    prepared: Prepared,
     network: keras.Model,
     progress: Progress,
     phase: str,
@@ -215,7 +195,7 @@ def _train_phase(
     tell: Callable[[str], None],
 ) -> keras.Model:
     """Train one phase to its end and return the network that the next one starts with."""
-    spec = run.spec
+    spec, table = run.spec, prepared.table
     epochs = getattr(spec.phases, phase).epochs
     going_on = progress.phase == phase and progress.phase_epoch > 0
     if not going_on:
@@ -223,7 +203,7 @@ def _train_phase(
         # Dropout's seeds: the same, whichever phases ran in this process before.
         keras.utils.set_random_seed(spec.seed + 1 + PHASES.index(phase))
     steps = steps_per_epoch(table, spec)
-    prepared = prepare_phase(
+    phase_model = prepare_phase(
         network,
         spec,
         phase,
@@ -232,17 +212,16 @@ def _train_phase(
         plateau=progress.plateau,
     )
     if going_on:
-        restore_variables(run.checkpoint, prepared.model)
-    _tell_phase(prepared, phase, steps, progress, tell)
-    image_dir = run.data_dir / spec.images
+        restore_variables(run.checkpoint, phase_model.model)
+    _tell_phase(phase_model, phase, steps, progress, tell)
     selection = None
     if len(table.rows(SELECTION)):
-        selection = evaluation_dataset(table, spec, image_dir, split=SELECTION)
+        selection = evaluation_dataset(prepared, spec, split=SELECTION)
     stopped_early = progress.waited >= spec.early_stopping.patience
     if progress.phase_epoch < epochs and not stopped_early:
         try:
-            prepared.model.fit(
-                training_dataset(table, spec, image_dir, first_epoch=progress.epoch),
+            phase_model.model.fit(
+                training_dataset(prepared, spec, first_epoch=progress.epoch),
                 epochs=epochs,
                 initial_epoch=progress.phase_epoch,
                 steps_per_epoch=steps,
@@ -252,8 +231,8 @@ def _train_phase(
                     EpochEnd(
                         run,
                         progress,
-                        prepared.plain,
-                        prepared.plateau,
+                        phase_model.plain,
+                        phase_model.plateau,
                         per_task=per_task_best,
                     ),
                     Console(progress, spec.task_names, steps, len(table.rows(TRAIN))),
@@ -261,27 +240,24 @@ def _train_phase(
                 verbose=0,
                 shuffle=False,
             )
-        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
-            # A picture that was there when training began? Keras' message does not name it.
-            names = file_names(table, np.flatnonzero(table.splits != VAL), image_dir)
-            lost = find_unusable(names, progress=False)
-            if not lost:
+        except tf.errors.OpError:
+            # Keras' message would not say that it was the records.
+            if is_whole(prepared.builder):
                 raise
-            index, reason = next(iter(lost.items()))
             raise InputError(
-                f"{names[index]}: {reason}; {len(lost)} of {len(names)} training pictures became "
-                "unreadable in training. Put them back; the same command then goes on"
+                f"{prepared.folder}: the prepared records were changed or removed in training; "
+                "the same command prepares them again and goes on"
             ) from None
     if progress.waited >= spec.early_stopping.patience:
         tell(f"Stopped early: no better epoch in {progress.waited}.")
         progress.waited = progress.plateau_waited = 0
     progress.finished.append(phase)
-    save_checkpoint(run.checkpoint, prepared.model, progress)
+    save_checkpoint(run.checkpoint, phase_model.model, progress)
     if BEST in progress.best_epoch:
         tell(f"Best epoch so far: {progress.best_epoch[BEST]}.")
     if phase == PHASES[0] and run.best_model.is_file():
         return load_network(run.best_model, spec, table.classes)
-    return prepared.plain
+    return phase_model.plain
 
 
 def _tell_phase(

@@ -18,7 +18,7 @@ from multitask.data.decode import decode_image, resize_image
 from multitask.data.pipeline import file_names, readable_pictures
 from multitask.data.table import SPLITS, VAL, Table, load_table, read_classes
 from multitask.evaluation.predictions import compiled, softmax
-from multitask.evaluation.report import name_in_run, unusable_paths
+from multitask.evaluation.report import left_out, name_in_run
 from multitask.model.network import load_network
 from multitask.run import Run, RunError, package_versions, replacing, write_json
 from multitask.spec import InputError
@@ -90,7 +90,7 @@ def export(
     spec = run.spec
     classes = {task.name: read_classes(run.data_dir / task.classes) for task in spec.tasks}
     model = load_network(model_file, spec, classes)
-    table = load_table(spec, run.data_dir, unusable=unusable_paths(run))
+    table = load_table(spec, run.data_dir, left_out=left_out(run))
     pictures = _pictures_to_check(run, table)
     target = run.workdir / "export"
     with replacing(target) as folder:

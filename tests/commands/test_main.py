@@ -11,10 +11,17 @@ import pytest
 import multitask
 from multitask import __main__ as console
 from multitask.__main__ import COMMANDS, main
-from multitask.commands import evaluate, export, predict, train
+from multitask.commands import audit, evaluate, export, predict, prepare, spec_flags, train
 from multitask.run import RunError
 
-MODULES = {"train": train, "evaluate": evaluate, "export": export, "predict": predict}
+MODULES = {
+    "audit": audit,
+    "prepare": prepare,
+    "train": train,
+    "evaluate": evaluate,
+    "export": export,
+    "predict": predict,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +99,7 @@ def test_a_flag_that_overrides_a_field_names_it_and_has_no_default():
 
     values = flags.FlagValues()
     train.define_flags(values)
-    for flag, field in train.OVERRIDES.items():
+    for flag, (field, *_) in spec_flags.OVERRIDES.items():
         assert values[flag].default is None
         assert field.split(".")[-1] in values[flag].help
 
@@ -102,8 +109,8 @@ def test_a_flag_that_overrides_a_field_names_it_and_has_no_default():
     [
         (
             ["trian"],
-            'multitask: unknown command "trian". Expected one of: train, evaluate, export, '
-            'predict. Did you mean "train"?',
+            'multitask: unknown command "trian". Expected one of: audit, prepare, train, '
+            'evaluate, export, predict. Did you mean "train"?',
         ),
         (
             ["train", "--batchsize=3"],

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from multitask.data.files import (
-    MISSING_FILE,
-    check_pictures,
     count_reasons,
     find_unusable,
+    picture_sizes,
     refuse_missing,
     why_unreadable,
 )
-from multitask.data.table import merge_tables
+from multitask.data.files import unusable as unusable_of
+from multitask.data.table import MISSING_FILE, NEAR_DUPLICATE, NO_LABEL, NOT_DRAWN
 from multitask.spec import InputError
 
 REMEDY = "Do this."
@@ -107,44 +107,18 @@ def test_more_than_a_batch_of_pictures_keeps_its_indices(zoo):
 # === The table's pictures ===
 
 
-def test_a_whole_data_set_is_fine(tiny_data, tiny_spec):
-    data = tiny_data()
-    table = merge_tables(tiny_spec(), data)
-    frame = check_pictures(table, data / "wikiart", max_missing=0, remedy=REMEDY, progress=False)
-    assert list(frame.columns) == ["path", "reason"]
-    assert len(frame) == 0
+def test_sizes_are_those_of_the_files(tmp_path, write_picture):
+    for name, content in (("a.jpg", b"123"), ("b/c.jpg", b""), ("d.jpg", b"12345")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    paths = ["d.jpg", "none.jpg", "a.jpg", "b/c.jpg", "a.jpg/x.jpg", "n" * 5000]
+    assert picture_sizes(paths, tmp_path).tolist() == [5, -1, 3, 0, -1, -1]
 
 
-def test_missing_and_unreadable_pictures_are_listed(tiny_data, tiny_spec):
-    data = tiny_data()
-    table = merge_tables(tiny_spec(), data)
-    (data / "wikiart" / table.paths[2]).unlink()
-    (data / "wikiart" / table.paths[9]).write_text("text")
-
-    def check(max_missing):
-        return check_pictures(
-            table, data / "wikiart", max_missing=max_missing, remedy=REMEDY, progress=False
-        )
-
-    frame = check(2 / 16)  # 2 of 16, just allowed
-    assert dict(zip(frame["path"], frame["reason"], strict=True)) == {
-        table.paths[2]: MISSING_FILE,
-        table.paths[9]: "not a JPEG, PNG or WebP picture: unknown content",
-    }
-    with pytest.raises(InputError) as caught:
-        check(0.12)
-    assert str(caught.value) == (
-        f"{data / 'wikiart'}: 2 of 16 pictures (12.500%) are missing or unreadable, more than "
-        f"max_missing = 0.12 allows; first: {table.paths[2]} (no such file), {table.paths[9]} "
-        "(not a JPEG, PNG or WebP picture: unknown content). Do this."
-    )
-
-
-def test_a_missing_folder_of_pictures_is_said_at_once(tiny_data, tiny_spec):
-    data = tiny_data(pictures=False)
-    table = merge_tables(tiny_spec(), data)
-    with pytest.raises(InputError, match="wikiart: there is no such folder of pictures"):
-        check_pictures(table, data / "wikiart", max_missing=0.9, remedy=REMEDY, progress=False)
+def test_unusable_is_what_has_no_readable_file():
+    reasons = [MISSING_FILE, NO_LABEL, "it is empty", NEAR_DUPLICATE, NOT_DRAWN]
+    frame = pd.DataFrame({"path": list("abcde"), "reason": reasons})
+    assert unusable_of(frame)["path"].tolist() == ["a", "c"]
 
 
 def unusable(count):
@@ -188,4 +162,8 @@ def test_the_message_shows_five_and_no_more(tmp_path):
 def test_reasons_are_counted():
     reasons = [MISSING_FILE] * 1200 + ["it is empty", "not a file"]
     assert count_reasons(iter(reasons)) == "1,200 missing, 2 unreadable"
+    others = count_reasons([NO_LABEL, NOT_DRAWN, NOT_DRAWN, NEAR_DUPLICATE])
+    assert others == (
+        "0 missing, 0 unreadable, 1 without a label, 2 not drawn for the subset, 1 near-duplicates"
+    )
     assert count_reasons([]) == "0 missing, 0 unreadable"

@@ -1,21 +1,24 @@
 """Batches: every row once an epoch, the same batches for the same seed, weights of 0 and 1."""
 
+import io
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+from multitask.data.decode import resize_image
 from multitask.data.files import why_unreadable
 from multitask.data.pipeline import (
     epoch_order,
     evaluation_dataset,
-    file_names,
     load_picture,
     readable_pictures,
     steps_per_epoch,
     training_dataset,
 )
-from multitask.data.table import SELECTION, TRAIN, VAL, load_table
+from multitask.data.records import prepare
+from multitask.data.table import SELECTION, TRAIN
 from multitask.spec import Augmentation
 
 COUNT = 12  # training pictures; the style label of each is its number
@@ -24,27 +27,54 @@ STRONG = {"flip": True, "brightness": 0.3, "contrast": [0.5, 1.5], "crop": [0.5,
 
 @pytest.fixture
 def numbered(tiny_data, tiny_spec):
-    """A function: fields of the spec -> (table, spec, picture folder); style tells the picture."""
+    """A function: fields of the spec -> (prepared records, spec); style tells the picture.
 
-    def make(*, augment=None, **fields):
-        paths = [f"Dots/{i:02}.jpg" for i in range(COUNT)]
+    Args:
+        augment: policy of every task.
+        augments: task -> policy, instead.
+        count: how many pictures to train on.
+        repaint: called with each picture's file before the records are made.
+    """
+
+    def make(*, augment=None, augments=None, count=COUNT, repaint=None, **fields):
+        paths = [f"Dots/{i:02}.jpg" for i in range(count)]
         data = tiny_data(
             classes={"style": tuple(f"picture {i}" for i in range(COUNT))},
             rows={
                 "style_train": [(path, i) for i, path in enumerate(paths)],
-                "genre_train": [(path, i % 2) for i, path in enumerate(paths) if i % 3],
+                "genre_train": [(path, i % 2) for i, path in enumerate(paths) if i % 3]
+                or [("Dots/00.jpg", 1)],
                 "artist_train": [(path, 1) for path in paths[:4]],
             },
         )
         spec = tiny_spec(of_tasks={"augment": augment or {}}, **fields)
-        return load_table(spec, data), spec, data / spec.images
+        tasks = [
+            task.model_copy(update={"augment": (augments or {}).get(task.name, task.augment)})
+            for task in spec.tasks
+        ]
+        spec = spec.model_copy(update={"tasks": tuple(tasks)})
+        for path in paths if repaint else []:
+            repaint(data / spec.images / path)
+        return prepare(spec, data, progress=False, tell=lambda line: None), spec
 
     return make
 
 
-def epochs(dataset, table, spec, count=1):
+def stored(prepared, number, *, split=TRAIN):
+    """A record's picture, by Pillow: uint8 [height, width, 3]."""
+    positions = tf.data.Dataset.from_tensors(tf.constant(number, tf.int64))
+    ((_, picture),) = prepared.pictures(split, positions).as_numpy_iterator()
+    return np.asarray(Image.open(io.BytesIO(picture)))
+
+
+def squashed(prepared, number, *, size_px=32):
+    """float32 [size, size, 3]: the record's picture as a model takes it."""
+    return tf.image.resize(stored(prepared, number), [size_px, size_px], antialias=True).numpy()
+
+
+def epochs(dataset, prepared, spec, count=1):
     """The first epochs' batches, a list of (images, labels, weights) each."""
-    steps = steps_per_epoch(table, spec)
+    steps = steps_per_epoch(prepared.table, spec)
     batches = list(dataset.take(steps * count).as_numpy_iterator())
     return [batches[i * steps : (i + 1) * steps] for i in range(count)]
 
@@ -67,9 +97,9 @@ def assert_same(first, second):
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(5, [5, 5, 2]), (4, [4, 4, 4]), (50, [12])])
 def test_an_epoch_is_every_row_once(numbered, batch_size, sizes):
-    table, spec, images = numbered(batch_size=batch_size)
-    assert steps_per_epoch(table, spec) == len(sizes)
-    two = epochs(training_dataset(table, spec, images), table, spec, 2)
+    prepared, spec = numbered(batch_size=batch_size)
+    assert steps_per_epoch(prepared.table, spec) == len(sizes)
+    two = epochs(training_dataset(prepared, spec), prepared, spec, 2)
     for epoch in two:
         assert [len(image) for image, *_ in epoch] == sizes
         assert sorted(order(epoch)) == list(range(COUNT))
@@ -78,15 +108,14 @@ def test_an_epoch_is_every_row_once(numbered, batch_size, sizes):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_very_few_rows_are_an_epoch_too(numbered, count):
-    table, spec, images = numbered(batch_size=2)
-    few = table.keep(table.rows(TRAIN)[:count])
-    for epoch in epochs(training_dataset(few, spec, images), few, spec, 3):
+    prepared, spec = numbered(batch_size=2, count=count)
+    for epoch in epochs(training_dataset(prepared, spec), prepared, spec, 3):
         assert sorted(order(epoch)) == list(range(count))
 
 
 def test_pictures_labels_and_weights_stay_together(numbered):
-    table, spec, images = numbered()
-    (epoch,) = epochs(training_dataset(table, spec, images), table, spec)
+    prepared, spec = numbered()
+    (epoch,) = epochs(training_dataset(prepared, spec), prepared, spec)
     for image, labels, weights in epoch:
         assert image.dtype == np.float32
         assert image.shape[1:] == (32, 32, 3)
@@ -95,8 +124,7 @@ def test_pictures_labels_and_weights_stay_together(numbered):
             assert labels[task].dtype == np.int32
             assert weights[task].dtype == np.float32
         for i, number in enumerate(labels["style"]):
-            plain = load_picture(str(images / f"Dots/{number:02}.jpg"), size_px=32, how="squash")
-            np.testing.assert_allclose(image[i], plain, atol=255e-4)
+            np.testing.assert_allclose(image[i], squashed(prepared, number), atol=255e-4)
             genre = number % 2 if number % 3 else -1
             artist = 1 if number < 4 else -1
             assert (labels["genre"][i], weights["genre"][i]) == (genre, float(genre >= 0))
@@ -105,29 +133,30 @@ def test_pictures_labels_and_weights_stay_together(numbered):
 
 
 def test_the_same_seed_gives_the_same_batches_and_another_others(numbered):
-    table, spec, images = numbered(augment=STRONG, seed=3)
-    first, again = (epochs(training_dataset(table, spec, images), table, spec, 2) for _ in range(2))
+    prepared, spec = numbered(augment=STRONG, seed=3)
+    first, again = (epochs(training_dataset(prepared, spec), prepared, spec, 2) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         assert_same(one, other)
     other_seed = spec.model_copy(update={"seed": 4})
-    (other,) = epochs(training_dataset(table, other_seed, images), table, spec)
+    (other,) = epochs(training_dataset(prepared, other_seed), prepared, spec)
     assert order(other) != order(first[0])
 
 
 def test_a_run_that_starts_at_an_epoch_sees_what_an_unbroken_one_saw(numbered):
-    table, spec, images = numbered(augment=STRONG)
-    whole = epochs(training_dataset(table, spec, images), table, spec, 3)
+    prepared, spec = numbered(augment=STRONG)
+    whole = epochs(training_dataset(prepared, spec), prepared, spec, 3)
     for start in (1, 2):
-        late = training_dataset(table, spec, images, first_epoch=start)
-        assert_same(epochs(late, table, spec)[0], whole[start])
+        late = training_dataset(prepared, spec, first_epoch=start)
+        assert_same(epochs(late, prepared, spec)[0], whole[start])
 
 
 def test_a_picture_is_augmented_anew_each_epoch_and_not_as_its_neighbour(numbered):
-    table, spec, images = numbered(augment={"brightness": 0.3}, batch_size=COUNT)
     # All pictures alike, mid grey: what differs is the drawn brightness alone.
-    for path in table.paths[table.rows(TRAIN)]:
-        Image.new("RGB", (40, 30), (128, 128, 128)).save(images / path)
-    ((one,), (two,)) = epochs(training_dataset(table, spec, images), table, spec, 2)
+    grey = Image.new("RGB", (40, 30), (128, 128, 128))
+    prepared, spec = numbered(
+        augment={"brightness": 0.3}, batch_size=COUNT, repaint=lambda file: grey.save(file)
+    )
+    ((one,), (two,)) = epochs(training_dataset(prepared, spec), prepared, spec, 2)
     brightness = []
     for image, labels, _ in (one, two):
         brightness.append(image.mean(axis=(1, 2, 3))[np.argsort(labels["style"])])
@@ -139,35 +168,64 @@ def test_a_picture_is_augmented_anew_each_epoch_and_not_as_its_neighbour(numbere
 
 
 def test_each_picture_gets_the_policy_of_its_own_labels(numbered):
-    table, spec, images = numbered()
     bright = Augmentation(brightness=0.3)
-    tasks = [
-        task.model_copy(update={"augment": bright}) if task.name != "genre" else task
-        for task in spec.tasks
-    ]
-    spec = spec.model_copy(update={"tasks": tuple(tasks)})
-    (epoch,) = epochs(training_dataset(table, spec, images), table, spec)
+    prepared, spec = numbered(augments={"artist": bright, "style": bright})
+    (epoch,) = epochs(training_dataset(prepared, spec), prepared, spec)
     changed = {}
     for image, labels, _ in epoch:
         for i, number in enumerate(labels["style"].tolist()):
-            plain = load_picture(str(images / f"Dots/{number:02}.jpg"), size_px=32, how="squash")
+            plain = squashed(prepared, number)
             changed[number] = np.abs(image[i] - plain).max() > 0.1
     # Genre knows no brightness, and is missing for every third picture.
     assert changed == {number: number % 3 == 0 for number in range(COUNT)}
 
 
-def test_only_training_rows_are_trained_on(numbered):
-    table, spec, images = numbered(selection=0.4)
-    # A class of one picture never loses it to the selection, so the numbered styles all stay.
-    assert len(table.rows(SELECTION)) == 0
-    splits = table.splits.copy()
-    held = table.rows(TRAIN)[[2, 7]]
-    splits[held] = SELECTION
-    table = type(table)(table.classes, table.paths, table.labels, splits)
-    (epoch,) = epochs(training_dataset(table, spec, images), table, spec)
-    assert sorted(order(epoch)) == [i for i in range(COUNT) if i not in (2, 7)]
-    (batch,) = evaluation_dataset(table, spec, images, split=SELECTION)
-    assert batch[1]["style"].numpy().tolist() == [2, 7]
+def test_only_training_rows_are_trained_on(tiny_data, tiny_spec):
+    """Two classes of eight, half of them held out: each picture is in the one or the other."""
+    rows = [(f"Dots/{i:02}.jpg", i % 2) for i in range(16)]
+    data = tiny_data(rows={"style_train": rows})
+    spec = tiny_spec(tasks=("style",), selection=0.5)
+    prepared = prepare(spec, data, progress=False, tell=lambda line: None)
+    table = prepared.table
+    assert len(table.rows(SELECTION)) == 8
+    (trained,) = epochs(training_dataset(prepared, spec), prepared, spec)
+    held = list(evaluation_dataset(prepared, spec, split=SELECTION).as_numpy_iterator())
+    for split, batches in ((TRAIN, trained), (SELECTION, held)):
+        assert sorted(order(batches)) == [0] * 4 + [1] * 4
+        want = sorted(squashed_mean(prepared, i, split) for i in range(8))
+        got = sorted(float(m) for image, *_ in batches for m in image.mean(axis=(1, 2, 3)))
+        np.testing.assert_allclose(got, want, atol=0.01)
+
+
+def squashed_mean(prepared, number, split):
+    picture = stored(prepared, number, split=split)
+    return float(tf.reduce_mean(tf.image.resize(picture, [32, 32], antialias=True)))
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_run_that_starts_at_a_step_sees_what_an_unbroken_one_saw(numbered, step):
+    prepared, spec = numbered(augment=STRONG)
+    whole = list(training_dataset(prepared, spec).take(9).as_numpy_iterator())
+    late = training_dataset(prepared, spec, first_epoch=1, first_step=step)
+    late = list(late.take(6 - step).as_numpy_iterator())
+    assert_same(late, whole[3 + step :])  # to the end of that epoch, and the next one whole
+
+
+def test_what_is_skipped_is_not_read(numbered, monkeypatch):
+    prepared, spec = numbered(batch_size=1)
+    read = []
+    source = prepared.builder.read(TRAIN)
+
+    class Watched:
+        def __getitems__(self, positions):
+            read.extend(positions)
+            return source.__getitems__(positions)
+
+    monkeypatch.setattr(type(prepared.builder), "read", lambda self, split: Watched())
+    monkeypatch.setattr("multitask.data.records.CHUNK", 1)
+    (batch,) = training_dataset(prepared, spec, first_step=COUNT - 1).take(1)
+    expected = epoch_order(COUNT, spec.seed, tf.constant(0)).numpy()[-1]
+    assert read[0] == batch[1]["style"].numpy()[0] == expected
 
 
 # === Evaluation ===
@@ -175,16 +233,17 @@ def test_only_training_rows_are_trained_on(numbered):
 
 @pytest.mark.parametrize("how", ["squash", "crop", "pad"])
 def test_a_split_is_read_in_row_order_without_augmentation(numbered, how):
-    table, spec, images = numbered(augment=STRONG, resize=how)
-    batches = list(evaluation_dataset(table, spec, images, split=TRAIN).as_numpy_iterator())
+    prepared, spec = numbered(augment=STRONG, resize=how)
+    table = prepared.table
+    batches = list(evaluation_dataset(prepared, spec, split=TRAIN).as_numpy_iterator())
     assert [len(image) for image, *_ in batches] == [5, 5, 2]
     assert order(batches) == list(range(COUNT))
     assert list(table.paths[table.rows(TRAIN)]) == [f"Dots/{i:02}.jpg" for i in range(COUNT)]
     got = np.concatenate([image for image, *_ in batches])
-    names = file_names(table, table.rows(TRAIN), images)
-    plain = np.stack([load_picture(name, size_px=32, how=how).numpy() for name in names])
+    pictures = [stored(prepared, i) for i in range(COUNT)]
+    plain = np.stack([resize_image(picture, size_px=32, how=how) for picture in pictures])
     np.testing.assert_allclose(got, plain, atol=1e-3)
-    again = list(evaluation_dataset(table, spec, images, split=TRAIN).as_numpy_iterator())
+    again = list(evaluation_dataset(prepared, spec, split=TRAIN).as_numpy_iterator())
     assert_same(batches, again)
 
 
@@ -199,27 +258,16 @@ def test_load_picture_is_the_picture(tmp_path):
     np.testing.assert_array_equal(got, pixels)
 
 
-def test_the_exam_has_its_labels_and_weights(tiny_data, tiny_spec):
-    data, spec = tiny_data(), tiny_spec()
-    table = load_table(spec, data)
-    (batch,) = evaluation_dataset(table, spec, data / spec.images, split=VAL)
-    _, labels, weights = batch
-    # someone_val-00 … 03 in path order: Dots 0, Dots 3, Lines 1, Waves 2.
-    assert labels["style"].numpy().tolist() == [0, 0, 1, 2]
-    assert labels["genre"].numpy().tolist() == [0, -1, 1, 0]
-    assert labels["artist"].numpy().tolist() == [0, -1, 1, -1]
-    assert weights["genre"].numpy().tolist() == [1, 0, 1, 1]
-    assert weights["artist"].numpy().tolist() == [1, 0, 1, 0]
-    assert len(list(evaluation_dataset(table, spec, data / spec.images, split=SELECTION))) == 0
-
-
-def test_a_picture_that_vanished_is_an_error_and_not_a_gap(numbered):
-    table, spec, images = numbered()
-    (images / table.paths[table.rows(TRAIN)[3]]).unlink()
-    with pytest.raises(tf.errors.NotFoundError):
-        epochs(training_dataset(table, spec, images), table, spec)
-    with pytest.raises(tf.errors.NotFoundError):
-        list(evaluation_dataset(table, spec, images, split=TRAIN))
+def test_missing_labels_have_weight_zero(tiny_data, tiny_spec):
+    prepared = prepare(tiny_spec(), tiny_data(), progress=False, tell=lambda line: None)
+    (first, *_) = evaluation_dataset(prepared, tiny_spec(), split=TRAIN)
+    _, labels, weights = first
+    # Dots 00, 03, 06, 09, Lines 01 in path order; genre has nine labels, artist six.
+    assert labels["style"].numpy().tolist() == [0, 0, 0, 0, 1]
+    assert labels["genre"].numpy().tolist() == [0, 1, 0, -1, 1]
+    assert labels["artist"].numpy().tolist() == [0, 1, -1, -1, 1]
+    assert weights["genre"].numpy().tolist() == [1, 1, 1, 0, 1]
+    assert weights["artist"].numpy().tolist() == [1, 1, 0, 0, 1]
 
 
 # === Any pictures ===

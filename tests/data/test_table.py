@@ -2,6 +2,7 @@
 
 import codecs
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,10 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
 from multitask.data.table import (
+    MISSING_FILE,
+    NEAR_DUPLICATE,
+    NO_LABEL,
+    NOT_DRAWN,
     SELECTION,
     TRAIN,
     VAL,
@@ -193,19 +198,59 @@ def test_the_order_of_the_rows_changes_nothing(tiny_data, tiny_spec):
     np.testing.assert_array_equal(a.splits, b.splits)
 
 
+def left_out(**reasons):
+    return pd.DataFrame({"path": list(reasons), "reason": list(reasons.values())}, dtype=object)
+
+
 def test_unusable_pictures_are_left_out_of_every_split(tiny_data, tiny_spec):
     data = tiny_data(pictures=False)
-    gone = ["Dots/someone_train-00.jpg", "Lines/someone_val-01.jpg"]
-    table = load_table(tiny_spec(), data, unusable=gone)
+    gone = {"Dots/someone_train-00.jpg": "broken", "Lines/someone_val-01.jpg": MISSING_FILE}
+    table = load_table(tiny_spec(), data, left_out=left_out(**gone))
     assert len(table) == 14
-    assert not set(gone) & set(table.paths)
+    assert not gone.keys() & set(table.paths)
+    assert table.left_out == gone
+
+
+def test_missing_pictures_leave_before_the_drawing_and_unreadable_ones_after(tiny_data, tiny_spec):
+    """What is missing is made up for by others; what proves unreadable is not."""
+    rows = [(f"Dots/{i:02}.jpg", 0) for i in range(40)]
+    data = tiny_data(only=True, rows={"style_train": rows}, pictures=False)
+    spec = tiny_spec(tasks=("style",), selection=0.25)
+    held = load_table(spec, data).paths[load_table(spec, data).rows(SELECTION)]
+    assert len(held) == 10
+    gone = dict.fromkeys(held[:8], MISSING_FILE)
+    assert len(load_table(spec, data, left_out=left_out(**gone)).rows(SELECTION)) == 8  # of 32
+    gone = dict.fromkeys(held[:8], "it is empty")
+    assert len(load_table(spec, data, left_out=left_out(**gone)).rows(SELECTION)) == 2
+
+
+def test_every_picture_is_in_the_table_or_has_its_reason(tiny_data, tiny_spec):
+    rows = [(f"Dots/{i:02}.jpg", i % 3) for i in range(30)]
+    rows += [("Dots/twice.jpg", 0), ("Dots/twice.jpg", 1)]
+    data = tiny_data(only=True, rows={"style_train": rows}, pictures=False)
+    spec = tiny_spec(tasks=("style",), of_tasks={"subset": 0.5})
+    gone = {"Dots/00.jpg": MISSING_FILE, "Dots/03.jpg": NEAR_DUPLICATE}
+    table = load_table(spec, data, left_out=left_out(**gone))
+    merged = merge_tables(spec, data)
+    assert table.left_out.keys() | set(table.paths) == set(merged.paths)
+    assert not table.left_out.keys() & set(table.paths)
+    # Of the classes of 8, 10 and 10 half is drawn; the other file has one row, never left out.
+    assert Counter(table.left_out.values()) == {
+        MISSING_FILE: 1,
+        NEAR_DUPLICATE: 1,
+        NO_LABEL: 1,
+        NOT_DRAWN: 14,
+    }
+    again = load_table(spec, data, left_out=table.left_out_frame())
+    np.testing.assert_array_equal(again.paths, table.paths)
+    assert again.left_out == table.left_out
 
 
 def test_nothing_left_to_train_on_is_refused(tiny_data, tiny_spec):
     data = tiny_data(pictures=False)
     names = [p for p in merge_tables(tiny_spec(), data).paths if "train" in p]
     with pytest.raises(InputError, match="no picture is left to train on"):
-        load_table(tiny_spec(), data, unusable=names)
+        load_table(tiny_spec(), data, left_out=left_out(**dict.fromkeys(names, MISSING_FILE)))
 
 
 # === Rule 5 and the forms of a CSV ===
@@ -215,6 +260,7 @@ def read(tmp_path, content, *, max_unknown=0.0, classes=CLASSES):
     path = tmp_path / "colour_train.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     frame, notes = read_labels(path, classes, max_unknown=max_unknown)
+    frame = frame[frame["label"] != -1]
     return list(zip(frame["path"], frame["label"], strict=True)), notes
 
 
@@ -346,6 +392,84 @@ def test_a_missing_csv_is_named_with_what_is_near(tiny_data, tiny_spec):
 def test_a_folder_in_the_place_of_a_csv_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         read_labels(tmp_path, CLASSES, max_unknown=0)
+
+
+# === Findings ===
+
+
+def found_rows(frame, *columns):
+    return list(frame[["file", "line", "path", *columns]].itertuples(index=False, name=None))
+
+
+def test_what_the_notes_say_is_found_row_by_row(tiny_data, tiny_spec):
+    rows = {
+        "style_train": "x.jpg,0\n\nx.jpg,1\ny.jpg,2\n./y.jpg,2\nleak.jpg,1\nu.jpg,7\n",
+        "style_val": [("y.jpg", 2), ("z.jpg", 1)],
+        "genre_val": [("leak.jpg", 0), ("x.jpg", 1)],
+    }
+    data = tiny_data(only=True, pictures=False, rows=rows)
+    table = merge_tables(tiny_spec(max_unknown=0.5), data)
+    found = table.findings
+    train, val, genre = (f"wikiart_csv/{n}.csv" for n in ("style_train", "style_val", "genre_val"))
+    assert found_rows(found.contradictory, "label") == [
+        (train, 1, "x.jpg", 0),
+        (train, 3, "x.jpg", 1),
+    ]
+    assert found_rows(found.repeated, "split") == [
+        (train, 4, "y.jpg", "train"),
+        (train, 5, "y.jpg", "train"),
+        (val, 1, "y.jpg", "val"),
+    ]
+    assert found_rows(found.unknown, "value", "task") == [(train, 7, "u.jpg", "7", "style")]
+    # x lost its style by contradiction: nothing of it leaks.
+    assert found_rows(found.leaks, "split") == [
+        (train, 6, "leak.jpg", "train"),
+        (genre, 1, "leak.jpg", "val"),
+    ]
+    assert len(found.unsafe) == 0
+    files = found.files.set_index("file")["rows"].to_dict()
+    assert (files[train], files[val], files[genre]) == (6, 2, 2)
+    assert len(table.notes) == 5  # a blank line and each of the four frames
+
+
+def test_clean_lists_have_no_findings(tiny_data, tiny_spec):
+    found = merge_tables(tiny_spec(), tiny_data(pictures=False)).findings
+    assert found.files["rows"].tolist() == [6, 2, 12, 4, 9, 3]
+    for kind, frame in vars(found).items():
+        assert kind == "files" or (len(frame) == 0 and "path" in frame)
+
+
+def test_what_is_refused_can_be_collected_instead(tiny_data, tiny_spec):
+    rows = {
+        "style_train": '../a.jpg,0\n/b.jpg,1\n"c\td.jpg",1\ne.jpg,grene\nf.jpg,9\ng.jpg,2\n',
+        "genre_train": [("../a.jpg", 1), ("g.jpg", 0)],
+    }
+    data = tiny_data(only=True, pictures=False, rows=rows)
+    with pytest.raises(InputError, match=r"line 1: '../a.jpg': paths with `..` are refused"):
+        merge_tables(tiny_spec(), data)
+    table = merge_tables(tiny_spec(), data, strict=False)
+    style, genre = "wikiart_csv/style_train.csv", "wikiart_csv/genre_train.csv"
+    assert found_rows(table.findings.unsafe, "reason") == [
+        (style, 1, "../a.jpg", "paths with `..` are refused"),
+        (style, 2, "/b.jpg", "absolute paths are refused"),
+        (style, 3, "c\td.jpg", "control characters are refused"),
+        (genre, 1, "../a.jpg", "paths with `..` are refused"),
+    ]
+    assert found_rows(table.findings.unknown, "value") == [
+        (style, 4, "e.jpg", "grene"),
+        (style, 5, "f.jpg", "9"),
+    ]
+    assert by_path(table)["g.jpg"] == (TRAIN, {"style": 2, "genre": 0})
+    assert not {"../a.jpg", "/b.jpg", "e.jpg", "f.jpg"} & set(table.paths)
+    assert notes_with(table, "style_train.csv: 2 of 6 rows have an unknown class")
+    assert notes_with(table, "style_train.csv: 3 of 6 rows have an unsafe path (first: line 1:")
+    assert table.findings.leaks.empty
+
+
+def test_what_a_table_finds_stays_with_it(tiny_data, tiny_spec):
+    rows = {"style_train": [("x.jpg", 0), ("x.jpg", 1), ("y.jpg", 1)]}
+    table = load_table(tiny_spec(), tiny_data(only=True, pictures=False, rows=rows))
+    assert len(table.findings.contradictory) == 2
 
 
 # === Class files ===

@@ -1,8 +1,10 @@
 """The reports of a model whose answers are known, against scikit-learn and the CSVs."""
 
 import csv
+import dataclasses
 import io
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -259,13 +261,56 @@ def test_training_left_out_pictures_do_not_count_in_the_baseline(known, data, tm
     gone = [path for path, label in labels.items() if label == commonest]
     run = known.make_run(tmp_path / "run", data, tasks=("warmth",))
     pd.DataFrame({"path": gone, "reason": "no such file"}).to_csv(
-        run.workdir / "unusable.csv", index=False
+        run.workdir / "left_out.csv", index=False
     )
     evaluation = evaluate(run, tell=lambda line: None)
     rest = [label for label in labels.values() if label != commonest]
     assert evaluation.metrics["warmth"]["baseline"]["class"] == max(
         sorted(set(rest)), key=rest.count
     )
+
+
+def test_near_duplicates_are_looked_for_and_reported_without(known, data, tmp_path, write_picture):
+    """The same painting, another size, in training and in two exams: the exam less those two."""
+    folder = tmp_path / "data"
+    shutil.copytree(data.folder, folder)
+    seen = sorted(set(data.labels["warmth"]) - set(data.missing))[2:4]
+    trained = sorted(data.train_labels["warmth"])[0]
+    for path, size in ((seen[0], 90), (seen[1], 120), (trained, 150)):
+        write_picture(folder / "pictures" / path, width=size, height=size, seed=5, cells=(24, 24))
+    run = known.make_run(tmp_path / "run", data)
+    run = dataclasses.replace(run, data_dir=folder)
+    told = []
+    evaluation = evaluate(run, exclude_near_duplicates=True, tell=told.append)
+    assert list(evaluation.near_duplicates) == seen
+    content = saved(run)
+    kept = evaluation.predictions.without(seen)
+    assert len(kept.paths) == len(evaluation.predictions.paths) - 2
+    assert not set(seen) & set(kept.paths)
+    for task in ("shade", "warmth"):
+        _, labels, probabilities = kept.exam(task)
+        found = content["without_near_duplicates"]["metrics"]
+        assert found[f"{task}/labelled"] == len(labels)
+        assert found[f"{task}/top1"] == pytest.approx(
+            sklearn.metrics.accuracy_score(labels, probabilities.argmax(axis=1))
+        )
+    assert content["metrics"]["warmth/labelled"] == found["warmth/labelled"] + 2
+    assert content["without_near_duplicates"]["near_duplicates"] == seen
+    place = told.index(
+        "Without the 2 val pictures that are the same painting as a training picture:"
+    )
+    assert told[place + 3].split()[:2] == ["warmth", str(found["warmth/labelled"])]
+
+    # Known from then on, or from training.
+    pairs = pd.read_csv(run.workdir / "near_duplicates.csv")
+    assert len(pairs) == 3
+    pairs.head(0).to_csv(run.workdir / "near_duplicates.csv", index=False)
+    again = evaluate(run, exclude_near_duplicates=True, tell=lambda line: None)
+    assert again.near_duplicates == ()
+    assert again.without == again.metrics
+    assert "without_near_duplicates" in saved(run)
+    evaluate(run, tell=lambda line: None)
+    assert "without_near_duplicates" not in saved(run)
 
 
 def test_the_architecture_shows_trunk_blocks_then_the_head_layer_by_layer(known):

@@ -1,0 +1,378 @@
+"""Every kind of finding, planted and found with its count and name; and the real CSVs' facts."""
+
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from multitask.data.audit import (
+    FINDINGS,
+    RARE,
+    audit_data_set,
+    imbalance,
+    name_findings,
+    rare_classes,
+    repair_mojibake,
+    summary,
+)
+from multitask.spec import InputError, load_spec
+
+TASKS = ("artist", "style", "genre")
+
+
+def add(data, name, *lines):
+    """Append lines to a CSV -> the number of the first of them."""
+    file = data / f"wikiart_csv/{name}.csv"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text + "".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return text.count("\n") + 1
+
+
+def audit(spec, data, **options):
+    return audit_data_set(spec, data, progress=False, **options)
+
+
+@pytest.fixture
+def planted(tiny_data, write_picture):
+    """The clean data with something of every kind in it."""
+    data = tiny_data(classes={"artist": ("Ann_Alder", "Bo_Birch", "Cy_Cedar")})
+    pictures = data / "wikiart"
+    names = ("c.jpg", "r.jpg", "b.jpg", "jardã\xadn.jpg", "naïve.jpg", "café.jpg")
+    for seed, name in enumerate(names, start=100):
+        write_picture(pictures / "Dots" / name, seed=seed)
+    first = add(
+        data,
+        "style_train",
+        "Dots/c.jpg,0",
+        "Dots/c.jpg,1",  # contradictory
+        "Dots/b.jpg,2",
+        "../x.jpg,0",  # unsafe
+        "/etc/x.jpg,0",
+        '"Dots/a\tb.jpg",0',
+        "Waves/gone.jpg,2",  # missing
+        "Waves/broken.jpg,2",  # unreadable
+        "Dots/jardã\xadn.jpg,0",  # mojibake, there
+        "Dots/cafã©.jpg,0",  # mojibake, only there as repaired: missing
+        "Dots/naïve.jpg,0",  # no mojibake
+        "Dots/copy.jpg,1",  # near-duplicate
+    )
+    assert first == 13
+    assert add(data, "style_val", "Dots/b.jpg,2") == 5  # repeated: in train and in val
+    assert add(data, "genre_train", "Dots/r.jpg,1", "Dots/r.jpg,1") == 10  # repeated
+    assert add(data, "artist_train", "Dots/u.jpg,7", "Dots/u2.jpg,grene") == 7  # unknown
+    add(data, "genre_val", "Lines/someone_train-10.jpg,0")  # leak: has a style in train
+    (pictures / "Waves/broken.jpg").write_bytes(b"not a picture")
+    detailed = np.random.default_rng(7).integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    for name, size in (("someone_val-00.jpg", (160, 120)), ("copy.jpg", (80, 60))):
+        image = Image.fromarray(detailed).resize(size, Image.Resampling.BICUBIC)
+        image.save(pictures / "Dots" / name, quality=60)
+    return data
+
+
+def test_clean_data_has_no_findings(tiny_data, tiny_spec):
+    found = audit(tiny_spec(), tiny_data())
+    assert list(found.findings) == list(FINDINGS)
+    assert set(found.findings.values()) == {0}
+    assert name_findings(found.findings) == ""
+    assert len(found.pairs) == len(found.unusable) == len(found.mojibake) == 0
+
+
+def test_every_planted_finding_is_counted(planted, tiny_spec):
+    found = audit(tiny_spec(), planted)
+    assert found.findings == {
+        "missing": 2,
+        "unreadable": 1,
+        "unsafe": 3,
+        "unknown": 2,
+        "contradictory": 1,
+        "repeated": 2,
+        "leaks": 1,
+        "near_duplicates": 1,
+        "empty_classes": 1,
+    }
+    assert name_findings(found.findings).startswith("2 missing files, 1 unreadable file, 3 rows")
+
+
+def test_every_planted_finding_is_named(planted, tiny_spec):
+    found = json.loads(json.dumps(audit(tiny_spec(), planted).to_json()))
+    assert found["missing"] == ["Dots/cafã©.jpg", "Waves/gone.jpg"]
+    ((broken),) = found["unreadable"]
+    assert broken["path"] == "Waves/broken.jpg"
+    assert broken["reason"]
+    style_train = {"task": "style", "split": "train", "file": "wikiart_csv/style_train.csv"}
+    assert found["unsafe"] == [
+        {**style_train, "line": 16, "path": "../x.jpg", "reason": "paths with `..` are refused"},
+        {**style_train, "line": 17, "path": "/etc/x.jpg", "reason": "absolute paths are refused"},
+        {
+            **style_train,
+            "line": 18,
+            "path": "Dots/a\tb.jpg",
+            "reason": "control characters are refused",
+        },
+    ]
+    assert [(u["file"], u["line"], u["path"], u["value"]) for u in found["unknown"]] == [
+        ("wikiart_csv/artist_train.csv", 7, "Dots/u.jpg", "7"),
+        ("wikiart_csv/artist_train.csv", 8, "Dots/u2.jpg", "grene"),
+    ]
+    (contradiction,) = found["contradictory"]
+    assert (contradiction["task"], contradiction["path"]) == ("style", "Dots/c.jpg")
+    assert [(r["line"], r["label"], r["name"]) for r in contradiction["rows"]] == [
+        (13, 0, "Dots"),
+        (14, 1, "Lines"),
+    ]
+    repeated = {(r["task"], r["path"]): r["rows"] for r in found["repeated"]}
+    assert repeated.keys() == {("style", "Dots/b.jpg"), ("genre", "Dots/r.jpg")}
+    rows = repeated["style", "Dots/b.jpg"]
+    assert [(r["split"], r["line"]) for r in rows] == [("train", 15), ("val", 5)]
+    assert [r["line"] for r in repeated["genre", "Dots/r.jpg"]] == [10, 11]
+    assert found["leaks"]["pictures"] == [
+        {"path": "Lines/someone_train-10.jpg", "train": ["style"], "val": ["genre"]}
+    ]
+    assert found["leaks"]["by_exam"] == {"artist": 0, "style": 0, "genre": 1}
+    assert found["empty_classes"] == [
+        {
+            "task": "artist", "label": 2, "name": "Cy_Cedar",
+            "listed": 0, "train": 0, "readable": 0, "val": 0,
+        }
+    ]  # fmt: skip
+    assert found["mojibake"] == [
+        {"path": "Dots/cafã©.jpg", "repaired": "Dots/café.jpg", "file": "there as repaired"},
+        {"path": "Dots/jardã\xadn.jpg", "repaired": "Dots/jardín.jpg", "file": "there"},
+    ]
+
+
+def test_a_near_duplicate_of_an_exam_picture_is_found(planted, tiny_spec):
+    found = audit(tiny_spec(), planted)
+    (pair,) = found.pairs.to_dict("records")
+    assert (pair["first"], pair["first_split"]) == ("Dots/copy.jpg", "train")
+    assert (pair["second"], pair["second_split"]) == ("Dots/someone_val-00.jpg", "val")
+    assert pair["labels_differ"] == "style"  # 1 and 0; the copy has no other label
+    assert list(found.seen) == ["Dots/someone_val-00.jpg"]
+    assert found.labels_of("Dots/copy.jpg") == {"style": "Lines"}
+    # The same two within train are no finding.
+    csvs = planted / "wikiart_csv"
+    for task in TASKS:
+        text = (csvs / f"{task}_val.csv").read_text(encoding="utf-8")
+        line = next(x for x in text.splitlines(keepends=True) if "someone_val-00.jpg" in x)
+        (csvs / f"{task}_val.csv").write_text(text.replace(line, ""), encoding="utf-8")
+        add(planted, f"{task}_train", line.rstrip("\n"))
+    found = audit(tiny_spec(), planted)
+    assert len(found.pairs) == 1
+    assert found.findings["near_duplicates"] == 0
+
+
+def test_counts_coverage_and_classes_by_hand(planted, tiny_spec):
+    """The default data: 12 pictures of train and 4 of val, with 6/12/9 and 2/4/3 labels."""
+    found = audit(tiny_spec(), planted)
+    assert found.coverage() == {
+        # 16 by default less 6 + 2 and 3 + 1, less the leak; c, gone, broken, 2 mojibake, naïve,
+        # copy and b.
+        ("style",): 3 + 1 - 1 + 8,
+        TASKS: 6 + 2,
+        ("style", "genre"): 3 + 1 + 1,
+        ("genre",): 1,
+    }
+    counts = found.counts()
+    # Train: less the leak; less c, which has no label left; b is an exam.
+    assert counts.loc["train"].to_dict() == {
+        "images": 12 - 1 + 6 + 1,
+        "artist": 6,
+        "style": 12 - 1 + 6,
+        "genre": 9 + 1,
+    }
+    assert counts.loc["val"].to_dict() == {"images": 4 + 2, "artist": 2, "style": 5, "genre": 4}
+    readable = found.counts(readable=True)
+    assert (counts - readable)["images"].to_dict() == {"train": 3, "val": 0}
+    assert found.leak_cost().loc["before"].to_dict() == {
+        "images": 19,
+        "artist": 6,
+        "style": 18,
+        "genre": 10,
+    }
+    style = found.classes[found.classes["task"] == "style"].set_index("name")
+    # By default 4 each. Dots: two mojibake and naïve; Lines: the copy, the leak is lost.
+    assert style["listed"].to_dict() == {"Dots": 7, "Lines": 5, "Waves": 6}
+    assert style["train"].to_dict() == {"Dots": 7, "Lines": 4, "Waves": 6}
+    assert style["readable"].to_dict() == {"Dots": 6, "Lines": 4, "Waves": 4}
+    assert style["val"].to_dict() == {"Dots": 2, "Lines": 1, "Waves": 2}
+    ends = imbalance(found.classes, "style")
+    assert ends == {"ratio": 7 / 5, "largest": ("Dots", 7), "smallest": ("Lines", 5)}
+
+
+def test_rare_classes_are_those_below_the_limit(tiny_data, tiny_spec):
+    rows = [(f"{i:03}.jpg", 0 if i < RARE - 1 else 1) for i in range(2 * RARE - 1)]
+    data = tiny_data(pictures=False, rows={"style_train": rows})
+    (data / "wikiart").mkdir()
+    found = audit(tiny_spec(tasks=("style",)), data)
+    rare = rare_classes(found.classes)
+    assert rare[["name", "train"]].to_numpy().tolist() == [["Dots", RARE - 1]]
+    assert found.findings["empty_classes"] == 1  # Waves, only in val
+    assert any("Dots has 19 training labels, fewer than 20" in line for line in summary(found))
+
+
+def test_most_pictures_may_be_missing(tiny_data, tiny_spec):
+    data = tiny_data()
+    for file in sorted((data / "wikiart").rglob("*.jpg"))[1:]:
+        file.unlink()
+    assert audit(tiny_spec(), data).findings["missing"] == 15
+    shutil.rmtree(data / "wikiart")
+    (data / "wikiart").mkdir()
+    assert audit(tiny_spec(), data).findings["missing"] == 16
+
+
+def test_a_list_without_a_single_good_row(tiny_data, tiny_spec):
+    bad = {"style_train": [("x.jpg", 9)], "style_val": [("../x.jpg", 0), ("v.jpg", 0)]}
+    data = tiny_data(rows=bad, pictures=False)
+    (data / "wikiart").mkdir()
+    found = audit(tiny_spec(tasks=("style",)), data)
+    assert (found.findings["unknown"], found.findings["unsafe"]) == (1, 1)
+    assert found.findings["empty_classes"] == 3
+    assert imbalance(found.classes, "style") == {}
+    assert found.coverage() == {("style",): 1}
+    assert "style: no training labels" in "\n".join(summary(found))
+    json.dumps(found.to_json())
+
+
+def test_no_picture_folder_and_no_csv_are_wrong_input(tiny_data, tiny_spec):
+    data = tiny_data(pictures=False)
+    with pytest.raises(InputError, match="no such folder of pictures"):
+        audit(tiny_spec(), data)
+    (data / "wikiart_csv/genre_val.csv").unlink()
+    with pytest.raises(InputError, match=r"genre_val\.csv: no such file"):
+        audit(tiny_spec(), data)
+
+
+def test_hashes_are_kept_for_the_next_time(tiny_data, tiny_spec, tmp_path):
+    data = tiny_data()
+    first = audit(tiny_spec(), data, records_dir=tmp_path / "records")
+    assert [file.name for file in (tmp_path / "records").iterdir()] == ["hashes_tiny.npz"]
+    assert not (data / "records").exists()
+    again = audit(tiny_spec(), data, records_dir=tmp_path / "records")
+    assert first.to_json() == again.to_json()
+
+
+@pytest.mark.parametrize(
+    ("text", "repaired"),
+    [
+        ("jardÃ\xadn", "jardín"),  # Latin-1
+        ("jardã\xadn", "jardín"),  # and lower-cased after
+        ("o’keeffe".encode().decode("cp1252"), "o’keeffe"),
+        ("日本".encode().decode("latin-1"), "日本"),
+        ("plain-name_(1918)", None),
+        ("café", None),
+        ("naïve façade", None),
+        ("Été à Übersee", None),
+        ("日本", None),
+        ("Łódź", None),
+        ("", None),
+    ],
+)
+def test_mojibake(text, repaired):
+    assert repair_mojibake(text) == repaired
+
+
+def test_the_demo_data_has_its_stated_defects_and_no_others(tmp_path):
+    tool = Path(__file__).parents[2] / "tools" / "paint_demo.py"
+    spec = importlib.util.spec_from_file_location("paint_demo", tool)
+    paint_demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(paint_demo)
+    data = tmp_path / "demo"
+    paint_demo.main(["paint_demo.py", f"--out={data}", "--pictures=160", "--size=32"])
+    defects = json.loads((data / "demo.json").read_text(encoding="utf-8"))["defects"]
+
+    found = audit(load_spec("demo"), data)
+    report = found.to_json()
+    # Some of its portraits are alike by chance, so that near-duplicates are not asked.
+    assert {kind: n for kind, n in found.findings.items() if n and kind != "near_duplicates"} == {
+        "unknown": len(defects["unknown_label"]),
+        "contradictory": len(defects["contradictory"]),
+        "leaks": len(defects["leak"]),
+    }
+    assert [row["path"] for row in report["unknown"]] == defects["unknown_label"]
+    assert [row["path"] for row in report["contradictory"]] == defects["contradictory"]
+    assert [row["path"] for row in report["leaks"]["pictures"]] == defects["leak"]
+    assert found.mojibake["path"].tolist() == defects["mojibake"]
+    assert set(found.mojibake["file"]) == {"there"}
+
+
+# === The real CSVs and the real sample ===
+
+
+@pytest.mark.slow
+def test_the_real_data_set_has_its_known_facts(tmp_path):
+    folder = os.environ.get("WIKIART_DIR")
+    if not folder:
+        pytest.skip("WIKIART_DIR is not set: the folder with wikiart/ and wikiart_csv/ of ArtGAN")
+    if not (Path(folder) / "wikiart").is_dir() or not (Path(folder) / "wikiart_csv").is_dir():
+        pytest.skip(f"WIKIART_DIR={folder} holds no wikiart/ and wikiart_csv/")
+    found = audit(load_spec("wikiart"), Path(folder), records_dir=tmp_path)
+    report = json.loads(json.dumps(found.to_json()))
+    assert report["pictures"] == 81_446
+    assert {(r["task"], r["split"]): r["rows"] for r in report["rows"]} == {
+        ("artist", "train"): 13_346,
+        ("artist", "val"): 5_706,
+        ("genre", "train"): 45_503,
+        ("genre", "val"): 19_492,
+        ("style", "train"): 57_025,
+        ("style", "val"): 24_421,
+    }
+    assert found.coverage() == {
+        ("style", "genre"): 48_744,
+        TASKS: 16_250,
+        ("style",): 13_650,
+        ("artist", "style"): 2_802,
+    }
+    assert found.findings["leaks"] == 566
+    assert found.leaks_by_exam() == {"artist": 142, "genre": 237, "style": 315}
+    left = {"images": 56_774, "artist": 13_201, "genre": 45_194, "style": 56_774}
+    assert report["splits"]["train"] == left
+    assert report["leaks"]["training_after"] == left
+    assert report["leaks"]["training_before"] == {
+        "images": 57_340,
+        "artist": 13_346,
+        "genre": 45_503,
+        "style": 57_025,
+    }
+    (contradiction,) = report["contradictory"]
+    assert contradiction["path"] == "Post_Impressionism/maurice-de-vlaminck_the-village.jpg"
+    assert contradiction["task"] == "genre"
+    assert [(r["file"], r["label"]) for r in contradiction["rows"]] == [
+        ("wikiart_csv/genre_val.csv", 1),
+        ("wikiart_csv/genre_val.csv", 4),
+    ]
+    assert len(report["mojibake"]) == 709
+    ratios = {task: round(ends["ratio"], 1) for task, ends in report["imbalance"].items()}
+    assert ratios == {"artist": 3.9, "genre": 7.4, "style": 132.5}
+    style = found.classes[found.classes["task"] == "style"].set_index("name")["listed"]
+    assert style.nsmallest(3).to_dict() == {
+        "Action_painting": 69,
+        "Analytical_Cubism": 77,
+        "Synthetic_Cubism": 152,
+    }
+    assert (style.idxmax(), style.max()) == ("Impressionism", 9_142)
+    for kind in ("unsafe", "unknown", "repeated", "empty_classes", "unreadable"):
+        assert found.findings[kind] == 0
+
+    # The same, from the files themselves.
+    csvs = Path(folder) / "wikiart_csv"
+    frame = pd.concat(
+        pd.read_csv(csvs / f"{task}_{split}.csv", header=None, names=["path", "label"]).assign(
+            task=task, split=split
+        )
+        for task in TASKS
+        for split in ("train", "val")
+    )
+    split_of = frame.drop_duplicates(["path", "task", "split"]).groupby("path")["split"].nunique()
+    assert (split_of > 1).sum() == 566
+    paths = frame["path"].unique()
+    there = np.asarray([(Path(folder) / "wikiart" / path).is_file() for path in paths])
+    assert found.findings["missing"] == (~there).sum()
+    if there.sum() == 12_500:  # the sample; the whole data set has them all
+        assert found.findings["missing"] == 68_946
+    assert sum(not path.isascii() for path in paths) == 709

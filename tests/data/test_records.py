@@ -1,0 +1,620 @@
+"""Records: exactly the table's usable rows, as they should be, made once, whole or not at all."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image, ImageOps
+
+from multitask.data import records
+from multitask.data.records import VERSION, prepare, table_fingerprint
+from multitask.data.table import (
+    MISSING_FILE,
+    NEAR_DUPLICATE,
+    NO_LABEL,
+    NOT_DRAWN,
+    SELECTION,
+    TRAIN,
+    VAL,
+    load_table,
+    merge_tables,
+)
+from multitask.spec import InputError, load_spec, override
+
+TASKS = ("artist", "style", "genre")
+
+
+def quiet(spec, data, *args, **options):
+    return prepare(spec, data, *args, tell=lambda line: None, progress=False, **options)
+
+
+def read_by_tfds(folder, split):
+    """What someone without this package reads: a list of examples."""
+    return list(tfds.builder_from_directory(folder).as_data_source(split))
+
+
+def content(folder: Path) -> dict[str, str]:
+    """SHA-256 of each record file."""
+    files = sorted(folder.glob("*.array_record*"))
+    assert files
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+# === What they hold ===
+
+
+@pytest.fixture
+def flawed(tiny_data, tiny_spec, write_picture):
+    """(spec, folder): every reason for which a picture may be left out, and each split."""
+    rows = [(f"Dots/plain-{i:02}.jpg", i % 2) for i in range(40)]
+    leaked = [("Lines/leaked.jpg", 0)]
+    data = tiny_data(
+        only=True,
+        rows={
+            "style_train": [
+                *rows,
+                ("Dots/missing.jpg", 1),
+                ("Dots/broken.jpg", 0),
+                ("Dots/joaquÃ\xadn's (1).jpg", 1),
+                ("Dots/twice.jpg", 0),
+                ("Dots/twice.jpg", 1),
+            ],
+            "genre_train": [*rows[::3], *leaked],
+            "artist_train": rows[::5],
+            "style_val": [*leaked, ("Lines/exam.jpg", 1), ("Lines/broken-exam.jpg", 0)],
+        },
+    )
+    pictures = data / "wikiart"
+    (pictures / "Dots/missing.jpg").unlink()
+    (pictures / "Dots/broken.jpg").write_bytes((pictures / "Dots/plain-00.jpg").read_bytes()[:200])
+    (pictures / "Lines/broken-exam.jpg").write_text("<html>")
+    for task in TASKS:  # the rows that `only` adds
+        for split in ("train", "val"):
+            if f"{task}_{split}" not in ("style_train", "genre_train", "artist_train", "style_val"):
+                write_picture(pictures / f"other/{task}_{split}.jpg")
+    # Two of the forty are left to the selection by a share of .05; half is drawn for the subset.
+    return tiny_spec(selection=0.1, max_missing=0.1, of_tasks={"subset": 0.5}), data
+
+
+def test_they_hold_exactly_the_usable_rows_and_every_other_has_its_reason(flawed):
+    spec, data = flawed
+    prepared = quiet(spec, data)
+    merged = merge_tables(spec, data)
+    held = {split: read_by_tfds(prepared.folder, split) for split in (TRAIN, SELECTION)}
+    paths = [example["path"].decode() for split in held for example in held[split]]
+    assert len(paths) == len(set(paths))
+    left_out = pd.read_csv(prepared.folder / "left_out.csv").set_index("path")["reason"].to_dict()
+    exam = {p for p, s in zip(merged.paths, merged.splits, strict=True) if s == VAL}
+    # Nothing lost, nothing twice: each row of the CSVs is a record, a picture of the exam, or
+    # has a reason.
+    assert set(paths) | (exam - left_out.keys()) | left_out.keys() == set(merged.paths)
+    assert not set(paths) & (exam | left_out.keys())
+    assert left_out.pop("Dots/missing.jpg") == MISSING_FILE
+    assert "JPEG" in left_out.pop("Dots/broken.jpg")
+    assert "HTML" in left_out.pop("Lines/broken-exam.jpg")
+    assert left_out.pop("Dots/twice.jpg") == NO_LABEL
+    assert left_out and set(left_out.values()) == {NOT_DRAWN}
+    assert len(held[TRAIN]) + len(held[SELECTION]) + len(left_out) == 41
+    assert len(held[SELECTION]) > 0
+
+    # The same table comes out of the CSVs and left_out.csv alone.
+    table = load_table(spec, data, left_out=prepared.table.left_out_frame())
+    for split, examples in held.items():
+        rows = table.rows(split)
+        assert table.paths[rows].tolist() == [e["path"].decode() for e in examples]
+        got = [[e["label"][task] for task in TASKS] for e in examples]
+        np.testing.assert_array_equal(got, table.labels[rows])
+    for name in ("paths", "labels", "splits"):
+        np.testing.assert_array_equal(getattr(table, name), getattr(prepared.table, name))
+    assert table.left_out == prepared.table.left_out
+
+
+def test_labels_are_those_of_the_csvs(tiny_data, tiny_spec):
+    prepared = quiet(tiny_spec(), tiny_data())
+    got = {
+        example["path"].decode(): [int(example["label"][task]) for task in TASKS]
+        for example in read_by_tfds(prepared.folder, TRAIN)
+    }
+    kinds = ("Dots", "Lines", "Waves")
+    want = {
+        f"{kinds[i % 3]}/someone_train-{i:02}.jpg": [
+            i % 2 if i < 6 else -1,
+            i % 3,
+            i % 2 if i < 9 else -1,
+        ]
+        for i in range(12)
+    }
+    assert got == want
+
+
+@pytest.mark.parametrize(
+    ("margin", "sizes"),
+    [
+        (
+            1.15,  # of 32 px: 36.8
+            {
+                (400, 300): (49, 37),
+                (300, 400): (37, 49),
+                (30, 20): (30, 20),  # small ones stay as they are
+                (37, 90): (37, 90),
+            },
+        ),
+        (1.5, {(64, 64): (48, 48)}),
+        (1.0, {(900, 40): (720, 32)}),
+    ],
+)
+def test_pictures_are_upright_and_of_bounded_shorter_side(tiny_data, tiny_spec, margin, sizes):
+    made = {
+        f"Dots/{width}x{height}-{turn}.jpg": (width, height, turn)
+        for width, height in sizes
+        for turn in (1, 3, 6, 8)
+    }
+    data = tiny_data(rows={"style_train": [(path, 0) for path in made]})
+    coarse = np.random.default_rng(1).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+    for path, (width, height, turn) in made.items():
+        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        picture.save(data / "wikiart" / path, quality=98, exif=exif)
+    spec = tiny_spec(tasks=("style",), records={"margin": margin, "quality": 98})
+    examples = read_by_tfds(quiet(spec, data).folder, TRAIN)
+    assert len(examples) == len(made)
+    for example in examples:
+        path = example["path"].decode()
+        width, height, turn = made[path]
+        expected = sizes[width, height][:: -1 if turn > 4 else 1]
+        assert example["image"].shape == (*expected[::-1], 3)
+        upright = ImageOps.exif_transpose(Image.open(data / "wikiart" / path))
+        # Pillow's own antialiased bilinear; the rest is JPEG's loss, mostly of colour's resolution.
+        want = np.asarray(upright.resize(expected, Image.Resampling.BILINEAR), np.float32)
+        assert np.abs(example["image"] - want).mean() < 4
+
+
+def test_quality_is_that_of_jpeg(tiny_data, tiny_spec):
+    """The quantisation tables are those that libjpeg writes for the quality."""
+    data = tiny_data()
+    for quality in (50, 92):
+        prepared = quiet(tiny_spec(records={"quality": quality}), data)
+        one = tf.data.Dataset.from_tensors(tf.constant(0, tf.int64))
+        ((_, picture),) = prepared.pictures(TRAIN, one).as_numpy_iterator()
+        (file := data / "got.jpg").write_bytes(picture)
+        Image.new("RGB", (8, 8)).save(data / "want.jpg", quality=quality)
+        got, want = Image.open(file), Image.open(data / "want.jpg")
+        assert got.quantization == want.quantization
+
+
+def test_metadata_tell_what_they_were_made_from(tiny_data, tiny_spec):
+    prepared = quiet(tiny_spec(), tiny_data())
+    info = tfds.builder_from_directory(prepared.folder).info
+    assert str(info.version) == VERSION == prepared.folder.name
+    assert info.metadata["fingerprint"] == prepared.fingerprint
+    assert info.metadata["spec"] == "tiny"
+    assert (info.metadata["shorter_side_px"], info.metadata["jpeg_quality"]) == (37, 92)
+    assert prepared.folder.parent.name == f"tiny-{prepared.fingerprint[:12]}"
+    assert info.features["label"]["style"].names == ["Dots", "Lines", "Waves"]
+    assert info.splits[TRAIN].num_examples == 12
+    assert list(info.splits) == [TRAIN]  # no selection was asked for, and the exam is elsewhere
+
+
+def test_many_shards_are_one_split(tiny_data, tiny_spec, monkeypatch):
+    spec, data = tiny_spec(), tiny_data()
+    whole = quiet(spec, data, data / "a")
+    monkeypatch.setattr(records, "SHARD_PICTURES", 5)
+    parts = quiet(spec, data, data / "b")
+    assert len(content(whole.folder)) == 1
+    assert len(content(parts.folder)) == 3
+    assert parts.builder.paths(TRAIN) == whole.builder.paths(TRAIN)
+    assert parts.builder.paths(TRAIN) == sorted(whole.table.paths[whole.table.rows(TRAIN)])
+
+
+def test_near_duplicates_of_the_exam_are_left_out(tiny_data, tiny_spec, write_picture):
+    data = tiny_data()
+    exam = data / "wikiart/Dots/someone_val-00.jpg"
+    write_picture(exam, width=300, height=200, seed=77, cells=(24, 18))
+    with Image.open(exam) as picture:
+        for name, width in (("Lines/someone_train-01", 150), ("Dots/someone_train-03", 240)):
+            smaller = picture.resize((width, width * 2 // 3))
+            smaller.save(data / f"wikiart/{name}.jpg", quality=70)
+    plain = quiet(tiny_spec(), data)
+    assert plain.near_duplicates is None
+    spec = tiny_spec(exclude_near_duplicates=True)
+    prepared = quiet(spec, data)
+    gone = ["Dots/someone_train-03.jpg", "Lines/someone_train-01.jpg"]
+    assert prepared.table.left_out == dict.fromkeys(gone, NEAR_DUPLICATE)
+    assert not set(gone) & set(prepared.builder.paths(TRAIN))
+    assert len(prepared.builder.paths(TRAIN)) == 10
+    pairs = prepared.near_duplicates
+    assert pairs[["first", "second"]].to_numpy().tolist() == [
+        ["Dots/someone_train-03.jpg", "Dots/someone_val-00.jpg"],
+        ["Dots/someone_train-03.jpg", "Lines/someone_train-01.jpg"],
+        ["Dots/someone_val-00.jpg", "Lines/someone_train-01.jpg"],
+    ]
+    again = quiet(spec, data)
+    assert (again.fresh, again.table.left_out) == (False, prepared.table.left_out)
+    assert not quiet(tiny_spec(), data).fresh
+
+
+# === Reading ===
+
+
+def test_pictures_come_in_the_order_asked_for(tiny_data, tiny_spec, monkeypatch):
+    monkeypatch.setattr(records, "CHUNK", 3)
+    monkeypatch.setattr(records, "SHARD_PICTURES", 5)
+    prepared = quiet(tiny_spec(), tiny_data())
+    stored = [bytes(x) for x in prepared.builder.read(TRAIN)]
+    order = [7, 0, 11, 3, 3, 5, 1, 10]
+    asked = tf.data.Dataset.from_tensor_slices(tf.constant(order, tf.int64))
+    for _ in range(3):  # whichever thread is first
+        got = list(prepared.pictures(TRAIN, asked).as_numpy_iterator())
+        assert [int(position) for position, _ in got] == order
+        for position, picture in got:
+            assert picture in stored[position]
+
+
+# === What makes new ones, and what does not ===
+
+SAME = {
+    "batch_size": 7,
+    "trunk.name": "efficientnetb0",
+    "phases.heads.epochs": 3,
+    "max_missing": 0.5,
+    "freeze_depth": "all",
+    "early_stopping.patience": 2,
+    "resize": "crop",
+    "title": "another",
+}
+NEW = {
+    "image_size": 48,
+    "records.margin": 1.5,
+    "records.quality": 80,
+    "selection": 0.4,
+    "task.subset": 0.5,
+    "seed": 1,
+}
+
+
+def test_which_fields_make_new_records(tiny_data, tiny_spec):
+    rows = [(f"Dots/{i:02}.jpg", i % 2) for i in range(24)]
+    spec, data = tiny_spec(tasks=("style",), selection=0.25), tiny_data(rows={"style_train": rows})
+    first = quiet(spec, data)
+    assert first.fresh
+    for field, value in (SAME | NEW).items():
+        second = quiet(override(spec, {"x": (field, value)}), data)
+        assert second.fresh is (field in NEW), field
+        assert (second.folder == first.folder) is (field in SAME)
+    again = quiet(spec, data)
+    assert (again.fresh, again.folder) == (False, first.folder)  # all of them are there now
+
+
+def test_fewer_tasks_make_new_records(tiny_data, tiny_spec):
+    data = tiny_data()
+    assert quiet(tiny_spec(), data).fresh
+    assert quiet(tiny_spec(tasks=("style", "genre")), data).fresh
+    assert not quiet(tiny_spec(), data).fresh
+
+
+def test_which_changes_of_the_data_make_new_records(tiny_data, tiny_spec, write_picture):
+    spec, data = tiny_spec(), tiny_data()
+    quiet(spec, data)
+    csv = data / "wikiart_csv/style_train.csv"
+    text = csv.read_text()
+
+    csv.write_text(text.replace('"', "").replace("\n", "\r\n") + "\r\n")  # says the same
+    assert not quiet(spec, data).fresh
+    lines = text.splitlines()
+    csv.write_text("\n".join(reversed(lines)) + "\n")
+    assert not quiet(spec, data).fresh
+
+    csv.write_text(text.replace('train-00.jpg",0', 'train-00.jpg",2'))
+    assert quiet(spec, data).fresh
+    csv.write_text(text)
+    assert not quiet(spec, data).fresh
+
+    names = (data / "wikiart_csv/style_class.txt").read_text()
+    (data / "wikiart_csv/style_class.txt").write_text(names.replace("Waves", "Ripples"))
+    assert quiet(spec, data).fresh
+    (data / "wikiart_csv/style_class.txt").write_text(names)
+
+    picture = data / "wikiart" / lines[0].split('"')[1]
+    old = picture.read_bytes()
+    write_picture(picture, width=90, height=80, seed=99)
+    changed = quiet(spec, data)
+    assert changed.fresh
+    assert read_by_tfds(changed.folder, TRAIN)[0]["image"].shape == (37, 42, 3)
+    os.utime(picture)  # only touched
+    assert not quiet(spec, data).fresh
+    picture.write_bytes(old)
+
+    write_picture(data / "wikiart/Dots/new.jpg")
+    assert not quiet(spec, data).fresh  # a file that no CSV names
+    csv.write_text(text + "Dots/new.jpg,0\n")
+    assert "Dots/new.jpg" in quiet(spec, data).builder.paths(TRAIN)
+
+
+def test_the_exam_is_part_of_the_fingerprint(tiny_data, tiny_spec):
+    """left_out.csv lists the exam's unreadable pictures, so another exam wants another list."""
+    spec, data = tiny_spec(), tiny_data()
+    first = quiet(spec, data)
+    csv = data / "wikiart_csv/style_val.csv"
+    csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:-1]))
+    assert quiet(spec, data).fingerprint != first.fingerprint
+
+
+def test_paths_cannot_be_confused_with_each_other(tiny_data, tiny_spec):
+    """The fingerprint knows where a path ends and which split it is in."""
+    spec = tiny_spec(tasks=("style",))
+    found = set()
+    for rows in ([("a", 0), ("b", 0)], [("ab", 0), ("c", 0)], [("a", 0), ("b", 1)]):
+        data = tiny_data(rows={"style_train": rows}, only=True, pictures=False, folder=str(rows))
+        table = merge_tables(spec, data)
+        found.add(table_fingerprint(spec, table, table, np.zeros(len(table), np.int64)))
+    assert len(found) == 3
+
+
+# === Whole or not at all ===
+
+
+def test_an_interrupted_one_leaves_nothing_and_the_next_is_whole(tiny_data, tiny_spec, monkeypatch):
+    spec, data = tiny_spec(), tiny_data()
+    want = content(quiet(spec, data, data / "undisturbed").folder)
+
+    def interrupted(self, index, name):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records.Shard, "_encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quiet(spec, data)
+    assert not [name for name in tree(data / "records") if "array_record" in name]
+    prepared = quiet(spec, data)
+    assert prepared.fresh
+    assert content(prepared.folder) == want
+
+
+SLOWLY = """
+import sys, time
+from pathlib import Path
+from multitask.data import records
+from multitask.spec import load_spec
+encode, gate = records.Shard.__call__, Path(sys.argv[3])
+def slowly(self):
+    for example in encode(self):
+        print("one", flush=True)
+        while not gate.exists():
+            time.sleep(0.05)
+        yield example
+records.Shard.__call__ = slowly
+prepared = records.prepare(
+    load_spec(sys.argv[1]), Path(sys.argv[2]), progress=False, tell=lambda x: print(x, flush=True)
+)
+print("fresh" if prepared.fresh else "there", prepared.folder, flush=True)
+"""
+
+
+@pytest.fixture
+def spec_file(tmp_path):
+    """A spec of the one task style of `tiny_data`, as a file for another process."""
+    text = """
+        name = "tiny"
+        image_size = 32
+        selection = 0.0
+        [trunk]
+        weights = "none"
+        schedule = { kind = "constant", rate = 1e-3 }
+        [[task]]
+        name = "style"
+        train = "wikiart_csv/style_train.csv"
+        val = "wikiart_csv/style_val.csv"
+        classes = "wikiart_csv/style_class.txt"
+        head = { kind = "linear" }
+        loss = { kind = "cross_entropy" }
+        schedule = { kind = "constant", rate = 1e-3 }
+    """
+    file = tmp_path / "tiny.toml"
+    file.write_text(textwrap.dedent(text))
+    return file
+
+
+def start_slowly(spec_file, data, gate):
+    """A process that prepares one picture and goes on once the file `gate` is there."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, str(spec_file), str(data), str(gate)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+
+
+def until(process, start):
+    """The first line of its output that starts so."""
+    for line in process.stdout:
+        if line.startswith(start):
+            return line
+    raise AssertionError(process.stderr.read())
+
+
+def test_a_killed_one_is_never_used_and_the_next_starts_over(tiny_data, spec_file):
+    data = tiny_data()
+    process = start_slowly(spec_file, data, data / "never")
+    assert until(process, "one")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert [name for name in tree(data / "records") if "incomplete" in name]
+    prepared = quiet(load_spec(str(spec_file)), data)
+    assert prepared.fresh
+    assert len(read_by_tfds(prepared.folder, TRAIN)) == 12
+    assert not [name for name in tree(data / "records") if "incomplete" in name]
+
+
+def test_of_two_processes_one_prepares_and_the_other_waits(tiny_data, spec_file):
+    data = tiny_data()
+    first = start_slowly(spec_file, data, data / "gate")
+    assert until(first, "one")
+    second = start_slowly(spec_file, data, data / "gate")
+    assert until(second, "Another process is preparing these records")
+    (data / "gate").touch()
+    said = [process.communicate(timeout=120)[0].splitlines() for process in (first, second)]
+    assert said[0][-1].startswith("fresh ")
+    assert said[1] == [said[0][-1].replace("fresh ", "there ")]
+
+
+@pytest.mark.parametrize("harm", ["remove", "shorten", "forget"])
+def test_records_that_are_not_whole_are_made_again(tiny_data, tiny_spec, harm):
+    spec, data = tiny_spec(), tiny_data()
+    prepared = quiet(spec, data)
+    want = content(prepared.folder)
+    file = next(prepared.folder.glob("*.array_record*"))
+    if harm == "remove":
+        file.unlink()
+    elif harm == "shorten":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        (prepared.folder / "left_out.csv").unlink()
+    again = quiet(spec, data)
+    assert again.fresh
+    assert content(again.folder) == want
+
+
+# === No network ===
+
+OFFLINE = """
+import sys
+asked = []
+sys.addaudithook(
+    lambda event, args: asked.append((event, args))
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request")
+    else None
+)
+from pathlib import Path
+import tensorflow as tf
+for name in ("exists", "isdir", "listdir", "glob", "stat", "copy", "makedirs", "GFile"):
+    def watched(*args, _call=getattr(tf.io.gfile, name), **options):
+        asked.extend(("gfile", a) for a in args if "://" in str(a))
+        return _call(*args, **options)
+    setattr(tf.io.gfile, name, watched)
+from multitask.data.records import prepare
+from multitask.spec import load_spec
+spec, data = load_spec(sys.argv[1]), Path(sys.argv[2])
+for fresh in (True, False):
+    prepared = prepare(spec, data, progress=False, tell=lambda line: None)
+    assert prepared.fresh is fresh
+    positions = tf.data.Dataset.range(12)
+    assert len(list(prepared.pictures("train", positions))) == 12
+print("asked", asked)
+"""
+
+
+def test_nothing_asks_the_network(tiny_data, spec_file):
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, str(spec_file), str(tiny_data())],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    assert done.stdout.strip() == "asked []", done.stdout + done.stderr
+
+
+# === Beam ===
+
+
+def test_beam_with_two_workers_makes_the_very_same_records(tiny_data, tiny_spec, monkeypatch):
+    pytest.importorskip("apache_beam")
+    monkeypatch.setattr(records, "SHARD_PICTURES", 5)
+    rows = [(f"Dots/{i:02}.jpg", i % 2) for i in range(24)]
+    spec = tiny_spec(selection=0.25)
+    data = tiny_data(rows={"style_train": rows})
+    (data / "wikiart/Dots/07.jpg").write_text("no picture")
+    spec = override(spec, {"x": ("max_missing", 0.1)})
+    here = quiet(spec, data, data / "here")
+    beam = quiet(
+        spec,
+        data,
+        data / "beam",
+        beam_runner="DirectRunner",
+        beam_options=["direct_num_workers=2", "direct_running_mode=multi_processing"],
+    )
+    assert beam.fresh
+    assert beam.fingerprint == here.fingerprint
+    assert len(content(here.folder)) > 4
+    assert content(beam.folder) == content(here.folder)
+    assert beam.table.left_out == here.table.left_out != {}
+
+
+@pytest.mark.parametrize(
+    ("runner", "options", "said"),
+    [
+        ("DirektRunner", [], "--beam_runner: 'DirektRunner'"),
+        (None, ["a=1"], "--beam_options: is for --beam_runner alone"),
+    ],
+)
+def test_wrong_beam_flags(tiny_data, tiny_spec, runner, options, said):
+    data = tiny_data()
+    before = tree(data)
+    with pytest.raises(InputError, match=said):
+        quiet(tiny_spec(), data, beam_runner=runner, beam_options=options)
+    assert tree(data) == before
+
+
+# === Refusals ===
+
+
+def test_too_many_missing_are_refused_before_any_work(tiny_data, tiny_spec):
+    data = tiny_data()
+    for name in ("Dots/someone_train-00.jpg", "Dots/someone_val-00.jpg"):
+        (data / "wikiart" / name).unlink()
+    before = tree(data)
+    with pytest.raises(InputError, match=r"2 of 16 pictures \(12.500%\) are missing.*first: Dots/"):
+        quiet(tiny_spec(max_missing=0.12), data)
+    assert tree(data) == before
+    assert quiet(tiny_spec(max_missing=0.125), data).fresh
+
+
+def test_too_many_unreadable_are_refused_and_the_work_is_kept(tiny_data, tiny_spec):
+    data = tiny_data()
+    (data / "wikiart/Dots/someone_train-00.jpg").write_text("no picture")
+    for _ in range(2):
+        with pytest.raises(InputError, match="1 of 16 pictures.*not a JPEG, PNG or WebP picture"):
+            quiet(tiny_spec(), data)
+    allowed = quiet(tiny_spec(max_missing=0.1), data)
+    assert not allowed.fresh
+    assert len(allowed.table.rows(TRAIN)) == 11
+
+
+def test_no_readable_picture_at_all(tiny_data, tiny_spec):
+    data = tiny_data()
+    for file in (data / "wikiart").glob("*/*train*.jpg"):
+        file.write_text("no picture")
+    with pytest.raises(InputError, match="no picture of the training side can be read"):
+        quiet(tiny_spec(max_missing=0.9), data)
+
+
+def test_a_records_dir_that_cannot_be(tiny_data, tiny_spec):
+    data = tiny_data()
+    (data / "file").write_text("")
+    for folder in (data / "file", data / "file/below"):
+        with pytest.raises(InputError, match="--records_dir: .*cannot be written to"):
+            quiet(tiny_spec(), data, folder)
+
+
+def test_too_little_space_is_told_before_the_work(tiny_data, tiny_spec, monkeypatch):
+    data = tiny_data()
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(records.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(InputError, match="--records_dir: .* GB are needed for 12 pictures"):
+        quiet(tiny_spec(), data)
+    assert not [name for name in tree(data) if "array_record" in name]

@@ -1,0 +1,355 @@
+"""Measures the speed-ups that this project claims, each as a ratio to the plain way, in one run.
+
+    python tools/benchmark.py input [--wikiart=DIR] [--out=FILE.json]
+
+`input`: reading pictures. It paints what it reads, into a temporary folder: large originals as a
+museum has them, and small ones by the ten thousand (some minutes and 3 GB). Each pair is timed in
+turns, several times, and the best of each counts. With --wikiart, the folder with ArtGAN's
+wikiart_csv/, the merging of the real CSVs is timed too.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+ORIGINAL = (1500, 2000)  # width, height
+SMALL = (260, 330)
+STYLES = 8
+ROUNDS = 3
+
+
+# === What is read ===
+
+
+def painted(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    """A picture as busy as a painting: large shapes, strokes and canvas."""
+    width, height = size
+    layers = [
+        Image.fromarray(rng.integers(0, 256, (cells, cells, 3)).astype(np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
+        for cells in (4, 24, 96)
+    ]
+    picture = Image.blend(Image.blend(layers[0], layers[1], 0.4), layers[2], 0.25)
+    canvas = rng.normal(0, 6, (height, width, 1))
+    return Image.fromarray((np.asarray(picture) + canvas).clip(0, 255).astype(np.uint8))
+
+
+def paint_set(folder: Path, *, count: int, size: tuple[int, int], distinct: int) -> Path:
+    """`count` files in ArtGAN's layout (links to `distinct` pictures), all of them trained on."""
+    rng, files = np.random.default_rng(0), []
+    for number in tqdm(range(distinct), desc="painting", leave=False):
+        files.append(folder / "painted" / f"{number}.jpg")
+        files[-1].parent.mkdir(parents=True, exist_ok=True)
+        painted(rng, size).save(files[-1], quality=90)
+    rows = []
+    for number in range(count):
+        path = f"style-{number % STYLES}/{number:06}.jpg"
+        (folder / "wikiart" / path).parent.mkdir(parents=True, exist_ok=True)
+        os.link(files[number % distinct], folder / "wikiart" / path)
+        rows.append(f"{path},{number % STYLES}\n")
+    (folder / "train.csv").write_text("".join(rows))
+    (folder / "val.csv").write_text("style-0/none.jpg,0\n")
+    lines = [f"{index} style_{index}\n" for index in range(STYLES)]
+    (folder / "class.txt").write_text("".join(lines))
+    return folder
+
+
+def spec_of(image_size: int = 224):
+    """Three tasks with the policies of wikiart.toml, all on the lists that `paint_set` writes."""
+    from multitask.spec import load_spec, parse_spec
+
+    raw = load_spec("wikiart").to_dict()
+    raw |= {"image_size": image_size, "selection": 0.0, "max_missing": 0.5}
+    for task in raw["task"]:
+        task |= {"train": "train.csv", "val": "val.csv", "classes": "class.txt"}
+    return parse_spec(raw, source="benchmark")
+
+
+# === Timing ===
+
+
+def rate(batches: Iterable, count: int) -> float:
+    """Pictures a second, the first batch (in which things start) left out."""
+    iterator = iter(batches)
+    seen = len(next(iterator)[0])
+    start, left_out = time.perf_counter(), seen
+    for batch in iterator:
+        seen += len(batch[0])
+        if seen >= count:
+            break
+    return (seen - left_out) / (time.perf_counter() - start)
+
+
+def best_in_turns(ways: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Each way's best rate; they take turns, so that what else the machine does hits all."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            found[name].append(way())
+    return {name: max(rates) for name, rates in found.items()}
+
+
+def load_by_pillow(name: str) -> np.ndarray:
+    with Image.open(name) as picture:
+        small = picture.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
+    return np.asarray(small, np.float32)
+
+
+def pillow_rate(names: list[str], workers: int) -> float:
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        batches = pool.imap(load_by_pillow, names, chunksize=4)
+        return rate(([picture] for picture in batches), len(names))
+
+
+# === input ===
+
+
+def measure_rates(folder: Path, originals: int) -> list[dict]:
+    from multitask.data.pipeline import (
+        evaluation_dataset,
+        file_names,
+        readable_pictures,
+        training_dataset,
+    )
+    from multitask.data.records import prepare
+    from multitask.data.table import TRAIN
+
+    spec = spec_of()
+    data = paint_set(folder / "originals", count=originals, size=ORIGINAL, distinct=48)
+    start = time.perf_counter()
+    prepared = prepare(spec, data, tell=lambda line: None)
+    prepare_rate = originals / (time.perf_counter() - start)
+    names = file_names(prepared.table, prepared.table.rows(TRAIN), data / spec.images)
+    workers = os.cpu_count() or 1
+
+    def from_files() -> float:
+        batches = readable_pictures(names, size_px=224, how="squash", batch_size=32)
+        return rate(((images,) for _, images in batches), len(names))
+
+    def from_records() -> float:
+        return rate(evaluation_dataset(prepared, spec, split=TRAIN).repeat(), 10 * len(names))
+
+    ways = {
+        "records": from_records,
+        "tf.data from the originals": from_files,
+        f"Pillow, {workers} processes": lambda: pillow_rate(names[: len(names) // 2], workers),
+        "augmented": lambda: rate(training_dataset(prepared, spec), 10 * len(names)),
+    }
+    rates = best_in_turns(ways)
+    records, augmented = rates.pop("records"), rates.pop("augmented")
+    rows = [
+        {
+            "what": f"1500×2000 originals to 224 px: prepared records against {name}",
+            "fast": f"{records:,.0f}/s",
+            "plain": f"{plain:,.0f}/s",
+            "ratio": records / plain,
+        }
+        for name, plain in rates.items()
+    ]
+    plain = rates["tf.data from the originals"]
+    rows.append(
+        {
+            "what": "augmented batches at 224 px from records, against originals unaugmented",
+            "fast": f"{augmented:,.0f}/s",
+            "plain": f"{plain:,.0f}/s",
+            "ratio": augmented / plain,
+        }
+    )
+    rows.append(
+        {
+            "what": "preparing, against one epoch from the originals",
+            "fast": f"{prepare_rate:,.0f}/s",
+            "plain": f"{plain:,.0f}/s",
+            "ratio": prepare_rate / plain,
+        }
+    )
+    return rows
+
+
+def child(what: str, folder: Path) -> None:
+    """In a process of its own: prepare a data set, or read its records; prints the peak in MB."""
+    from multitask.data.pipeline import training_dataset
+    from multitask.data.records import prepare
+    from multitask.data.table import TRAIN
+
+    spec = spec_of()
+    prepared = prepare(spec, folder, tell=lambda line: None)
+    if what == "read":
+        count = len(prepared.table.rows(TRAIN))
+        for _ in training_dataset(prepared, spec).take(count // spec.batch_size):
+            pass
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def peak_mb(what: str, folder: Path) -> float:
+    done = subprocess.run(
+        [sys.executable, __file__, "child", what, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.split()[-1])
+
+
+def measure_memory(folder: Path, counts: tuple[int, int]) -> list[dict]:
+    few, many = (
+        paint_set(folder / f"{count}", count=count, size=SMALL, distinct=200) for count in counts
+    )
+    rows = []
+    for what, text in (("prepare", "preparing"), ("read", "reading (an epoch, augmented)")):
+        small, large = peak_mb(what, few), peak_mb(what, many)
+        rows.append(
+            {
+                "what": f"peak memory of {text}: {counts[1]:,} records against {counts[0]:,}",
+                "fast": f"{large:,.0f} MB",
+                "plain": f"{small:,.0f} MB",
+                "ratio": large / small,
+            }
+        )
+    return rows
+
+
+def measure_merging(wikiart: Path) -> list[dict]:
+    from multitask.data.table import merge_tables
+    from multitask.spec import load_spec
+
+    spec, seconds, reading = load_spec("wikiart"), [], []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        table = merge_tables(spec, wikiart)
+        seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for task in spec.tasks:
+            for name in (task.train, task.val):
+                (wikiart / name).read_text(encoding="utf-8").splitlines()
+        reading.append(time.perf_counter() - start)
+    return [
+        {
+            "what": f"merging the CSVs of {len(table):,} pictures, against reading their lines",
+            "fast": f"{min(seconds):.2f} s",
+            "plain": f"{min(reading):.2f} s",
+            "ratio": min(seconds) / min(reading),
+        }
+    ]
+
+
+def measure_shuffling(pictures: int = 57_000, batch: int = 32) -> list[dict]:
+    """How mixed batches are, of pictures that lie sorted by style in 27 equal blocks.
+
+    The figure is the share of a batch that its commonest block has, averaged over two epochs.
+    """
+    import tensorflow as tf
+
+    from multitask.data.pipeline import epoch_order
+
+    def share(order: np.ndarray) -> float:
+        blocks = order[: pictures // batch * batch].reshape(-1, batch) * 27 // pictures
+        return float(np.mean([np.bincount(row).max() / batch for row in blocks]))
+
+    rows = np.arange(pictures)
+    shards = tf.data.Dataset.range(56).shuffle(56, seed=0)
+    buffered = shards.interleave(
+        lambda shard: tf.data.Dataset.from_tensor_slices(np.array_split(rows, 56)[0]).map(
+            lambda row: row + shard * (pictures // 56)
+        ),
+        cycle_length=8,
+    ).shuffle(1000, seed=0)
+    buffered = np.asarray(list(buffered.as_numpy_iterator())) % pictures
+    ours = np.mean([share(epoch_order(pictures, 0, tf.constant(e)).numpy()) for e in range(2)])
+    rng = np.random.default_rng(0)
+    fair = np.mean([share(rng.permutation(pictures)) for _ in range(2)])
+    return [
+        {
+            "what": "shuffle: share of a batch that is of one block of 27, against a "
+            f"permutation by NumPy (a buffer of 1,000 over 8 shards: {share(buffered):.3f})",
+            "fast": f"{ours:.3f}",
+            "plain": f"{fair:.3f}",
+            "ratio": ours / fair,
+        }
+    ]
+
+
+def measure_input(values: flags.FlagValues) -> list[dict]:
+    rows = measure_shuffling()
+    if values.wikiart:
+        rows += measure_merging(Path(values.wikiart))
+    else:
+        print("--wikiart is not given: merging the real CSVs is not measured", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
+        rows += measure_rates(Path(scratch), values.originals)
+        rows += measure_memory(Path(scratch), (1000, values.records))
+    return rows
+
+
+BENCHMARKS = {"input": measure_input}
+
+
+# === Command line ===
+
+
+def show(rows: list[dict]) -> str:
+    width = max(len(row["what"]) for row in rows)
+    lines = [f"{'':<{width}}  {'this':>10}  {'plain':>10}  ratio"]
+    lines += [
+        f"{row['what']:<{width}}  {row['fast']:>10}  {row['plain']:>10}  {row['ratio']:.2f}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    if argv[1:2] == ["child"]:
+        child(argv[2], Path(argv[3]))
+        return 0
+    values = flags.FlagValues()
+    to = {"flag_values": values}
+    flags.DEFINE_string("out", None, "Write the rows to this JSON file too.", **to)
+    flags.DEFINE_string("wikiart", None, "Folder with ArtGAN's wikiart_csv/.", **to)
+    flags.DEFINE_string("scratch", None, "Where to paint; default: the system's.", **to)
+    flags.DEFINE_integer("originals", 240, "Large pictures.", lower_bound=96, **to)
+    flags.DEFINE_integer("records", 50_000, "Small pictures.", lower_bound=2000, **to)
+    flags.DEFINE_boolean("help", False, "Print this and stop.", **to)
+    try:
+        names = values(argv)[1:]
+        if values.help:
+            print(__doc__, values.get_help(), sep="\n")
+            return 0
+        if len(names) != 1 or names[0] not in BENCHMARKS:
+            raise flags.Error(f"name one of: {', '.join(BENCHMARKS)}; got {names}")
+    except flags.Error as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        return 2
+    rows = BENCHMARKS[names[0]](values)
+    print(show(rows))
+    if values.out:
+        import tensorflow as tf
+
+        machine = {
+            "cores": os.cpu_count(),
+            "processor": platform.processor() or platform.machine(),
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+        }
+        text = json.dumps({"machine": machine, "rows": rows}, indent=1, ensure_ascii=False)
+        Path(values.out).write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
