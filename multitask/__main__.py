@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         module = importlib.import_module(f"multitask.commands.{name}")
         flags.FLAGS(argv[:1])  # app.run insists; our flags are the command's own
-        logging.set_verbosity(logging.ERROR)  # TFDS warns of every configuration
+        logging.set_verbosity(logging.WARNING)
         app.run(
             lambda parsed: module.main(*parsed),
             argv=argv,

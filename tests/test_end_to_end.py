@@ -19,7 +19,15 @@ from multitask.learning.training import train
 from multitask.model.network import load_network, parts
 from multitask.run import open_run
 from multitask.serving.predict import load_best, load_export, predict_files
-from multitask.spec import MISSING, find_spec, load_spec, override, parse_spec, select_tasks
+from multitask.spec import (
+    MISSING,
+    InputError,
+    find_spec,
+    load_spec,
+    override,
+    parse_spec,
+    select_tasks,
+)
 
 TOOLS = Path(__file__).parent.parent / "tools"
 
@@ -121,6 +129,41 @@ def test_the_same_command_again_trains_nothing(workdir, data_dir, capsys):
     result = train(run.spec, data_dir, workdir)
     assert not result.trained
     assert (workdir / "models" / "best_model.keras").read_bytes() == before
+
+
+def test_a_run_does_not_go_on_with_other_data(workdir, data_dir, tmp_path):
+    """One label more is another training; it is told before anything is prepared."""
+    folder = tmp_path / "data"
+    shutil.copytree(data_dir, folder)
+    csv = folder / "wikiart_csv" / "style_train.csv"
+    csv.write_text("".join(csv.read_text().splitlines(keepends=True)[1:]))
+    run, told = open_run(workdir), []
+    with pytest.raises(InputError, match="the pictures or labels have changed since this run"):
+        train(run.spec, folder, workdir, tell=told.append)
+    assert not told
+    train(run.spec, data_dir, workdir, tell=told.append)  # the first ones are taken as before
+    assert not [line for line in told if line.startswith("Preparing")]
+
+
+def test_records_that_vanish_in_training_are_one_line(data_dir, spec_file, tmp_path, monkeypatch):
+    spec = select_tasks(small(load_spec(str(spec_file))), ["style"])
+    original = training.training_dataset
+
+    def vanished(prepared, *args, **options):
+        for file in prepared.folder.glob("*train*"):
+            file.unlink()
+        return original(prepared, *args, **options)
+
+    monkeypatch.setattr(training, "training_dataset", vanished)
+    with pytest.raises(InputError, match="records were changed or removed in training; the same"):
+        train(
+            spec,
+            data_dir,
+            tmp_path / "run",
+            records_dir=tmp_path / "records",
+            phase="heads",
+            tell=lambda line: None,
+        )
 
 
 def test_evaluation_export_and_prediction_agree(workdir, data_dir, capsys):

@@ -9,6 +9,7 @@ import pytest
 
 from multitask.run import (
     Run,
+    check_same_data,
     check_workdir,
     open_run,
     package_versions,
@@ -159,6 +160,15 @@ def test_starting_again_keeps_the_models_and_clears_what_was_half_written(tmp_pa
     start_run(tmp_path / "run", tiny_spec(), tmp_path)
     assert names_in(run.models) == ["best_model.keras"]
     assert names_in(run.workdir) == ["config.json", "logs", "models"]
+
+
+def test_other_data_than_the_run_began_with_are_refused(tmp_path, tiny_spec):
+    start_run(tmp_path / "run", tiny_spec(), tmp_path, fingerprint="abc")
+    check_same_data(tmp_path / "run", "abc")
+    with pytest.raises(InputError, match="run: the pictures or labels have changed since"):
+        check_same_data(tmp_path / "run", "abd")
+    start_run(tmp_path / "old", tiny_spec(), tmp_path)  # of a version that kept none
+    check_same_data(tmp_path / "old", "abc")
 
 
 def test_a_run_that_is_not_there(tmp_path):

@@ -93,16 +93,35 @@ def augment_image(
     share = value["crop_low"] + draw[0] * (value["crop_high"] - value["crop_low"])
     share = tf.where(draw[1] < value["crop_probability"], share, 1.0)
     box = tf.stack([draw[2] * (1 - share), draw[3] * (1 - share), share, share])
-    image = resize_crop(image, box=box, size_px=size_px, how=how) / 255.0
+    planar = resize_crop(image, box=box, size_px=size_px, how=how, planar=True)
 
+    # Red, green and blue apart, float32 [width, height] each: whole rows of one channel make the
+    # colours several times cheaper. The copy that parts them also flips.
+    columns = tf.range(size_px)
     flipped = (draw[4] < 0.5) & (value["flip"] > 0)
-    image = tf.where(flipped, image[:, ::-1], image)
-    image += (2 * draw[5] - 1) * value["brightness"]
+    columns = 3 * tf.where(flipped, columns[::-1], columns)
+    rows = tf.reshape(planar, [size_px * 3, size_px])
+    channels = [tf.gather(rows, columns + channel) for channel in range(3)]
+
+    # Contrast is around the mean of the brightened picture; both make one factor and offset.
+    brightness = 255 * (2 * draw[5] - 1) * value["brightness"]
     contrast = value["contrast_low"] + draw[6] * (value["contrast_high"] - value["contrast_low"])
-    mean = tf.reduce_mean(image, axis=(0, 1), keepdims=True)
-    image = tf.clip_by_value((image - mean) * contrast + mean, 0, 1)
+    offsets = [tf.reduce_mean(channel) * (1 - contrast) + brightness for channel in channels]
+    channels = [
+        tf.raw_ops.ClipByValue(
+            t=channel * contrast + offset, clip_value_min=0.0, clip_value_max=255.0
+        )
+        for channel, offset in zip(channels, offsets, strict=True)
+    ]
+
+    # Saturation as HSV has it: away from the brightest channel, until the darkest is 0. The 1e-4
+    # of a level keep grey from 0 / 0 and rounding from going below 0.
     saturation = value["saturation_low"] + draw[7] * (
         value["saturation_high"] - value["saturation_low"]
     )
-    image = tf.image.adjust_saturation(image, saturation)
-    return tf.clip_by_value(image, 0, 1) * 255.0
+    red, green, blue = channels
+    brightest = tf.maximum(tf.maximum(red, green), blue)
+    darkest = tf.minimum(tf.minimum(red, green), blue)
+    factor = tf.minimum(saturation, brightest / (brightest - darkest + 1e-4))
+    channels = [brightest - (brightest - channel) * factor for channel in channels]
+    return tf.transpose(tf.stack(channels, axis=1), [2, 0, 1])

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 MAX_PIXELS = 178_956_970  # Pillow's decompression-bomb limit; times 3 just within TF's 2**29 bytes
 RESIZE_KINDS = ("squash", "crop", "pad")
+MAX_ROW_SHRINK = 4  # up to here the input as floats is small
 
 JPEG_RATIOS = (8, 4, 2, 1)  # the DCT scalings of libjpeg that TensorFlow offers
 WHITE = 255
@@ -311,7 +312,7 @@ def _numbers(data, at, count, dtype, *, little=False):
 # === Resizing ===
 
 
-def resize_image(image, *, size_px, how):
+def resize_image(image, *, size_px, how, planar=False):
     """A picture as the square that a model takes: antialiased bilinear, never rounded.
 
     Args:
@@ -320,9 +321,10 @@ def resize_image(image, *, size_px, how):
         how: "squash" gives up the aspect; "crop" takes the central square of the shorter side;
             "pad" fits the longer side and centres the picture on black, as Keras'
             `pad_to_aspect_ratio` does.
+        planar: the same pixels as [width, 3, height], for work on one channel at a time.
 
     Returns:
-        float32 [size_px, size_px, 3], 0 to 255.
+        float32 [size_px, size_px, 3], 0 to 255; if planar [size_px, 3, size_px].
 
     Raises:
         ValueError: unknown `how`, or size_px < 1.
@@ -332,7 +334,7 @@ def resize_image(image, *, size_px, how):
     if size_px < 1:
         raise ValueError(f"size_px: must be at least 1. Received {size_px}.")
     sides = tf.shape(image)[:2]
-    inner = [size_px, size_px]
+    inner = tf.constant([size_px, size_px])
     if how == "crop":
         # Before the resize: the same picture to within a pixel, and less of it to filter.
         square = tf.fill([2], tf.reduce_min(sides))
@@ -340,19 +342,16 @@ def resize_image(image, *, size_px, how):
     elif how == "pad":
         inner = tf.cast(tf.round(sides * size_px / tf.reduce_max(sides)), tf.int32)
         inner = tf.maximum(inner, 1)
-    image = tf.cond(
-        tf.reduce_all(sides == inner),  # presized pictures: the filter would change nothing
-        lambda: tf.cast(image, tf.float32),
-        lambda: tf.image.resize(image, inner, antialias=True),
-    )
+    image = _filtered(image, sides, inner)
     if how == "pad":
         before = (size_px - inner) // 2
-        margins = tf.stack([before, size_px - inner - before], axis=1)
-        image = tf.pad(image, tf.pad(margins, [[0, 1], [0, 0]]))
-    return tf.ensure_shape(image, [size_px, size_px, 3])
+        above, beside = tf.unstack(tf.stack([before, size_px - inner - before], axis=1))
+        image = tf.pad(image, tf.stack([beside, [0, 0], above]))
+    image = tf.ensure_shape(image, [size_px, 3, size_px])
+    return image if planar else tf.transpose(image, [2, 0, 1])
 
 
-def resize_crop(image, *, box, size_px, how):
+def resize_crop(image, *, box, size_px, how, planar=False):
     """`resize_image` of one part of the picture; of all of it, bit for bit, for box (0, 0, 1, 1).
 
     Args:
@@ -361,9 +360,10 @@ def resize_crop(image, *, box, size_px, how):
             to whole pixels, at least one of them, and kept inside the picture.
         size_px: as for `resize_image`.
         how: as for `resize_image`.
+        planar: as for `resize_image`.
 
     Returns:
-        float32 [size_px, size_px, 3], 0 to 255.
+        As `resize_image`.
 
     Raises:
         ValueError: as `resize_image`.
@@ -372,8 +372,59 @@ def resize_crop(image, *, box, size_px, how):
     corner, extent = tf.split(tf.round(box * tf.cast(tf.tile(sides, [2]), tf.float32)), 2)
     corner = tf.clip_by_value(tf.cast(corner, tf.int32), 0, sides - 1)
     extent = tf.clip_by_value(tf.cast(extent, tf.int32), 1, sides - corner)
-    return resize_image(_cut(image, corner, extent), size_px=size_px, how=how)
+    part = _cut(image, corner, extent)
+    return resize_image(part, size_px=size_px, how=how, planar=planar)
+
+
+def reduce_image(image, *, shorter_px):
+    """A picture of bounded size, its aspect kept: antialiased bilinear.
+
+    Args:
+        image: uint8 [height, width, 3].
+        shorter_px: int >= 1, what the shorter side may have at most.
+
+    Returns:
+        uint8 [height, width, 3]; the very picture where it is small enough.
+    """
+    sides = tf.shape(image)[:2]
+    shorter = tf.reduce_min(sides)
+
+    def smaller():
+        inner = tf.cast(tf.round(sides * shorter_px / shorter), tf.int32)
+        return tf.cast(tf.round(tf.transpose(_filtered(image, sides, inner), [2, 0, 1])), tf.uint8)
+
+    return tf.cond(shorter > shorter_px, smaller, lambda: image)
 
 
 def _cut(image, corner, extent):
     return tf.slice(image, [*tf.unstack(corner), 0], [*tf.unstack(extent), 3])
+
+
+def _filtered(image, sides, inner):
+    """What tf.image.resize gives with antialias: [height, width, 3] -> [width, 3, height].
+
+    An axis at a time, as the first of a matrix: the kernel then works on whole rows of numbers
+    and not on three channels, in less than half the time.
+    """
+    rows = _filtered_rows(tf.reshape(image, [sides[0], -1]), inner[0])
+    columns = tf.reshape(tf.transpose(rows), [sides[1], -1])
+    return tf.reshape(_filtered_rows(columns, inner[1]), [inner[1], 3, inner[0]])
+
+
+def _filtered_rows(rows, count):
+    """uint8 or float [rows, numbers] -> float32 [count, numbers]."""
+    size = tf.shape(rows)[0]
+    # As a picture of one row, which is faster, or of one column, which a large picture needs: the
+    # kernel filters the height first, and as one row it would hold all of the input as floats.
+    axes = tf.where(size > MAX_ROW_SHRINK * count, [0, 1], [1, 0])
+    from_sides = tf.gather([size, 1], axes)
+    to_sides = tf.gather([count, 1], axes)
+    picture = tf.raw_ops.ScaleAndTranslate(
+        images=tf.reshape(rows, tf.concat([[1], from_sides, [-1]], 0)),
+        size=to_sides,
+        scale=tf.cast(to_sides, tf.float32) / tf.cast(from_sides, tf.float32),
+        translation=[0.0, 0.0],
+        kernel_type="triangle",
+        antialias=True,
+    )
+    return tf.reshape(picture, [count, -1])

@@ -11,7 +11,13 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from multitask.data.decode import decode_image, error_text
-from multitask.data.table import MISSING_FILE, NEAR_DUPLICATE, NO_LABEL, NOT_DRAWN
+from multitask.data.table import (
+    MISSING_FILE,
+    NEAR_DUPLICATE,
+    NO_LABEL,
+    NOT_DRAWN,
+    UNKNOWN_LABEL,
+)
 from multitask.spec import InputError
 
 
@@ -83,6 +89,7 @@ def picture_sizes(paths: Sequence[str], image_dir: Path) -> np.ndarray:
 
 
 OTHER_REASONS = {
+    UNKNOWN_LABEL: "of an unknown class",
     NO_LABEL: "without a label",
     NOT_DRAWN: "not drawn for the subset",
     NEAR_DUPLICATE: "near-duplicates",

@@ -71,6 +71,7 @@ def training_dataset(
     all_labels = table.labels[table.rows(TRAIN)]
     policies, policy_of = image_policies(all_labels, [t.augment for t in spec.tasks])
     labels, policies, policy_of = map(tf.constant, (all_labels, policies, policy_of))
+    read = prepared.reader(TRAIN)
 
     def load(epoch: tf.Tensor, row: tf.Tensor, picture: tf.Tensor):
         image = decode_image(picture, target_px=spec.image_size)
@@ -83,7 +84,7 @@ def training_dataset(
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         order = tf.cast(epoch_order(len(all_labels), spec.seed, epoch), tf.int64)
         done = tf.where(epoch == first_epoch, first_step * spec.batch_size, 0)
-        pictures = prepared.pictures(TRAIN, tf.data.Dataset.from_tensor_slices(order[done:]))
+        pictures = read(tf.data.Dataset.from_tensor_slices(order[done:]))
         pictures = pictures.map(lambda row, picture: (epoch, row, picture))
         return pictures.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
 
@@ -106,7 +107,7 @@ def evaluation_dataset(prepared: Prepared, spec: DataSpec, *, split: str) -> tf.
         image = decode_image(picture, target_px=spec.image_size)
         return resize_image(image, size_px=spec.image_size, how=spec.resize), labels[row]
 
-    pictures = prepared.pictures(split, tf.data.Dataset.range(len(labels)))
+    pictures = prepared.reader(split)(tf.data.Dataset.range(len(labels)))
     batches = pictures.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
     return batches.map(lambda image, label: (image, *_targets(label, tasks))).prefetch(2)
 

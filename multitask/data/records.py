@@ -32,7 +32,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import gcs_utils
 from tqdm import tqdm
 
-from multitask.data.decode import decode_image
+from multitask.data.decode import decode_image, reduce_image
 from multitask.data.files import (
     count_reasons,
     find_unusable,
@@ -84,18 +84,6 @@ def shorter_side_px(spec: DataSpec) -> int:
     return round(spec.image_size * spec.records.margin)
 
 
-def reduce_image(image: tf.Tensor, *, shorter_px: int) -> tf.Tensor:
-    """uint8 [height, width, 3] -> the same with a shorter side of at most that; aspect kept."""
-    sides = tf.shape(image)[:2]
-    shorter = tf.reduce_min(sides)
-
-    def smaller() -> tf.Tensor:
-        new = tf.cast(tf.round(sides * shorter_px / shorter), tf.int32)
-        return tf.cast(tf.round(tf.image.resize(image, new, antialias=True)), tf.uint8)
-
-    return tf.cond(shorter > shorter_px, smaller, lambda: image)
-
-
 @dataclass(frozen=True)
 class Shard:
     """The pictures of one shard; called, it yields their examples. Beam sends it to its workers.
@@ -122,7 +110,8 @@ class Shard:
         """Yields (index, example) of the pictures that can be read, in their order."""
         names = tf.constant([os.path.join(self.image_dir, path) for path in self.paths])
         dataset = tf.data.Dataset.from_tensor_slices(names).enumerate()
-        dataset = dataset.map(self._encode, tf.data.AUTOTUNE, deterministic=True)
+        # Not AUTOTUNE, which takes longer than a shard to use all cores.
+        dataset = dataset.map(self._encode, os.cpu_count(), deterministic=True)
         before = 0
         for index, image in dataset.ignore_errors().as_numpy_iterator():
             label = dict(zip(self.tasks, self.labels[index].tolist(), strict=True))
@@ -219,6 +208,10 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
                 jpeg_quality=spec.records.quality,
             ),
         )
+
+    def _create_builder_config(self, builder_config, version) -> tfds.core.BuilderConfig:
+        """As it is given; TFDS would warn of every one that the class does not list."""
+        return builder_config
 
     def _log_download_bytes(self) -> None:
         """Nothing is downloaded; what is done is told elsewhere."""
@@ -331,16 +324,16 @@ class Prepared:
     def size_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.folder.iterdir())
 
-    def pictures(self, split: str, positions: tf.data.Dataset) -> tf.data.Dataset:
-        """Encoded pictures by their place in the split.
+    def reader(self, split: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+        """What reads encoded pictures by their place in a split.
 
         Args:
             split: train or selection.
-            positions: int64 [], in any order; the n-th is the n-th of `table.rows(split)`.
 
         Returns:
-            (position int64 [], JPEG string []), in the order that was asked for. Only these
-            records are read.
+            A function of a dataset of positions, int64 [], in any order; the n-th is the n-th of
+            `table.rows(split)`. It gives (position int64 [], JPEG string []), in the order that
+            was asked for, and reads no other records.
         """
         source = self.builder.read(split)
 
@@ -352,7 +345,7 @@ class Prepared:
             feature = {"image": tf.io.FixedLenFeature([], tf.string)}
             return chunk, tf.io.parse_example(examples, feature)["image"]
 
-        return positions.batch(CHUNK).map(load, 2, deterministic=True).unbatch()
+        return lambda positions: positions.batch(CHUNK).map(load, 2, deterministic=True).unbatch()
 
 
 def default_records_dir(data_dir: Path) -> Path:

@@ -19,8 +19,10 @@ from sklearn.utils.class_weight import compute_class_weight
 from multitask.spec import MISSING, DataSpec, InputError, Task, near
 
 TRAIN, SELECTION, VAL = SPLITS = ("train", "selection", "val")
-# Why a picture is left out. The first two are known before anything is drawn; the next two come
-# of the drawing. Every other reason is that of a file which turned out to be unreadable.
+# Why a picture is left out. The first comes of the merging, the next two are known before anything
+# is drawn, the last two come of the drawing. Every other reason is that of a file which turned out
+# to be unreadable.
+UNKNOWN_LABEL = "its label is unknown"
 MISSING_FILE, NEAR_DUPLICATE = "no such file", "near-duplicate of an exam's picture"
 NO_LABEL, NOT_DRAWN = "no label is left", "not drawn for the subset"
 _INTEGER = re.compile(r"[+-]?\d+")
@@ -410,7 +412,9 @@ def merge_tables(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> Tabl
     leaks = leaks[leaks["path"].isin(paths[leaked.any(axis=1)])].sort_values("path", kind="stable")
     leaks = leaks[(leaks["split"] == VAL) | (leaks["label"] != MISSING)]
     findings = _join([*found, Findings(leaks=leaks)])
-    return Table(classes, paths, labels, splits, tuple(notes), findings=findings)
+    nowhere = sorted(set(findings.unknown["path"]) - set(paths))
+    left_out = dict.fromkeys(nowhere, UNKNOWN_LABEL)
+    return Table(classes, paths, labels, splits, tuple(notes), left_out, findings)
 
 
 def _join(found: Sequence[Findings]) -> Findings:
@@ -550,6 +554,6 @@ def draw_without(spec: DataSpec, table: Table, left_out: pd.DataFrame) -> Table:
 
 def drop_paths(table: Table, left_out: pd.DataFrame) -> Table:
     """The table without the pictures that a frame of path and reason names."""
-    there = left_out["path"].isin(table.paths).to_numpy()
-    left_out = left_out[there]
-    return table.drop(table.find(left_out["path"]), left_out["reason"].tolist())
+    rows = table.find(left_out["path"])
+    there = rows >= 0
+    return table.drop(rows[there], left_out["reason"].to_numpy(object)[there].tolist())

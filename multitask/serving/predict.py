@@ -209,7 +209,9 @@ def write_answers(path: Path, answers: Sequence[tuple[Path, dict | str]]) -> Non
         ]
         text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
     else:
-        text = pd.DataFrame([_row(file, said) for file, said in answers]).to_csv(index=False)
+        # As objects: a file's name may be no text, which pandas' strings refuse.
+        rows = pd.DataFrame([_row(file, said) for file, said in answers], dtype=object)
+        text = rows.to_csv(index=False)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 

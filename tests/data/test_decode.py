@@ -461,13 +461,44 @@ def test_one_pixel_fills_the_square(how):
     np.testing.assert_allclose(resized(pixel, 4, how), np.broadcast_to(pixel, [4, 4, 3]))
 
 
-def test_presized_pictures_are_left_alone():
-    """The short cut gives what the filter would give."""
+@pytest.mark.parametrize("how", decode.RESIZE_KINDS)
+def test_presized_pictures_are_left_alone(how):
     image = np.asarray(picture(SIZE_PX, SIZE_PX))
-    by_filter = tf.image.resize(image[None], [SIZE_PX, SIZE_PX], antialias=True)[0]
-    mine = resized(image, SIZE_PX, "squash")
-    np.testing.assert_array_equal(mine, image)
-    np.testing.assert_allclose(mine, by_filter, atol=1e-3)
+    np.testing.assert_array_equal(resized(image, SIZE_PX, how), image)
+
+
+# Of 32: shrunk by up to five and more, enlarged, a pixel to either side of where the kernel's
+# work is laid out anew.
+SIDES = [1, 2, 10, 31, 32, 33, 37, 43, 64, 65, 97, 128, 129, 160, 333]
+
+
+@pytest.mark.parametrize("width", SIDES)
+def test_squash_as_tensorflow(width):
+    """On noise, where a filter's least error shows."""
+    for height in SIDES:
+        noise = np.random.default_rng(height).integers(0, 256, (height, width, 3)).astype("uint8")
+        expected = tf.image.resize(noise, [SIZE_PX, SIZE_PX], antialias=True)
+        mine = decode.resize_image(noise, size_px=SIZE_PX, how="squash")
+        np.testing.assert_allclose(mine, expected, atol=1e-3, err_msg=f"{width} x {height}")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size_px"),
+    [(300, 258, 224), (258, 300, 224), (224, 417, 224), (5, 1200, 3), (7, 9, 1)],
+)
+def test_squash_as_tensorflow_at_other_sizes(width, height, size_px):
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype("uint8")
+    expected = tf.image.resize(noise, [size_px, size_px], antialias=True)
+    np.testing.assert_allclose(resized(noise, size_px, "squash"), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("how", decode.RESIZE_KINDS)
+@pytest.mark.parametrize(("width", "height"), [(75, 133), (20, 10), (200, 1), (32, 32)])
+def test_planar_is_the_same_picture(width, height, how):
+    image = np.asarray(picture(width, height))
+    planar = decode.resize_image(image, size_px=SIZE_PX, how=how, planar=True)
+    assert planar.shape == (SIZE_PX, 3, SIZE_PX)
+    np.testing.assert_array_equal(np.transpose(planar, [2, 0, 1]), resized(image, SIZE_PX, how))
 
 
 def test_unknown_settings_are_refused():
@@ -549,3 +580,31 @@ def test_saved_model_gives_the_same_with_tensorflow_alone(tmp_path):
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "there.npy"), here)
+
+
+# === Reducing ===
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (400, 300, (258, 344)),
+        (300, 411, (353, 258)),
+        (258, 258, (258, 258)),
+        (4000, 259, (258, 3985)),
+    ],
+)
+def test_the_shorter_side_is_bounded_and_the_aspect_kept(width, height, expected):
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    got = decode.reduce_image(tf.constant(picture), shorter_px=258).numpy()
+    assert got.dtype == np.uint8
+    assert got.shape == (*expected, 3)
+    want = tf.image.resize(picture, expected, antialias=True).numpy()
+    np.testing.assert_allclose(got, want, atol=0.501)  # rounded to whole levels
+
+
+def test_a_small_picture_is_not_reduced():
+    picture = np.random.default_rng(0).integers(0, 256, (257, 900, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(
+        decode.reduce_image(tf.constant(picture), shorter_px=258), picture
+    )

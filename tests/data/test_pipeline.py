@@ -63,7 +63,7 @@ def numbered(tiny_data, tiny_spec):
 def stored(prepared, number, *, split=TRAIN):
     """A record's picture, by Pillow: uint8 [height, width, 3]."""
     positions = tf.data.Dataset.from_tensors(tf.constant(number, tf.int64))
-    ((_, picture),) = prepared.pictures(split, positions).as_numpy_iterator()
+    ((_, picture),) = prepared.reader(split)(positions).as_numpy_iterator()
     return np.asarray(Image.open(io.BytesIO(picture)))
 
 

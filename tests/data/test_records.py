@@ -189,7 +189,7 @@ def test_quality_is_that_of_jpeg(tiny_data, tiny_spec):
     for quality in (50, 92):
         prepared = quiet(tiny_spec(records={"quality": quality}), data)
         one = tf.data.Dataset.from_tensors(tf.constant(0, tf.int64))
-        ((_, picture),) = prepared.pictures(TRAIN, one).as_numpy_iterator()
+        ((_, picture),) = prepared.reader(TRAIN)(one).as_numpy_iterator()
         (file := data / "got.jpg").write_bytes(picture)
         Image.new("RGB", (8, 8)).save(data / "want.jpg", quality=quality)
         got, want = Image.open(file), Image.open(data / "want.jpg")
@@ -258,7 +258,7 @@ def test_pictures_come_in_the_order_asked_for(tiny_data, tiny_spec, monkeypatch)
     order = [7, 0, 11, 3, 3, 5, 1, 10]
     asked = tf.data.Dataset.from_tensor_slices(tf.constant(order, tf.int64))
     for _ in range(3):  # whichever thread is first
-        got = list(prepared.pictures(TRAIN, asked).as_numpy_iterator())
+        got = list(prepared.reader(TRAIN)(asked).as_numpy_iterator())
         assert [int(position) for position, _ in got] == order
         for position, picture in got:
             assert picture in stored[position]
@@ -513,7 +513,7 @@ for fresh in (True, False):
     prepared = prepare(spec, data, progress=False, tell=lambda line: None)
     assert prepared.fresh is fresh
     positions = tf.data.Dataset.range(12)
-    assert len(list(prepared.pictures("train", positions))) == 12
+    assert len(list(prepared.reader("train")(positions))) == 12
 print("asked", asked)
 """
 
@@ -527,6 +527,31 @@ def test_nothing_asks_the_network(tiny_data, spec_file):
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     assert done.stdout.strip() == "asked []", done.stdout + done.stderr
+
+
+# === The real data ===
+
+
+@pytest.mark.slow
+def test_the_real_pictures_are_all_there(tmp_path):
+    """How many, by counting files and rows of the CSVs with pandas alone."""
+    if not os.environ.get("WIKIART_DIR"):
+        pytest.skip("WIKIART_DIR is not set: the folder with wikiart/ and wikiart_csv/ of ArtGAN")
+    data = Path(os.environ["WIKIART_DIR"])
+    spec = override(load_spec("wikiart"), {"x": ("max_missing", 0.99)})
+    prepared = quiet(spec, data, tmp_path)
+    read = {
+        split: pd.concat(
+            pd.read_csv(data / f"wikiart_csv/{task}_{split}.csv", header=None)[0] for task in TASKS
+        )
+        for split in ("train", "val")
+    }
+    on_disk = {f"{p.parent.name}/{p.name}" for p in (data / "wikiart").glob("*/*.jpg")}
+    wanted = (set(read["train"]) - set(read["val"])) & on_disk
+    held = [path for split in (TRAIN, SELECTION) for path in prepared.builder.paths(split)]
+    assert sorted(held) == sorted(wanted)
+    assert prepared.table.left_out.keys() == (set(read["train"]) | set(read["val"])) - on_disk
+    assert set(prepared.table.left_out.values()) == {MISSING_FILE}
 
 
 # === Beam ===

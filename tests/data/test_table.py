@@ -17,6 +17,7 @@ from multitask.data.table import (
     NOT_DRAWN,
     SELECTION,
     TRAIN,
+    UNKNOWN_LABEL,
     VAL,
     Table,
     class_weights,
@@ -226,18 +227,19 @@ def test_missing_pictures_leave_before_the_drawing_and_unreadable_ones_after(tin
 
 def test_every_picture_is_in_the_table_or_has_its_reason(tiny_data, tiny_spec):
     rows = [(f"Dots/{i:02}.jpg", i % 3) for i in range(30)]
-    rows += [("Dots/twice.jpg", 0), ("Dots/twice.jpg", 1)]
+    rows += [("Dots/twice.jpg", 0), ("Dots/twice.jpg", 1), ("Dots/unknown.jpg", 9)]
     data = tiny_data(only=True, rows={"style_train": rows}, pictures=False)
-    spec = tiny_spec(tasks=("style",), of_tasks={"subset": 0.5})
+    spec = tiny_spec(tasks=("style",), of_tasks={"subset": 0.5}, max_unknown=0.1)
     gone = {"Dots/00.jpg": MISSING_FILE, "Dots/03.jpg": NEAR_DUPLICATE}
     table = load_table(spec, data, left_out=left_out(**gone))
     merged = merge_tables(spec, data)
-    assert table.left_out.keys() | set(table.paths) == set(merged.paths)
+    assert table.left_out.keys() | set(table.paths) == {*merged.paths, "Dots/unknown.jpg"}
     assert not table.left_out.keys() & set(table.paths)
     # Of the classes of 8, 10 and 10 half is drawn; the other file has one row, never left out.
     assert Counter(table.left_out.values()) == {
         MISSING_FILE: 1,
         NEAR_DUPLICATE: 1,
+        UNKNOWN_LABEL: 1,
         NO_LABEL: 1,
         NOT_DRAWN: 14,
     }
