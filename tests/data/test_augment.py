@@ -235,7 +235,7 @@ def test_one_row_and_one_task_have_their_policy_too():
         Augmentation(crop=(0.3, 0.9), crop_probability=0.5),
         EVERYTHING,
     ],
-    ids=lambda p: "-".join(p.model_fields_set) if p != EVERYTHING else "everything",
+    ids=lambda p: "-".join(sorted(p.model_fields_set)) if p != EVERYTHING else "everything",
 )
 def test_each_operation_against_numpy(policy):
     image = picture()
