@@ -3,7 +3,7 @@
 config.json             every resolved setting and package version
 models/                 best_model.keras, best_model_{task}.keras
 logs/                   history.csv, TensorBoard
-checkpoint/             the last epoch, to go on from
+checkpoint/             the last two checkpoints, to go on from
 results/                what `evaluate` writes
 export/                 what `export` writes
 """
@@ -14,10 +14,12 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from multitask import __version__
 from multitask.spec import DataSpec, InputError, parse_spec
@@ -58,6 +60,24 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a file; `waiting` is called where another process has it.
+
+    The system releases it when its process ends, however that comes.
+    """
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -143,6 +143,16 @@ class RecordOptions(_Strict):
     quality: Annotated[int, Field(ge=1, le=100)] = 92  # of JPEG
 
 
+class FeatureOptions(_Strict):
+    """How the phase heads learns from features that the frozen trunk gave once."""
+
+    cache: Literal["auto", "on", "off"] = "auto"
+    views: Annotated[int, Field(ge=0)] = 0  # augmented ones, beside the plain one
+    dtype: Literal["float16", "float32"] = "float16"
+    # Of the commonest class's examples: up to how many SMOTE fills up each rarer class.
+    smote: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
 class EarlyStopping(_Strict):
     patience: PositiveInt = 12
 
@@ -174,6 +184,7 @@ class DataSpec(_Strict):
     trunk: Trunk
     phases: Phases = Phases()
     records: RecordOptions = RecordOptions()
+    features: FeatureOptions = FeatureOptions()
     early_stopping: EarlyStopping = EarlyStopping()
     plateau: Plateau = Plateau()
     tasks: Annotated[tuple[Task, ...], Field(min_length=1, alias="task")]

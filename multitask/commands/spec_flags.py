@@ -44,6 +44,26 @@ OVERRIDES = {
         flags.DEFINE_integer,
         "JPEG quality of a prepared picture, 1 to 100",
     ),
+    "cache_features": (
+        "features.cache",
+        flags.DEFINE_string,
+        "auto, on or off: phase heads learns from features that the frozen trunk gave once",
+    ),
+    "feature_views": (
+        "features.views",
+        flags.DEFINE_integer,
+        "augmented views of each picture among the cached features, beside the plain one",
+    ),
+    "feature_dtype": (
+        "features.dtype",
+        flags.DEFINE_string,
+        "float16 or float32: of the cached features on disk",
+    ),
+    "smote": (
+        "features.smote",
+        flags.DEFINE_float,
+        "fill up rare classes to this share of the commonest, in feature space; 0 = off",
+    ),
     "trunk": ("trunk.name", flags.DEFINE_string, "name of the trunk, e.g. efficientnetb2"),
     "trunk_weights": (
         "trunk.weights",

@@ -32,6 +32,19 @@ def define_flags(values: flags.FlagValues) -> None:
         "init_from", None, "with --phase=finetune: the .keras model to start from", **to
     )
     flags.DEFINE_boolean("best_per_task", True, "save each task's own best epoch too", **to)
+    flags.DEFINE_float(
+        "checkpoint_minutes",
+        10.0,
+        "minutes from one checkpoint to the next; each epoch ends with one, too",
+        lower_bound=0,
+        **to,
+    )
+    flags.DEFINE_boolean(
+        "deterministic",
+        None,
+        "the same bits for the same seed (default: on a CPU, where it costs nothing)",
+        **to,
+    )
     flags.DEFINE_boolean("evaluate", True, "evaluate the best model when training ends", **to)
 
 
@@ -55,6 +68,8 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         phase=values.phase,
         init_from=folder_or_none(values.init_from),
         per_task_best=values.best_per_task,
+        checkpoint_minutes=values.checkpoint_minutes,
+        deterministic=values.deterministic,
     )
     run = result.run
     if not result.trained:

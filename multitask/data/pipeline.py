@@ -5,6 +5,7 @@ a function of (seed, epoch, row) alone, so that a run can start at any step of a
 what an uninterrupted one saw. Everything else is read once, in the order of its rows.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def load_picture(file_name: tf.Tensor, *, size_px: int, how: str) -> tf.Tensor:
     return resize_image(image, size_px=size_px, how=how)
 
 
-def _targets(labels: tf.Tensor, tasks: tuple[str, ...]) -> tuple[dict, dict]:
+def targets(labels: tf.Tensor, tasks: tuple[str, ...]) -> tuple[dict, dict]:
     """int32 [batch, tasks] -> {task: label}, {task: weight}; the weight is 0 or 1 (rule 10)."""
     by_task = dict(zip(tasks, tf.unstack(labels, len(tasks), axis=-1), strict=True))
     weights = {task: tf.cast(label != MISSING, tf.float32) for task, label in by_task.items()}
@@ -67,11 +68,28 @@ def training_dataset(
         Batches of image float32 [batch, size, size, 3] in 0..255, {task: int32 [batch]} and
         {task: float32 [batch]}. An epoch is every row once; its last batch may be smaller.
     """
+    load, rows = _augmenting(prepared, spec)
+    read = prepared.reader(TRAIN)
+
+    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = tf.cast(epoch_order(rows, spec.seed, epoch), tf.int64)
+        done = tf.where(epoch == first_epoch, first_step * spec.batch_size, 0)
+        pictures = read(tf.data.Dataset.from_tensor_slices(order[done:]))
+        pictures = pictures.map(lambda row, picture: (epoch, row, picture))
+        return pictures.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
+
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+    batches = epochs.flat_map(one_epoch)
+    tasks = prepared.table.tasks
+    return batches.map(lambda image, label: (image, *targets(label, tasks))).prefetch(2)
+
+
+def _augmenting(prepared: Prepared, spec: DataSpec) -> tuple[Callable, int]:
+    """(epoch, row, JPEG) -> (image, labels) of the training split; and how many rows it has."""
     table = prepared.table
     all_labels = table.labels[table.rows(TRAIN)]
     policies, policy_of = image_policies(all_labels, [t.augment for t in spec.tasks])
     labels, policies, policy_of = map(tf.constant, (all_labels, policies, policy_of))
-    read = prepared.reader(TRAIN)
 
     def load(epoch: tf.Tensor, row: tf.Tensor, picture: tf.Tensor):
         image = decode_image(picture, target_px=spec.image_size)
@@ -81,17 +99,37 @@ def training_dataset(
         )
         return image, labels[row]
 
-    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.cast(epoch_order(len(all_labels), spec.seed, epoch), tf.int64)
-        done = tf.where(epoch == first_epoch, first_step * spec.batch_size, 0)
-        pictures = read(tf.data.Dataset.from_tensor_slices(order[done:]))
-        pictures = pictures.map(lambda row, picture: (epoch, row, picture))
-        return pictures.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
+    return load, len(all_labels)
 
-    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-    batches = epochs.flat_map(one_epoch)
-    tasks = table.tasks
-    return batches.map(lambda image, label: (image, *_targets(label, tasks))).prefetch(2)
+
+def view_dataset(
+    prepared: Prepared, spec: DataSpec, *, split: str, view: int = 0, first: int = 0
+) -> tf.data.Dataset:
+    """Batches of images alone, in the order of a split's rows, from a row on.
+
+    Args:
+        prepared: its records are read.
+        spec: image size, batch size, seed and the tasks' augmentation.
+        split: train or selection.
+        view: 0: plain; v: augmented as `training_dataset` does it in epoch v - 1 (train alone).
+        first: the row to start at.
+    """
+    if view:
+        augmented, rows = _augmenting(prepared, spec)
+        epoch = tf.constant(view - 1, tf.int64)
+
+        def load(row: tf.Tensor, picture: tf.Tensor) -> tf.Tensor:
+            return augmented(epoch, row, picture)[0]
+    else:
+        rows = len(prepared.table.rows(split))
+
+        def load(row: tf.Tensor, picture: tf.Tensor) -> tf.Tensor:
+            image = decode_image(picture, target_px=spec.image_size)
+            return resize_image(image, size_px=spec.image_size, how=spec.resize)
+
+    pictures = prepared.reader(split)(tf.data.Dataset.range(first, rows))
+    pictures = pictures.map(load, tf.data.AUTOTUNE, deterministic=True)
+    return pictures.batch(spec.batch_size).prefetch(2)
 
 
 def evaluation_dataset(prepared: Prepared, spec: DataSpec, *, split: str) -> tf.data.Dataset:
@@ -100,16 +138,14 @@ def evaluation_dataset(prepared: Prepared, spec: DataSpec, *, split: str) -> tf.
     Elements as `training_dataset` gives them.
     """
     table = prepared.table
-    labels = tf.constant(table.labels[table.rows(split)])
-    tasks = table.tasks
-
-    def load(row: tf.Tensor, picture: tf.Tensor):
-        image = decode_image(picture, target_px=spec.image_size)
-        return resize_image(image, size_px=spec.image_size, how=spec.resize), labels[row]
-
-    pictures = prepared.reader(split)(tf.data.Dataset.range(len(labels)))
-    batches = pictures.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
-    return batches.map(lambda image, label: (image, *_targets(label, tasks))).prefetch(2)
+    labels = tf.data.Dataset.from_tensor_slices(table.labels[table.rows(split)])
+    images = view_dataset(prepared, spec, split=split)
+    batches = tf.data.Dataset.zip(images, labels.batch(spec.batch_size))
+    batches = batches.map(lambda image, label: (image, *targets(label, table.tasks)))
+    # What is unknown behind a read; without it Keras warns of a dataset that ends.
+    return batches.apply(
+        tf.data.experimental.assert_cardinality(steps_per_epoch(table, spec, split))
+    )
 
 
 def readable_pictures(

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import numpy as np
 import pandas as pd
 import tensorflow as tf
@@ -61,7 +60,7 @@ from multitask.data.table import (
     drop_paths,
     merge_tables,
 )
-from multitask.run import check_writable
+from multitask.run import check_writable, locked
 from multitask.spec import DataSpec, InputError
 
 VERSION = "1.0.0"  # of what a record holds and how it is made; another one makes new records
@@ -491,14 +490,8 @@ def _make(
     folder = Path(open_builder(present).data_dir)
     above = folder.parent.parent
     above.mkdir(parents=True, exist_ok=True)
-    # Released by the system when its process ends, however that comes.
-    lock = filelock.FileLock(above / f".{folder.parent.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        tell(f"Another process is preparing these records ({folder.parent}); waiting for it …")
-        lock.acquire()
-    try:
+    waiting = f"Another process is preparing these records ({folder.parent}); waiting for it …"
+    with locked(above / f".{folder.parent.name}.lock", lambda: tell(waiting)):
         if is_whole(open_builder(present)):
             return False
         if folder.parent.exists():  # left by a process that was killed
@@ -527,8 +520,6 @@ def _make(
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False, **options)
         )
-    finally:
-        lock.release()
     return True
 
 

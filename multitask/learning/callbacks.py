@@ -1,36 +1,142 @@
 """What happens around a step and after an epoch, under Keras' `fit`."""
 
+import contextlib
 import math
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator, Sequence
 
 import keras
+import numpy as np
 import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
 from multitask.learning.checkpoints import BEST, Progress, save_checkpoint
 from multitask.learning.optimizers import current_rates
+from multitask.learning.phases import PhaseModel
 from multitask.run import Run, RunError, replacing
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
     """Stop at the first loss that is not finite, and name the step."""
 
-    def on_train_begin(self, logs=None):
-        self.epoch = 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
+    def __init__(self, progress: Progress):
+        super().__init__()
+        self.progress = progress
 
     def on_train_batch_end(self, batch, logs=None):
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
             raise RunError(
-                f"the loss is {loss} at step {batch + 1} of epoch {self.epoch + 1}; the models "
-                "and checkpoint of the epoch before are kept. Lower the learning rates "
-                "(rate_factor of the phase) and train in another workdir"
+                f"the loss is {loss} at step {self.progress.step + 1} of epoch "
+                f"{self.progress.phase_epoch + 1}; the models and checkpoints from before are "
+                "kept. Lower the learning rates (rate_factor of the phase) and train in another "
+                "workdir"
             )
+
+
+@contextlib.contextmanager
+def noting_signals() -> Iterator[list[int]]:
+    """Within it SIGTERM and Ctrl-C are noted in the list, not obeyed; a second one is obeyed."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only that one may ask
+        yield noted
+        return
+
+    def note(number, frame):
+        noted.append(number)
+        restore()
+
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield noted
+    finally:
+        restore()
+
+
+class Checkpointer(keras.callbacks.Callback):
+    """Counts steps; writes a checkpoint every so often, and when the run is asked to stop.
+
+    It comes after all callbacks that remember something.
+
+    Args:
+        run: where it is written.
+        progress: its `step` is counted here.
+        prepared: whose variables are saved.
+        minutes: from one checkpoint to the next.
+        noted: signals that ask the run to stop.
+        metrics: values that the metrics had at `progress.step`, in the middle of an epoch.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        progress: Progress,
+        prepared: PhaseModel,
+        *,
+        minutes: float,
+        noted: list[int],
+        metrics: Sequence[np.ndarray] = (),
+    ):
+        super().__init__()
+        self.run, self.progress, self.prepared = run, progress, prepared
+        self.minutes, self.noted, self.metrics = minutes, noted, metrics
+        self.saved = time.monotonic()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.progress.step:  # `fit` has just reset them
+            restore_metrics(self.model, self.metrics)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.progress.step += 1
+        if self.noted or time.monotonic() - self.saved > 60 * self.minutes:
+            self._save(metric_values(self.model))
+            self._stop_if_asked()
+
+    def on_test_begin(self, logs=None):
+        self.metrics = metric_values(self.model)  # of training; the test resets them
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self.noted:
+            self._save(self.metrics)
+            self._stop_if_asked()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._save()
+        self._stop_if_asked()
+
+    def _save(self, metrics: Sequence[np.ndarray] = ()) -> None:
+        synchronise(self.model)
+        save_checkpoint(self.run.checkpoint, self.prepared.variables, self.progress, metrics)
+        self.saved = time.monotonic()
+
+    def _stop_if_asked(self) -> None:
+        if self.noted:
+            if self.noted[0] == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + self.noted[0])
+
+
+def synchronise(model: keras.Model) -> None:
+    """Let the variables hold what they are at; on the JAX backend `fit` keeps them elsewhere."""
+    getattr(model, "jax_state_sync", lambda: None)()
+
+
+def metric_values(model: keras.Model) -> list[np.ndarray]:
+    synchronise(model)
+    return [np.array(v) for v in model.metrics_variables]
+
+
+def restore_metrics(model: keras.Model, values: Sequence[np.ndarray]) -> None:
+    for variable, value in zip(model.metrics_variables, values, strict=True):
+        variable.assign(value)
 
 
 def selection_scores(logs: dict, tasks: tuple[str, ...]) -> dict[str, float]:
@@ -46,31 +152,19 @@ def selection_scores(logs: dict, tasks: tuple[str, ...]) -> dict[str, float]:
 
 
 class EpochEnd(keras.callbacks.Callback):
-    """The memory of a run: best models, early stopping, plateau reduction, history, checkpoint.
-
-    One callback, because the order matters: what the checkpoint holds must be all of what the
-    epoch decided.
+    """The memory of a run: best models, early stopping, plateau reduction, history.
 
     Args:
         run: where things are written.
-        progress: what is kept up to date and saved.
-        plain: the model that is saved as best, over the same layers and not compiled.
-        plateau: the variable that all schedules read.
+        progress: what is kept up to date.
+        prepared: its plain model is saved as best, its plateau factor lowered.
         per_task: save each task's own best epoch too.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        progress: Progress,
-        plain: keras.Model,
-        plateau: keras.Variable,
-        *,
-        per_task: bool,
-    ):
+    def __init__(self, run: Run, progress: Progress, prepared: PhaseModel, *, per_task: bool):
         super().__init__()
-        self.run, self.progress, self.plain = run, progress, plain
-        self.plateau, self.per_task = plateau, per_task
+        self.run, self.progress, self.prepared = run, progress, prepared
+        self.per_task = per_task
         self.writer = tf.summary.create_file_writer(str(run.logs / "tensorboard"))
 
     def on_epoch_end(self, epoch, logs=None):
@@ -78,6 +172,7 @@ class EpochEnd(keras.callbacks.Callback):
         progress, spec = self.progress, self.run.spec
         progress.epoch += 1
         progress.phase_epoch += 1
+        progress.step = 0
         scores = selection_scores(logs, spec.task_names)
         if BEST in scores:
             logs["val_macro_f1"] = scores[BEST]
@@ -89,7 +184,6 @@ class EpochEnd(keras.callbacks.Callback):
         row = {"epoch": progress.epoch, "phase": progress.phase}
         progress.history.append(row | {key: float(value) for key, value in logs.items()})
         self._log(progress.history)
-        save_checkpoint(self.run.checkpoint, self.model, progress)
 
     def _keep_best(self, scores: dict[str, float]) -> set[str]:
         """Save the models that became the best, and return which."""
@@ -104,9 +198,9 @@ class EpochEnd(keras.callbacks.Callback):
             progress.best[name] = float(scores[name])
             progress.best_epoch[name] = progress.epoch
             if name == BEST:
-                save_model(self.plain, self.run.best_model)
+                save_model(self.prepared.plain, self.run.best_model)
             elif self.per_task:
-                save_model(self.plain, self.run.best_model_of(name))
+                save_model(self.prepared.plain, self.run.best_model_of(name))
         return improved
 
     def _wait(self, improved: bool, judged: bool) -> None:
@@ -120,7 +214,7 @@ class EpochEnd(keras.callbacks.Callback):
         if progress.plateau_waited >= spec.plateau.patience:
             progress.plateau = max(progress.plateau * spec.plateau.factor, spec.plateau.least)
             progress.plateau_waited = 0
-            self.plateau.assign(progress.plateau)
+            self.prepared.plateau.assign(progress.plateau)
         if progress.waited >= spec.early_stopping.patience:
             self.model.stop_training = True
 
@@ -154,28 +248,35 @@ class Console(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.place = f"{self.progress.phase} {epoch + 1}/{self.params['epochs']}"
-        self.bar = tqdm(total=self.steps, desc=self.place, unit=" steps", leave=False, disable=None)
-        self.began = self.after_first = time.monotonic()
+        self.first = self.progress.step
+        self.bar = tqdm(
+            total=self.steps,
+            initial=self.first,
+            desc=self.place,
+            unit=" steps",
+            leave=False,
+            disable=None,
+        )
+        self.began = self.after_first = self.trained = time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
         if batch == 0:  # the first step of a phase compiles
             self.after_first = time.monotonic()
         self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
         self.bar.update()
-        if batch == self.steps - 1:
-            self.trained = time.monotonic()
+        self.trained = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
         self.bar.close()
         logs = logs or {}
-        share = (self.steps - 1) / self.steps
-        speed = share * self.pictures / max(self.trained - self.after_first, 1e-9)
+        timed = self.steps - self.first - 1
+        speed = timed / self.steps * self.pictures / max(self.trained - self.after_first, 1e-9)
         parts = [f"{self.place:<15} loss {logs['loss']:.4f}"]
         for task in self.tasks:
             parts.append(f"{task} {_scores(logs, task, '')} → {_scores(logs, task, 'val_')}")
         if "val_macro_f1" in logs:
             parts.append(f"selection F1 {logs['val_macro_f1']:.3f}{' *' * logs['improved']}")
-        speed_text = f"{speed:.0f} images/s, " if self.steps > 1 else ""
+        speed_text = f"{speed:.0f} images/s, " if timed > 0 else ""
         parts.append(f"{speed_text}{time.monotonic() - self.began:.0f} s")
         print("  ".join(parts), flush=True)
 

@@ -1,31 +1,42 @@
-"""What a run needs to go on: the progress so far, and every variable after an epoch."""
+"""What a run needs to go on exactly: the progress so far, and every variable, at any step.
+
+  checkpoint/000012/variables.npz     all variables, in their order; then the metrics'
+                    progress.json     a Progress
+                    sha256.json       of the two files
+
+The last two are kept. A file that was torn or changed is noticed by its checksum, and the
+checkpoint before it is used.
+"""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from multitask.model.network import parts
-from multitask.model.trunks import finalize_normalization
 from multitask.run import replacing
 from multitask.spec import InputError
 
 BEST = "macro_f1"  # the key of the model that is best over all tasks
+KEPT = 2
+VARIABLES, PROGRESS, CHECKSUMS = "variables.npz", "progress.json", "sha256.json"
 
 
 @dataclass
 class Progress:
-    """Where a run is and what it has seen; all of it is saved with each epoch.
+    """Where a run is and what it has seen; all of it is saved with each checkpoint.
 
     Attributes:
         phase: the phase that `phase_epoch` counts in.
         epoch: epochs done, over all phases; what the input's random numbers are keyed by.
         phase_epoch: epochs done in this phase.
+        step: steps done in the epoch after those.
         finished: phases that are over.
         best: what -> its best score; `macro_f1` over all tasks, and each task by its name.
         best_epoch: what -> the epoch (over all phases, from 1) of its best score.
@@ -38,6 +49,7 @@ class Progress:
     phase: str = ""
     epoch: int = 0
     phase_epoch: int = 0
+    step: int = 0
     finished: list[str] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: dict[str, int] = field(default_factory=dict)
@@ -46,61 +58,107 @@ class Progress:
     plateau: float = 1.0
     history: list[dict] = field(default_factory=list)
 
+    @property
+    def in_phase(self) -> bool:
+        """Whether its phase has begun and is not over."""
+        return self.phase != "" and self.phase not in self.finished
 
-def _variables(model: keras.Model) -> list[keras.Variable]:
-    """Weights, seeds of dropout and all the optimizer's state, in a fixed order."""
-    return [*model.variables, *model.optimizer.variables]
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run goes on from.
+
+    Attributes:
+        folder: None: nothing has been saved yet.
+        progress: a fresh one there.
+        damaged: newer ones that cannot be used, and why, one line each.
+    """
+
+    folder: Path | None
+    progress: Progress
+    damaged: tuple[str, ...] = ()
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Finished checkpoints, the newest last."""
-    return sorted(folder.glob("epoch-*"))
+    """Checkpoints, the newest last."""
+    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
 
 
-def save_checkpoint(folder: Path, model: keras.Model, progress: Progress) -> None:
-    """Write `folder/epoch-0007`, whole or not at all, and drop the older ones."""
-    target = folder / f"epoch-{progress.epoch:04d}-{len(progress.finished)}"
-    older = [path for path in _folders(folder) if path != target]
-    with replacing(target) as temporary:
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(
+    folder: Path,
+    variables: Sequence[keras.Variable],
+    progress: Progress,
+    metrics: Sequence[np.ndarray] = (),
+) -> None:
+    """Write the next checkpoint, whole or not at all, and drop those before the last two.
+
+    Args:
+        folder: of all checkpoints.
+        variables: weights, seeds and the optimizer's state, in an order that another process
+            comes to as well.
+        progress: its `step` says how far into an epoch the variables are.
+        metrics: what the epoch's metrics have summed up so far.
+    """
+    older = _folders(folder)
+    number = int(older[-1].name) + 1 if older else 1
+    with replacing(folder / f"{number:06d}") as temporary:
         temporary.mkdir()
-        arrays = {str(i): np.asarray(v) for i, v in enumerate(_variables(model))}
-        np.savez(temporary / "variables.npz", **arrays)
-        (temporary / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)))
-    for path in older:
+        arrays = {f"variable_{i}": np.asarray(v) for i, v in enumerate(variables)}
+        arrays |= {f"metric_{i}": value for i, value in enumerate(metrics)}
+        np.savez(temporary / VARIABLES, **arrays)
+        (temporary / PROGRESS).write_text(json.dumps(dataclasses.asdict(progress)))
+        sums = {name: _sha256(temporary / name) for name in (VARIABLES, PROGRESS)}
+        (temporary / CHECKSUMS).write_text(json.dumps(sums))
+    for path in [*older, folder / f"{number:06d}"][:-KEPT]:
         shutil.rmtree(path)
 
 
-def load_progress(folder: Path) -> Progress:
-    """The progress of the newest checkpoint; a fresh one where there is none.
+def find_checkpoint(folder: Path) -> Checkpoint:
+    """The newest checkpoint that is whole.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: there are some, and none is.
     """
-    newest = _folders(folder)[-1:]
-    if not newest:
-        return Progress()
-    path = newest[0] / "progress.json"
-    try:
-        return Progress(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a run's progress: {error}") from None
+    damaged = []
+    for path in reversed(_folders(folder)):
+        try:
+            for name, wanted in json.loads((path / CHECKSUMS).read_text()).items():
+                if _sha256(path / name) != wanted:
+                    raise ValueError(f"{name} is not what was written")
+            progress = Progress(**json.loads((path / PROGRESS).read_text()))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            damaged.append(f"{path}: a damaged checkpoint ({error})")
+        else:
+            return Checkpoint(path, progress, tuple(damaged))
+    if damaged:
+        raise InputError(
+            f"{damaged[0]}, and no older one is whole; remove {folder} to train from the start"
+        )
+    return Checkpoint(None, Progress())
 
 
-def restore_variables(folder: Path, model: keras.Model) -> None:
-    """Give a compiled model, built for the same phase, the newest checkpoint's variables.
+def restore_variables(folder: Path, variables: Sequence[keras.Variable]) -> list[np.ndarray]:
+    """Give the variables the values of a checkpoint's, all or none; return the metrics'.
 
     Raises:
         InputError: the file is broken or of another model.
     """
-    path = _folders(folder)[-1] / "variables.npz"
-    variables = _variables(model)
+    path = folder / VARIABLES
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            values = [arrays[str(i)] for i in range(len(arrays.files))]
+            values, metrics = (
+                [arrays[f"{kind}_{i}"] for i in range(sum(f.startswith(kind) for f in arrays))]
+                for kind in ("variable", "metric")
+            )
         if [v.shape for v in values] != [tuple(v.shape) for v in variables]:
             raise ValueError("its variables are those of another model")
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be gone on from: {error}") from None
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-    finalize_normalization(parts(model)[0])
+    return metrics

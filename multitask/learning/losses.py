@@ -1,6 +1,7 @@
 """Masked losses, one a task. A new kind is a function and a line in LOSSES; what it may be told
 are its keyword-only parameters (class weights come from the data, not from the spec)."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import keras
@@ -60,22 +61,40 @@ def cross_entropy(labels, logits, class_weights, *, label_smoothing: Smoothing =
 LOSSES = {"focal": focal_loss, "cross_entropy": cross_entropy}
 
 
-class MaskedLoss(keras.losses.Loss):
-    """A task's loss: the mean over its labelled examples, 0 for a batch that has none.
+class MaskedLoss:
+    """A task's loss of a batch: the mean over its labelled examples, 0 where there is none.
 
     Keras' own default divides by the batch size, so that a half-labelled task would weigh half.
-    The sample weight that comes with a label is 0 or 1 (rule 10), so that
-    `mean_with_sample_weight` divides by the number of labels.
+    The sample weight that comes with a label is 0 or 1 (rule 10), and their sum is the number of
+    labels. A picture that was mixed of two has two labels, whose weights sum to 0 or 1.
     """
 
-    def __init__(self, function, class_weights: np.ndarray, options: dict, name: str):
-        super().__init__(name=name, reduction="mean_with_sample_weight")
+    def __init__(self, function, class_weights: np.ndarray, options: dict):
         self.function = function
         self.class_weights = class_weights
         self.options = options
 
-    def call(self, y_true, y_pred):
-        return self.function(y_true, y_pred, self.class_weights, **self.options)
+    def total(self, labels, logits, weights):
+        """The sum over the labelled examples, and how many they are.
+
+        Args:
+            labels: int32 [batch] or, of mixed pictures, [batch, 2]; MISSING (-1) where none.
+            logits: float32 [batch, classes].
+            weights: float32, of the labels' shape.
+        """
+        pairs = [(labels, weights)]
+        if len(labels.shape) == 2:
+            pairs = [(labels[:, i], weights[:, i]) for i in range(labels.shape[1])]
+        losses = (
+            ops.sum(self.function(y, logits, self.class_weights, **self.options) * w)
+            for y, w in pairs
+        )
+        return sum(losses), ops.sum(ops.cast(weights, "float32"))
+
+    def __call__(self, labels, logits, weights):
+        """The mean, float32 []; arguments as of `total`."""
+        total, count = self.total(labels, logits, weights)
+        return total / ops.maximum(count, 1.0)
 
 
 def build_losses(spec: DataSpec, class_weights: dict[str, np.ndarray]) -> dict[str, MaskedLoss]:
@@ -88,7 +107,7 @@ def build_losses(spec: DataSpec, class_weights: dict[str, np.ndarray]) -> dict[s
     for task in spec.tasks:
         options = check_kind(task.loss, LOSSES, place=spec.place(task.name, "loss"))
         function = LOSSES[task.loss.kind]
-        losses[task.name] = MaskedLoss(function, class_weights[task.name], options, task.name)
+        losses[task.name] = MaskedLoss(function, class_weights[task.name], options)
     return losses
 
 
@@ -120,18 +139,16 @@ class MacroF1(keras.metrics.Metric):
         return ops.sum(f1 * present) / ops.maximum(ops.sum(present), 1)
 
 
-def build_metrics(classes: dict[str, int]) -> dict[str, list[keras.metrics.Metric]]:
-    """Every task's metrics, for `weighted_metrics`: plain ones would count the missing labels.
+def build_metrics(classes: Mapping[str, int]) -> dict[str, list[keras.metrics.Metric]]:
+    """Every task's metrics, with the task in their names.
 
-    `labelled` is how many labels there were: a task without any shows `n/a`, not 0. Keras puts
-    the task before the names in its logs, but not where a model has one output alone.
+    `labelled` is how many labels there were: a task without any shows `n/a`, not 0.
     """
-    alone = len(classes) == 1
     return {
         task: [
-            keras.metrics.SparseCategoricalAccuracy(name=f"{task}_top1" if alone else "top1"),
-            MacroF1(count, name=f"{task}_macro_f1" if alone else "macro_f1"),
-            LabelCount(name=f"{task}_labelled" if alone else "labelled"),
+            keras.metrics.SparseCategoricalAccuracy(name=f"{task}_top1"),
+            MacroF1(count, name=f"{task}_macro_f1"),
+            LabelCount(name=f"{task}_labelled"),
         ]
         for task, count in classes.items()
     }

@@ -1,9 +1,11 @@
 """One optimizer for the one model; in it the trunk and each head have a schedule of their own."""
 
+from collections.abc import Mapping
+
 import keras
 
 from multitask.learning.schedules import build_schedule
-from multitask.model.network import TRUNK, parts
+from multitask.model.network import TRUNK
 from multitask.spec import PHASES, DataSpec
 
 # Kernels shrink; biases and normalisation (gamma, beta) do not.
@@ -12,7 +14,8 @@ NO_DECAY = ("bias", "gamma", "beta")
 
 def build_optimizer(
     spec: DataSpec,
-    model: keras.Model,
+    trunk: keras.Model,
+    heads: Mapping[str, keras.Model],
     phase: str,
     *,
     steps_per_epoch: int,
@@ -25,19 +28,19 @@ def build_optimizer(
 
     Args:
         spec: schedules and weight decays.
-        model: its trainable variables, as the phase has frozen them.
+        trunk: its trainable variables, as the phase has frozen them.
+        heads: task -> head.
         phase: one of PHASES.
         steps_per_epoch: of this run.
         plateau: the factor that all schedules share.
     """
-    trunk, heads = parts(model)
     settings = {TRUNK: (spec.trunk, trunk, spec.place(None, "trunk.schedule"))} | {
         task.name: (task, heads[task.name], spec.place(task.name, "schedule"))
         for task in spec.tasks
     }
     rate_factor = getattr(spec.phases, phase).rate_factor
     assert phase in PHASES
-    owner, optimizers = {}, {}
+    owner, optimizers, trained = {}, {}, []
     for name, (part, network, place) in settings.items():
         if not network.trainable_variables:
             continue
@@ -53,10 +56,11 @@ def build_optimizer(
         )
         optimizers[name].exclude_from_weight_decay(var_names=list(NO_DECAY))
         owner |= {id(variable): name for variable in network.trainable_variables}
+        trained += network.trainable_variables
     optimizer = keras.optimizers.MultiOptimizer(
         lambda variable: optimizers[owner[id(variable)]], name="multi"
     )
-    optimizer.build(model.trainable_variables)
+    optimizer.build(trained)
     optimizer.parts = {name: optimizers[name] for name in settings if name in optimizers}
     return optimizer
 

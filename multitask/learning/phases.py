@@ -1,14 +1,22 @@
 """The two phases: `heads` on a frozen trunk, then `finetune` of what the freeze depth leaves."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
 
-from multitask.learning.losses import build_losses, build_metrics
+from multitask.learning.checkpoints import restore_variables
+from multitask.learning.engine import MultitaskModel
+from multitask.learning.losses import build_losses
 from multitask.learning.optimizers import build_optimizer
-from multitask.model.network import connect, parts
-from multitask.model.trunks import batchnorm_trains, freeze_trunk, merged_frozen_count
+from multitask.model.network import connect, connect_features, parts
+from multitask.model.trunks import (
+    batchnorm_trains,
+    finalize_normalization,
+    freeze_trunk,
+    merged_frozen_count,
+)
 from multitask.spec import PHASES, DataSpec
 
 
@@ -28,6 +36,19 @@ class PhaseModel:
     frozen: int
     plateau: keras.Variable
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Weights, seeds of dropout and all the optimizer's state, in a fixed order."""
+        known = {id(variable) for variable in self.plain.variables}
+        more = [v for v in self.model.variables if id(v) not in known]
+        return [*self.plain.variables, *more, *self.model.optimizer.variables]
+
+    def restore(self, folder: Path) -> list[np.ndarray]:
+        """Take a checkpoint's values; returns those of the metrics."""
+        metrics = restore_variables(folder, self.variables)
+        finalize_normalization(parts(self.plain)[0])
+        return metrics
+
 
 def wanted_phases(phase: str) -> tuple[str, ...]:
     """`all` -> both."""
@@ -42,6 +63,7 @@ def prepare_phase(
     class_weights: dict[str, np.ndarray],
     steps_per_epoch: int,
     plateau: float = 1.0,
+    cached: bool = False,
 ) -> PhaseModel:
     """Freeze the trunk as the phase asks, and compile.
 
@@ -52,22 +74,29 @@ def prepare_phase(
         class_weights: task -> float32 [classes].
         steps_per_epoch: for schedules that count epochs.
         plateau: the factor on every learning rate to start with.
+        cached: train the heads alone, on features of the frozen trunk.
     """
     trunk, heads = parts(network)
     layers = len(trunk.layers)
     frozen = layers if phase == "heads" else merged_frozen_count(spec, trunk)
     freeze_trunk(trunk, frozen, batchnorm_trains=batchnorm_trains(spec.trunk))
     heads = {task: heads[task] for task in spec.task_names}
-    model = connect(trunk, heads, trunk_infers=frozen == layers)
+    if cached:
+        assert frozen == layers
+        graph = connect_features(heads)
+    else:
+        graph = connect(trunk, heads, trunk_infers=frozen == layers)
+    model = MultitaskModel(
+        graph.inputs[0],
+        {task: graph.output[task] for task in heads},
+        losses=build_losses(spec, class_weights),
+        loss_weights={task.name: task.weight for task in spec.tasks},
+        classes={task: len(weights) for task, weights in class_weights.items()},
+    )
     factor = keras.Variable(plateau, trainable=False, dtype="float32", name="plateau")
     model.compile(
         optimizer=build_optimizer(
-            spec, model, phase, steps_per_epoch=steps_per_epoch, plateau=factor
-        ),
-        loss=build_losses(spec, class_weights),
-        loss_weights={task.name: task.weight for task in spec.tasks},
-        weighted_metrics=build_metrics(
-            {task: len(weights) for task, weights in class_weights.items()}
+            spec, trunk, heads, phase, steps_per_epoch=steps_per_epoch, plateau=factor
         ),
         # XLA makes a step on a CPU several times slower.
         jit_compile="auto" if has_accelerator() else False,
@@ -78,3 +107,14 @@ def prepare_phase(
 def has_accelerator() -> bool:
     """Whether Keras would compute on anything but the CPU."""
     return any(not name.lower().startswith("cpu") for name in keras.distribution.list_devices())
+
+
+def be_deterministic(wanted: bool) -> None:
+    """Let the backend compute the same bits each time; on its CPU JAX always does.
+
+    TensorFlow cannot take that back within a process.
+    """
+    if wanted and keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from multitask.data.pipeline import evaluation_dataset, steps_per_epoch, training_dataset
+from multitask.data.pipeline import evaluation_dataset, training_dataset
 from multitask.data.records import (
     NEAR_DUPLICATES,
     Prepared,
@@ -19,16 +19,30 @@ from multitask.data.records import (
     prepare,
 )
 from multitask.data.table import SELECTION, TRAIN, Table, class_weights, read_classes
-from multitask.learning.callbacks import Console, EpochEnd, StopOnNonFinite, say
+from multitask.learning.callbacks import (
+    Checkpointer,
+    Console,
+    EpochEnd,
+    StopOnNonFinite,
+    noting_signals,
+    say,
+)
 from multitask.learning.checkpoints import (
     BEST,
+    Checkpoint,
     Progress,
-    load_progress,
-    restore_variables,
+    find_checkpoint,
     save_checkpoint,
 )
+from multitask.learning.features import Features, cache_features, synthetic_rows, wants_cache
 from multitask.learning.losses import build_losses
-from multitask.learning.phases import PhaseModel, prepare_phase, wanted_phases
+from multitask.learning.phases import (
+    PhaseModel,
+    be_deterministic,
+    has_accelerator,
+    prepare_phase,
+    wanted_phases,
+)
 from multitask.learning.schedules import build_schedule
 from multitask.model.network import build_network, load_network, parameter_table, parts
 from multitask.model.trunks import check_trunk, merged_frozen_count
@@ -66,9 +80,11 @@ def train(
     phase: str = "all",
     init_from: Path | None = None,
     per_task_best: bool = True,
+    checkpoint_minutes: float = 10.0,
+    deterministic: bool | None = None,
     tell: Callable[[str], None] = say,
 ) -> TrainResult:
-    """Train the one model, or go on where the workdir's run was left.
+    """Train the one model, or go on exactly where the workdir's run was left.
 
     Args:
         spec: with the flags' overrides.
@@ -78,6 +94,8 @@ def train(
         phase: `heads`, `finetune` or `all`.
         init_from: a `.keras` model that `finetune` starts from.
         per_task_best: save each task's own best epoch too.
+        checkpoint_minutes: from one checkpoint to the next; each epoch ends with one, too.
+        deterministic: the same bits for the same seed; None: where that costs nothing, on a CPU.
         tell: shows a line.
 
     Raises:
@@ -85,11 +103,15 @@ def train(
         RunError: the loss is not finite.
     """
     going_on = check_workdir(workdir, spec)
-    progress = load_progress(workdir / "checkpoint") if going_on else Progress()
+    found = find_checkpoint(workdir / "checkpoint") if going_on else Checkpoint(None, Progress())
+    progress = found.progress
+    for line in found.damaged:
+        tell(f"{line}; going on from the one before")
     todo = [p for p in wanted_phases(phase) if p not in progress.finished]
     if PHASES[1] in progress.finished:
         todo = []
     _check_spec(spec)
+    be_deterministic(not has_accelerator() if deterministic is None else deterministic)
     if not data_dir.is_dir():
         raise InputError(f"--data_dir: {data_dir}: is no folder")
     classes = {task.name: read_classes(data_dir / task.classes) for task in spec.tasks}
@@ -126,10 +148,11 @@ def train(
             run,
             prepared,
             network,
-            progress,
+            found if name == progress.phase else Checkpoint(None, progress),
             name,
             weights,
             per_task_best=per_task_best,
+            checkpoint_minutes=checkpoint_minutes,
             tell=tell,
         )
     return TrainResult(
@@ -165,7 +188,7 @@ def _first_network(
         return None
     keras.utils.set_random_seed(spec.seed)
     best = Run(workdir, spec, Path()).best_model
-    if todo[0] == progress.phase and progress.phase_epoch:
+    if todo[0] == progress.phase and progress.in_phase:
         # Its variables come from the checkpoint; no weights need to be fetched again.
         trunk = spec.trunk.model_copy(update={"weights": "none"})
         return build_network(spec.model_copy(update={"trunk": trunk}), classes)
@@ -187,22 +210,24 @@ def _train_phase(
     run: Run,
     prepared: Prepared,
     network: keras.Model,
-    progress: Progress,
+    found: Checkpoint,
     phase: str,
     weights: dict[str, np.ndarray],
     *,
     per_task_best: bool,
+    checkpoint_minutes: float,
     tell: Callable[[str], None],
 ) -> keras.Model:
     """Train one phase to its end and return the network that the next one starts with."""
-    spec, table = run.spec, prepared.table
-    epochs = getattr(spec.phases, phase).epochs
-    going_on = progress.phase == phase and progress.phase_epoch > 0
+    spec, table, progress = run.spec, prepared.table, found.progress
+    going_on = progress.phase == phase and progress.in_phase
     if not going_on:
-        progress.phase, progress.phase_epoch = phase, 0
+        progress.phase, progress.phase_epoch, progress.step = phase, 0, 0
         # Dropout's seeds: the same, whichever phases ran in this process before.
         keras.utils.set_random_seed(spec.seed + 1 + PHASES.index(phase))
-    steps = steps_per_epoch(table, spec)
+    cached = phase == PHASES[0] and wants_cache(spec)
+    rows = len(table.rows(TRAIN)) + (synthetic_rows(table, spec) if cached else 0)
+    steps = -(-rows // spec.batch_size)
     phase_model = prepare_phase(
         network,
         spec,
@@ -210,54 +235,102 @@ def _train_phase(
         class_weights=weights,
         steps_per_epoch=steps,
         plateau=progress.plateau,
+        cached=cached,
     )
-    if going_on:
-        restore_variables(run.checkpoint, phase_model.model)
+    metrics = phase_model.restore(found.folder) if going_on else []
+    if not going_on:  # from now on nothing is read again that this phase began with
+        save_checkpoint(run.checkpoint, phase_model.variables, progress)
     _tell_phase(phase_model, phase, steps, progress, tell)
-    selection = None
-    if len(table.rows(SELECTION)):
-        selection = evaluation_dataset(prepared, spec, split=SELECTION)
-    stopped_early = progress.waited >= spec.early_stopping.patience
-    if progress.phase_epoch < epochs and not stopped_early:
-        try:
-            phase_model.model.fit(
-                training_dataset(prepared, spec, first_epoch=progress.epoch),
-                epochs=epochs,
-                initial_epoch=progress.phase_epoch,
-                steps_per_epoch=steps,
-                validation_data=selection,
-                callbacks=[
-                    StopOnNonFinite(),
-                    EpochEnd(
-                        run,
-                        progress,
-                        phase_model.plain,
-                        phase_model.plateau,
-                        per_task=per_task_best,
-                    ),
-                    Console(progress, spec.task_names, steps, len(table.rows(TRAIN))),
-                ],
-                verbose=0,
-                shuffle=False,
-            )
-        except tf.errors.OpError:
-            # Keras' message would not say that it was the records.
-            if is_whole(prepared.builder):
-                raise
-            raise InputError(
-                f"{prepared.folder}: the prepared records were changed or removed in training; "
-                "the same command prepares them again and goes on"
-            ) from None
+    features = cache_features(network, prepared, spec, tell=tell) if cached else None
+    try:
+        with noting_signals() as noted:
+            callbacks = [
+                StopOnNonFinite(progress),
+                EpochEnd(run, progress, phase_model, per_task=per_task_best),
+                Console(progress, spec.task_names, steps, rows),
+                Checkpointer(
+                    run,
+                    progress,
+                    phase_model,
+                    minutes=checkpoint_minutes,
+                    noted=noted,
+                    metrics=metrics,
+                ),
+            ]
+            _fit(phase_model.model, prepared, features, spec, progress, steps, callbacks)
+    except tf.errors.OpError:
+        # Keras' message would not say that it was the records.
+        if is_whole(prepared.builder):
+            raise
+        raise InputError(
+            f"{prepared.folder}: the prepared records were changed or removed in training; "
+            "the same command prepares them again and goes on"
+        ) from None
     if progress.waited >= spec.early_stopping.patience:
         tell(f"Stopped early: no better epoch in {progress.waited}.")
         progress.waited = progress.plateau_waited = 0
     progress.finished.append(phase)
-    save_checkpoint(run.checkpoint, phase_model.model, progress)
+    save_checkpoint(run.checkpoint, phase_model.variables, progress)
     if BEST in progress.best_epoch:
         tell(f"Best epoch so far: {progress.best_epoch[BEST]}.")
     if phase == PHASES[0] and run.best_model.is_file():
         return load_network(run.best_model, spec, table.classes)
     return phase_model.plain
+
+
+def _fit(
+    model: keras.Model,
+    prepared: Prepared,
+    features: Features | None,
+    spec: DataSpec,
+    progress: Progress,
+    steps: int,
+    callbacks: list[keras.callbacks.Callback],
+) -> None:
+    """Go on at `progress` to the end of its phase; `callbacks` keep it up to date."""
+    epochs = getattr(spec.phases, progress.phase).epochs
+    selection = None
+    if len(prepared.table.rows(SELECTION)):
+        selection = (
+            evaluation_dataset(prepared, spec, split=SELECTION)
+            if features is None
+            else features.selection_dataset(spec)
+        )
+    if progress.step == steps:  # what is left of the epoch is its end
+        _end_epoch(model, selection, progress, callbacks)
+    while progress.phase_epoch < epochs and progress.waited < spec.early_stopping.patience:
+        place = {"first_epoch": progress.epoch, "first_step": progress.step}
+        model.fit(
+            training_dataset(prepared, spec, **place)
+            if features is None
+            else features.training_dataset(spec, **place),
+            initial_epoch=progress.phase_epoch,
+            # The rest of an epoch is shorter than the others, so it is a `fit` of its own.
+            epochs=progress.phase_epoch + 1 if progress.step else epochs,
+            steps_per_epoch=steps - progress.step,
+            validation_data=selection,
+            callbacks=callbacks,
+            verbose=0,
+            shuffle=False,
+        )
+
+
+def _end_epoch(
+    model: keras.Model,
+    selection: tf.data.Dataset | None,
+    progress: Progress,
+    callbacks: list[keras.callbacks.Callback],
+) -> None:
+    """What `fit` does after the last step of an epoch."""
+    epoch = progress.phase_epoch
+    every = keras.callbacks.CallbackList(callbacks, model=model, epochs=epoch + 1)
+    every.on_epoch_begin(epoch)
+    logs = model.get_metrics_result()
+    logs = {name: float(value) for name, value in logs.items()}
+    if selection is not None:
+        scores = model.evaluate(selection, callbacks=every, return_dict=True, verbose=0)
+        logs |= {f"val_{name}": value for name, value in scores.items()}
+    every.on_epoch_end(epoch, logs)
 
 
 def _tell_phase(
@@ -268,7 +341,7 @@ def _tell_phase(
     tell: Callable[[str], None],
 ) -> None:
     """The table of what is trainable, and how the epoch lines read."""
-    rows = parameter_table(prepared.model)
+    rows = parameter_table(prepared.plain)
     width = max(len(name) for name, *_ in rows)
     tell("")
     tell(f"Phase {phase}: the first {prepared.frozen} trunk layers are frozen")
@@ -276,7 +349,9 @@ def _tell_phase(
     totals = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
     for name, layers, trained, parameters, trainable in [*rows, ("total", *totals)]:
         tell(f"{name:<{width}}  {layers:>6}  {trained:>7}  {parameters:>12,}  {trainable:>12,}")
-    again = f", going on after epoch {progress.phase_epoch}" if progress.phase_epoch else ""
+    again = ""
+    if progress.phase_epoch or progress.step:
+        again = f", going on after step {progress.step} of epoch {progress.phase_epoch + 1}"
     tell(
         f"{steps} steps an epoch{again}. A task's figures: top-1/macro-F1 in training → on the "
         "selection split; * is the best so far."

@@ -12,6 +12,7 @@ from multitask.spec import DataSpec, InputError
 
 TRUNK = "trunk"
 IMAGE = "image"
+FEATURES = "features"
 
 
 def build_network(spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras.Model:
@@ -66,6 +67,29 @@ def connect(
         trunk = _Inferring(trunk.inputs[0], trunk.outputs[0], name=trunk.name)
     features = trunk(image)
     return keras.Model(image, {task: head(features) for task, head in heads.items()})
+
+
+def from_pooled(head: keras.Model) -> keras.Model | None:
+    """The part of a head behind its pooling, with its layers shared; None where it has more to
+    do with the feature map than to pool it."""
+    readers = [layer for layer in head.layers[1:] if layer.input is head.inputs[0]]
+    if not all(isinstance(layer, keras.layers.GlobalAveragePooling2D) for layer in readers):
+        return None
+    return keras.Model(readers[0].output, head.outputs[0], name=head.name)
+
+
+def connect_features(heads: Mapping[str, keras.Model]) -> keras.Model:
+    """The heads alone, which it shares, over features that the trunk gave before.
+
+    Its input is `features`: pooled, float32 [batch, channels], where no head needs the map.
+    """
+    # From the first call on, a layer has two inputs and no one `input`; ask all before.
+    behind = {task: from_pooled(head) for task, head in heads.items()}
+    if None in behind.values():
+        behind = heads
+    shape = next(iter(behind.values())).input_shape[1:]
+    features = keras.Input(shape, name=FEATURES)
+    return keras.Model(features, {task: head(features) for task, head in behind.items()})
 
 
 def parts(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Model]]:

@@ -1,0 +1,372 @@
+"""What the frozen trunk gives for each picture: computed once, kept on disk, learnt from.
+
+  RECORDS_DIR/features/{trunk}-{fingerprint}/
+      train.npy          [views · rows, …]: view after view, each in the order of the rows
+      selection.npy      [rows, …]
+      done.json          how many of each are written; what was begun goes on there
+      features.json      what they are of; stands there when they are whole
+
+The first view is the plain picture; view v is augmented as the uncached training augments it in
+epoch v - 1. A vector is kept for each picture where every head pools the feature map (1 / 49 of
+its size at 224 px), else the map.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from multitask.data.pipeline import epoch_order, targets, view_dataset
+from multitask.data.records import Prepared
+from multitask.data.table import SELECTION, TRAIN, Table
+from multitask.model.network import connect_features, parts
+from multitask.run import locked, write_json
+from multitask.spec import MISSING, DataSpec, InputError
+
+VERSION = 1  # of how features are computed and stored
+BEGUN, WHOLE = "done.json", "features.json"
+NEIGHBOURS = 5  # of SMOTE, as in its paper
+NOTE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Features:
+    """Cached features, and the labels that go with them.
+
+    Attributes:
+        train: [views · rows, …].
+        selection: [rows, …].
+        views: how many `train` holds of each row.
+        labels: int32 [rows + synthetic, tasks]; MISSING (-1) where a task has none.
+        selection_labels: int32 [rows, tasks].
+        synthetic: float32 [synthetic, …]: what SMOTE made.
+        tasks: their names.
+    """
+
+    train: np.ndarray
+    selection: np.ndarray
+    views: int
+    labels: np.ndarray
+    selection_labels: np.ndarray
+    synthetic: np.ndarray
+    tasks: tuple[str, ...]
+
+    def training_dataset(
+        self, spec: DataSpec, *, first_epoch: int = 0, first_step: int = 0
+    ) -> tf.data.Dataset:
+        """Shuffled batches of features, {task: label}, {task: weight}, without end.
+
+        The rows come in the order in which `data.pipeline.training_dataset` has them. Each epoch
+        takes another view of a picture; in as many epochs as there are views, it has had all.
+        """
+        rows, count = len(self.train) // self.views, len(self.labels)
+        first_view = np.random.default_rng(spec.seed).integers(self.views, size=rows)
+
+        def take(epoch: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+            real = chosen < rows
+            place = chosen[real]
+            batch = np.empty((len(chosen), *self.train.shape[1:]), np.float32)
+            view = (first_view[place] + epoch) % self.views
+            batch[real] = self.train[view * rows + place]
+            batch[~real] = self.synthetic[chosen[~real] - rows]
+            return batch
+
+        def load(epoch: tf.Tensor, chosen: tf.Tensor) -> tuple:
+            # Without state, so that its calls need not wait for each other.
+            batch = tf.numpy_function(take, [epoch, chosen], tf.float32, stateful=False)
+            labels = tf.gather(self.labels, chosen)
+            return tf.ensure_shape(batch, (None, *self.train.shape[1:])), labels
+
+        def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+            order = epoch_order(count, spec.seed, epoch)
+            done = tf.where(epoch == first_epoch, first_step * spec.batch_size, 0)
+            chosen = tf.data.Dataset.from_tensor_slices(order[done:]).batch(spec.batch_size)
+            return chosen.map(lambda rows: load(epoch, rows), 2, deterministic=True)
+
+        epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        batches = epochs.flat_map(one_epoch)
+        return batches.map(lambda x, y: (x, *targets(y, self.tasks))).prefetch(4)
+
+    def selection_dataset(self, spec: DataSpec) -> tf.data.Dataset:
+        """Batches of the selection split, in the order of its rows."""
+        places = tf.data.Dataset.range(len(self.selection)).batch(spec.batch_size)
+
+        def take(chosen: np.ndarray) -> np.ndarray:
+            return self.selection[chosen].astype(np.float32)
+
+        def load(chosen: tf.Tensor) -> tuple:
+            batch = tf.numpy_function(take, [chosen], tf.float32, stateful=False)
+            batch = tf.ensure_shape(batch, (None, *self.selection.shape[1:]))
+            return batch, *targets(tf.gather(self.selection_labels, chosen), self.tasks)
+
+        return places.map(load, 2, deterministic=True).prefetch(4)
+
+
+# === Whether ===
+
+
+def wants_cache(spec: DataSpec, *, tell: Callable[[str], None] = lambda line: None) -> bool:
+    """Whether the phase `heads` is to train on cached features.
+
+    `auto` caches where the trunk then runs less often: once a view instead of once an epoch.
+
+    Raises:
+        InputError: what is asked for contradicts itself.
+    """
+    options, epochs = spec.features, spec.phases.heads.epochs
+    place = spec.place(None, "features")
+    if options.cache == "off":
+        if options.views or options.smote:
+            what = "views" if options.views else "smote"
+            raise InputError(f'{place}.{what}: needs cached features, and cache is "off"')
+        return False
+    asked = options.cache == "on" or options.views or options.smote
+    return epochs > 0 and (bool(asked) or epochs > 1)
+
+
+def feature_shape(network: keras.Model) -> tuple[int, ...]:
+    """Of one picture's features: pooled where no head needs the map."""
+    return connect_features(parts(network)[1]).input_shape[1:]
+
+
+# === Computing ===
+
+
+def fingerprint(network: keras.Model, prepared: Prepared, spec: DataSpec) -> str:
+    """SHA-256 of all that decides the features."""
+    options = spec.features
+    facts = {
+        "version": VERSION,
+        "trunk": spec.trunk.name,
+        "shape": feature_shape(network),
+        "image_size": spec.image_size,
+        "resize": spec.resize,
+        "records": str(prepared.folder.parent.name),
+        "views": options.views,
+        "dtype": options.dtype,
+        "computed_in": [keras.config.dtype_policy().name, keras.backend.backend()],
+    }
+    if options.views:
+        augment = [task.augment.model_dump(mode="json") for task in spec.tasks]
+        facts |= {"seed": spec.seed, "augment": augment, "tasks": spec.task_names}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for weight in parts(network)[0].get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()
+
+
+def cache_features(
+    network: keras.Model, prepared: Prepared, spec: DataSpec, *, tell: Callable[[str], None]
+) -> Features:
+    """Run the trunk over the training and selection pictures, or find that it was done.
+
+    Args:
+        network: its trunk is used, in inference mode.
+        prepared: the records that are read.
+        spec: the options of `features`, image size, batch size, seed, augmentation.
+        tell: shows a line.
+
+    Raises:
+        InputError: too little room on the disk, or a value that does not fit float16.
+    """
+    table, options = prepared.table, spec.features
+    above = prepared.folder.parents[2] / "features"
+    folder = above / f"{spec.trunk.name}-{fingerprint(network, prepared, spec)[:12]}"
+    shape, views = feature_shape(network), 1 + options.views
+    counts = {
+        TRAIN: views * len(table.rows(TRAIN)),
+        SELECTION: len(table.rows(SELECTION)),
+    }
+    above.mkdir(parents=True, exist_ok=True)
+    waiting = f"Another process is computing these features ({folder}); waiting for it …"
+    with locked(above / f".{folder.name}.lock", lambda: tell(waiting)):
+        if not (folder / WHOLE).is_file():
+            _compute(network, prepared, spec, folder, shape, counts, tell)
+    arrays = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in counts}
+    tell(f"Features of the frozen trunk: {folder}")
+    labels = table.labels[table.rows(TRAIN)]
+    synthetic, more = oversample(arrays[TRAIN], labels, spec, tell=tell)
+    return Features(
+        arrays[TRAIN],
+        arrays[SELECTION],
+        views,
+        np.concatenate([labels, more]),
+        table.labels[table.rows(SELECTION)],
+        synthetic,
+        table.tasks,
+    )
+
+
+def _compute(
+    network: keras.Model,
+    prepared: Prepared,
+    spec: DataSpec,
+    folder: Path,
+    shape: tuple[int, ...],
+    counts: dict[str, int],
+    tell: Callable[[str], None],
+) -> None:
+    dtype = np.dtype(spec.features.dtype)
+    needed = sum(counts.values()) * int(np.prod(shape)) * dtype.itemsize
+    done = dict.fromkeys(counts, 0)
+    if (folder / BEGUN).is_file():
+        done = json.loads((folder / BEGUN).read_text())
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent).free
+        if needed > free:
+            raise InputError(
+                f"--cache_features: {folder.parent}: {needed / 1e9:.1f} GB are needed, "
+                f"{free / 1e9:.1f} GB are free; name another --records_dir, or give "
+                "--cache_features=off"
+            )
+        folder.mkdir()
+    what = "×".join(map(str, shape))
+    tell(
+        f"Computing the frozen trunk's features, {what} {dtype.name} a picture: "
+        f"{sum(counts.values()):,} in all, {needed / 1e9:.2g} GB in {folder}"
+    )
+    extract = _extractor(network, shape)
+    rows = len(prepared.table.rows(TRAIN))
+    with tqdm(
+        total=sum(counts.values()),
+        initial=sum(done.values()),
+        desc="features",
+        unit=" pictures",
+        leave=False,
+        disable=None,
+    ) as bar:
+        for split, count in counts.items():
+            file = folder / f"{split}.npy"
+            if not file.is_file():
+                np.lib.format.open_memmap(file, "w+", dtype, (count, *shape)).flush()
+            target = np.lib.format.open_memmap(file, "r+")
+            noted = time.monotonic()
+            while done[split] < count:
+                view, first = divmod(done[split], rows) if split == TRAIN else (0, done[split])
+                for images in view_dataset(prepared, spec, split=split, view=view, first=first):
+                    batch = extract(images)
+                    stored = batch.astype(dtype)
+                    if not np.isfinite(stored).all():
+                        raise InputError(
+                            f"--feature_dtype: {dtype.name}: features of up to "
+                            f"{np.abs(batch).max():.3g} do not fit; give --feature_dtype=float32"
+                        )
+                    target[done[split] : done[split] + len(batch)] = stored
+                    done[split] += len(batch)
+                    bar.update(len(batch))
+                    if time.monotonic() - noted > NOTE_EVERY_S:
+                        target.flush()
+                        write_json(folder / BEGUN, done)
+                        noted = time.monotonic()
+            target.flush()
+            write_json(folder / BEGUN, done)
+    write_json(
+        folder / WHOLE,
+        {"trunk": spec.trunk.name, "image_size": spec.image_size, "shape": shape} | counts,
+    )
+
+
+def _extractor(network: keras.Model, shape: tuple[int, ...]) -> Callable:
+    """Images -> features, as a compiled function."""
+    trunk, _ = parts(network)
+    features = trunk.outputs[0]
+    if len(shape) == 1:
+        features = keras.layers.GlobalAveragePooling2D()(features)
+    model = keras.Model(trunk.inputs[0], features)
+    model.compile(jit_compile=False)
+    return model.predict_on_batch
+
+
+# === SMOTE ===
+
+
+def oversample(
+    features: np.ndarray,
+    labels: np.ndarray,
+    spec: DataSpec,
+    *,
+    tell: Callable[[str], None] = lambda line: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Synthetic examples of rare classes (SMOTE, Chawla et al. 2002), task by task.
+
+    A class with fewer examples than `features.smote` times the commonest class's is filled up to
+    that. A synthetic example lies between two real ones of its class. It has a label of that
+    task alone: what another task would say of it nobody knows.
+
+    Args:
+        features: [rows or more, channels]; the plain view comes first.
+        labels: int32 [rows, tasks].
+        spec: its `features.smote` and seed.
+        tell: shows a line.
+
+    Returns:
+        float32 [synthetic, channels] and int32 [synthetic, tasks].
+    """
+    made, of = [np.empty((0, *features.shape[1:]), np.float32)], [labels[:0]]
+    if spec.features.smote:
+        SMOTE = _smote()
+        for task, name in enumerate(spec.task_names):
+            known = np.flatnonzero(labels[:, task] != MISSING)
+            counts = np.bincount(labels[known, task])
+            wanted = smote_counts(counts, spec.features.smote)
+            for label, extra in wanted.items():
+                rows = known[labels[known, task] == label]
+                other = known[labels[known, task] != label][:1]  # it insists on two classes
+                x = features[np.concatenate([rows, other])].astype(np.float32)
+                y = np.r_[np.ones(len(rows), int), 0]
+                smote = SMOTE(
+                    sampling_strategy={1: len(rows) + extra},
+                    k_neighbors=min(NEIGHBOURS, len(rows) - 1),
+                    random_state=spec.seed,
+                )
+                made.append(smote.fit_resample(x, y)[0][len(x) :].astype(np.float32))
+                of.append(np.full((extra, labels.shape[1]), MISSING, np.int32))
+                of[-1][:, task] = label
+            if wanted:
+                tell(
+                    f"  {name}: SMOTE adds {sum(wanted.values()):,} examples to "
+                    f"{len(wanted)} rare classes"
+                )
+    return np.concatenate(made), np.concatenate(of)
+
+
+def smote_counts(counts: Iterable[int], share: float) -> dict[int, int]:
+    """Class -> how many are to be made; a class with a single example has no neighbour.
+
+    Args:
+        counts: examples of each class.
+        share: of the commonest class's, what each is filled up to.
+    """
+    counts = np.asarray(counts)
+    target = int(share * counts.max())
+    return {
+        int(label): int(target - counts[label])
+        for label in np.flatnonzero((counts > 1) & (counts < target))
+    }
+
+
+def synthetic_rows(table: Table, spec: DataSpec) -> int:
+    """How many examples `oversample` makes."""
+    if not spec.features.smote:
+        return 0
+    counts = (np.bincount(table.labels_of(task, TRAIN)) for task in table.tasks)
+    return sum(sum(smote_counts(c, spec.features.smote).values()) for c in counts)
+
+
+def _smote() -> type:
+    try:
+        from imblearn.over_sampling import SMOTE
+    except ImportError:
+        raise InputError(
+            "--smote: needs imbalanced-learn: pip install 'multitask[smote]'"
+        ) from None
+    return SMOTE
