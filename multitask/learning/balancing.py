@@ -152,7 +152,7 @@ class Famo(Balancing):
         gradient = z * (fall - ops.sum(z * fall)) + self.decay * self.logits
 
         def moved(variable, value):
-            variable.assign(ops.where(present, value, variable))
+            variable.assign(ops.where(present, value, variable.value))
             return variable.value
 
         steps = ops.maximum(moved(self.steps, self.steps + 1), 1)
@@ -170,7 +170,7 @@ class Famo(Balancing):
 
     def _z(self, present):
         """float32 [tasks]: softmax over the tasks of a batch, 0 for the others."""
-        logits = ops.where(present, self.logits, -1e9)
+        logits = ops.where(present, self.logits.value, -1e9)
         # Not ops.softmax, which warns of a single task. A batch without labels, where all are
         # -1e9, has equal weights that the mask takes away.
         return ops.where(present, ops.exp(logits - ops.logsumexp(logits)), 0.0)
