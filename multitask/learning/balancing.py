@@ -13,6 +13,9 @@ from pydantic import PositiveFloat
 
 from multitask.spec import Kind, NonNegative, SpecError, check_kind
 
+EPSILON = 1e-8  # a loss may be 0
+BETA_1, BETA_2 = 0.9, 0.999  # Adam's own
+
 
 class Balancing(keras.layers.Layer):
     """The sum of the tasks' losses, each times its fixed weight of the spec.
@@ -174,10 +177,6 @@ class Famo(Balancing):
         # Not ops.softmax, which warns of a single task. A batch without labels, where all are
         # -1e9, has equal weights that the mask takes away.
         return ops.where(present, ops.exp(logits - ops.logsumexp(logits)), 0.0)
-
-
-EPSILON = 1e-8  # a loss may be 0
-BETA_1, BETA_2 = 0.9, 0.999  # Adam's own
 
 
 def fixed(weights: Mapping[str, float]) -> Balancing:

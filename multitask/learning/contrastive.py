@@ -34,9 +34,7 @@ def supervised_contrastive_loss(labels, embeddings, *, temperature: float):
     index = ops.arange(ops.shape(labels)[0])
     labelled = labels != MISSING
     others = labelled[None, :] & (index[:, None] != index[None, :])
-    positives = ops.cast(
-        others & labelled[:, None] & (labels[:, None] == labels[None, :]), "float32"
-    )
+    positives = ops.cast(others & (labels[:, None] == labels[None, :]), "float32")
     # An anchor without others gets a sum of nothing here; it has no positives that could use it.
     log_sums = ops.logsumexp(ops.where(others, similarities, NOT_AMONG), axis=1, keepdims=True)
     counts = ops.sum(positives, axis=1)  # may be 0
