@@ -106,6 +106,7 @@ class Task(_Strict):
     loss: Kind
     schedule: Kind
     weight: NonNegative = 1.0
+    contrastive_weight: NonNegative = 1.0
     class_weight_exponent: NonNegative = 1.0
     weight_decay: NonNegative = 1e-5
     freeze_depth: int | str = "none"
@@ -163,6 +164,14 @@ class Plateau(_Strict):
     least: Annotated[float, Field(gt=0, le=1)] = 0.01
 
 
+class Contrastive(_Strict):
+    """The supervised contrastive loss beside the tasks' own."""
+
+    weight: NonNegative = 0.0
+    temperature: PositiveFloat = 0.1  # Khosla et al. 2020, section 4
+    width: PositiveInt = 128  # of the projection; section 3.1
+
+
 class DataSpec(_Strict):
     """One data set and its tasks. data_specs/README.md explains every field."""
 
@@ -187,6 +196,8 @@ class DataSpec(_Strict):
     features: FeatureOptions = FeatureOptions()
     early_stopping: EarlyStopping = EarlyStopping()
     plateau: Plateau = Plateau()
+    balancing: Kind | None = None  # None: fixed
+    contrastive: Contrastive = Contrastive()
     tasks: Annotated[tuple[Task, ...], Field(min_length=1, alias="task")]
 
     # Not a field of the file: where it was read, for messages.

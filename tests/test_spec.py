@@ -74,6 +74,7 @@ def refusal(raw):
         ("phases.heads.epoch", "phases.heads: ", "epoch", "epochs"),
         ("early_stopping.patient", "early_stopping: ", "patient", "patience"),
         ("plateau.factr", "plateau: ", "factr", "factor"),
+        ("contrastive.temprature", "contrastive: ", "temprature", "temperature"),
         ("task.2.freeze_dept", 'task[2] "genre": ', "freeze_dept", "freeze_depth"),
         ("task.1.augment.flp", 'task[1] "style": augment: ', "flp", "flip"),
     ],
@@ -143,6 +144,8 @@ def test_two_tasks_of_one_name_are_refused():
         ("phases.heads", 3),
         ("task.0.train", 3),
         ("task.0.freeze_depth", [40]),
+        ("balancing", "famo"),
+        ("contrastive.width", 64.5),
         ("task.0.head", "linear"),
         ("task.0.head.kind", 3),
         ("task.0.augment", True),
@@ -175,7 +178,11 @@ def test_a_value_of_another_type_is_refused_and_shown(where, value):
         ("plateau.patience", [0], [1]),
         ("plateau.factor", [0, 1], [0.5]),
         ("plateau.least", [0, 1.1], [1]),
+        ("contrastive.weight", [-0.1, math.inf], [0, 2]),
+        ("contrastive.temperature", [0, -1], [0.01]),
+        ("contrastive.width", [0], [1]),
         ("task.0.weight", [-1, math.inf, math.nan], [0, 7]),
+        ("task.0.contrastive_weight", [-1, math.inf], [0, 7]),
         ("task.0.class_weight_exponent", [-0.5], [0, 2]),
         ("task.0.weight_decay", [-1], [0]),
         ("task.0.subset", [0, 1.01, -1], [1, 1e-6]),
@@ -333,7 +340,12 @@ OVERRIDES = [
     ("plateau.patience", 6),
     ("plateau.factor", 0.25),
     ("plateau.least", 0.125),
+    ("balancing", {"kind": "famo", "rate": 0.1}),
+    ("contrastive.weight", 0.5),
+    ("contrastive.temperature", 0.25),
+    ("contrastive.width", 64),
     ("task.weight", 3.0),
+    ("task.contrastive_weight", 0.5),
     ("task.class_weight_exponent", 0.5),
     ("task.weight_decay", 0.5),
     ("task.freeze_depth", 12),
@@ -382,6 +394,7 @@ def test_every_field_has_a_flag_test():
         == set(RAW["task"][0])
         | {
             "weight",
+            "contrastive_weight",
             "class_weight_exponent",
             "weight_decay",
             "freeze_depth",
@@ -534,6 +547,7 @@ def test_the_wikiart_spec_is_the_recipe_that_was_asked_for():
     assert (spec.phases.heads.epochs, spec.phases.heads.rate_factor) == (7, 1.0)
     assert (spec.phases.finetune.epochs, spec.phases.finetune.rate_factor) == (10, 0.1)
     assert spec.early_stopping.patience == 12
+    assert (spec.balancing, spec.contrastive.weight) == (None, 0)
     assert (spec.selection, spec.max_missing) == (0.05, 0.0)
 
     artist, style, genre = spec.tasks

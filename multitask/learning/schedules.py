@@ -1,6 +1,7 @@
 """Named learning-rate schedules. A new kind is a function and a line in SCHEDULES; what it may
 be told are its keyword-only parameters. Steps count from the start of a phase."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import keras
@@ -60,23 +61,80 @@ def warmup_cosine(
     return schedules.CosineDecay(0.0, steps, warmup_target=rate, warmup_steps=warmup)
 
 
-SCHEDULES = {f.__name__: f for f in (constant, cosine_restarts, exponential, warmup_cosine)}
+def plateau(
+    steps_per_epoch: int,
+    *,
+    rate: PositiveFloat,
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5,
+    patience: PositiveInt = 4,
+    least: Annotated[float, Field(gt=0, le=1)] = 0.01,
+):
+    """Constant, and lowered whenever the selection score has not become better for long.
+
+    Args:
+        rate: at first.
+        factor: what lowers it.
+        patience: epochs without a better score before each reduction.
+        least: share of the rate that it never falls below.
+    """
+    return OnPlateau(rate, factor, patience, least)
+
+
+class OnPlateau(schedules.LearningRateSchedule):
+    """A rate times a factor of its own, a variable that the compiled step sees."""
+
+    def __init__(self, rate: float, factor: float, patience: int, least: float):
+        self.rate, self.factor, self.patience, self.least = rate, factor, patience, least
+        self.lowered = keras.Variable(1.0, trainable=False, dtype="float32", name="lowered")
+
+    def __call__(self, step):
+        return self.rate * ops.convert_to_tensor(self.lowered)
+
+    def after_epoch(self, waited: int) -> None:
+        if waited and waited % self.patience == 0:
+            self.lowered.assign(max(float(self.lowered) * self.factor, self.least))
+
+
+SCHEDULES = {
+    f.__name__: f for f in (constant, cosine_restarts, exponential, plateau, warmup_cosine)
+}
 
 
 class ScaledSchedule(schedules.LearningRateSchedule):
-    """A schedule times one factor, which every schedule of a run shares.
+    """A schedule times one factor, which the schedules of a run share.
 
     The factor is a variable: plateau reduction lowers it between two epochs, and the compiled
-    step sees it.
+    step sees it. A schedule of the kind `plateau` has a factor of its own instead.
     """
 
     def __init__(self, schedule, rate_factor: float, plateau: keras.Variable):
         self.schedule = schedule
         self.rate_factor = rate_factor
+        self.own = schedule if isinstance(schedule, OnPlateau) else None
         self.plateau = plateau
 
     def __call__(self, step):
-        return self.schedule(step) * self.rate_factor * ops.convert_to_tensor(self.plateau)
+        rate = self.schedule(step) * self.rate_factor
+        return rate if self.own else rate * ops.convert_to_tensor(self.plateau)
+
+    def after_epoch(self, waited: int) -> None:
+        """Lower the schedule's own factor where it is time; other kinds than `plateau` have none.
+
+        Args:
+            waited: epochs since the best selection score, this one included; 0 where it was the
+                best. Not set back by a reduction, so that no other count is needed.
+        """
+        if self.own:
+            self.own.after_epoch(waited)
+
+    def state(self) -> dict[str, float]:
+        """What must be kept to go on after an epoch, for JSON; the epochs waited are the run's."""
+        return {"lowered": float(self.own.lowered)} if self.own else {}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from what `state` returned."""
+        if self.own:
+            self.own.lowered.assign(state["lowered"])
 
 
 def build_schedule(
@@ -94,7 +152,7 @@ def build_schedule(
         place: where it stands, for messages.
         steps_per_epoch: of this run.
         rate_factor: of the phase; multiplies every rate.
-        plateau: the factor that all schedules share; None: 1.
+        plateau: the factor that schedules share (but those of the kind `plateau`); None: 1.
 
     Raises:
         SpecError: unknown kind or option, with its place.
