@@ -25,7 +25,7 @@ COMMANDS = {
     "predict": "say what pictures show",
 }
 GOES_ON = {
-    "train": "; the same command goes on after the last finished epoch",
+    "train": "; the same command goes on from there",
     "prepare": "; nothing half-made is left, the same command starts over",
 }
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as shells do

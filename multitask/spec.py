@@ -18,6 +18,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 MISSING = -1  # the label of an image that a task has no label for
 PHASES = ("heads", "finetune")
+# What else than a task has a learning rate of its own; no task may be called so.
+TRUNK, BALANCING, CONTRASTIVE = RESERVED = ("trunk", "balancing", "contrastive")
 BUILT_IN_FOLDERS = (  # in a wheel, and in a checkout
     Path(__file__).parent / "data_specs",
     Path(__file__).parent.parent / "data_specs",
@@ -209,6 +211,8 @@ class DataSpec(_Strict):
         for index, task in enumerate(self.tasks):
             if task.name in seen:
                 raise ValueError(f'task[{index}]: name: two tasks are called "{task.name}"')
+            if task.name in RESERVED:
+                raise ValueError(f'task[{index}]: name: "{task.name}" is taken; name it otherwise')
             seen.add(task.name)
         return self
 

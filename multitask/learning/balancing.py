@@ -79,10 +79,14 @@ class Uncertainty(Balancing):
 
     The log-variances s are trainable variables, `{task}_log_variance`, 0 at first. They must not
     decay.
+
+    Attributes:
+        rate: their learning rate.
     """
 
-    def __init__(self, weights: Mapping[str, float]):
+    def __init__(self, weights: Mapping[str, float], rate: float):
         super().__init__(weights)
+        self.rate = rate
         self.log_variances = [
             self.add_weight((), initializer="zeros", name=f"{task}_log_variance")
             for task in self.tasks
@@ -184,9 +188,14 @@ def fixed(weights: Mapping[str, float]) -> Balancing:
     return Balancing(weights)
 
 
-def uncertainty(weights: Mapping[str, float]) -> Uncertainty:
-    """Learnt with the network, from each task's uncertainty."""
-    return Uncertainty(weights)
+def uncertainty(weights: Mapping[str, float], *, rate: PositiveFloat = 1e-3) -> Uncertainty:
+    """Learnt with the network, from each task's uncertainty.
+
+    Args:
+        weights: task -> what its loss is multiplied by first.
+        rate: learning rate of the log-variances, constant.
+    """
+    return Uncertainty(weights, rate)
 
 
 def famo(

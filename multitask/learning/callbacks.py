@@ -180,6 +180,8 @@ class EpochEnd(keras.callbacks.Callback):
         logs["improved"] = BEST in improved
         rates = current_rates(self.model.optimizer)
         logs |= {f"{name}_rate": rate for name, rate in rates.items()}
+        weights = self.model.balancing.weights_now()
+        logs |= {f"{task}_weight": weight for task, weight in weights.items()}
         self._wait(BEST in improved, bool(scores))
         row = {"epoch": progress.epoch, "phase": progress.phase}
         progress.history.append(row | {key: float(value) for key, value in logs.items()})
@@ -211,6 +213,8 @@ class EpochEnd(keras.callbacks.Callback):
             return
         progress.waited += 1
         progress.plateau_waited += 1
+        for schedule in self.model.optimizer.schedules.values():
+            schedule.after_epoch(progress.waited)
         if progress.plateau_waited >= spec.plateau.patience:
             progress.plateau = max(progress.plateau * spec.plateau.factor, spec.plateau.least)
             progress.plateau_waited = 0

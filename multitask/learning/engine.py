@@ -5,7 +5,10 @@ from collections.abc import Mapping
 import keras
 from keras import ops
 
+from multitask.learning.balancing import Balancing
+from multitask.learning.contrastive import supervised_contrastive_loss
 from multitask.learning.losses import MaskedLoss, build_metrics
+from multitask.model.network import EMBEDDING
 
 
 class MultitaskModel(keras.Model):
@@ -16,10 +19,12 @@ class MultitaskModel(keras.Model):
 
     Args:
         inputs: of the functional model.
-        outputs: task -> logits.
+        outputs: task -> logits; EMBEDDING -> what the contrastive loss is of, where there is one.
         losses: task -> its loss.
-        loss_weights: task -> factor in the sum.
+        balancing: makes one loss of all.
         classes: task -> number of classes.
+        contrastive: task -> weight of its contrastive loss.
+        temperature: of that.
     """
 
     def __init__(
@@ -28,24 +33,42 @@ class MultitaskModel(keras.Model):
         outputs: Mapping,
         *,
         losses: Mapping[str, MaskedLoss],
-        loss_weights: Mapping[str, float],
+        balancing: Balancing,
         classes: Mapping[str, int],
+        contrastive: Mapping[str, float] | None = None,
+        temperature: float = 0.1,
     ):
         super().__init__(inputs, dict(outputs))
-        self.tasks = tuple(losses)
-        self.losses_of = losses
-        self.loss_weights = loss_weights
-        self.means = [keras.metrics.Mean(name=f"{task}_loss") for task in losses]
+        self.task_losses = losses
+        self.balancing = balancing
+        self.contrastive = contrastive or {}
+        self.temperature = temperature
+        self.means = {task: keras.metrics.Mean(name=f"{task}_loss") for task in losses}
+        self.contrastive_means = {
+            task: keras.metrics.Mean(name=f"{task}_contrastive_loss") for task in self.contrastive
+        }
         self.figures = build_metrics(classes)
 
+    def task_means(self, y: Mapping, y_pred: Mapping, weights: Mapping) -> tuple[dict, dict]:
+        """Each task's mean loss over its labels in a batch, and how many labels it has."""
+        means, counts = {}, {}
+        for task, loss in self.task_losses.items():
+            total, counts[task] = loss.total(y[task], y_pred[task], weights[task])
+            means[task] = total / ops.maximum(counts[task], 1.0)
+        return means, counts
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """Each task's mean over its labels in the batch, and their weighted sum."""
-        loss = 0.0
-        for task, mean in zip(self.tasks, self.means, strict=True):
-            total, count = self.losses_of[task].total(y[task], y_pred[task], sample_weight[task])
-            value = total / ops.maximum(count, 1.0)
-            mean.update_state(value, sample_weight=count)
-            loss += self.loss_weights[task] * value
+        """One loss of all tasks'."""
+        means, counts = self.task_means(y, y_pred, sample_weight)
+        for task, mean in self.means.items():
+            mean.update_state(means[task], sample_weight=counts[task])
+        loss = self.balancing.total(means, counts)
+        for task, weight in self.contrastive.items():
+            value = supervised_contrastive_loss(
+                y[task], y_pred[EMBEDDING], temperature=self.temperature
+            )
+            self.contrastive_means[task].update_state(value)
+            loss += weight * value
         return loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -59,3 +82,21 @@ class MultitaskModel(keras.Model):
             for metric in metrics:
                 metric.update_state(labels, y_pred[task], sample_weight=weights)
         return self.get_metrics_result()
+
+
+class SecondForwardModel(MultitaskModel):
+    """One whose balancing sees each batch again after the step. TensorFlow's alone."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if training:  # kept past Keras' tracking, which would take it for state
+            before = self.task_means(y, y_pred, sample_weight)
+            object.__setattr__(self, "_before", before)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def train_step(self, data):
+        logs = super().train_step(data)
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        before, counts = self._before
+        after, _ = self.task_means(y, self(x, training=True), weights)
+        self.balancing.update(before, after, counts)
+        return logs

@@ -1,67 +1,89 @@
 """One optimizer for the one model; in it the trunk and each head have a schedule of their own."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import keras
 
 from multitask.learning.schedules import build_schedule
 from multitask.model.network import TRUNK
-from multitask.spec import PHASES, DataSpec
+from multitask.spec import DataSpec, Kind
 
 # Kernels shrink; biases and normalisation (gamma, beta) do not.
 NO_DECAY = ("bias", "gamma", "beta")
 
 
+@dataclass(frozen=True)
+class Part:
+    """What of a model shares one schedule and weight decay.
+
+    Attributes:
+        variables: the trainable ones.
+        schedule: of the learning rate.
+        place: where the schedule stands, for messages.
+        weight_decay: decoupled.
+    """
+
+    variables: list[keras.Variable]
+    schedule: Kind
+    place: str
+    weight_decay: float = 0.0
+
+
+def network_parts(
+    spec: DataSpec, trunk: keras.Model, heads: Mapping[str, keras.Model]
+) -> dict[str, Part]:
+    """The trunk and each head, as a phase has frozen them."""
+    owners = {TRUNK: (spec.trunk, trunk, spec.place(None, "trunk.schedule"))} | {
+        task.name: (task, heads[task.name], spec.place(task.name, "schedule"))
+        for task in spec.tasks
+    }
+    return {
+        name: Part(network.trainable_variables, owner.schedule, place, owner.weight_decay)
+        for name, (owner, network, place) in owners.items()
+    }
+
+
 def build_optimizer(
-    spec: DataSpec,
-    trunk: keras.Model,
-    heads: Mapping[str, keras.Model],
-    phase: str,
+    parts: Mapping[str, Part],
     *,
+    rate_factor: float,
     steps_per_epoch: int,
     plateau: keras.Variable,
 ) -> keras.optimizers.Optimizer:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), built for the model.
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), built for a model's parts.
 
     Always made anew from the spec and then built, before its variables are loaded: Keras forgets
     the exclusion from weight decay in `get_config`.
 
     Args:
-        spec: schedules and weight decays.
-        trunk: its trainable variables, as the phase has frozen them.
-        heads: task -> head.
-        phase: one of PHASES.
+        parts: name -> part; together all that is trained. One without variables is left out.
+        rate_factor: of the phase; multiplies every rate.
         steps_per_epoch: of this run.
         plateau: the factor that all schedules share.
     """
-    settings = {TRUNK: (spec.trunk, trunk, spec.place(None, "trunk.schedule"))} | {
-        task.name: (task, heads[task.name], spec.place(task.name, "schedule"))
-        for task in spec.tasks
-    }
-    rate_factor = getattr(spec.phases, phase).rate_factor
-    assert phase in PHASES
-    owner, optimizers, trained = {}, {}, []
-    for name, (part, network, place) in settings.items():
-        if not network.trainable_variables:
+    owner, optimizers, schedules, trained = {}, {}, {}, []
+    for name, part in parts.items():
+        if not part.variables:
             continue
-        schedule = build_schedule(
+        schedules[name] = build_schedule(
             part.schedule,
-            place=place,
+            place=part.place,
             steps_per_epoch=steps_per_epoch,
             rate_factor=rate_factor,
             plateau=plateau,
         )
         optimizers[name] = keras.optimizers.AdamW(
-            schedule, weight_decay=part.weight_decay, name=f"{name}_adamw"
+            schedules[name], weight_decay=part.weight_decay, name=f"{name}_adamw"
         )
         optimizers[name].exclude_from_weight_decay(var_names=list(NO_DECAY))
-        owner |= {id(variable): name for variable in network.trainable_variables}
-        trained += network.trainable_variables
+        owner |= {id(variable): name for variable in part.variables}
+        trained += part.variables
     optimizer = keras.optimizers.MultiOptimizer(
         lambda variable: optimizers[owner[id(variable)]], name="multi"
     )
     optimizer.build(trained)
-    optimizer.parts = {name: optimizers[name] for name in settings if name in optimizers}
+    optimizer.parts, optimizer.schedules = optimizers, schedules
     return optimizer
 
 

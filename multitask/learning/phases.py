@@ -1,23 +1,26 @@
 """The two phases: `heads` on a frozen trunk, then `finetune` of what the freeze depth leaves."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from multitask.learning.balancing import build_balancing
 from multitask.learning.checkpoints import restore_variables
-from multitask.learning.engine import MultitaskModel
+from multitask.learning.contrastive import projection
+from multitask.learning.engine import MultitaskModel, SecondForwardModel
 from multitask.learning.losses import build_losses
-from multitask.learning.optimizers import build_optimizer
-from multitask.model.network import connect, connect_features, parts
+from multitask.learning.optimizers import Part, build_optimizer, network_parts
+from multitask.model.network import TRUNK, connect, connect_features, parts
 from multitask.model.trunks import (
     batchnorm_trains,
     finalize_normalization,
     freeze_trunk,
     merged_frozen_count,
 )
-from multitask.spec import PHASES, DataSpec
+from multitask.spec import BALANCING, CONTRASTIVE, PHASES, DataSpec, Kind
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class PhaseModel:
         """Weights, seeds of dropout and all the optimizer's state, in a fixed order."""
         known = {id(variable) for variable in self.plain.variables}
         more = [v for v in self.model.variables if id(v) not in known]
-        return [*self.plain.variables, *more, *self.model.optimizer.variables]
+        optimizer = self.model.optimizer
+        lowered = [v for schedule in optimizer.schedules.values() for v in schedule.variables]
+        return [*self.plain.variables, *more, *optimizer.variables, *lowered]
 
     def restore(self, folder: Path) -> list[np.ndarray]:
         """Take a checkpoint's values; returns those of the metrics."""
@@ -81,27 +86,57 @@ def prepare_phase(
     frozen = layers if phase == "heads" else merged_frozen_count(spec, trunk)
     freeze_trunk(trunk, frozen, batchnorm_trains=batchnorm_trains(spec.trunk))
     heads = {task: heads[task] for task in spec.task_names}
+    parts_of = network_parts(spec, trunk, heads)
+    contrastive, project = contrastive_weights(spec), None
+    if contrastive:
+        project = projection(spec.contrastive.width, name=CONTRASTIVE)
     if cached:
         assert frozen == layers
-        graph = connect_features(heads)
+        graph = connect_features(heads, projection=project)
     else:
-        graph = connect(trunk, heads, trunk_infers=frozen == layers)
-    model = MultitaskModel(
+        graph = connect(trunk, heads, trunk_infers=frozen == layers, projection=project)
+    if project:
+        parts_of[CONTRASTIVE] = dataclasses.replace(
+            parts_of[TRUNK], variables=project.trainable_variables
+        )
+    balancing = build_balancing(
+        spec.balancing,
+        {task.name: task.weight for task in spec.tasks},
+        place=spec.place(None, BALANCING),
+    )
+    if balancing.trainable_variables:
+        constant = Kind(kind="constant", rate=balancing.rate)
+        place = spec.place(None, BALANCING)
+        parts_of[BALANCING] = Part(balancing.trainable_variables, constant, place)
+
+    kind = SecondForwardModel if balancing.needs_second_forward else MultitaskModel
+    model = kind(
         graph.inputs[0],
-        {task: graph.output[task] for task in heads},
+        graph.output,
         losses=build_losses(spec, class_weights),
-        loss_weights={task.name: task.weight for task in spec.tasks},
+        balancing=balancing,
         classes={task: len(weights) for task, weights in class_weights.items()},
+        contrastive=contrastive,
+        temperature=spec.contrastive.temperature,
     )
     factor = keras.Variable(plateau, trainable=False, dtype="float32", name="plateau")
     model.compile(
         optimizer=build_optimizer(
-            spec, trunk, heads, phase, steps_per_epoch=steps_per_epoch, plateau=factor
+            parts_of,
+            rate_factor=getattr(spec.phases, phase).rate_factor,
+            steps_per_epoch=steps_per_epoch,
+            plateau=factor,
         ),
         # XLA makes a step on a CPU several times slower.
         jit_compile="auto" if has_accelerator() else False,
     )
     return PhaseModel(model, connect(trunk, heads), frozen, factor)
+
+
+def contrastive_weights(spec: DataSpec) -> dict[str, float]:
+    """Task -> weight of its contrastive loss, of those that have one."""
+    weights = {t.name: spec.contrastive.weight * t.contrastive_weight for t in spec.tasks}
+    return {task: weight for task, weight in weights.items() if weight}
 
 
 def has_accelerator() -> bool:

@@ -1,7 +1,6 @@
 """Named learning-rate schedules. A new kind is a function and a line in SCHEDULES; what it may
 be told are its keyword-only parameters. Steps count from the start of a phase."""
 
-from collections.abc import Mapping
 from typing import Annotated
 
 import keras
@@ -127,14 +126,10 @@ class ScaledSchedule(schedules.LearningRateSchedule):
         if self.own:
             self.own.after_epoch(waited)
 
-    def state(self) -> dict[str, float]:
-        """What must be kept to go on after an epoch, for JSON; the epochs waited are the run's."""
-        return {"lowered": float(self.own.lowered)} if self.own else {}
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Go on from what `state` returned."""
-        if self.own:
-            self.own.lowered.assign(state["lowered"])
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """What must be kept to go on; the epochs waited and the shared factor are the run's."""
+        return [self.own.lowered] if self.own else []
 
 
 def build_schedule(

@@ -19,6 +19,7 @@ from multitask.data.records import (
     prepare,
 )
 from multitask.data.table import SELECTION, TRAIN, Table, class_weights, read_classes
+from multitask.learning.balancing import build_balancing
 from multitask.learning.callbacks import (
     Checkpointer,
     Console,
@@ -47,7 +48,7 @@ from multitask.learning.schedules import build_schedule
 from multitask.model.network import build_network, load_network, parameter_table, parts
 from multitask.model.trunks import check_trunk, merged_frozen_count
 from multitask.run import Run, check_same_data, check_workdir, replacing, start_run
-from multitask.spec import PHASES, DataSpec, InputError
+from multitask.spec import BALANCING, PHASES, DataSpec, InputError
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,12 @@ def _check_spec(spec: DataSpec) -> None:
     build_schedule(spec.trunk.schedule, place=spec.place(None, "trunk.schedule"), steps_per_epoch=1)
     for task in spec.tasks:
         build_schedule(task.schedule, place=spec.place(task.name, "schedule"), steps_per_epoch=1)
+    build_balancing(
+        spec.balancing,
+        {task.name: task.weight for task in spec.tasks},
+        place=spec.place(None, BALANCING),
+    )
+    wants_cache(spec)
     build_losses(spec, {task.name: np.ones(1, np.float32) for task in spec.tasks})
 
 

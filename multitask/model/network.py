@@ -8,11 +8,11 @@ import numpy as np
 
 from multitask.model.heads import build_head
 from multitask.model.trunks import build_trunk, group_of
-from multitask.spec import DataSpec, InputError
+from multitask.spec import TRUNK, DataSpec, InputError
 
-TRUNK = "trunk"
 IMAGE = "image"
 FEATURES = "features"
+EMBEDDING = "contrastive-embedding"  # beside the tasks, whose names have no hyphen
 
 
 def build_network(spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras.Model:
@@ -50,7 +50,11 @@ class _Inferring(keras.Model):
 
 
 def connect(
-    trunk: keras.Model, heads: Mapping[str, keras.Model], *, trunk_infers: bool = False
+    trunk: keras.Model,
+    heads: Mapping[str, keras.Model],
+    *,
+    trunk_infers: bool = False,
+    projection: keras.Layer | None = None,
 ) -> keras.Model:
     """The functional model over a trunk and heads, which it shares with any other made of them.
 
@@ -60,13 +64,23 @@ def connect(
         trunk_infers: call the trunk in inference mode even in training. A frozen trunk needs it:
             stochastic depth stays active under `trainable = False`. Such a model is for training
             and is not saved.
+        projection: of the pooled features, for a loss of its own: one more output, EMBEDDING.
     """
     # === Functional model ===
     image = keras.Input(trunk.input_shape[1:], name=IMAGE)
     if trunk_infers:
         trunk = _Inferring(trunk.inputs[0], trunk.outputs[0], name=trunk.name)
     features = trunk(image)
-    return keras.Model(image, {task: head(features) for task, head in heads.items()})
+    return keras.Model(image, _outputs(features, heads, projection))
+
+
+def _outputs(features, heads: Mapping[str, keras.Model], projection: keras.Layer | None) -> dict:
+    outputs = {task: head(features) for task, head in heads.items()}
+    if projection is not None:
+        if len(features.shape) == 4:
+            features = keras.layers.GlobalAveragePooling2D(name="projection_pool")(features)
+        outputs[EMBEDDING] = projection(features)
+    return outputs
 
 
 def from_pooled(head: keras.Model) -> keras.Model | None:
@@ -78,7 +92,9 @@ def from_pooled(head: keras.Model) -> keras.Model | None:
     return keras.Model(readers[0].output, head.outputs[0], name=head.name)
 
 
-def connect_features(heads: Mapping[str, keras.Model]) -> keras.Model:
+def connect_features(
+    heads: Mapping[str, keras.Model], *, projection: keras.Layer | None = None
+) -> keras.Model:
     """The heads alone, which it shares, over features that the trunk gave before.
 
     Its input is `features`: pooled, float32 [batch, channels], where no head needs the map.
@@ -89,7 +105,7 @@ def connect_features(heads: Mapping[str, keras.Model]) -> keras.Model:
         behind = heads
     shape = next(iter(behind.values())).input_shape[1:]
     features = keras.Input(shape, name=FEATURES)
-    return keras.Model(features, {task: head(features) for task, head in behind.items()})
+    return keras.Model(features, _outputs(features, behind, projection))
 
 
 def parts(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Model]]:
