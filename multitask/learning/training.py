@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from multitask.data.mixing import build_mixing
 from multitask.data.pipeline import evaluation_dataset, steps_per_epoch, training_dataset
 from multitask.data.records import (
     NEAR_DUPLICATES,
@@ -18,6 +19,7 @@ from multitask.data.records import (
     is_whole,
     prepare,
 )
+from multitask.data.sampling import describe_sampler, row_chances
 from multitask.data.table import SELECTION, TRAIN, Table, class_weights, read_classes
 from multitask.learning.callbacks import Console, EpochEnd, StopOnNonFinite, say
 from multitask.learning.checkpoints import (
@@ -119,7 +121,7 @@ def train(
     if prepared.near_duplicates is not None:
         with replacing(workdir / NEAR_DUPLICATES) as temporary:
             prepared.near_duplicates.to_csv(temporary, index=False)
-    for line in describe_table(table):
+    for line in [*describe_table(table), *describe_sampler(table, spec)]:
         tell(line)
     for name in todo:
         network = _train_phase(
@@ -149,6 +151,8 @@ def _check_spec(spec: DataSpec) -> None:
     for task in spec.tasks:
         build_schedule(task.schedule, place=spec.place(task.name, "schedule"), steps_per_epoch=1)
     build_losses(spec, {task.name: np.ones(1, np.float32) for task in spec.tasks})
+    build_mixing(spec)
+    row_chances(np.zeros((1, len(spec.tasks)), np.int32), spec)
 
 
 def _first_network(
