@@ -190,6 +190,9 @@ class DataSpec(_Strict):
     max_missing: Rate = 0.0
     max_unknown: Rate = 0.01
     exclude_near_duplicates: bool = False
+    # None: no mixing, and each row once an epoch.
+    mix: Kind | None = None
+    sampler: Kind | None = None
     # None: each task's own depth, merged by rule 8 of the design.
     freeze_depth: int | str | None = None
     trunk: Trunk

@@ -352,6 +352,8 @@ OVERRIDES = [
     ("task.subset", 0.5),
     ("task.train", "other.csv"),
     ("exclude_near_duplicates", True),
+    ("mix", {"kind": "mixup", "alpha": 0.4}),
+    ("sampler", {"kind": "balanced"}),
     ("records.margin", 1.5),
     ("records.quality", 80),
     ("task.val", "other.csv"),

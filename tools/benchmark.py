@@ -260,7 +260,7 @@ def measure_shuffling(pictures: int = 57_000, batch: int = 32) -> list[dict]:
     """
     import tensorflow as tf
 
-    from multitask.data.pipeline import epoch_order
+    from multitask.data.sampling import epoch_order
 
     def share(order: np.ndarray) -> float:
         blocks = order[: pictures // batch * batch].reshape(-1, batch) * 27 // pictures

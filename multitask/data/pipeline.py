@@ -1,8 +1,9 @@
 """Records -> tf.data of (image, {task: label}, {task: weight}); the same seed, the same batches.
 
-Training goes through epochs without end; which picture comes when, and how it is augmented, is
-a function of (seed, epoch, row) alone, so that a run can start at any step of any epoch and see
-what an uninterrupted one saw. Everything else is read once, in the order of its rows.
+Training goes through epochs without end; which picture comes when, how it is augmented, and what
+it is mixed with, is a function of seed, epoch and row or step alone, so that a run can start at
+any step of any epoch and see what an uninterrupted one saw. Everything else is read once, in the
+order of its rows.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import tensorflow as tf
 
 from multitask.data.augment import augment_image, image_policies
 from multitask.data.decode import decode_image, resize_image
+from multitask.data.mixing import build_mixing
 from multitask.data.records import Prepared
+from multitask.data.sampling import epoch_key, epoch_rows
 from multitask.data.table import TRAIN, Table
 from multitask.spec import MISSING, DataSpec
 
@@ -34,23 +37,20 @@ def load_picture(file_name: tf.Tensor, *, size_px: int, how: str) -> tf.Tensor:
 
 
 def targets(labels: tf.Tensor, tasks: tuple[str, ...]) -> tuple[dict, dict]:
-    """int32 [batch, tasks] -> {task: label}, {task: weight}; the weight is 0 or 1 (rule 10)."""
-    by_task = dict(zip(tasks, tf.unstack(labels, len(tasks), axis=-1), strict=True))
-    weights = {task: tf.cast(label != MISSING, tf.float32) for task, label in by_task.items()}
-    return by_task, weights
+    """int32 [batch, tasks] -> {task: label}, {task: weight}."""
+    return _by_task(tasks, labels, _weights(labels))
 
 
-def _key(seed: int, epoch: tf.Tensor) -> tf.Tensor:
-    return tf.stack([tf.constant(seed, tf.int32), tf.cast(epoch, tf.int32)])
+def _weights(labels: tf.Tensor) -> tf.Tensor:
+    """float32, 0 or 1 (rule 10)."""
+    return tf.cast(labels != MISSING, tf.float32)
 
 
-def epoch_order(count: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
-    """int32 [count]: the rows in the order of an epoch.
-
-    Not `index_shuffle`: with its four rounds, neighbours in the table (which are of one style)
-    stay together, and batches are far from a random draw.
-    """
-    return tf.random.experimental.stateless_shuffle(tf.range(count), _key(seed, epoch))
+def _by_task(tasks: tuple[str, ...], *values: tf.Tensor) -> tuple[dict[str, tf.Tensor], ...]:
+    """Each [batch, tasks, …] -> {task: [batch, …]}."""
+    return tuple(
+        dict(zip(tasks, tf.unstack(value, len(tasks), axis=1), strict=True)) for value in values
+    )
 
 
 def training_dataset(
@@ -66,40 +66,60 @@ def training_dataset(
 
     Returns:
         Batches of image float32 [batch, size, size, 3] in 0..255, {task: int32 [batch]} and
-        {task: float32 [batch]}. An epoch is every row once; its last batch may be smaller.
+        {task: float32 [batch]}. With `mix`, labels and weights are [batch, 2], as `mix_batch`
+        says. An epoch is every row once, or with `sampler` as many draws; its last batch may be
+        smaller.
     """
-    load, rows = _augmenting(prepared, spec)
-    read = prepared.reader(TRAIN)
+    table = prepared.table
+    rows_of = epoch_rows(table.labels[table.rows(TRAIN)], spec)
+    mix = build_mixing(spec)
+    load, read = _augmenting(prepared, spec), prepared.reader(TRAIN)
+
+    def mixed(epoch: tf.Tensor, step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor):
+        # -1 is the number of no row: what is drawn here is not what some augmentation drew.
+        seed = epoch_key(spec.seed, epoch)
+        for number in (tf.constant(-1, tf.int64), step):
+            seed = tf.random.experimental.stateless_fold_in(seed, number)
+        return mix(images, labels, seed)
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.cast(epoch_order(rows, spec.seed, epoch), tf.int64)
-        done = tf.where(epoch == first_epoch, first_step * spec.batch_size, 0)
-        pictures = read(tf.data.Dataset.from_tensor_slices(order[done:]))
-        pictures = pictures.map(lambda row, picture: (epoch, row, picture))
-        return pictures.map(load, tf.data.AUTOTUNE, deterministic=True).batch(spec.batch_size)
+        order = tf.cast(rows_of(epoch), tf.int64)
+        step = tf.where(epoch == first_epoch, tf.constant(first_step, tf.int64), 0)
+        done = step * spec.batch_size
+        pictures = read(tf.data.Dataset.from_tensor_slices(order[done:])).enumerate(done)
+        # A row that is drawn twice is augmented twice, so by its place; otherwise by its row.
+        pictures = pictures.map(
+            lambda place, found: (epoch, place if spec.sampler else found[0], *found)
+        )
+        pictures = pictures.map(load, tf.data.AUTOTUNE, deterministic=True)
+        batches = pictures.batch(spec.batch_size)
+        if mix is None:
+            return batches.map(lambda images, labels: (images, labels, _weights(labels)))
+        batches = batches.enumerate(step).map(lambda step, batch: (epoch, step, *batch))
+        return batches.map(mixed, tf.data.AUTOTUNE, deterministic=True)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     batches = epochs.flat_map(one_epoch)
-    tasks = prepared.table.tasks
-    return batches.map(lambda image, label: (image, *targets(label, tasks))).prefetch(2)
+    tasks = table.tasks
+    return batches.map(lambda image, *both: (image, *_by_task(tasks, *both))).prefetch(2)
 
 
-def _augmenting(prepared: Prepared, spec: DataSpec) -> tuple[Callable, int]:
-    """(epoch, row, JPEG) -> (image, labels) of the training split; and how many rows it has."""
+def _augmenting(prepared: Prepared, spec: DataSpec) -> Callable:
+    """(epoch, number that its augmentation is drawn by, row, JPEG) -> (image, labels) of train."""
     table = prepared.table
     all_labels = table.labels[table.rows(TRAIN)]
     policies, policy_of = image_policies(all_labels, [t.augment for t in spec.tasks])
     labels, policies, policy_of = map(tf.constant, (all_labels, policies, policy_of))
 
-    def load(epoch: tf.Tensor, row: tf.Tensor, picture: tf.Tensor):
+    def load(epoch: tf.Tensor, number: tf.Tensor, row: tf.Tensor, picture: tf.Tensor):
         image = decode_image(picture, target_px=spec.image_size)
-        seed = tf.random.experimental.stateless_fold_in(_key(spec.seed, epoch), row)
+        seed = tf.random.experimental.stateless_fold_in(epoch_key(spec.seed, epoch), number)
         image = augment_image(
             image, policies[policy_of[row]], seed, size_px=spec.image_size, how=spec.resize
         )
         return image, labels[row]
 
-    return load, len(all_labels)
+    return load
 
 
 def view_dataset(
@@ -115,19 +135,17 @@ def view_dataset(
         first: the row to start at.
     """
     if view:
-        augmented, rows = _augmenting(prepared, spec)
-        epoch = tf.constant(view - 1, tf.int64)
+        augmented, epoch = _augmenting(prepared, spec), tf.constant(view - 1, tf.int64)
 
         def load(row: tf.Tensor, picture: tf.Tensor) -> tf.Tensor:
-            return augmented(epoch, row, picture)[0]
+            return augmented(epoch, row, row, picture)[0]
     else:
-        rows = len(prepared.table.rows(split))
 
         def load(row: tf.Tensor, picture: tf.Tensor) -> tf.Tensor:
             image = decode_image(picture, target_px=spec.image_size)
             return resize_image(image, size_px=spec.image_size, how=spec.resize)
 
-    pictures = prepared.reader(split)(tf.data.Dataset.range(first, rows))
+    pictures = prepared.reader(split)(tf.data.Dataset.range(first, len(prepared.table.rows(split))))
     pictures = pictures.map(load, tf.data.AUTOTUNE, deterministic=True)
     return pictures.batch(spec.batch_size).prefetch(2)
 

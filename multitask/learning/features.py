@@ -24,8 +24,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from multitask.data.pipeline import epoch_order, targets, view_dataset
+from multitask.data.pipeline import targets, view_dataset
 from multitask.data.records import Prepared
+from multitask.data.sampling import epoch_rows
 from multitask.data.table import SELECTION, TRAIN, Table
 from multitask.model.network import connect_features, parts
 from multitask.run import locked, write_json
@@ -67,7 +68,8 @@ class Features:
         The rows come in the order in which `data.pipeline.training_dataset` has them. Each epoch
         takes another view of a picture; in as many epochs as there are views, it has had all.
         """
-        rows, count = len(self.train) // self.views, len(self.labels)
+        rows = len(self.train) // self.views
+        rows_of = epoch_rows(self.labels, spec)
         first_view = np.random.default_rng(spec.seed).integers(self.views, size=rows)
 
         def take(epoch: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -86,7 +88,7 @@ class Features:
             return tf.ensure_shape(batch, (None, *self.train.shape[1:])), labels
 
         def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-            order = epoch_order(count, spec.seed, epoch)
+            order = rows_of(epoch)
             done = tf.where(epoch == first_epoch, first_step * spec.batch_size, 0)
             chosen = tf.data.Dataset.from_tensor_slices(order[done:]).batch(spec.batch_size)
             return chosen.map(lambda rows: load(epoch, rows), 2, deterministic=True)
@@ -113,23 +115,26 @@ class Features:
 # === Whether ===
 
 
-def wants_cache(spec: DataSpec, *, tell: Callable[[str], None] = lambda line: None) -> bool:
+def wants_cache(spec: DataSpec) -> bool:
     """Whether the phase `heads` is to train on cached features.
 
-    `auto` caches where the trunk then runs less often: once a view instead of once an epoch.
+    `auto` caches where the trunk then runs less often, once instead of once an epoch, and where
+    no pictures are mixed.
 
     Raises:
         InputError: what is asked for contradicts itself.
     """
     options, epochs = spec.features, spec.phases.heads.epochs
     place = spec.place(None, "features")
+    asked = options.cache == "on" or options.views or options.smote
+    if spec.mix is not None and asked:
+        raise InputError(f"{place}: mix blends pictures, which cached features no longer are")
     if options.cache == "off":
         if options.views or options.smote:
             what = "views" if options.views else "smote"
             raise InputError(f'{place}.{what}: needs cached features, and cache is "off"')
         return False
-    asked = options.cache == "on" or options.views or options.smote
-    return epochs > 0 and (bool(asked) or epochs > 1)
+    return epochs > 0 and spec.mix is None and (bool(asked) or epochs > 1)
 
 
 def feature_shape(network: keras.Model) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from multitask.data.mixing import build_mixing
 from multitask.data.pipeline import evaluation_dataset, training_dataset
 from multitask.data.records import (
     NEAR_DUPLICATES,
@@ -18,6 +19,7 @@ from multitask.data.records import (
     is_whole,
     prepare,
 )
+from multitask.data.sampling import describe_sampler, row_chances
 from multitask.data.table import SELECTION, TRAIN, Table, class_weights, read_classes
 from multitask.learning.balancing import build_balancing
 from multitask.learning.callbacks import (
@@ -40,6 +42,7 @@ from multitask.learning.losses import build_losses
 from multitask.learning.phases import (
     PhaseModel,
     be_deterministic,
+    contrastive_weights,
     has_accelerator,
     prepare_phase,
     wanted_phases,
@@ -48,7 +51,7 @@ from multitask.learning.schedules import build_schedule
 from multitask.model.network import build_network, load_network, parameter_table, parts
 from multitask.model.trunks import check_trunk, merged_frozen_count
 from multitask.run import Run, check_same_data, check_workdir, replacing, start_run
-from multitask.spec import BALANCING, PHASES, DataSpec, InputError
+from multitask.spec import BALANCING, PHASES, DataSpec, InputError, SpecError
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def train(
     if prepared.near_duplicates is not None:
         with replacing(workdir / NEAR_DUPLICATES) as temporary:
             prepared.near_duplicates.to_csv(temporary, index=False)
-    for line in describe_table(table):
+    for line in [*describe_table(table), *describe_sampler(table, spec)]:
         tell(line)
     for name in todo:
         network = _train_phase(
@@ -178,7 +181,14 @@ def _check_spec(spec: DataSpec) -> None:
         place=spec.place(None, BALANCING),
     )
     wants_cache(spec)
+    if spec.mix is not None and contrastive_weights(spec):
+        raise SpecError(
+            f"{spec.place(None, 'contrastive')}: mixed pictures are of no one class; leave out "
+            "mix or contrastive"
+        )
     build_losses(spec, {task.name: np.ones(1, np.float32) for task in spec.tasks})
+    build_mixing(spec)
+    row_chances(np.zeros((1, len(spec.tasks)), np.int32), spec)
 
 
 def _first_network(

@@ -294,6 +294,16 @@ def test_a_picture_of_one_pixel_is_one(place, trained, known, capsys):
         ("image_size = 32", "image_size = ", ["not valid TOML", "line 4"]),
         ('"constant"', '"constnat"', ["schedule.kind", '"constnat"', 'mean "constant"?']),
         ('"focal"', '"focall"', ["task[0]", "loss.kind", '"focall"', 'mean "focal"?']),
+        (
+            "batch_size = 8",
+            'batch_size = 8\nmix = { kind = "cutmx" }',
+            ["mix.kind", '"cutmx"', 'mean "cutmix"?'],
+        ),
+        (
+            "batch_size = 8",
+            'batch_size = 8\nsampler = { kind = "balanced", power = 1.5 }',
+            ["sampler.power", "1.5", "less than or equal to 1"],
+        ),
     ],
 )
 def test_bad_specs(capsys, place, old, new, said):

@@ -10,7 +10,6 @@ from PIL import Image
 from multitask.data.decode import resize_image
 from multitask.data.files import why_unreadable
 from multitask.data.pipeline import (
-    epoch_order,
     evaluation_dataset,
     load_picture,
     readable_pictures,
@@ -18,6 +17,7 @@ from multitask.data.pipeline import (
     training_dataset,
 )
 from multitask.data.records import prepare
+from multitask.data.sampling import epoch_order
 from multitask.data.table import SELECTION, TRAIN
 from multitask.spec import Augmentation
 
@@ -296,18 +296,3 @@ def test_no_picture_at_all_gives_no_batch(tmp_path):
     for names in ([], [str(tmp_path / "none.jpg")]):
         dataset = readable_pictures(names, size_px=16, how="squash", batch_size=4)
         assert list(dataset) == []
-
-
-def test_the_order_of_an_epoch_is_a_fair_draw():
-    """Batches of 32 from four blocks of rows (say, styles) are as mixed as NumPy's are."""
-
-    def largest_share(order):
-        blocks = np.asarray(order)[:768].reshape(-1, 32) // 200
-        return np.mean([np.bincount(batch).max() / 32 for batch in blocks])
-
-    orders = [epoch_order(800, 0, tf.constant(epoch)).numpy() for epoch in range(30)]
-    for order in orders:
-        np.testing.assert_array_equal(np.sort(order), np.arange(800))
-    rng = np.random.default_rng(0)
-    fair = np.mean([largest_share(rng.permutation(800)) for _ in range(30)])
-    assert abs(np.mean([largest_share(order) for order in orders]) - fair) < 0.01
