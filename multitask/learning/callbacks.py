@@ -14,6 +14,7 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
+from multitask.learning.backend import synchronise
 from multitask.learning.checkpoints import BEST, Progress, save_checkpoint
 from multitask.learning.optimizers import current_rates
 from multitask.learning.phases import PhaseModel
@@ -122,11 +123,6 @@ class Checkpointer(keras.callbacks.Callback):
             if self.noted[0] == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(128 + self.noted[0])
-
-
-def synchronise(model: keras.Model) -> None:
-    """Let the variables hold what they are at; on the JAX backend `fit` keeps them elsewhere."""
-    getattr(model, "jax_state_sync", lambda: None)()
 
 
 def metric_values(model: keras.Model) -> list[np.ndarray]:

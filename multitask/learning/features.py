@@ -28,6 +28,7 @@ from multitask.data.pipeline import targets, view_dataset
 from multitask.data.records import Prepared
 from multitask.data.sampling import epoch_rows
 from multitask.data.table import SELECTION, TRAIN, Table
+from multitask.learning.backend import jit_compile
 from multitask.model.network import connect_features, parts
 from multitask.run import locked, write_json
 from multitask.spec import MISSING, DataSpec, InputError
@@ -287,7 +288,7 @@ def _extractor(network: keras.Model, shape: tuple[int, ...]) -> Callable:
     if len(shape) == 1:
         features = keras.layers.GlobalAveragePooling2D()(features)
     model = keras.Model(trunk.inputs[0], features)
-    model.compile(jit_compile=False)
+    model.compile(jit_compile=jit_compile())
     return model.predict_on_batch
 
 

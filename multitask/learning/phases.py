@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from multitask.learning.backend import jit_compile, on_tensorflow
 from multitask.learning.balancing import build_balancing
 from multitask.learning.checkpoints import restore_variables
 from multitask.learning.contrastive import projection
@@ -20,7 +21,7 @@ from multitask.model.trunks import (
     freeze_trunk,
     merged_frozen_count,
 )
-from multitask.spec import BALANCING, CONTRASTIVE, PHASES, DataSpec, Kind
+from multitask.spec import BALANCING, CONTRASTIVE, PHASES, DataSpec, Kind, SpecError
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,11 @@ def prepare_phase(
         place = spec.place(None, BALANCING)
         parts_of[BALANCING] = Part(balancing.trainable_variables, constant, place)
 
+    if balancing.needs_second_forward and not on_tensorflow():
+        raise SpecError(
+            f'{spec.place(None, BALANCING)}.kind: "{spec.balancing.kind}" needs a train step of '
+            "its own, which is TensorFlow's alone; choose another kind, or that backend"
+        )
     kind = SecondForwardModel if balancing.needs_second_forward else MultitaskModel
     model = kind(
         graph.inputs[0],
@@ -127,8 +133,7 @@ def prepare_phase(
             steps_per_epoch=steps_per_epoch,
             plateau=factor,
         ),
-        # XLA makes a step on a CPU several times slower.
-        jit_compile="auto" if has_accelerator() else False,
+        jit_compile=jit_compile(),
     )
     return PhaseModel(model, connect(trunk, heads), frozen, factor)
 
@@ -137,19 +142,3 @@ def contrastive_weights(spec: DataSpec) -> dict[str, float]:
     """Task -> weight of its contrastive loss, of those that have one."""
     weights = {t.name: spec.contrastive.weight * t.contrastive_weight for t in spec.tasks}
     return {task: weight for task, weight in weights.items() if weight}
-
-
-def has_accelerator() -> bool:
-    """Whether Keras would compute on anything but the CPU."""
-    return any(not name.lower().startswith("cpu") for name in keras.distribution.list_devices())
-
-
-def be_deterministic(wanted: bool) -> None:
-    """Let the backend compute the same bits each time; on its CPU JAX always does.
-
-    TensorFlow cannot take that back within a process.
-    """
-    if wanted and keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()

@@ -21,6 +21,7 @@ from multitask.data.records import (
 )
 from multitask.data.sampling import describe_sampler, row_chances
 from multitask.data.table import SELECTION, TRAIN, Table, class_weights, read_classes
+from multitask.learning.backend import be_deterministic, has_accelerator
 from multitask.learning.balancing import build_balancing
 from multitask.learning.callbacks import (
     Checkpointer,
@@ -41,9 +42,7 @@ from multitask.learning.features import Features, cache_features, synthetic_rows
 from multitask.learning.losses import build_losses
 from multitask.learning.phases import (
     PhaseModel,
-    be_deterministic,
     contrastive_weights,
-    has_accelerator,
     prepare_phase,
     wanted_phases,
 )
