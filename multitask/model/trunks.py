@@ -71,9 +71,9 @@ def check_trunk(trunk: Trunk, *, place: str) -> None:
         for field, unset in (("batchnorm", "auto"), ("batchnorm_momentum", None)):
             value = getattr(trunk, field)
             if value != unset:
+                shown = f'"{value}"' if isinstance(value, str) else value
                 raise SpecError(
-                    f'{place}.{field}: "{value}": {trunk.name} has no BatchNorm; leave the field '
-                    "out"
+                    f"{place}.{field}: {shown}: {trunk.name} has no BatchNorm; leave the field out"
                 )
 
 
