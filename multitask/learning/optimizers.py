@@ -9,7 +9,8 @@ from multitask.learning.schedules import build_schedule
 from multitask.model.network import TRUNK
 from multitask.spec import DataSpec, Kind
 
-# Kernels shrink; biases and normalisation (gamma, beta) do not.
+# Kernels shrink; biases (those of a GRU are matrices), normalisation (gamma, beta) and any other
+# vector do not: ConvNeXt's LayerScale has one without a name.
 NO_DECAY = ("bias", "gamma", "beta")
 
 
@@ -76,7 +77,10 @@ def build_optimizer(
         optimizers[name] = keras.optimizers.AdamW(
             schedules[name], weight_decay=part.weight_decay, name=f"{name}_adamw"
         )
-        optimizers[name].exclude_from_weight_decay(var_names=list(NO_DECAY))
+        optimizers[name].exclude_from_weight_decay(
+            var_list=[v for v in part.variables if len(v.shape) < 2],
+            var_names=list(NO_DECAY),
+        )
         owner |= {id(variable): name for variable in part.variables}
         trained += part.variables
     optimizer = keras.optimizers.MultiOptimizer(

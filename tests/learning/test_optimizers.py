@@ -139,6 +139,34 @@ def test_decay_shrinks_kernels_alone():
     assert names == {"kernel", "bias", "gamma", "beta"}
 
 
+class Scale(keras.layers.Layer):
+    """As ConvNeXt's LayerScale in keras.applications: a vector that has no name of its own."""
+
+    def build(self, shape):
+        self.factors = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return x * self.factors
+
+
+def test_a_nameless_vector_does_not_shrink():
+    spec = make_spec(dict.fromkeys(RATES, 0.1), dict.fromkeys(DECAYS, 1.0))
+    inputs = keras.Input((32, 32, 3))
+    x = Scale(name="scale")(keras.layers.Conv2D(2, 3, strides=8, name="conv")(inputs))
+    trunk = keras.Model(inputs, x, name="trunk")
+    heads = {task: build_head(spec, task, (4, 4, 2), 3) for task in spec.task_names}
+    model = connect(trunk, heads)
+    optimizer = make_optimizer(spec, model)
+    kernel, factors = trunk.get_layer("conv").kernel, trunk.get_layer("scale").factors
+    assert not any(name in factors.name for name in NO_DECAY)
+    before = kernel.numpy()
+    optimizer.apply(
+        [keras.ops.zeros(v.shape) for v in model.trainable_variables], model.trainable_variables
+    )
+    np.testing.assert_allclose(kernel, 0.9 * before, rtol=1e-6)
+    np.testing.assert_array_equal(factors, np.ones(2))
+
+
 def test_decay_of_a_gru():
     changes = {"kind": "gru", "units": 3}
     spec = make_spec(dict.fromkeys(RATES, 0.1), dict.fromkeys(DECAYS, 1.0))

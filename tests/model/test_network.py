@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from scipy.special import softmax
 
 from multitask.model.heads import build_head
 from multitask.model.network import build_network, connect, load_network, parameter_table, parts
@@ -13,7 +15,7 @@ SIZE = 32
 CLASSES = {"colour": ("red", "green"), "shape": ("round", "square", "long")}
 
 
-def make_spec(image_size=SIZE, tasks=tuple(CLASSES), head="linear"):
+def make_spec(image_size=SIZE, tasks=tuple(CLASSES), head="linear", **trunk):
     schedule = {"kind": "constant", "rate": 1e-3}
     task = {
         "train": "t.csv",
@@ -26,7 +28,7 @@ def make_spec(image_size=SIZE, tasks=tuple(CLASSES), head="linear"):
         {
             "name": "toy",
             "image_size": image_size,
-            "trunk": {"name": "efficientnetb0", "weights": "none", "schedule": schedule},
+            "trunk": {"name": "efficientnetb0", "weights": "none", "schedule": schedule} | trunk,
             "task": [task | {"name": name, "head": {"kind": head}} for name in tasks],
         },
         source="toy.toml",
@@ -146,6 +148,55 @@ def test_a_saved_network_gives_the_same_answers(real, pictures, tmp_path):
     assert [x.name for x in trunk.layers] == [x.name for x in parts(real)[0].layers]
     assert set(heads) == set(CLASSES)
     assert parameter_table(again) == parameter_table(real)
+
+
+OTHER_TRUNKS = {"efficientnetv2b0": 270, "convnexttiny": 133, "efficientnet_lite2": 201}
+
+
+def build_drawn(spec):
+    """Each weight drawn: ConvNeXt starts with branches that are all but 0."""
+    model = build_network(spec, CLASSES)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_weights:
+        weight.assign(weight + rng.normal(0, 0.05, weight.shape))
+    return model
+
+
+@pytest.mark.parametrize("name", OTHER_TRUNKS)
+def test_networks_of_other_trunks_are_saved_and_read(name, pictures, tmp_path):
+    """In safe mode, layers of keras.applications' own among them."""
+    spec = make_spec(name=name, stochastic_depth=0.3)
+    model = build_drawn(spec)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    again = load_network(path, spec, CLASSES)
+    answers = model(pictures, training=False)
+    assert same(answers, again(pictures, training=False))
+    assert all(np.std(logits) > 1e-3 for logits in answers.values())
+    assert [x.name for x in parts(again)[0].layers] == [x.name for x in parts(model)[0].layers]
+    assert len(parts(again)[0].layers) == OTHER_TRUNKS[name]
+    assert parameter_table(again) == parameter_table(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHER_TRUNKS)
+def test_networks_of_other_trunks_are_exported(name, pictures, tmp_path):
+    """As `multitask export` does, from the .keras file, and as exactly: probabilities to 1e-5."""
+    spec = make_spec(name=name)
+    model = build_drawn(spec)
+    model.save(tmp_path / "model.keras")
+    again = load_network(tmp_path / "model.keras", spec, CLASSES)
+    archive = keras.export.ExportArchive()
+    archive.track(again)
+    signature = [tf.TensorSpec((None, SIZE, SIZE, 3), tf.float32)]
+    archive.add_endpoint("serve", lambda x: again(x, training=False), signature)
+    archive.write_out(str(tmp_path / "export"), verbose=False)
+    exported = tf.saved_model.load(str(tmp_path / "export"))
+    answers = exported.serve(pictures)
+    for task, logits in model(pictures, training=False).items():
+        found, wanted = softmax(answers[task], axis=1), softmax(logits, axis=1)
+        assert np.std(wanted[:, 0]) > 1e-3
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_a_network_saved_frozen_can_be_trained_again(pictures, tmp_path):
