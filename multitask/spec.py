@@ -185,6 +185,7 @@ class DataSpec(_Strict):
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224
     resize: Literal["squash", "crop", "pad"] = "squash"
     batch_size: PositiveInt = 32
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     selection: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     max_missing: Rate = 0.0

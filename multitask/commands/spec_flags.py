@@ -15,6 +15,11 @@ OVERRIDES = {
         "side of the model's input in px",
     ),
     "batch_size": ("batch_size", flags.DEFINE_integer, "pictures a step"),
+    "precision": (
+        "precision",
+        flags.DEFINE_string,
+        "float32, or bfloat16: mixed precision, which accelerators compute faster",
+    ),
     "epochs_heads": ("phases.heads.epochs", flags.DEFINE_integer, "epochs of the phase heads"),
     "epochs_finetune": (
         "phases.finetune.epochs",
