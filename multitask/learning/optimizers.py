@@ -15,6 +15,7 @@ from multitask.spec import DataSpec, Kind, OptimizerOptions
 
 # Kernels shrink; biases and normalisation (gamma, beta) do not.
 NO_DECAY = ("bias", "gamma", "beta")
+ALL_OFF = OptimizerOptions()
 # x - x * share is x again in float32 where the share is no more than this.
 ROUNDED_AWAY = 2.0**-25
 
@@ -195,7 +196,7 @@ def build_optimizer(
     rate_factor: float,
     steps_per_epoch: int,
     plateau: keras.Variable,
-    options: OptimizerOptions = OptimizerOptions(),
+    options: OptimizerOptions = ALL_OFF,
 ) -> PartsOptimizer:
     """The optimizer of a model's parts, built.
 
