@@ -486,10 +486,11 @@ def test_accumulation_and_a_balancing_that_looks_at_each_step():
 # === Moving averages ===
 
 
-def test_averages_by_hand_over_five_steps():
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_averages_by_hand_over_five_steps(accumulate):
     variables, plain = toy_variables(), toy_variables()
-    optimizer = optimizer_of({"toy": toy_part(variables)}, ema=0.75)
-    without = optimizer_of({"toy": toy_part(plain)})
+    optimizer = optimizer_of({"toy": toy_part(variables)}, ema=0.75, accumulate=accumulate)
+    without = optimizer_of({"toy": toy_part(plain)}, accumulate=accumulate)
     start = values(variables)
     optimizer.use_averages(True)  # before the first step
     for variable, value in zip(variables, start, strict=True):
@@ -500,10 +501,10 @@ def test_averages_by_hand_over_five_steps():
         take_step(optimizer, variables, drawn(variables, step))
         take_step(without, plain, drawn(variables, step))
         now = [v.numpy().astype(np.float64) for v in variables]
-        # It begins with the weights after the first step.
-        by_hand = (
-            now if step == 0 else [0.75 * a + 0.25 * v for a, v in zip(by_hand, now, strict=True)]
-        )
+        # It begins with the weights after the first update, and counts steps.
+        begun = step >= accumulate
+        pairs = zip(by_hand or now, now, strict=True)
+        by_hand = [0.75 * a + 0.25 * v if begun else v for a, v in pairs]
         kept = values(optimizer.variables)
         optimizer.finalize_variable_values(variables)  # as Keras' `fit` does at its end
         for variable, other in zip(variables, plain, strict=True):
@@ -597,14 +598,21 @@ def test_the_averages_are_evaluated_and_saved_and_the_weights_trained(tmp_path):
     }
     for variable, tested in zip(model.trainable_variables, kept["tested"], strict=True):
         np.testing.assert_array_equal(tested, averages[id(variable)])
-    saved = load_network(run.best_model, spec, dict.fromkeys(spec.task_names, ("a", "b", "c")))
-    pairs = zip(saved.trainable_variables, prepared.plain.trainable_variables, strict=True)
-    for variable, mine in pairs:
-        np.testing.assert_array_equal(variable, averages[id(mine)])
+
+    def assert_averages_are_saved():
+        classes = dict.fromkeys(spec.task_names, ("a", "b", "c"))
+        saved = load_network(run.best_model, spec, classes).trainable_variables
+        for variable, mine in zip(saved, prepared.plain.trainable_variables, strict=True):
+            np.testing.assert_array_equal(variable, averages[id(mine)])
+
+    assert_averages_are_saved()
     # The figures of the selection split are the saved model's.
     scores = model.evaluate(selection, callbacks=[memory], return_dict=True, verbose=0)
     assert scores["loss"] == pytest.approx(progress.history[0]["val_loss"], rel=1e-6)
     assert model.evaluate(selection, verbose=0, return_dict=True)["loss"] == scores["loss"]
+    run.best_model.unlink()
+    memory.on_epoch_end(1, {"loss": 1.0})  # without a selection split
+    assert_averages_are_saved()
     # Asked to stop in a test, it saves the weights.
     noted.append(15)
     with pytest.raises(SystemExit):
