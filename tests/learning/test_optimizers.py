@@ -343,12 +343,13 @@ def test_twenty_steps_as_keras_adamw(decay):
     for step in range(20):
         take_step(optimizer, ours, drawn(ours, step))
         take_step(keras_adamw, theirs, drawn(ours, step))
-    # Weights of about 1: a few units in the last place, of 20 sums.
+    # The kernel takes 1 - 0.999 in float32, 1.3e-5 off, of which the root is in each step:
+    # 20 steps of at most 0.02 are 2.6e-6 off at most.
     for mine, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(mine, other, rtol=0, atol=3e-6)
     for mine, other in zip(optimizer.parts["toy"].variables, keras_adamw.variables, strict=True):
         assert (mine.name, mine.shape, mine.dtype) == (other.name, other.shape, other.dtype)
-        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(mine, other, rtol=0, atol=3e-6)
 
 
 def test_in_double_precision_as_in_numpy():
