@@ -115,6 +115,7 @@ class Checkpointer(keras.callbacks.Callback):
 
     def _save(self, metrics: Sequence[np.ndarray] = ()) -> None:
         synchronise(self.model)
+        self.model.optimizer.use_averages(False)  # in a test they were the weights
         save_checkpoint(self.run.checkpoint, self.prepared.variables, self.progress, metrics)
         self.saved = time.monotonic()
 
@@ -150,6 +151,9 @@ def selection_scores(logs: dict, tasks: tuple[str, ...]) -> dict[str, float]:
 class EpochEnd(keras.callbacks.Callback):
     """The memory of a run: best models, early stopping, plateau reduction, history.
 
+    What is evaluated and saved as a best model are the weights' moving averages, where the
+    optimizer keeps them; what is trained on are the weights.
+
     Args:
         run: where things are written.
         progress: what is kept up to date.
@@ -163,6 +167,9 @@ class EpochEnd(keras.callbacks.Callback):
         self.per_task = per_task
         self.writer = tf.summary.create_file_writer(str(run.logs / "tensorboard"))
 
+    def on_test_begin(self, logs=None):
+        self.model.optimizer.use_averages(True)
+
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
         progress, spec = self.progress, self.run.spec
@@ -172,7 +179,9 @@ class EpochEnd(keras.callbacks.Callback):
         scores = selection_scores(logs, spec.task_names)
         if BEST in scores:
             logs["val_macro_f1"] = scores[BEST]
+        self.model.optimizer.use_averages(True)  # no test, no averages yet
         improved = self._keep_best(scores)
+        self.model.optimizer.use_averages(False)
         logs["improved"] = BEST in improved
         rates = current_rates(self.model.optimizer)
         logs |= {f"{name}_rate": rate for name, rate in rates.items()}

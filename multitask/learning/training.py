@@ -174,11 +174,17 @@ def _check_spec(spec: DataSpec) -> None:
     build_schedule(spec.trunk.schedule, place=spec.place(None, "trunk.schedule"), steps_per_epoch=1)
     for task in spec.tasks:
         build_schedule(task.schedule, place=spec.place(task.name, "schedule"), steps_per_epoch=1)
-    build_balancing(
+    balancing = build_balancing(
         spec.balancing,
         {task.name: task.weight for task in spec.tasks},
         place=spec.place(None, BALANCING),
     )
+    if balancing.needs_second_forward and spec.optimizer.accumulate > 1:
+        raise SpecError(
+            f"{spec.place(None, 'optimizer.accumulate')}: {spec.optimizer.accumulate}: the "
+            f'balancing "{spec.balancing.kind}" learns from what each step changed; leave out one '
+            "of them"
+        )
     wants_cache(spec)
     if spec.mix is not None and contrastive_weights(spec):
         raise SpecError(
@@ -298,6 +304,7 @@ def _train_phase(
         tell(f"Best epoch so far: {progress.best_epoch[BEST]}.")
     if phase == PHASES[0] and run.best_model.is_file():
         return _load_best(run.best_model, spec, table.classes)
+    phase_model.model.optimizer.use_averages(True)
     return phase_model.plain
 
 
