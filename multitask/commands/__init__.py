@@ -1,15 +1,30 @@
 """The commands: flags, and one call into the rooms."""
 
+import importlib.util
 import os
 import sys
 import tempfile
 
+from multitask.spec import InputError
 
-def import_tensorflow() -> None:
+BACKENDS = ("tensorflow", "jax")
+
+
+def import_tensorflow(backend: str = BACKENDS[0]) -> None:
     """Import TensorFlow without its start-up notes, which no setting of its own silences.
 
     They come from C++, on the file descriptor of stderr. Where the import fails they are shown.
+
+    Args:
+        backend: what Keras is to compute with. The input is TensorFlow's with each, and a model
+            file is the same for all.
+
+    Raises:
+        InputError: the backend is not installed.
     """
+    if importlib.util.find_spec(backend) is None:
+        raise InputError(f"--backend={backend}: needs an extra: pip install 'multitask[{backend}]'")
+    os.environ["KERAS_BACKEND"] = backend
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as notes:

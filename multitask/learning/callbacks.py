@@ -128,7 +128,7 @@ class Checkpointer(keras.callbacks.Callback):
 
 def metric_values(model: keras.Model) -> list[np.ndarray]:
     synchronise(model)
-    return [np.array(v) for v in model.metrics_variables]
+    return [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
 
 
 def restore_metrics(model: keras.Model, values: Sequence[np.ndarray]) -> None:

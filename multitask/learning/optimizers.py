@@ -187,7 +187,7 @@ class PartsOptimizer(keras.optimizers.MultiOptimizer):
             return
         for optimizer in self.optimizers:
             for variable, average in optimizer.averaged:
-                value = np.array(variable)
+                value = np.array(ops.convert_to_numpy(variable))
                 variable.assign(average)
                 average.assign(value)
         self.averages_are_in = wanted
