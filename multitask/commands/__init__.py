@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 
-from multitask.spec import InputError
+from multitask.spec import InputError, expected
 
 BACKENDS = ("tensorflow", "jax")
 
@@ -20,8 +20,10 @@ def import_tensorflow(backend: str = BACKENDS[0]) -> None:
             file is the same for all.
 
     Raises:
-        InputError: the backend is not installed.
+        InputError: no such backend, or it is not installed.
     """
+    if backend not in BACKENDS:
+        raise InputError(f'KERAS_BACKEND: "{backend}". {expected(backend, BACKENDS)}')
     if importlib.util.find_spec(backend) is None:
         raise InputError(f"--backend={backend}: needs an extra: pip install 'multitask[{backend}]'")
     os.environ["KERAS_BACKEND"] = backend
