@@ -89,6 +89,12 @@ def test_an_unknown_field_is_named_with_its_place_and_what_is_near(where, place,
     assert allowed == sorted(allowed)
 
 
+@pytest.mark.parametrize("name", ["trunk", "balancing", "contrastive"])
+def test_a_task_may_not_be_called_as_a_part_of_the_engine(name):
+    message = refusal(changed("task.1.name", name))
+    assert message == f'task[1]: name: "{name}" is taken; name it otherwise'
+
+
 def test_a_misspelt_field_is_told_rather_than_that_it_is_missing():
     raw = changed("task.1.train", ABSENT)
     raw["task"][1]["trian"] = "train.csv"
@@ -344,6 +350,10 @@ OVERRIDES = [
     ("contrastive.weight", 0.5),
     ("contrastive.temperature", 0.25),
     ("contrastive.width", 64),
+    ("features.cache", "off"),
+    ("features.views", 3),
+    ("features.dtype", "float32"),
+    ("features.smote", 0.5),
     ("task.weight", 3.0),
     ("task.contrastive_weight", 0.5),
     ("task.class_weight_exponent", 0.5),
