@@ -280,9 +280,7 @@ def spoil(checkpoint, how):
             variables.write_bytes(whole[: len(whole) // 2])
         case "a flipped bit":
             middle = len(whole) // 2
-            variables.write_bytes(
-                whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
-            )
+            variables.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
         case "other progress":
             text = (checkpoint / "progress.json").read_text()
             (checkpoint / "progress.json").write_text(text.replace('"epoch": 4', '"epoch": 5'))
