@@ -307,7 +307,7 @@ def test_a_test_does_not_move_famo():
 
 
 def contrastive_by_hand(labels, embeddings, temperature):
-    """Equation 2 of Khosla et al. 2020, one anchor at a time; the mean over those with positives."""
+    """Equation 2 of Khosla et al. 2020, anchor by anchor; the mean over those with positives."""
     unit = embeddings.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     losses = []
