@@ -242,52 +242,62 @@ HEADS = {
     },
     "map": {"artist": GRU, "style": {"kind": "linear"}, "genre": GRU},
 }
-# Of a weight's largest value, after 2 epochs of 6 steps. Seen: up to 2e-6 and 4e-3.
 BOUNDS = {"float32": 1e-4, "float16": 1e-2}
 
 
 def final_heads(spec, prepared, data_dir, workdir):
-    """Every head's weights after the phase; without a selection split the last epoch is kept."""
+    """The heads after the phase; without a selection split the last epoch is kept."""
     result = train(spec, data_dir, workdir, phase="heads", tell=quiet)
     progress = find_checkpoint(result.run.checkpoint).progress
     assert (progress.epoch, progress.finished) == (2, ["heads"])
-    network = load_network(result.run.best_model, spec, prepared.table.classes)
+    return parts(load_network(result.run.best_model, spec, prepared.table.classes))[1]
+
+
+def weights_of(heads):
+    """What multiplies (kernels, gammas): all weights but those that are 0 at the start.
+
+    A bias between a ReLU that is never off and a BatchNorm has no gradient but for rounding,
+    which Adam scales up to whole steps. Nothing else follows from it but the moving mean.
+    """
     return {
         f"{task}/{w.path}": w.numpy()
-        for task, head in parts(network)[1].items()
-        for w in head.weights
-        if "seed" not in w.path
+        for task, head in heads.items()
+        for w in head.trainable_weights
+        if w.name not in ("bias", "beta")
     }
 
 
-@pytest.mark.parametrize("heads", HEADS)
-def test_the_cached_phase_learns_what_the_uncached_one_does(prepared_data, tmp_path, heads):
+def off(found, want):
+    """The largest difference, of the largest value."""
+    return np.abs(np.asarray(found) - np.asarray(want)).max() / np.abs(want).max()
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_cached_phase_learns_what_the_uncached_one_does(prepared_data, tmp_path, kind):
     """One plain view: the issue's 1e-4 of each weight in float32, and a bound for float16."""
     prepared, spec, _ = prepared_data(selection=0.0, batch_size=4)
-    tasks = [t.model_copy(update={"head": Kind(**HEADS[heads][t.name])}) for t in spec.tasks]
+    tasks = [t.model_copy(update={"head": Kind(**HEADS[kind][t.name])}) for t in spec.tasks]
     spec = changed(spec.model_copy(update={"tasks": tuple(tasks)}), phases__heads__epochs=2)
-    found = {}
+    trained = {}
     for cache, dtype in (("off", "float32"), ("on", "float32"), ("on", "float16")):
         settings = changed(spec, features__cache=cache, features__dtype=dtype)
         workdir = tmp_path / f"{cache}-{dtype}"
-        found[cache, dtype] = final_heads(settings, prepared, tmp_path / "data", workdir)
-    start = new_network(spec, prepared, spec.seed)
-    first = {
-        f"{t}/{w.path}": w.numpy() for t, head in parts(start)[1].items() for w in head.weights
-    }
-    uncached = found.pop(("off", "float32"))
-    moved = 0
-    for (_, dtype), cached in found.items():
-        assert cached.keys() == uncached.keys()
-        worst = 0.0
-        for name, want in uncached.items():
-            scale = np.abs(want).max()
-            worst = max(worst, np.abs(cached[name] - want).max() / scale)
-            if name in first:
-                moved = max(moved, np.abs(first[name] - want).max() / scale)
-        print(f"{heads} {dtype}: {worst:.2g} of a weight's largest value")
+        trained[cache, dtype] = final_heads(settings, prepared, tmp_path / "data", workdir)
+    uncached = trained.pop(("off", "float32"))
+    want = weights_of(uncached)
+    network = new_network(spec, prepared, spec.seed)
+    begin = weights_of(parts(network)[1])
+    moved = min(off(begin[name], want[name]) for name in want)
+    maps = by_trunk(network, images_of(prepared, spec, TRAIN), pooled=False)
+    for (_, dtype), heads in trained.items():
+        found = weights_of(heads)
+        assert found.keys() == want.keys()
+        worst = max(off(found[name], want[name]) for name in want)
+        says = max(off(heads[t](maps), uncached[t](maps)) for t in spec.task_names)
+        print(f"{kind} {dtype}: weights {worst:.1e}, logits {says:.1e}; moved {moved:.1e}")
         assert worst < BOUNDS[dtype]
-    assert moved > 10 * BOUNDS["float16"]  # they have learnt: the bounds mean something
+        assert says < 10 * BOUNDS[dtype]
+    assert moved > 5 * BOUNDS["float32"]  # they have learnt: the bound means something
 
 
 # === Which features are whose ===
