@@ -291,6 +291,8 @@ def _train_phase(
     if BEST in progress.best_epoch:
         tell(f"Best epoch so far: {progress.best_epoch[BEST]}.")
     if phase == PHASES[0] and run.best_model.is_file():
+        # As `_first_network` does: Keras draws the seeds of the heads' dropout anew in loading.
+        keras.utils.set_random_seed(spec.seed)
         return load_network(run.best_model, spec, table.classes)
     return phase_model.plain
 
