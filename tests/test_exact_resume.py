@@ -39,8 +39,8 @@ def assert_same_end(workdir: Path, whole: Path) -> None:
             keras.saving.load_model(folder / "models" / name, compile=False)
             for folder in (workdir, whole)
         )
-        assert len(mine.variables) == len(theirs.variables) > 10
-        for one, other in zip(mine.variables, theirs.variables, strict=True):
+        assert len(mine.weights) == len(theirs.weights) > 10
+        for one, other in zip(mine.weights, theirs.weights, strict=True):
             np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=f"{name}: {one.path}")
     mine, theirs = (find_checkpoint(folder / "checkpoint") for folder in (workdir, whole))
     assert not mine.damaged

@@ -167,4 +167,4 @@ class LabelCount(keras.metrics.Metric):
 
     def result(self):
         # Not the variable: `fit` reads its logs after the test, which counts from 0 again.
-        return ops.convert_to_tensor(self.total)
+        return self.total + 0

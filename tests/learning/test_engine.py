@@ -150,6 +150,17 @@ def test_fit_tells_the_same_means_as_evaluate(half_labelled):
         assert history[f"{task}_labelled"] == [(labels[task] >= 0).sum()] * 2
 
 
+def test_what_is_told_of_training_is_not_of_the_test_after_it(half_labelled):
+    logits, labels = half_labelled
+    data = tf.data.Dataset.from_tensor_slices((logits, labels, weights_of(labels))).batch(7)
+    model = given_logits(CLASSES)
+    history = model.fit(data, validation_data=data.take(1), verbose=0).history
+    alone = given_logits(CLASSES).fit(data, verbose=0).history
+    for name, value in alone.items():
+        assert history[name] == value, name
+    assert history["val_colour_labelled"] == [(labels["colour"][:7] >= 0).sum()]
+
+
 def test_loss_weights_and_no_labels_at_all(half_labelled):
     logits, labels = half_labelled
     labels = labels | {"shape": np.full(24, -1, np.int32)}
