@@ -140,6 +140,28 @@ def tiny_spec():
     return make
 
 
+@pytest.fixture
+def tiny_trunk(monkeypatch):
+    """The name of a trunk of two blocks, laid out as EfficientNet's are, that builds in no time."""
+    import keras
+
+    from multitask.model.trunks import TRUNKS
+
+    def make(weights, include_top, input_shape):
+        inputs = x = keras.Input(input_shape)
+        x = keras.layers.Rescaling(1 / 255, name="rescaling")(x)
+        x = keras.layers.Normalization(name="normalization")(x)
+        for block, filters in (("block1a", 6), ("block2a", 12)):
+            x = keras.layers.Conv2D(filters, 3, strides=4, name=f"{block}_conv")(x)
+            x = keras.layers.BatchNormalization(name=f"{block}_bn")(x)
+            x = keras.layers.Activation("swish", name=f"{block}_activation")(x)
+            x = keras.layers.Dropout(0.2, name=f"{block}_drop")(x)
+        return keras.Model(inputs, x)
+
+    monkeypatch.setitem(TRUNKS, "tiny", make)
+    return "tiny"
+
+
 # === The run whose answers are known ===
 
 

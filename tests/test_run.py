@@ -4,6 +4,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +13,7 @@ from multitask.run import (
     Run,
     check_same_data,
     check_workdir,
+    locked,
     open_run,
     package_versions,
     replacing,
@@ -94,9 +97,9 @@ def test_a_file_is_no_workdir_nor_is_anything_below_it(tmp_path, tiny_spec):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_the_right_to_write_is_refused(tmp_path, tiny_spec):
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0o500)
-    assert refusal(locked / "run", tiny_spec()) == f"{locked} cannot be written to"
+    shut = tmp_path / "shut"
+    shut.mkdir(mode=0o500)
+    assert refusal(shut / "run", tiny_spec()) == f"{shut} cannot be written to"
 
 
 @pytest.mark.parametrize(
@@ -277,3 +280,41 @@ def test_json_is_written_whole_and_as_it_is(tmp_path):
         write_json(path, {"x": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == {"ä": [1, None, "…"]}
     assert names_in(tmp_path) == ["a.json"]
+
+
+# === One at a time ===
+
+HOLDER = """
+import sys
+from pathlib import Path
+from multitask.run import locked
+with locked(Path(sys.argv[1]), lambda: None):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", ["done", "killed"])
+def test_a_lock_is_waited_for_until_its_process_ends(tmp_path, end):
+    path, told = tmp_path / ".lock", []
+    argv = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+
+        def waiting():
+            told.append(other.poll())
+            other.stdin.close() if end == "done" else other.kill()
+
+        with locked(path, waiting):
+            other.wait(10)
+            assert told == [None]  # it was still running
+    with locked(path, lambda: told.append("again")):
+        pass
+    assert told == [None]
+
+
+def test_a_lock_is_released_where_the_block_fails(tmp_path):
+    with pytest.raises(RuntimeError), locked(tmp_path / ".lock", lambda: None):
+        raise RuntimeError
+    with locked(tmp_path / ".lock", lambda: pytest.fail("it is still held")):
+        pass

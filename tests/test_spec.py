@@ -75,6 +75,7 @@ def refusal(raw):
         ("early_stopping.patient", "early_stopping: ", "patient", "patience"),
         ("plateau.factr", "plateau: ", "factr", "factor"),
         ("contrastive.temprature", "contrastive: ", "temprature", "temperature"),
+        ("features.smoot", "features: ", "smoot", "smote"),
         ("task.2.freeze_dept", 'task[2] "genre": ', "freeze_dept", "freeze_depth"),
         ("task.1.augment.flp", 'task[1] "style": augment: ', "flp", "flip"),
     ],
@@ -87,6 +88,12 @@ def test_an_unknown_field_is_named_with_its_place_and_what_is_near(where, place,
     allowed = message[len(start) : message.rindex(". Did")].split(", ")
     assert meant in allowed
     assert allowed == sorted(allowed)
+
+
+@pytest.mark.parametrize("name", ["trunk", "balancing", "contrastive"])
+def test_a_task_may_not_be_called_as_a_part_of_the_engine(name):
+    message = refusal(changed("task.1.name", name))
+    assert message == f'task[1]: name: "{name}" is taken; name it otherwise'
 
 
 def test_a_misspelt_field_is_told_rather_than_that_it_is_missing():
@@ -181,6 +188,10 @@ def test_a_value_of_another_type_is_refused_and_shown(where, value):
         ("contrastive.weight", [-0.1, math.inf], [0, 2]),
         ("contrastive.temperature", [0, -1], [0.01]),
         ("contrastive.width", [0], [1]),
+        ("features.views", [-1], [0, 9]),
+        ("features.smote", [-0.1, 1.1, math.nan], [0, 1]),
+        ("features.cache", ["yes", "auto "], ["auto", "on", "off"]),
+        ("features.dtype", ["float64", "float"], ["float16", "float32"]),
         ("task.0.weight", [-1, math.inf, math.nan], [0, 7]),
         ("task.0.contrastive_weight", [-1, math.inf], [0, 7]),
         ("task.0.class_weight_exponent", [-0.5], [0, 2]),
@@ -344,6 +355,10 @@ OVERRIDES = [
     ("contrastive.weight", 0.5),
     ("contrastive.temperature", 0.25),
     ("contrastive.width", 64),
+    ("features.cache", "off"),
+    ("features.views", 3),
+    ("features.dtype", "float32"),
+    ("features.smote", 0.5),
     ("task.weight", 3.0),
     ("task.contrastive_weight", 0.5),
     ("task.class_weight_exponent", 0.5),

@@ -235,6 +235,8 @@ def _compute(
                 "--cache_features=off"
             )
         folder.mkdir()
+        for split, count in counts.items():
+            np.lib.format.open_memmap(folder / f"{split}.npy", "w+", dtype, (count, *shape)).flush()
     what = "×".join(map(str, shape))
     tell(
         f"Computing the frozen trunk's features, {what} {dtype.name} a picture: "
@@ -251,10 +253,7 @@ def _compute(
         disable=None,
     ) as bar:
         for split, count in counts.items():
-            file = folder / f"{split}.npy"
-            if not file.is_file():
-                np.lib.format.open_memmap(file, "w+", dtype, (count, *shape)).flush()
-            target = np.lib.format.open_memmap(file, "r+")
+            target = np.lib.format.open_memmap(folder / f"{split}.npy", "r+")
             noted = time.monotonic()
             while done[split] < count:
                 view, first = divmod(done[split], rows) if split == TRAIN else (0, done[split])
@@ -309,13 +308,13 @@ def oversample(
     task alone: what another task would say of it nobody knows.
 
     Args:
-        features: [rows or more, channels]; the plain view comes first.
+        features: [rows or more, …]; the plain view comes first. A map is taken as one vector.
         labels: int32 [rows, tasks].
         spec: its `features.smote` and seed.
         tell: shows a line.
 
     Returns:
-        float32 [synthetic, channels] and int32 [synthetic, tasks].
+        float32 [synthetic, …] and int32 [synthetic, tasks].
     """
     made, of = [np.empty((0, *features.shape[1:]), np.float32)], [labels[:0]]
     if spec.features.smote:
@@ -328,13 +327,15 @@ def oversample(
                 rows = known[labels[known, task] == label]
                 other = known[labels[known, task] != label][:1]  # it insists on two classes
                 x = features[np.concatenate([rows, other])].astype(np.float32)
+                x = x.reshape(len(x), -1)
                 y = np.r_[np.ones(len(rows), int), 0]
                 smote = SMOTE(
                     sampling_strategy={1: len(rows) + extra},
                     k_neighbors=min(NEIGHBOURS, len(rows) - 1),
                     random_state=spec.seed,
                 )
-                made.append(smote.fit_resample(x, y)[0][len(x) :].astype(np.float32))
+                new = smote.fit_resample(x, y)[0][len(x) :]
+                made.append(new.astype(np.float32).reshape(extra, *features.shape[1:]))
                 of.append(np.full((extra, labels.shape[1]), MISSING, np.int32))
                 of[-1][:, task] = label
             if wanted:
@@ -353,7 +354,7 @@ def smote_counts(counts: Iterable[int], share: float) -> dict[int, int]:
         share: of the commonest class's, what each is filled up to.
     """
     counts = np.asarray(counts)
-    target = int(share * counts.max())
+    target = int(share * counts.max(initial=0))
     return {
         int(label): int(target - counts[label])
         for label in np.flatnonzero((counts > 1) & (counts < target))

@@ -206,7 +206,7 @@ def test_train_says_how_to_go_on(capsys, monkeypatch):
     monkeypatch.setattr(train, "main", lambda values, left: os.kill(os.getpid(), signal.SIGTERM))
     status, _, err = stopped(capsys, "train")
     assert status == 143
-    assert err == "terminated; the same command goes on after the last finished epoch\n"
+    assert err == "terminated; the same command goes on from there\n"
 
 
 def test_a_failed_run_is_one_line_and_status_1(capsys, command):

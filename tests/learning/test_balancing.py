@@ -123,10 +123,10 @@ def test_its_variables_are_the_models_and_come_back(tmp_path, kind, names, train
     assert len(model.trainable_variables) == 2 + trainable
     for index, variable in enumerate(balancing.variables):
         variable.assign(np.full(variable.shape, index + 0.5))
-    save_checkpoint(tmp_path / "checkpoint", model, Progress(epoch=1))
+    save_checkpoint(tmp_path / "checkpoint", model.variables, Progress(epoch=1))
     model.save_weights(tmp_path / "model.weights.h5")
     for restore in (
-        lambda new: restore_variables(tmp_path / "checkpoint", new),
+        lambda new: restore_variables(tmp_path / "checkpoint" / "000001", new.variables),
         lambda new: new.load_weights(tmp_path / "model.weights.h5"),
     ):
         again = prepared()

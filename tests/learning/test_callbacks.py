@@ -1,5 +1,10 @@
 """The memory of a run, driven with logs made by hand."""
 
+import os
+import signal
+import threading
+import time
+
 import keras
 import numpy as np
 import pandas as pd
@@ -7,13 +12,15 @@ import pytest
 
 from multitask.learning import callbacks
 from multitask.learning.callbacks import (
+    Checkpointer,
     Console,
     EpochEnd,
     StopOnNonFinite,
+    noting_signals,
     save_model,
     selection_scores,
 )
-from multitask.learning.checkpoints import Progress, load_progress
+from multitask.learning.checkpoints import Progress, find_checkpoint
 from multitask.learning.phases import prepare_phase
 from multitask.model.heads import build_head
 from multitask.model.network import connect, parts
@@ -65,14 +72,14 @@ class Driver:
             plateau=self.progress.plateau,
         )
         self.run = Run(workdir, spec, workdir)
-        self.callback = EpochEnd(
-            self.run,
-            self.progress,
-            self.prepared.plain,
-            self.prepared.plateau,
-            per_task=per_task,
+        epoch_end = EpochEnd(self.run, self.progress, self.prepared, per_task=per_task)
+        self.noted = []
+        checkpointer = Checkpointer(
+            self.run, self.progress, self.prepared, minutes=10.0, noted=self.noted
         )
-        self.callback.set_model(self.prepared.model)
+        self.callbacks = [epoch_end, checkpointer]  # in the order in which training has them
+        for callback in self.callbacks:
+            callback.set_model(self.prepared.model)
         self.prepared.model.stop_training = False
 
     def epoch(self, colour=None, shape=None):
@@ -84,7 +91,8 @@ class Driver:
         for task, score in (("colour", colour), ("shape", shape)):
             logs[f"val_{task}_labelled"] = 0.0 if score is None else 5.0
             logs[f"val_{task}_macro_f1"] = 0.0 if score is None else score
-        self.callback.on_epoch_end(self.progress.phase_epoch, logs)
+        for callback in self.callbacks:
+            callback.on_epoch_end(self.progress.phase_epoch, logs)
         return logs
 
     @property
@@ -183,7 +191,7 @@ def test_patience_is_counted_over_the_phases(tmp_path):
     driver = Driver(tmp_path, patience=3)
     driver.epoch(0.5, 0.5)
     driver.epoch(0.4, 0.4)
-    progress = load_progress(driver.run.checkpoint)
+    progress = find_checkpoint(driver.run.checkpoint).progress
     progress.phase, progress.phase_epoch = "finetune", 0
     driver = Driver(tmp_path, progress, patience=3)
     driver.epoch(0.4, 0.4)
@@ -206,7 +214,7 @@ def test_plateau_reduction(tmp_path):
     assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 1e-3, 1e-3, 1e-3, 5e-4])
     assert driver.progress.plateau == pytest.approx(0.05)
     assert driver.progress.plateau_waited == 1
-    assert load_progress(driver.run.checkpoint) == driver.progress
+    assert find_checkpoint(driver.run.checkpoint).progress == driver.progress
 
 
 # === What is written ===
@@ -224,7 +232,7 @@ def test_history_and_checkpoint_of_each_epoch(tmp_path):
     assert history["loss"].tolist() == pytest.approx([1, 1 / 2, 1 / 3])
     assert set(driver.progress.best) == {"macro_f1", "colour"}
     assert not driver.run.best_model_of("shape").exists()
-    assert load_progress(driver.run.checkpoint) == driver.progress
+    assert find_checkpoint(driver.run.checkpoint).progress == driver.progress
     assert len(driver.progress.history) == 3
     assert list((driver.run.logs / "tensorboard").iterdir())
 
@@ -248,14 +256,24 @@ def test_a_model_is_written_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.parametrize("loss", [NAN, float("inf"), np.float32("-inf")])
 def test_a_loss_that_is_not_finite_names_the_step(loss):
-    callback = StopOnNonFinite()
-    callback.on_train_begin()
-    callback.on_epoch_begin(2)
+    progress = Progress("heads", phase_epoch=2)
+    callback = StopOnNonFinite(progress)
     callback.on_train_batch_end(0, {"loss": 1e30})
     callback.on_train_batch_end(15, {"loss": 0.0})
+    # After a start in the middle of an epoch, `fit` counts batches from 0 again.
+    progress.step = 16
     with pytest.raises(RunError, match="at step 17 of epoch 3;") as error:
-        callback.on_train_batch_end(16, {"loss": loss})
+        callback.on_train_batch_end(1, {"loss": loss})
     assert "\n" not in str(error.value)
+
+
+class CountSteps(keras.callbacks.Callback):
+    def __init__(self, progress):
+        super().__init__()
+        self.progress = progress
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.progress.step += 1
 
 
 def test_it_stops_fit():
@@ -264,15 +282,18 @@ def test_it_stops_fit():
     model.compile("sgd", "mse", run_eagerly=True)
     x = np.ones((4, 1), np.float32)
     x[2] = NAN
+    progress = Progress("heads")
+    callbacks = [StopOnNonFinite(progress), CountSteps(progress)]
     with pytest.raises(RunError, match="the loss is nan at step 3 of epoch 1"):
-        model.fit(x, x, batch_size=1, shuffle=False, verbose=0, callbacks=[StopOnNonFinite()])
+        model.fit(x, x, batch_size=1, shuffle=False, verbose=0, callbacks=callbacks)
 
 
 # === The line of an epoch ===
 
 
 def test_the_line_of_an_epoch(capsys, monkeypatch):
-    clock = iter([10.0, 12.0, 20.0, 21.0])  # begin, first step, last step, end
+    # Begin; the first step, twice; the others; end.
+    clock = iter([10.0, 12.0, 12.0, 14.0, 16.0, 18.0, 20.0, 21.0])
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
     console = Console(Progress(phase="heads"), TASKS, steps=5, pictures=100)
     console.set_params({"epochs": 7})
@@ -289,3 +310,144 @@ def test_the_line_of_an_epoch(capsys, monkeypatch):
         "heads 2/7       loss 0.2500  colour 0.750/0.500 → 1.000/0.500  "
         "shape 0.000/0.000 → n/a  selection F1 0.500 *  10 images/s, 11 s\n"
     )
+
+
+def test_the_line_of_an_epoch_that_was_gone_on_with(capsys, monkeypatch):
+    clock = iter([10.0, 12.0, 12.0, 16.0, 20.0, 21.0])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    console = Console(Progress("finetune", step=2), (), steps=5, pictures=100)
+    console.set_params({"epochs": 2})
+    console.on_epoch_begin(1)
+    for batch in range(3):
+        console.on_train_batch_end(batch, {"loss": 0.5})
+    console.on_epoch_end(1, {"loss": 0.25})
+    # Of the 3 steps that were left, 2 are timed: 40 pictures in 8 s.
+    assert capsys.readouterr().out == "finetune 2/2    loss 0.2500  5 images/s, 11 s\n"
+
+
+def test_the_line_of_an_epoch_of_which_its_end_was_left(capsys):
+    console = Console(Progress("heads", step=5), (), steps=5, pictures=100)
+    console.set_params({"epochs": 2})
+    console.on_epoch_begin(0)
+    console.on_epoch_end(0, {"loss": 0.25})
+    assert capsys.readouterr().out == "heads 1/2       loss 0.2500  0 s\n"
+
+
+# === Checkpoints ===
+
+
+class Saves:
+    """Which (epoch, step) were saved, and a clock that each step moves on."""
+
+    def __init__(self, driver, monkeypatch):
+        self.progress, self.times, self.now = driver.progress, [], 0.0
+        monkeypatch.setattr(callbacks.time, "monotonic", lambda: self.now)
+        original = callbacks.save_checkpoint
+
+        def save(folder, variables, progress, metrics=()):
+            original(folder, variables, progress, metrics)
+            self.times.append((progress.phase_epoch, progress.step))
+
+        monkeypatch.setattr(callbacks, "save_checkpoint", save)
+
+
+def test_a_checkpoint_every_so_many_minutes_and_at_each_epochs_end(tmp_path, monkeypatch):
+    driver = Driver(tmp_path)
+    saves = Saves(driver, monkeypatch)
+    checkpointer = driver.callbacks[1]
+    checkpointer.saved = 0.0
+    for _ in range(2):
+        for batch in range(5):
+            saves.now += 241.0  # four minutes and a second
+            checkpointer.on_train_batch_end(batch, {"loss": 1.0})
+        driver.epoch(0.5, 0.5)
+    # 10 minutes are over after the third step; the clock starts anew at each checkpoint.
+    assert saves.times == [(0, 3), (1, 0), (1, 3), (2, 0)]
+    found = find_checkpoint(driver.run.checkpoint)
+    assert found.progress == driver.progress
+    assert (found.progress.epoch, found.progress.step) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "raised", "code"),
+    [(signal.SIGTERM, SystemExit, 143), (signal.SIGINT, KeyboardInterrupt, None)],
+)
+@pytest.mark.parametrize("when", ["step", "test", "epoch"])
+def test_a_signal_is_obeyed_after_a_checkpoint(when, number, raised, code, tmp_path):
+    """In a step and in the test it is noted; what is whole then is saved."""
+    driver = Driver(tmp_path)
+    checkpointer = driver.callbacks[1]
+    metric = driver.prepared.model.metrics[0]
+    with noting_signals() as noted:
+        checkpointer.noted = noted
+        checkpointer.on_train_batch_end(0, {"loss": 1.0})
+        metric.update_state(2.5)
+        checkpointer.on_train_batch_end(1, {"loss": 1.0})
+        if when == "test":
+            checkpointer.on_test_begin()
+            metric.reset_state()  # as `evaluate` does
+        os.kill(os.getpid(), number)
+        assert noted == [number]
+        with pytest.raises(raised) as caught:
+            if when == "step":
+                checkpointer.on_train_batch_end(2, {"loss": 1.0})
+            elif when == "test":
+                checkpointer.on_test_batch_end(0)
+            else:
+                driver.epoch(0.5, 0.5)
+    if code:
+        assert caught.value.code == code
+    found = find_checkpoint(driver.run.checkpoint)
+    step = {"step": 3, "test": 2, "epoch": 0}[when]
+    assert (found.progress.step, found.progress.phase_epoch) == (step, int(when == "epoch"))
+    metrics = driver.prepared.restore(found.folder)
+    if when == "epoch":
+        assert metrics == []
+    else:  # those of training, not of the test
+        restored = Driver(tmp_path / "again").prepared.model
+        callbacks.restore_metrics(restored, metrics)
+        assert float(restored.metrics[0].result()) == 2.5
+
+
+def test_metrics_are_put_back_where_an_epoch_is_gone_on_with(tmp_path):
+    driver = Driver(tmp_path)
+    model = driver.prepared.model
+    model.metrics[0].update_state(2.5)
+    model.metrics[0].update_state(1.5)
+    kept = callbacks.metric_values(model)
+    model.reset_metrics()
+    for step, want in [(0, 0.0), (2, 2.0)]:
+        progress = Progress("heads", step=step)
+        checkpointer = Checkpointer(
+            driver.run, progress, driver.prepared, minutes=1, noted=[], metrics=kept
+        )
+        checkpointer.set_model(model)
+        checkpointer.on_epoch_begin(0)
+        assert float(model.metrics[0].result()) == want
+
+
+def test_a_second_signal_is_obeyed_at_once_and_the_handlers_come_back():
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.raises(KeyboardInterrupt), noting_signals() as noted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert noted == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert noted == [signal.SIGINT]
+    assert {n: signal.getsignal(n) for n in before} == before
+    with noting_signals() as noted:
+        assert noted == []
+    assert {n: signal.getsignal(n) for n in before} == before
+
+
+def test_in_another_thread_no_signal_is_asked_for():
+    found = []
+
+    def work():
+        with noting_signals() as noted:
+            found.append(noted)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [[]]

@@ -1,6 +1,5 @@
 """Losses and metrics against loops in NumPy and against scikit-learn."""
 
-import keras
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -13,7 +12,6 @@ from multitask.learning.losses import (
     MacroF1,
     MaskedLoss,
     build_losses,
-    build_metrics,
     cross_entropy,
     focal_loss,
 )
@@ -166,144 +164,27 @@ def test_gradient_is_the_slope(gamma):
         assert gradient[row, column] == pytest.approx(slope, rel=1e-3, abs=1e-6)
 
 
-# === Under compile and evaluate ===
-
-
-def two_outputs(classes):
-    """Logits that are the input itself, for each task."""
-    inputs = {task: keras.Input((count,), name=f"{task}_in") for task, count in classes.items()}
-    return keras.Model(
-        {f"{task}_in": tensor for task, tensor in inputs.items()},
-        {task: keras.layers.Identity(name=task)(tensor) for task, tensor in inputs.items()},
-    )
-
-
-def evaluated(classes, losses, logits, labels, *, loss_weights=None, batch_size=6):
-    model = two_outputs(classes)
-    model.compile(
-        optimizer="sgd",
-        loss=losses,
-        loss_weights=loss_weights,
-        weighted_metrics=build_metrics(classes),
-        jit_compile=False,
-    )
-    weights = {task: (y >= 0).astype(np.float32) for task, y in labels.items()}
-    data = tf.data.Dataset.from_tensor_slices(
-        ({f"{task}_in": x for task, x in logits.items()}, labels, weights)
-    ).batch(batch_size)
-    return model.evaluate(data, return_dict=True, verbose=0)
-
-
-@pytest.fixture(scope="module")
-def half_labelled():
-    """24 examples of two tasks; half and a quarter of the labels are there."""
-    rng = np.random.default_rng(3)
-    classes = {"colour": 5, "shape": 3}
-    logits = {t: rng.normal(scale=2, size=(24, n)).astype(np.float32) for t, n in classes.items()}
-    labels = {t: rng.integers(0, n, 24).astype(np.int32) for t, n in classes.items()}
-    labels["colour"][::2] = -1
-    labels["shape"][np.arange(24) % 4 > 0] = -1
-    return classes, logits, labels
-
-
-def test_evaluate_gives_the_mean_over_the_labelled(half_labelled):
-    classes, logits, labels = half_labelled
-    weights = {"colour": CLASS_WEIGHTS, "shape": np.array([0.5, 1, 1.5], np.float32)}
-    spec = make_spec(colour={"kind": "focal", "gamma": 2.0, "alpha": 0.25}, shape={"kind": "focal"})
-    result = evaluated(
-        classes,
-        build_losses(spec, weights),
-        logits,
-        labels,
-        loss_weights={"colour": 0.3, "shape": 2.0},
-    )
-    means = {}
-    for task in classes:
-        known = labels[task] >= 0
-        means[task] = focal_by_hand(
-            labels[task][known],
-            logits[task][known],
-            weights[task],
-            gamma=2.0,
-            alpha=0.25,
-            label_smoothing=0.0,
-        ).mean()
-        answers = logits[task].argmax(1)
-        assert result[f"{task}_labelled"] == known.sum()
-        assert result[f"{task}_top1"] == pytest.approx(
-            sklearn.metrics.accuracy_score(labels[task][known], answers[known])
-        )
-        assert result[f"{task}_macro_f1"] == pytest.approx(
-            sklearn.metrics.f1_score(
-                labels[task][known],
-                answers[known],
-                labels=np.unique(labels[task][known]),
-                average="macro",
-                zero_division=0,
-            )
-        )
-    # Each batch of 6 has 3 labelled colours, so that the mean of the batches' means is the mean.
-    assert (labels["colour"].reshape(4, 6) >= 0).sum(1).tolist() == [3, 3, 3, 3]
-    assert result["colour_loss"] == pytest.approx(means["colour"], rel=1e-4)
-    one_batch = evaluated(classes, build_losses(spec, weights), logits, labels, batch_size=24)
-    for task, mean in means.items():
-        assert one_batch[f"{task}_loss"] == pytest.approx(mean, rel=1e-4)
-    assert one_batch["loss"] == pytest.approx(sum(means.values()), rel=1e-4)
-
-
-def test_loss_weights_and_no_labels_at_all(half_labelled):
-    classes, logits, labels = half_labelled
-    labels = labels | {"shape": np.full(24, -1, np.int32)}
-    spec = make_spec(colour={"kind": "cross_entropy"}, shape={"kind": "focal"})
-    weights = {task: np.ones(n, np.float32) for task, n in classes.items()}
-    result = evaluated(
-        classes,
-        build_losses(spec, weights),
-        logits,
-        labels,
-        loss_weights={"colour": 0.3, "shape": 2.0},
-        batch_size=24,
-    )
-    known = labels["colour"] >= 0
-    p = np.exp(logits["colour"].astype(np.float64))
-    p /= p.sum(1, keepdims=True)
-    mean = sklearn.metrics.log_loss(labels["colour"][known], p[known], labels=range(5))
-    assert result["loss"] == pytest.approx(0.3 * mean, rel=1e-4)
-    assert result["shape_loss"] == 0
-    assert result["shape_labelled"] == 0
-    assert result["shape_macro_f1"] == 0
-
-
-def test_one_task_alone_keeps_its_name_in_the_logs():
-    labels = np.array([0, -1, 2, 1], np.int32)
-    logits = np.eye(3, dtype=np.float32)[[0, 1, 1, 1]]
-    spec = make_spec(colour={"kind": "cross_entropy"})
-    losses = build_losses(spec, {"colour": np.ones(3, np.float32)})
-    result = evaluated({"colour": 3}, losses, {"colour": logits}, {"colour": labels}, batch_size=4)
-    assert result["colour_labelled"] == 3
-    assert result["colour_top1"] == pytest.approx(2 / 3)
-    # Class 0 found; class 1 found with one false; class 2 not found.
-    assert result["colour_macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+# === Masked means ===
 
 
 @pytest.mark.parametrize("count", [1, 12])
 def test_masked_loss_of_a_batch_without_labels_is_0(count):
-    loss = MaskedLoss(focal_loss, ONES, {"gamma": 2.0, "alpha": 0.25}, "colour")
+    loss = MaskedLoss(focal_loss, ONES, {"gamma": 2.0, "alpha": 0.25})
     logits = tf.constant(LOGITS[:count])
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        value = loss(np.full(count, -1), logits, sample_weight=np.zeros(count))
+        value = loss(np.full(count, -1), logits, np.zeros(count))
     assert float(value) == 0
     assert (tape.gradient(value, logits).numpy() == 0).all()
 
 
 def test_one_rare_label_keeps_its_class_weight():
     # Were class weights sample weights, they would cancel out in a batch of one label.
-    loss = MaskedLoss(cross_entropy, CLASS_WEIGHTS, {}, "colour")
+    loss = MaskedLoss(cross_entropy, CLASS_WEIGHTS, {})
     labels, weight = np.array([-1, 1, -1]), np.array([0.0, 1, 0])
-    plain = MaskedLoss(cross_entropy, ONES, {}, "colour")
-    got = float(loss(labels, LOGITS[:3], sample_weight=weight))
-    assert got == pytest.approx(2 * float(plain(labels, LOGITS[:3], sample_weight=weight)))
+    plain = MaskedLoss(cross_entropy, ONES, {})
+    got = float(loss(labels, LOGITS[:3], weight))
+    assert got == pytest.approx(2 * float(plain(labels, LOGITS[:3], weight)))
 
 
 # === From a spec ===
@@ -349,7 +230,7 @@ def test_options_reach_the_loss():
         want = focal_by_hand(
             LABELS, LOGITS, weights, gamma=gamma, alpha=alpha, label_smoothing=smoothing
         )[known].mean()
-        got = float(losses[task](LABELS, LOGITS, sample_weight=known.astype(np.float32)))
+        got = float(losses[task](LABELS, LOGITS, known.astype(np.float32)))
         assert got == pytest.approx(want, rel=1e-5)
     assert set(LOSSES) == {"focal", "cross_entropy"}
 

@@ -1,0 +1,696 @@
+"""Cached features: those of the trunk on the very pictures, in the very order; SMOTE by hand."""
+
+import contextlib
+import itertools
+import json
+import shutil
+import sys
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from multitask.data.pipeline import evaluation_dataset, training_dataset
+from multitask.data.records import prepare
+from multitask.data.sampling import epoch_rows
+from multitask.data.table import SELECTION, TRAIN
+from multitask.learning import features
+from multitask.learning.checkpoints import find_checkpoint
+from multitask.learning.features import (
+    cache_features,
+    feature_shape,
+    fingerprint,
+    oversample,
+    smote_counts,
+    synthetic_rows,
+    wants_cache,
+)
+from multitask.learning.training import train
+from multitask.model.network import build_network, load_network, parts
+from multitask.run import locked
+from multitask.spec import MISSING, InputError, Kind, override
+
+STRONG = {"flip": True, "brightness": 0.3, "contrast": [0.5, 1.5], "crop": [0.5, 0.9]}
+PICTURES, TRAINED, HELD = 25, 18, 7
+GRU = {"kind": "gru", "units": 3}
+
+
+def quiet(line):
+    pass
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """Records that a test has made, for the others."""
+    return tmp_path_factory.mktemp("records")
+
+
+@pytest.fixture
+def prepared_data(tiny_data, tiny_spec, tiny_trunk, shelf):
+    """A function: fields of the spec -> (prepared records, spec, network)."""
+
+    def make(*, augment=None, head=None, seed=0, **fields):
+        data = tiny_data(
+            rows={
+                "style_train": [(f"Dots/{i:02}.jpg", i % 3) for i in range(PICTURES)],
+                "genre_train": [(f"Dots/{i:02}.jpg", i % 2) for i in range(PICTURES) if i % 3],
+                "artist_train": [(f"Dots/{i:02}.jpg", i % 2) for i in range(0, PICTURES, 3)],
+            }
+        )
+        of_tasks = {"augment": augment or {}, "head": head or {"kind": "linear"}}
+        settings = {"selection": 0.25, "features": {"cache": "on", "dtype": "float32"}} | fields
+        spec = tiny_spec(of_tasks=of_tasks, **settings)
+        trunk = spec.trunk.model_copy(update={"name": tiny_trunk})
+        spec = spec.model_copy(update={"trunk": trunk})
+        shutil.copytree(shelf, data / "records" / "multitask")
+        prepared = prepare(spec, data, progress=False, tell=quiet)
+        if prepared.fresh:
+            shutil.copytree(prepared.folder.parents[1], shelf, dirs_exist_ok=True)
+        return prepared, spec, new_network(spec, prepared, seed)
+
+    return make
+
+
+def new_network(spec, prepared, seed=0):
+    keras.utils.set_random_seed(seed)
+    return build_network(spec, prepared.table.classes)
+
+
+def changed(spec, **fields):
+    """A spec with some of its fields replaced, e.g. features__views=2."""
+    changes = {name: (name.replace("__", "."), value) for name, value in fields.items()}
+    return override(spec, changes)
+
+
+def by_trunk(network, images, *, pooled=True):
+    """What the trunk gives, by Keras' `predict`; pooled by NumPy."""
+    maps = parts(network)[0].predict(images, verbose=0)
+    return maps.mean(axis=(1, 2)) if pooled else maps
+
+
+def images_of(prepared, spec, split):
+    batches = evaluation_dataset(prepared, spec, split=split).as_numpy_iterator()
+    return np.concatenate([image for image, *_ in batches])
+
+
+def augmented(prepared, spec, epoch):
+    """Each row's picture as the uncached training has it in an epoch, in the order of the rows."""
+    steps = -(-TRAINED // spec.batch_size)
+    batches = training_dataset(prepared, spec, first_epoch=epoch).take(steps)
+    images = np.concatenate([image for image, *_ in batches.as_numpy_iterator()])
+    labels = prepared.table.labels[prepared.table.rows(TRAIN)]
+    order = epoch_rows(labels, spec)(tf.constant(epoch, tf.int64)).numpy()
+    return images[np.argsort(order)]
+
+
+def folders(prepared):
+    above = prepared.folder.parents[2] / "features"
+    return sorted(path for path in above.iterdir() if path.is_dir())
+
+
+# === What is stored ===
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("head", [None, GRU], ids=["pooled", "map"])
+def test_features_are_the_trunks_of_the_very_pictures(prepared_data, head, dtype):
+    options = {"cache": "on", "dtype": dtype}
+    prepared, spec, network = prepared_data(augment=STRONG, head=head, features=options)
+    cached = cache_features(network, prepared, spec, tell=quiet)
+    for split, count, stored in (
+        (TRAIN, TRAINED, cached.train),
+        (SELECTION, HELD, cached.selection),
+    ):
+        want = by_trunk(network, images_of(prepared, spec, split), pooled=head is None)
+        assert stored.shape == want.shape == (count, *feature_shape(network))
+        assert stored.shape[1:] == ((12,) if head is None else (2, 2, 12))
+        assert stored.dtype == dtype
+        exact = np.abs(want).max() * 1e-6
+        # float16 keeps 11 bits: it is off by up to 2^-11 of a value.
+        rounding = np.abs(want) * 2.0**-11 if dtype == "float16" else 0
+        assert (np.abs(stored.astype(np.float64) - want) <= exact + rounding).all()
+        assert want.std(axis=0).min() > 1e-3  # no two pictures are alike
+    np.testing.assert_array_equal(cached.labels, prepared.table.labels[prepared.table.rows(TRAIN)])
+
+
+def test_view_0_is_plain_and_view_v_is_epoch_v_minus_1(prepared_data):
+    options = {"cache": "on", "views": 2, "dtype": "float32"}
+    prepared, spec, network = prepared_data(augment=STRONG, features=options)
+    cached = cache_features(network, prepared, spec, tell=quiet)
+    assert (cached.views, len(cached.train)) == (3, 3 * TRAINED)
+    plain = by_trunk(network, images_of(prepared, spec, TRAIN))
+    views = [plain, *(by_trunk(network, augmented(prepared, spec, v)) for v in (0, 1))]
+    np.testing.assert_allclose(cached.train, np.concatenate(views), rtol=1e-5, atol=1e-6)
+    assert all(np.abs(a - b).max() > 0.01 for a, b in itertools.combinations(views, 2))
+    # What is chosen by is never augmented.
+    want = by_trunk(network, images_of(prepared, spec, SELECTION))
+    np.testing.assert_allclose(cached.selection, want, rtol=1e-5, atol=1e-6)
+
+
+# === Batches ===
+
+
+def epochs(dataset, count, batch_size=5):
+    """[epoch][step] -> (x, labels, weights)."""
+    steps = -(-TRAINED // batch_size)
+    batches = list(dataset.take(steps * count).as_numpy_iterator())
+    return [batches[i * steps : (i + 1) * steps] for i in range(count)]
+
+
+def assert_same(first, second):
+    assert len(first) == len(second) > 0
+    for (x, labels, weights), (x2, labels2, weights2) in zip(first, second, strict=True):
+        np.testing.assert_array_equal(x, x2)
+        assert list(labels) == list(labels2) == list(weights) == list(weights2)
+        for task in labels:
+            np.testing.assert_array_equal(labels[task], labels2[task])
+            np.testing.assert_array_equal(weights[task], weights2[task])
+
+
+@pytest.mark.parametrize("sampler", [None, {"kind": "balanced"}])
+def test_rows_labels_and_weights_come_as_in_the_uncached_training(prepared_data, sampler):
+    prepared, spec, network = prepared_data(sampler=sampler, seed=3)
+    cached = cache_features(network, prepared, spec, tell=quiet)
+    mine = cached.training_dataset(spec).take(9).as_numpy_iterator()
+    theirs = training_dataset(prepared, spec).take(9).as_numpy_iterator()
+    for (x, labels, weights), (images, labels2, weights2) in zip(mine, theirs, strict=True):
+        want = by_trunk(network, images)
+        np.testing.assert_allclose(x, want, rtol=1e-5, atol=1e-6)
+        assert x.dtype == np.float32
+        for task in spec.task_names:
+            np.testing.assert_array_equal(labels[task], labels2[task])
+            np.testing.assert_array_equal(weights[task], weights2[task])
+            assert (labels[task].dtype, weights[task].dtype) == (np.int32, np.float32)
+
+
+def test_the_selection_split_comes_in_its_order(prepared_data):
+    prepared, spec, network = prepared_data(augment=STRONG)
+    cached = cache_features(network, prepared, spec, tell=quiet)
+    mine = list(cached.selection_dataset(spec).as_numpy_iterator())
+    theirs = evaluation_dataset(prepared, spec, split=SELECTION).as_numpy_iterator()
+    images, labels, weights = zip(*theirs, strict=True)
+    assert [len(x) for x, *_ in mine] == [5, 2]
+    np.testing.assert_array_equal(np.concatenate([x for x, *_ in mine]), cached.selection)
+    for step, (x, labels2, weights2) in enumerate(mine):
+        want = by_trunk(network, images[step])
+        np.testing.assert_allclose(x, want, rtol=1e-5, atol=1e-6)
+        for task in spec.task_names:
+            np.testing.assert_array_equal(labels[step][task], labels2[task])
+            np.testing.assert_array_equal(weights[step][task], weights2[task])
+
+
+def test_a_start_at_any_step_gives_what_an_unbroken_run_has_there(prepared_data):
+    options = {"cache": "on", "views": 1}
+    prepared, spec, network = prepared_data(augment=STRONG, features=options)
+    cached = cache_features(network, prepared, spec, tell=quiet)
+    whole = list(cached.training_dataset(spec).take(12).as_numpy_iterator())
+    assert [len(x) for x, *_ in whole] == [5, 5, 5, 3] * 3
+    for epoch, step in itertools.product(range(2), range(4)):
+        late = cached.training_dataset(spec, first_epoch=epoch, first_step=step)
+        late = list(late.take(12 - 4 * epoch - step).as_numpy_iterator())
+        assert_same(late, whole[4 * epoch + step :])
+
+
+def test_every_view_of_a_picture_comes_once_in_as_many_epochs(prepared_data):
+    options = {"cache": "on", "views": 2, "dtype": "float32"}
+    prepared, spec, network = prepared_data(augment=STRONG, features=options)
+    cached = cache_features(network, prepared, spec, tell=quiet)
+    place_of = {row.tobytes(): place for place, row in enumerate(np.asarray(cached.train))}
+    assert len(place_of) == 3 * TRAINED  # no two views are alike
+    seen = []
+    for epoch in epochs(cached.training_dataset(spec), 6):
+        places = [place_of[row.tobytes()] for x, *_ in epoch for row in x]
+        assert sorted(place % TRAINED for place in places) == list(range(TRAINED))
+        seen.append({place % TRAINED: place // TRAINED for place in places})
+    for row in range(TRAINED):
+        views = [epoch[row] for epoch in seen]
+        assert sorted(views[:3]) == [0, 1, 2]
+        assert views[3:] == views[:3]
+    # An epoch is no single view of all pictures, which would make its loss jump.
+    assert all(len(set(epoch.values())) == 3 for epoch in seen)
+
+
+# === Against the uncached phase ===
+
+HEADS = {
+    "pooled": {
+        "artist": {"kind": "dense_stack", "units": [16, 8], "dropout": [0.3, 0.2]},
+        "style": {"kind": "residual_se", "units": 16, "residual_units": 8, "se_units": 4},
+        "genre": {"kind": "linear", "dropout": 0.2},
+    },
+    "map": {"artist": GRU, "style": {"kind": "linear"}, "genre": GRU},
+}
+BOUNDS = {"float32": 1e-4, "float16": 1e-2}
+
+
+def final_heads(spec, prepared, data_dir, workdir):
+    """The heads after the phase; without a selection split the last epoch is kept."""
+    result = train(spec, data_dir, workdir, phase="heads", tell=quiet)
+    progress = find_checkpoint(result.run.checkpoint).progress
+    assert (progress.epoch, progress.finished) == (2, ["heads"])
+    return parts(load_network(result.run.best_model, spec, prepared.table.classes))[1]
+
+
+def weights_of(heads):
+    """What multiplies (kernels, gammas): all weights but those that are 0 at the start.
+
+    A bias between a ReLU that is never off and a BatchNorm has no gradient but for rounding,
+    which Adam scales up to whole steps. Nothing else follows from it but the moving mean.
+    """
+    return {
+        f"{task}/{w.path}": w.numpy()
+        for task, head in heads.items()
+        for w in head.trainable_weights
+        if w.name not in ("bias", "beta")
+    }
+
+
+def off(found, want):
+    """The largest difference, of the largest value."""
+    return np.abs(np.asarray(found) - np.asarray(want)).max() / np.abs(want).max()
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_cached_phase_learns_what_the_uncached_one_does(prepared_data, tmp_path, kind):
+    """One plain view: the issue's 1e-4 of each weight in float32, and a bound for float16."""
+    prepared, spec, _ = prepared_data(selection=0.0, batch_size=4)
+    tasks = [t.model_copy(update={"head": Kind(**HEADS[kind][t.name])}) for t in spec.tasks]
+    spec = changed(spec.model_copy(update={"tasks": tuple(tasks)}), phases__heads__epochs=2)
+    trained = {}
+    for cache, dtype in (("off", "float32"), ("on", "float32"), ("on", "float16")):
+        settings = changed(spec, features__cache=cache, features__dtype=dtype)
+        workdir = tmp_path / f"{cache}-{dtype}"
+        trained[cache, dtype] = final_heads(settings, prepared, tmp_path / "data", workdir)
+    uncached = trained.pop(("off", "float32"))
+    want = weights_of(uncached)
+    network = new_network(spec, prepared, spec.seed)
+    begin = weights_of(parts(network)[1])
+    moved = min(off(begin[name], want[name]) for name in want)
+    maps = by_trunk(network, images_of(prepared, spec, TRAIN), pooled=False)
+    for (_, dtype), heads in trained.items():
+        found = weights_of(heads)
+        assert found.keys() == want.keys()
+        worst = max(off(found[name], want[name]) for name in want)
+        says = max(off(heads[t](maps), uncached[t](maps)) for t in spec.task_names)
+        print(f"{kind} {dtype}: weights {worst:.1e}, logits {says:.1e}; moved {moved:.1e}")
+        assert worst < BOUNDS[dtype]
+        assert says < 10 * BOUNDS[dtype]
+    assert moved > 5 * BOUNDS["float32"]  # they have learnt: the bound means something
+
+
+# === Which features are whose ===
+
+
+def test_features_are_found_again_by_all_that_decides_them(prepared_data, tmp_path):
+    prepared, spec, network = prepared_data(augment=STRONG)
+    same = fingerprint(network, prepared, spec)
+    assert fingerprint(network, prepared, spec) == same
+    assert fingerprint(new_network(spec, prepared), prepared, spec) == same
+
+    def of(network=network, **fields):
+        return fingerprint(network, prepared, changed(spec, **fields))
+
+    # What does not matter.
+    for fields in (
+        {"task__weight_decay": 0.1},
+        {"phases__heads__epochs": 9},
+        {"batch_size": 3},
+        {"features__smote": 0.5},
+        {"features__cache": "auto"},
+        {"seed": 5},  # without views nothing is drawn
+        {"task__augment": {}},
+        {"task__schedule": {"kind": "constant", "rate": 0.5}},
+        {"task__loss": {"kind": "cross_entropy"}},
+    ):
+        assert of(**fields) == same, fields
+    stack = changed(spec, task__head={"kind": "dense_stack", "units": [4], "dropout": [0.1]})
+    assert fingerprint(new_network(stack, prepared), prepared, stack) == same
+
+    # What does.
+    others = [
+        of(features__dtype="float16"),
+        of(image_size=48),
+        of(resize="pad"),
+        of(features__views=1),
+        of(features__views=2),
+        of(features__views=1, seed=5),
+        of(features__views=1, task__augment={}),
+        of(features__views=1, task__augment={"flip": True}),
+        fingerprint(new_network(changed(spec, task__head=GRU), prepared), prepared, spec),
+        fingerprint(new_network(spec, prepared, 1), prepared, spec),
+    ]
+    for layer, index in (("block1a_conv", 0), ("block2a_bn", 3)):  # a kernel, a moving variance
+        other = new_network(spec, prepared)
+        weights = parts(other)[0].get_layer(layer).get_weights()
+        weights[index].flat[0] += 1e-3
+        parts(other)[0].get_layer(layer).set_weights(weights)
+        others.append(fingerprint(other, prepared, spec))
+    without = changed(spec, selection=0.0)
+    others.append(
+        fingerprint(
+            network, prepare(without, tmp_path / "data", progress=False, tell=quiet), without
+        )
+    )
+    assert len({same, *others}) == 1 + len(others)
+
+
+def test_the_same_features_are_not_computed_again(prepared_data):
+    prepared, spec, network = prepared_data()
+    said = []
+    first = cache_features(network, prepared, spec, tell=said.append)
+    assert sum("Computing" in line for line in said) == 1
+    (folder,) = folders(prepared)
+    files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert set(files) == {"train.npy", "selection.npy", "done.json", "features.json"}
+    for settings in (spec, changed(spec, task__schedule={"kind": "constant", "rate": 0.5})):
+        said.clear()
+        again = cache_features(
+            new_network(settings, prepared), prepared, settings, tell=said.append
+        )
+        assert said == [f"Features of the frozen trunk: {folder}"]
+        np.testing.assert_array_equal(again.train, first.train)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == files
+    cache_features(network, prepared, changed(spec, features__views=1), tell=quiet)
+    assert len(folders(prepared)) == 2
+
+
+# === Stopped, and gone on with ===
+
+
+class Stopped(Exception):
+    pass
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def begun(prepared_data, monkeypatch):
+    """Computing that stops after some batches; (prepared, spec, network, its folder's bytes)."""
+    options = {"cache": "on", "views": 1}
+    prepared, spec, network = prepared_data(augment=STRONG, features=options)
+    cache_features(network, prepared, spec, tell=quiet)
+    (folder,) = folders(prepared)
+    whole = bytes_of(folder)
+    original = features.view_dataset
+
+    def stop_after(batches, *, noted):
+        """Compute anew, until so many batches were read; the last that is noted is `noted`."""
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+        left = iter(range(batches))
+
+        def view_dataset(*args, **options):
+            for images in original(*args, **options):
+                if next(left, None) is None:
+                    raise Stopped
+                yield images
+
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(features, "view_dataset", view_dataset)
+            patch.setattr(features, "NOTE_EVERY_S", 0.0 if noted else 1e9)
+            cache_features(network, prepared, spec, tell=quiet)
+        assert not (folder / "features.json").exists()
+
+    return SimpleNamespace(
+        prepared=prepared, spec=spec, network=network, folder=folder, whole=whole, stop=stop_after
+    )
+
+
+@pytest.mark.parametrize(
+    ("batches", "noted", "read"),
+    [
+        # Of 4 batches of the plain view, 4 of the augmented one, 2 of the selection split.
+        (0, True, [("train", 0, 0), ("train", 1, 0), ("selection", 0, 0)]),
+        (2, True, [("train", 0, 10), ("train", 1, 0), ("selection", 0, 0)]),
+        (4, True, [("train", 1, 0), ("selection", 0, 0)]),
+        (7, True, [("train", 1, 15), ("selection", 0, 0)]),
+        (9, True, [("selection", 0, 5)]),
+        (6, False, [("train", 0, 0), ("train", 1, 0), ("selection", 0, 0)]),
+        (9, False, [("selection", 0, 0)]),
+    ],
+)
+def test_computing_goes_on_where_it_stopped(begun, monkeypatch, batches, noted, read):
+    begun.stop(batches, noted=noted)
+    asked, original = [], features.view_dataset
+
+    def watched(*args, split, view, first):
+        asked.append((split, view, first))
+        return original(*args, split=split, view=view, first=first)
+
+    monkeypatch.setattr(features, "view_dataset", watched)
+    cache_features(begun.network, begun.prepared, begun.spec, tell=quiet)
+    assert asked == read
+    assert bytes_of(begun.folder) == begun.whole
+
+
+def test_what_was_written_and_not_noted_is_written_again(begun):
+    """A machine that lost its power may hold anything behind what `done.json` counts."""
+    begun.stop(6, noted=True)
+    assert json.loads((begun.folder / "done.json").read_text()) == {"train": 28, "selection": 0}
+    array = np.lib.format.open_memmap(begun.folder / "train.npy", "r+")
+    array[28:] = 7
+    array.flush()
+    cache_features(begun.network, begun.prepared, begun.spec, tell=quiet)
+    assert bytes_of(begun.folder) == begun.whole
+
+
+def test_both_files_stand_before_anything_is_counted(begun):
+    """Else a process that is killed while it makes the second leaves one that cannot be read."""
+    begun.stop(2, noted=True)
+    for name in ("train", "selection"):
+        array = np.load(begun.folder / f"{name}.npy", mmap_mode="r")
+        assert array.shape == ({"train": 2 * TRAINED, "selection": HELD}[name], 12)
+
+
+def test_a_second_process_waits_and_uses_what_the_first_made(prepared_data):
+    prepared, spec, network = prepared_data()
+    cache_features(network, prepared, spec, tell=quiet)
+    (folder,) = folders(prepared)
+    kept = (folder / "features.json").read_bytes()
+    (folder / "features.json").unlink()  # as if it were still computing
+    said = []
+
+    def tell(line):
+        said.append(line)
+        if "waiting" in line:
+            (folder / "features.json").write_bytes(kept)
+            first.close()
+
+    with contextlib.ExitStack() as first:
+        first.enter_context(locked(folder.parent / f".{folder.name}.lock", lambda: None))
+        cache_features(network, prepared, spec, tell=tell)
+    assert said == [
+        f"Another process is computing these features ({folder}); waiting for it …",
+        f"Features of the frozen trunk: {folder}",
+    ]
+
+
+# === What cannot be stored ===
+
+
+def test_too_little_room_is_one_line_and_leaves_nothing(prepared_data, monkeypatch):
+    prepared, spec, network = prepared_data()
+    needed = (TRAINED + HELD) * 12 * 4
+    free = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(InputError, match="GB are needed") as error:
+        cache_features(network, prepared, spec, tell=quiet)
+    message = str(error.value)
+    assert message.startswith("--cache_features: ")
+    assert "--records_dir" in message
+    assert "--cache_features=off" in message
+    assert "\n" not in message
+    assert folders(prepared) == []
+    free.free = needed
+    cache_features(network, prepared, spec, tell=quiet)
+    assert len(folders(prepared)) == 1
+
+
+def test_a_value_beyond_float16_is_one_line(prepared_data):
+    prepared, spec, network = prepared_data(features={"cache": "on", "dtype": "float16"})
+    layer = parts(network)[0].get_layer("block2a_bn")
+    gamma, *rest = layer.get_weights()
+    layer.set_weights([gamma * 1e6, *rest])
+    with pytest.raises(InputError, match="--feature_dtype: float16: features of up to") as error:
+        cache_features(network, prepared, spec, tell=quiet)
+    assert "--feature_dtype=float32" in str(error.value)
+    assert "\n" not in str(error.value)
+    stored = cache_features(network, prepared, changed(spec, features__dtype="float32"), tell=quiet)
+    assert 65504 < np.abs(stored.train).max() < np.inf
+
+
+# === SMOTE ===
+
+
+def toy_spec(tiny_spec, smote, **fields):
+    return tiny_spec(tasks=("artist", "style"), features={"smote": smote}, **fields)
+
+
+def toy_features(channels=4, seed=0):
+    """Features of 40 rows, [rows + a view, channels], and labels of two tasks.
+
+    First task: classes of 20, 6, 3 and 1 rows, and 10 without. Second: 9, 8, 2 of every other.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.full((40, 2), MISSING, np.int32)
+    labels[:30, 0] = np.repeat([0, 1, 2, 3], [20, 6, 3, 1])
+    labels[1:39:2, 1] = np.repeat([0, 1, 2], [9, 8, 2])
+    labels = labels[rng.permutation(40)]
+    return rng.normal(size=(80, channels)).astype(np.float32), labels
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "made"),
+    [
+        ([20, 6, 3, 1], 0.5, {1: 4, 2: 7}),
+        ([20, 6, 3, 1], 1.0, {1: 14, 2: 17}),
+        ([20, 6, 3, 1], 0.3, {2: 3}),
+        ([20, 6, 3, 1], 0.1, {}),
+        ([7, 2], 0.5, {1: 1}),  # 3.5 is cut to 3
+        ([5, 0, 4], 1.0, {2: 1}),  # a class without examples has nothing to be made of
+        ([5], 1.0, {}),
+        ([], 1.0, {}),
+        ([1, 1], 1.0, {}),
+    ],
+)
+def test_smote_counts_by_hand(counts, share, made):
+    assert smote_counts(counts, share) == made
+
+
+def off_segment(x, a, b):
+    """How far x is from the segment between a and b."""
+    along = b - a
+    t = np.clip((x - a) @ along / (along @ along), 0, 1)
+    return np.linalg.norm(x - (a + t * along))
+
+
+def test_each_synthetic_vector_lies_between_two_near_ones_of_its_class(tiny_spec):
+    x, labels = toy_features()
+    spec = toy_spec(tiny_spec, 0.5)
+    made, of = oversample(x.astype(np.float16), labels, spec)
+    stored = x.astype(np.float16).astype(np.float64)  # what it was made of
+    assert (made.dtype, of.dtype) == (np.float32, np.int32)
+    # Half of 20 is 10: 4 more of the 6 and 7 of the 3. Half of 9 is 4: 2 more of the 2.
+    assert len(made) == len(of) == 4 + 7 + 2
+    assert [tuple(row) for row in of] == [(1, MISSING)] * 4 + [(2, MISSING)] * 7 + [
+        (MISSING, 2)
+    ] * 2
+    for vector, (first, second) in zip(made, of, strict=True):
+        task, label = (0, first) if first != MISSING else (1, second)
+        own = np.flatnonzero(labels[:, task] == label)  # of the plain view alone
+        gaps = {}
+        for i, j in itertools.permutations(own, 2):
+            gaps[i, j] = off_segment(vector, stored[i], stored[j])
+        (i, j) = min(gaps, key=gaps.get)
+        assert gaps[i, j] < 1e-5
+        ends = [np.linalg.norm(vector - stored[k]) for k in (i, j)]
+        assert min(ends) > 0 or len(own) == 2
+        # One end is among the 5 nearest of the other.
+        near = sorted(own, key=lambda k: np.linalg.norm(stored[k] - stored[i]))[1:6]
+        back = sorted(own, key=lambda k: np.linalg.norm(stored[k] - stored[j]))[1:6]
+        assert j in near or i in back
+
+
+def test_the_same_seed_makes_the_same_and_another_others(tiny_spec):
+    x, labels = toy_features()
+    first, again, other = (
+        oversample(x, labels, toy_spec(tiny_spec, 0.5, seed=seed))[0] for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_maps_are_mixed_as_one_vector_each(tiny_spec):
+    x, labels = toy_features(channels=12)
+    flat, of = oversample(x, labels, toy_spec(tiny_spec, 0.5))
+    maps, of_maps = oversample(x.reshape(80, 2, 2, 3), labels, toy_spec(tiny_spec, 0.5))
+    np.testing.assert_array_equal(maps.reshape(flat.shape), flat)
+    np.testing.assert_array_equal(of_maps, of)
+
+
+def test_without_smote_nothing_is_made(tiny_spec):
+    x, labels = toy_features()
+    made, of = oversample(x, labels, toy_spec(tiny_spec, 0.0))
+    assert (made.shape, of.shape) == ((0, 4), (0, 2))
+    assert (made.dtype, of.dtype) == (np.float32, np.int32)
+
+
+def test_a_task_without_any_label_is_left_alone(tiny_spec):
+    x, labels = toy_features()
+    labels[:, 1] = MISSING
+    _, of = oversample(x, labels, toy_spec(tiny_spec, 0.5))
+    assert len(of) == 4 + 7
+    assert (of[:, 1] == MISSING).all()
+
+
+@pytest.mark.parametrize("head", [None, GRU], ids=["pooled", "map"])
+def test_synthetic_examples_are_trained_on_with_the_real_ones(
+    tiny_data, tiny_spec, tiny_trunk, head
+):
+    """Classes of 12, 5 and 2 rows: half of 12 is 6."""
+    counts = [12, 5, 2]
+    rows = [(f"Dots/{i:02}.jpg", label) for i, label in enumerate(np.repeat([0, 1, 2], counts))]
+    data = tiny_data(rows={"style_train": rows})
+    options = {"smote": 0.5, "views": 1}
+    of_tasks = {"head": head} if head else None
+    spec = tiny_spec(tasks=("style",), features=options, of_tasks=of_tasks)
+    spec = spec.model_copy(update={"trunk": spec.trunk.model_copy(update={"name": tiny_trunk})})
+    prepared = prepare(spec, data, progress=False, tell=quiet)
+    said = []
+    cached = cache_features(new_network(spec, prepared), prepared, spec, tell=said.append)
+    assert synthetic_rows(prepared.table, spec) == len(cached.synthetic) == 1 + 4
+    assert "  style: SMOTE adds 5 examples to 2 rare classes" in said
+    steps = -(-24 // spec.batch_size)
+    synthetic = {row.tobytes() for row in cached.synthetic}
+    for epoch in range(2):
+        dataset = cached.training_dataset(spec, first_epoch=epoch).take(steps)
+        x, labels, weights = zip(*dataset.as_numpy_iterator(), strict=True)
+        labels = np.concatenate([y["style"] for y in labels])
+        assert np.bincount(labels).tolist() == [12, 6, 6]
+        assert np.concatenate([w["style"] for w in weights]).tolist() == [1] * 24
+        of_synthetic = [row.tobytes() in synthetic for batch in x for row in batch]
+        assert np.bincount(labels[of_synthetic]).tolist() == [0, 1, 4]
+    assert synthetic_rows(prepared.table, changed(spec, features__smote=0.0)) == 0
+
+
+def test_without_imbalanced_learn_is_one_line(tiny_spec, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imblearn.over_sampling", None)
+    x, labels = toy_features()
+    with pytest.raises(InputError) as error:
+        oversample(x, labels, toy_spec(tiny_spec, 0.5))
+    assert str(error.value) == ("--smote: needs imbalanced-learn: pip install 'multitask[smote]'")
+    assert len(oversample(x, labels, toy_spec(tiny_spec, 0.0))[0]) == 0  # nobody needs it here
+
+
+# === Whether ===
+
+
+@pytest.mark.parametrize(
+    ("cache", "views", "smote", "mix", "epochs"),
+    itertools.product(("auto", "on", "off"), (0, 2), (0.0, 0.5), (False, True), (0, 1, 2)),
+)
+def test_when_features_are_cached(tiny_spec, cache, views, smote, mix, epochs):
+    spec = tiny_spec(
+        features={"cache": cache, "views": views, "smote": smote},
+        mix={"kind": "mixup"} if mix else None,
+        phases={"heads": {"epochs": epochs}},
+    )
+    asked = cache == "on" or views or smote
+    if mix and asked:
+        with pytest.raises(InputError, match="^tiny.toml: features: mix blends pictures"):
+            wants_cache(spec)
+    elif cache == "off" and asked:
+        field = "views" if views else "smote"
+        with pytest.raises(InputError, match=f"^tiny.toml: features.{field}: needs cached"):
+            wants_cache(spec)
+    elif cache == "off" or mix or epochs == 0:
+        assert wants_cache(spec) is False
+    elif asked:
+        assert wants_cache(spec) is True
+    else:  # the trunk then runs once instead of twice
+        assert wants_cache(spec) is (epochs == 2)
