@@ -20,6 +20,7 @@ from multitask.commands.spec_flags import (
     folder_or_none,
     resolve_spec,
 )
+from multitask.run import Run
 from multitask.spec import PHASES, InputError
 
 
@@ -82,6 +83,12 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     run = result.run
     if not result.trained:
         print(f"Nothing is left to train in {run.workdir}.")
-    if values.evaluate and (result.trained or not (run.results / "metrics.json").is_file()):
+    if values.evaluate and (result.trained or not _is_evaluated(run)):
         evaluate(run)
     print(f"\nModels:  {run.models}\nReports: {run.results}" if values.evaluate else run.models)
+
+
+def _is_evaluated(run: Run) -> bool:
+    """Whether the reports are of the best model that is there; a stop may have come between."""
+    metrics = run.results / "metrics.json"
+    return metrics.is_file() and metrics.stat().st_mtime >= run.best_model.stat().st_mtime
