@@ -123,14 +123,21 @@ def _augmenting(prepared: Prepared, spec: DataSpec) -> Callable:
 
 
 def view_dataset(
-    prepared: Prepared, spec: DataSpec, *, split: str, view: int = 0, first: int = 0
+    prepared: Prepared,
+    spec: DataSpec,
+    *,
+    split: str,
+    batch_size: int,
+    view: int = 0,
+    first: int = 0,
 ) -> tf.data.Dataset:
     """Batches of images alone, in the order of a split's rows, from a row on.
 
     Args:
         prepared: its records are read.
-        spec: image size, batch size, seed and the tasks' augmentation.
+        spec: image size, seed and the tasks' augmentation.
         split: train or selection.
+        batch_size: the last may be smaller.
         view: 0: plain; v: augmented as `training_dataset` does it in epoch v - 1 (train alone).
         first: the row to start at.
     """
@@ -147,7 +154,7 @@ def view_dataset(
 
     pictures = prepared.reader(split)(tf.data.Dataset.range(first, len(prepared.table.rows(split))))
     pictures = pictures.map(load, tf.data.AUTOTUNE, deterministic=True)
-    return pictures.batch(spec.batch_size).prefetch(2)
+    return pictures.batch(batch_size).prefetch(2)
 
 
 def evaluation_dataset(prepared: Prepared, spec: DataSpec, *, split: str) -> tf.data.Dataset:
@@ -157,7 +164,7 @@ def evaluation_dataset(prepared: Prepared, spec: DataSpec, *, split: str) -> tf.
     """
     table = prepared.table
     labels = tf.data.Dataset.from_tensor_slices(table.labels[table.rows(split)])
-    images = view_dataset(prepared, spec, split=split)
+    images = view_dataset(prepared, spec, split=split, batch_size=spec.batch_size)
     batches = tf.data.Dataset.zip(images, labels.batch(spec.batch_size))
     batches = batches.map(lambda image, label: (image, *targets(label, table.tasks)))
     # What is unknown behind a read; without it Keras warns of a dataset that ends.

@@ -35,6 +35,7 @@ from multitask.spec import MISSING, DataSpec, InputError
 
 VERSION = 1  # of how features are computed and stored
 BEGUN, WHOLE = "done.json", "features.json"
+BATCH = 32  # of the trunk; its rounding depends on it, so it is not the spec's
 NEIGHBOURS = 5  # of SMOTE, as in its paper
 NOTE_EVERY_S = 10.0
 
@@ -177,7 +178,7 @@ def cache_features(
     Args:
         network: its trunk is used, in inference mode.
         prepared: the records that are read.
-        spec: the options of `features`, image size, batch size, seed, augmentation.
+        spec: the options of `features`, image size, seed, augmentation.
         tell: shows a line.
 
     Raises:
@@ -257,7 +258,10 @@ def _compute(
             noted = time.monotonic()
             while done[split] < count:
                 view, first = divmod(done[split], rows) if split == TRAIN else (0, done[split])
-                for images in view_dataset(prepared, spec, split=split, view=view, first=first):
+                batches = view_dataset(
+                    prepared, spec, split=split, batch_size=BATCH, view=view, first=first
+                )
+                for images in batches:
                     batch = extract(images)
                     stored = batch.astype(dtype)
                     if not np.isfinite(stored).all():
