@@ -30,12 +30,17 @@ def build_network(spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras
         SpecError, InputError: a part of the spec, or the trunk's weights.
     """
     trunk = build_trunk(spec.trunk, spec.image_size)
-    # === Heads ===
-    heads = {
-        task.name: build_head(spec, task.name, trunk.output_shape[1:], len(classes[task.name]))
+    return connect(trunk, build_heads(spec, trunk.output_shape[1:], classes))
+
+
+def build_heads(
+    spec: DataSpec, feature_shape: tuple[int, ...], classes: Mapping[str, Sequence[str]]
+) -> dict[str, keras.Model]:
+    """Task -> its head, untrained, for a feature map [height, width, channels]."""
+    return {
+        task.name: build_head(spec, task.name, feature_shape, len(classes[task.name]))
         for task in spec.tasks
     }
-    return connect(trunk, heads)
 
 
 class _Inferring(keras.Model):
