@@ -255,13 +255,13 @@ def training_history(path, history: pd.DataFrame, *, task: str) -> Path:
     return Path(path)
 
 
-def tuning_history(path, scores, pruned, *, title: str, metric: str) -> Path:
+def tuning_history(path, scores, stopped, *, title: str, metric: str) -> Path:
     """The score of each trial of a search, and the best so far.
 
     Args:
         path: the PNG to write.
         scores: float [trials], NaN where a trial has none; the first is the spec as it was.
-        pruned: bool [trials]; such a trial's score is not a candidate for the best.
+        stopped: bool [trials], before its end; such a trial is no candidate for the best.
         title: what was searched.
         metric: name of the score.
 
@@ -271,14 +271,14 @@ def tuning_history(path, scores, pruned, *, title: str, metric: str) -> Path:
     Raises:
         ValueError: another number of scores than of marks, or none.
     """
-    scores, pruned = np.asarray(scores, np.float64), np.asarray(pruned, bool)
-    if scores.shape != pruned.shape or scores.ndim != 1 or not len(scores):
-        raise ValueError(f"{scores.shape} scores do not match {pruned.shape} marks.")
+    scores, stopped = np.asarray(scores, np.float64), np.asarray(stopped, bool)
+    if scores.shape != stopped.shape or scores.ndim != 1 or not len(scores):
+        raise ValueError(f"{scores.shape} scores do not match {stopped.shape} marks.")
     trials, missing = np.arange(len(scores)), np.isnan(scores)
-    best = best_so_far(scores, pruned)
+    best = best_so_far(scores, stopped)
     text = _count(len(scores), "trial")
     if not np.isnan(best[-1]):
-        winner = int(np.flatnonzero((scores == best[-1]) & ~pruned)[0])
+        winner = int(np.flatnonzero((scores == best[-1]) & ~stopped)[0])
         text += f", best {metric} {best[-1]:.3f} in trial {winner}"
     with _figure(path, (8.5, 4)) as figure:
         axes = figure.add_subplot()
@@ -289,8 +289,8 @@ def tuning_history(path, scores, pruned, *, title: str, metric: str) -> Path:
             )  # fmt: skip
         axes.step(trials, best, where="post", label="best so far", color=ORANGE, linewidth=1.6)
         for where, label, look in (
-            (~pruned & ~missing, "trial", {"color": BLUE, "markeredgecolor": "white"}),
-            (pruned & ~missing, "pruned", {"color": "white", "markeredgecolor": MUTED}),
+            (~stopped & ~missing, "trial", {"color": BLUE, "markeredgecolor": "white"}),
+            (stopped & ~missing, "stopped early", {"color": "white", "markeredgecolor": MUTED}),
         ):
             if where.any():
                 axes.plot(
@@ -312,9 +312,9 @@ def tuning_history(path, scores, pruned, *, title: str, metric: str) -> Path:
     return Path(path)
 
 
-def best_so_far(scores, pruned) -> np.ndarray:
-    """The highest score up to each trial of those not pruned; NaN before the first."""
-    return np.fmax.accumulate(np.where(pruned, np.nan, np.asarray(scores, np.float64)))
+def best_so_far(scores, stopped) -> np.ndarray:
+    """The highest score up to each trial of those not stopped; NaN before the first."""
+    return np.fmax.accumulate(np.where(stopped, np.nan, np.asarray(scores, np.float64)))
 
 
 def best_epoch(history: pd.DataFrame, *, task: str) -> int | None:

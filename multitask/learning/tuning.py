@@ -11,6 +11,7 @@ A trial is the phase `heads` with some of the tasks' numbers changed. Trial 0 ch
 gives the very scores of a training with the spec.
 """
 
+import dataclasses
 import gc
 import json
 import random
@@ -68,6 +69,7 @@ SHOWN = 10  # trials in the table at the end
 HEADS_PHASE = PHASES[0]
 # The first epoch of a trial says little of it, and five scores make a median.
 PRUNE_AFTER_EPOCHS, PRUNE_AFTER_TRIALS = 1, 5
+OUTCOME = "outcome"  # of a trial, among its attributes in the study
 COMPLETE, PRUNED, NOT_FINITE = "complete", "pruned", "loss not finite"
 
 
@@ -407,21 +409,39 @@ def _check_selection(spec: DataSpec, table: Table, metric: str) -> None:
 def _open_study(path: Path):
     """Optuna's study. SQLite's transactions outlive a process that is killed while it writes; a
     torn last line of Optuna's own journal file would make that file unreadable."""
+    import sqlalchemy  # which Optuna brings
+
     optuna, _ = _packages()
-    return optuna.create_study(
-        storage=f"sqlite:///{path.resolve()}",
-        study_name=FOLDER,
-        direction="maximize",
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(
-            n_startup_trials=PRUNE_AFTER_TRIALS, n_warmup_steps=PRUNE_AFTER_EPOCHS
-        ),
-    )
+    url = sqlalchemy.URL.create("sqlite", database=str(path.resolve()))  # quotes what it must
+    try:
+        return optuna.create_study(
+            storage=url.render_as_string(),
+            study_name=FOLDER,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(
+                n_startup_trials=PRUNE_AFTER_TRIALS, n_warmup_steps=PRUNE_AFTER_EPOCHS
+            ),
+        )
+    except sqlalchemy.exc.DatabaseError as error:
+        raise InputError(f"{path}: not a study of Optuna ({error.orig})") from None
 
 
 def _finished(study) -> list:
-    """Optuna's trials that came to an end, in order; a place in this list is a trial's number."""
-    return [t for t in study.get_trials(deepcopy=False) if "state" in t.user_attrs]
+    """Optuna's trials that have an outcome, in order; a place in this list is a trial's number."""
+    return [t for t in study.get_trials(deepcopy=False) if OUTCOME in t.user_attrs]
+
+
+def _tell(study, number: int, outcome: Mapping[str, Any] | None) -> None:
+    """End one of Optuna's trials; one without an outcome counts for nothing."""
+    optuna, _ = _packages()
+    states = optuna.trial.TrialState
+    if outcome is None:
+        study.tell(number, state=states.FAIL)
+    elif outcome["state"] == COMPLETE:
+        study.tell(number, outcome["score"])
+    else:
+        study.tell(number, state=states.PRUNED)
 
 
 def _search(
@@ -437,7 +457,7 @@ def _search(
     optuna, _ = _packages()
     states = optuna.trial.TrialState
     for trial in study.get_trials(states=[states.RUNNING]):  # of a process that was stopped
-        study.tell(trial.number, state=states.FAIL)
+        _tell(study, trial.number, trial.user_attrs.get(OUTCOME))
     done = len(_finished(study))
     if done:
         tell(f"Going on after {done} trials.")
@@ -459,13 +479,8 @@ def _search(
             told=lambda epoch, score, trial=trial: _prune(trial, epoch, score),
             label=f"trial {number}",
         )
-        # The trial counts as finished only with all of it: the state comes last.
-        for name in ("score", "epoch", "epochs", "seconds", "state"):
-            trial.set_user_attr(name, getattr(outcome, name))
-        if outcome.state == COMPLETE:
-            study.tell(trial, outcome.score)
-        else:
-            study.tell(trial, state=states.PRUNED)
+        trial.set_user_attr(OUTCOME, dataclasses.asdict(outcome))
+        _tell(study, trial.number, trial.user_attrs[OUTCOME])
         tell(_line(number, trials, outcome, metric, _finished(study)))
 
 
@@ -485,8 +500,9 @@ def _what(space: Sequence[Dimension]) -> str:
 
 def _best(finished: Sequence) -> int | None:
     """The number of the best complete trial; the earliest where scores are equal."""
-    complete = [n for n, t in enumerate(finished) if t.user_attrs["state"] == COMPLETE]
-    return max(complete, key=lambda n: (finished[n].user_attrs["score"], -n), default=None)
+    outcomes = [trial.user_attrs[OUTCOME] for trial in finished]
+    complete = [n for n, outcome in enumerate(outcomes) if outcome["state"] == COMPLETE]
+    return max(complete, key=lambda n: (outcomes[n]["score"], -n), default=None)
 
 
 def _line(number: int, trials: int, outcome: "Outcome", metric: str, finished: list) -> str:
@@ -501,7 +517,7 @@ def _line(number: int, trials: int, outcome: "Outcome", metric: str, finished: l
     elif best is None:
         against = ""
     else:
-        against = f"best {finished[best].user_attrs['score']:.3f} (trial {best})"
+        against = f"best {finished[best].user_attrs[OUTCOME]['score']:.3f} (trial {best})"
     name = _metric_name(metric)
     return (
         f"trial {number:>{width}} of {trials}  {name} {score}  {said:<20}  {against:<21}  "
@@ -672,9 +688,7 @@ def trials_frame(study, space: Sequence[Dimension]) -> pd.DataFrame:
     """The finished trials of a study, as `TuneResult.trials`."""
     rows = []
     for number, trial in enumerate(_finished(study)):
-        told = trial.user_attrs
-        row = {"trial": number, "state": told["state"], "score": told["score"]}
-        row |= {name: told[name] for name in ("epoch", "epochs", "seconds")}
+        row = {"trial": number} | trial.user_attrs[OUTCOME]
         rows.append(row | {d.name: d.rounded(trial.params[d.name]) for d in space})
     frame = pd.DataFrame(rows)
     return frame.astype({"score": float, "epoch": "Int64"})
@@ -702,7 +716,7 @@ def _report(
     tuning_history(
         folder / PICTURE,
         frame["score"],
-        (frame["state"] == PRUNED).to_numpy(),
+        frame["state"] != COMPLETE,
         title=spec.name,
         metric=_metric_name(metric),
     )
