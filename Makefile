@@ -29,7 +29,8 @@ runs/demo/prediction.csv: runs/demo/export/classes.json
 test: install lint test-only
 
 test-only: install
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses=4 --dist=loadfile \
+	  --no-loadscope-reorder
 
 # All that takes minutes or needs the real data: make test-slow WIKIART=DIR
 test-slow: install

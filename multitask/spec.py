@@ -166,6 +166,15 @@ class Plateau(_Strict):
     least: Annotated[float, Field(gt=0, le=1)] = 0.01
 
 
+class OptimizerOptions(_Strict):
+    """What the optimizers of all parts have in common; off by default."""
+
+    clip_norm: NonNegative = 0.0  # of each part's gradient; 0: off
+    ema: Rate = 0.0  # momentum of the weights' moving average; 0: off
+    trunk_layer_decay: Share = 1.0  # of the rate, from block to block; 1: off
+    accumulate: PositiveInt = 1  # steps to an update; 1: off
+
+
 class Contrastive(_Strict):
     """The supervised contrastive loss beside the tasks' own."""
 
@@ -185,6 +194,7 @@ class DataSpec(_Strict):
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224
     resize: Literal["squash", "crop", "pad"] = "squash"
     batch_size: PositiveInt = 32
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     selection: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     max_missing: Rate = 0.0
@@ -201,6 +211,7 @@ class DataSpec(_Strict):
     features: FeatureOptions = FeatureOptions()
     early_stopping: EarlyStopping = EarlyStopping()
     plateau: Plateau = Plateau()
+    optimizer: OptimizerOptions = OptimizerOptions()
     balancing: Kind | None = None  # None: fixed
     contrastive: Contrastive = Contrastive()
     tasks: Annotated[tuple[Task, ...], Field(min_length=1, alias="task")]

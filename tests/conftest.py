@@ -10,6 +10,14 @@ from PIL import Image
 
 from multitask.spec import parse_spec
 
+LONG = ("test_end_to_end.py", "test_exact_resume.py", "test_records.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes first: no process then waits for the last of them alone."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 TINY_CLASSES = {
     "artist": ("Ann_Alder", "Bo_Birch"),
     "style": ("Dots", "Lines", "Waves"),

@@ -6,6 +6,8 @@ The network is the real one; B0 stands for B2 where only its size would differ.
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -317,3 +319,38 @@ def test_a_single_task_goes_through(data_dir, spec_file, tmp_path):
     results = tmp_path / "run" / "results"
     assert json.loads((results / "metrics.json").read_text())["metrics"]["genre/labelled"] > 0
     assert not list(results.glob("*artist*"))
+
+
+@pytest.mark.slow
+def test_the_same_command_on_keras_jax_backend(data_dir, spec_file, tmp_path):
+    """Trained with JAX, both phases; TensorFlow then reads the model and says the same."""
+    pytest.importorskip("jax", reason="pip install 'multitask[jax]'")
+    folder = tmp_path / "run"
+    command = [
+        *(sys.executable, "-m", "multitask", "train", "--backend=jax"),
+        f"--spec={spec_file}",
+        f"--data_dir={data_dir}",
+        f"--workdir={folder}",
+        "--trunk=efficientnetb0",
+        "--image_size=32",
+        "--batch_size=16",
+        "--epochs_heads=2",
+        "--epochs_finetune=2",
+        "--selection=0.15",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    history = pd.read_csv(folder / "logs" / "history.csv")
+    assert list(history["phase"]) == ["heads"] * 2 + ["finetune"] * 2
+    assert np.isfinite(history["loss"]).all()
+    assert history["loss"].iloc[3] < history["loss"].iloc[2]
+    with np.load(folder / "results" / "probabilities.npz") as file:
+        by_jax = {task: file[task] for task in ("artist", "style", "genre")}
+    main(["evaluate", f"--workdir={folder}"])
+    with np.load(folder / "results" / "probabilities.npz") as by_tensorflow:
+        for task, said in by_jax.items():
+            np.testing.assert_allclose(by_tensorflow[task], said, atol=1e-4)
+    # Nothing is left to train, whichever backend is asked.
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "Nothing is left to train" in again.stdout

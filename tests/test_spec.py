@@ -356,6 +356,8 @@ OVERRIDES = [
     ("sampler", {"kind": "balanced"}),
     ("records.margin", 1.5),
     ("records.quality", 80),
+    ("features.cache", "off"),
+    ("optimizer.ema", 0.99),
     ("task.val", "other.csv"),
     ("task.classes", "other.txt"),
     ("task.head", {"kind": "gru"}),

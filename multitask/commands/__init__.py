@@ -1,15 +1,32 @@
 """The commands: flags, and one call into the rooms."""
 
+import importlib.util
 import os
 import sys
 import tempfile
 
+from multitask.spec import InputError, expected
 
-def import_tensorflow() -> None:
+BACKENDS = ("tensorflow", "jax")
+
+
+def import_tensorflow(backend: str = BACKENDS[0]) -> None:
     """Import TensorFlow without its start-up notes, which no setting of its own silences.
 
     They come from C++, on the file descriptor of stderr. Where the import fails they are shown.
+
+    Args:
+        backend: what Keras is to compute with. The input is TensorFlow's with each, and a model
+            file is the same for all.
+
+    Raises:
+        InputError: no such backend, or it is not installed.
     """
+    if backend not in BACKENDS:
+        raise InputError(f'KERAS_BACKEND: "{backend}". {expected(backend, BACKENDS)}')
+    if importlib.util.find_spec(backend) is None:
+        raise InputError(f"--backend={backend}: needs an extra: pip install 'multitask[{backend}]'")
+    os.environ["KERAS_BACKEND"] = backend
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as notes:

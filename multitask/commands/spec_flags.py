@@ -15,6 +15,11 @@ OVERRIDES = {
         "side of the model's input in px",
     ),
     "batch_size": ("batch_size", flags.DEFINE_integer, "pictures a step"),
+    "precision": (
+        "precision",
+        flags.DEFINE_string,
+        "float32, or bfloat16: mixed precision, which accelerators compute faster",
+    ),
     "epochs_heads": ("phases.heads.epochs", flags.DEFINE_integer, "epochs of the phase heads"),
     "epochs_finetune": (
         "phases.finetune.epochs",
@@ -64,17 +69,24 @@ OVERRIDES = {
         flags.DEFINE_float,
         "fill up rare classes to this share of the commonest, in feature space; 0 = off",
     ),
-    "trunk": ("trunk.name", flags.DEFINE_string, "name of the trunk, e.g. efficientnetb2"),
+    "trunk": (
+        "trunk.name",
+        flags.DEFINE_string,
+        "name of the trunk: efficientnetb0 to efficientnetb7, efficientnetv2b0 to "
+        "efficientnetv2b3, efficientnetv2s, -m, -l, convnexttiny, -small, -base, -large, -xlarge, "
+        "or efficientnet_lite2",
+    ),
     "trunk_weights": (
         "trunk.weights",
         flags.DEFINE_string,
-        "imagenet, none, or a file of ImageNet weights",
+        "imagenet (fetched once; of efficientnet_lite2: from a package of the extra [lite]), none, "
+        "or a file of ImageNet weights",
     ),
     "freeze_depth": (
         "freeze_depth",
         flags.DEFINE_string,
         "what stays frozen in finetune: N = the first N layers, -N = all but the last N, none, "
-        "all, or a block such as block5; instead of each task's freeze_depth",
+        "all, or a block such as block5 or stage_2; instead of each task's freeze_depth",
     ),
 }
 # What decides which pictures are prepared, and how.

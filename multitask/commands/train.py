@@ -7,11 +7,12 @@ records that later runs read too. Everything else goes to the workdir: config.js
 results/. The same command again goes on where it was stopped. A flag
 overrides a field of the spec, for this run."""
 
+import os
 from pathlib import Path
 
 from absl import flags
 
-from multitask.commands import import_tensorflow
+from multitask.commands import BACKENDS, import_tensorflow
 from multitask.commands.spec_flags import (
     check_needed,
     define_records_dir,
@@ -30,6 +31,13 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("phase", "all", [*PHASES, "all"], "which phase to train", **to)
     flags.DEFINE_string(
         "init_from", None, "with --phase=finetune: the .keras model to start from", **to
+    )
+    flags.DEFINE_enum(
+        "backend",
+        None,
+        BACKENDS,
+        "what Keras computes with (default: KERAS_BACKEND of the environment, else tensorflow)",
+        **to,
     )
     flags.DEFINE_boolean("best_per_task", True, "save each task's own best epoch too", **to)
     flags.DEFINE_float(
@@ -56,7 +64,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         wanted = " or ".join(f"--epochs_{phase}" for phase in asked)
         raise InputError(f"--phase={values.phase}: has 0 epochs to train; give {wanted}")
 
-    import_tensorflow()
+    import_tensorflow(values.backend or os.environ.get("KERAS_BACKEND") or BACKENDS[0])
     from multitask.evaluation.report import evaluate
     from multitask.learning.training import train
 

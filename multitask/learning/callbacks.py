@@ -116,6 +116,7 @@ class Checkpointer(keras.callbacks.Callback):
 
     def _save(self, metrics: Sequence[np.ndarray] = ()) -> None:
         synchronise(self.model)
+        self.model.optimizer.use_averages(False)  # in a test they were the weights
         save_checkpoint(self.run.checkpoint, self.prepared.variables, self.progress, metrics)
         self.saved = time.monotonic()
 
@@ -128,7 +129,7 @@ class Checkpointer(keras.callbacks.Callback):
 
 def metric_values(model: keras.Model) -> list[np.ndarray]:
     synchronise(model)
-    return [np.array(v) for v in model.metrics_variables]
+    return [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
 
 
 def restore_metrics(model: keras.Model, values: Sequence[np.ndarray]) -> None:
@@ -151,6 +152,9 @@ def selection_scores(logs: dict, tasks: tuple[str, ...]) -> dict[str, float]:
 class EpochMemory(keras.callbacks.Callback):
     """The best scores, early stopping, plateau reduction and history; writes nothing.
 
+    What is evaluated and saved as a best model are the weights' moving averages, where the
+    optimizer keeps them; what is trained on are the weights.
+
     Args:
         spec: its early stopping and plateau reduction.
         progress: what is kept up to date.
@@ -161,6 +165,9 @@ class EpochMemory(keras.callbacks.Callback):
         super().__init__()
         self.spec, self.progress, self.prepared = spec, progress, prepared
 
+    def on_test_begin(self, logs=None):
+        self.model.optimizer.use_averages(True)
+
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
         progress, spec = self.progress, self.spec
@@ -170,7 +177,9 @@ class EpochMemory(keras.callbacks.Callback):
         scores = selection_scores(logs, spec.task_names)
         if BEST in scores:
             logs["val_macro_f1"] = scores[BEST]
+        self.model.optimizer.use_averages(True)  # no test, no averages yet
         improved = self._keep_best(scores)
+        self.model.optimizer.use_averages(False)
         logs["improved"] = BEST in improved
         rates = current_rates(self.model.optimizer)
         logs |= {f"{name}_rate": rate for name, rate in rates.items()}

@@ -108,7 +108,7 @@ def save_checkpoint(
     number = int(older[-1].name) + 1 if older else 1
     with replacing(folder / f"{number:06d}") as temporary:
         temporary.mkdir()
-        arrays = {f"variable_{i}": np.asarray(v) for i, v in enumerate(variables)}
+        arrays = {f"variable_{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
         arrays |= {f"metric_{i}": value for i, value in enumerate(metrics)}
         np.savez(temporary / VARIABLES, **arrays)
         (temporary / PROGRESS).write_text(json.dumps(dataclasses.asdict(progress)))

@@ -158,7 +158,7 @@ def fingerprint(network: keras.Model, prepared: Prepared, spec: DataSpec) -> str
         "records": str(prepared.folder.parent.name),
         "views": options.views,
         "dtype": options.dtype,
-        "computed_in": [keras.config.dtype_policy().name, keras.backend.backend()],
+        "computed_in": [spec.precision, keras.backend.backend()],
     }
     if options.views:
         augment = [task.augment.model_dump(mode="json") for task in spec.tasks]

@@ -103,7 +103,7 @@ def prepare_phase(
         graph = connect(trunk, heads, trunk_infers=frozen == layers, projection=project)
     if project:
         parts_of[CONTRASTIVE] = dataclasses.replace(
-            parts_of[TRUNK], variables=project.trainable_variables
+            parts_of[TRUNK], variables=project.trainable_variables, rate_factors=()
         )
     balancing = build_balancing(
         spec.balancing,
@@ -137,6 +137,7 @@ def prepare_phase(
             rate_factor=getattr(spec.phases, phase).rate_factor,
             steps_per_epoch=steps_per_epoch,
             plateau=factor,
+            options=spec.optimizer,
         ),
         jit_compile=jit_compile(),
     )

@@ -175,11 +175,17 @@ def check_spec(spec: DataSpec) -> None:
     build_schedule(spec.trunk.schedule, place=spec.place(None, "trunk.schedule"), steps_per_epoch=1)
     for task in spec.tasks:
         build_schedule(task.schedule, place=spec.place(task.name, "schedule"), steps_per_epoch=1)
-    build_balancing(
+    balancing = build_balancing(
         spec.balancing,
         {task.name: task.weight for task in spec.tasks},
         place=spec.place(None, BALANCING),
     )
+    if balancing.needs_second_forward and spec.optimizer.accumulate > 1:
+        raise SpecError(
+            f"{spec.place(None, 'optimizer.accumulate')}: {spec.optimizer.accumulate}: the "
+            f'balancing "{spec.balancing.kind}" learns from what each step changed; leave out one '
+            "of them"
+        )
     wants_cache(spec)
     if spec.mix is not None and contrastive_weights(spec):
         raise SpecError(
@@ -219,8 +225,15 @@ def _first_network(
                 f"--phase=finetune: {workdir} has no model of the phase heads to start from; "
                 "train with --phase=heads (or all) first, or name one with --init_from=MODEL"
             )
-        return load_network(best, spec, classes)
+        return _load_best(best, spec, classes)
     return build_network(spec, classes)
+
+
+def _load_best(path: Path, spec: DataSpec, classes: dict[str, tuple[str, ...]]) -> keras.Model:
+    """The model that a phase starts with; the same, down to the seeds of dropout (which the file
+    does not hold), whether this process trained it or an earlier one."""
+    keras.utils.set_random_seed(spec.seed)
+    return load_network(path, spec, classes)
 
 
 def _train_phase(
@@ -290,7 +303,8 @@ def _train_phase(
     if BEST in progress.best_epoch:
         tell(f"Best epoch so far: {progress.best_epoch[BEST]}.")
     if phase == PHASES[0] and run.best_model.is_file():
-        return load_network(run.best_model, spec, table.classes)
+        return _load_best(run.best_model, spec, table.classes)
+    phase_model.model.optimizer.use_averages(True)
     return phase_model.plain
 
 

@@ -39,7 +39,7 @@ from multitask.learning.phases import prepare_phase, seed_phase
 from multitask.learning.schedules import SCHEDULES
 from multitask.learning.training import check_spec
 from multitask.model.heads import HEADS
-from multitask.model.network import build_heads, connect
+from multitask.model.network import build_heads, computing_in, connect
 from multitask.model.trunks import build_trunk
 from multitask.run import (
     RunError,
@@ -301,7 +301,8 @@ def tune(
     be_deterministic(not has_accelerator())
     classes = {task.name: read_classes(data_dir / task.classes) for task in spec.tasks}
     keras.utils.set_random_seed(spec.seed)
-    trunk = build_trunk(spec.trunk, spec.image_size)
+    with computing_in(spec.precision):
+        trunk = build_trunk(spec.trunk, spec.image_size)
     drawn = random.getstate()
 
     prepared = prepare(
@@ -324,7 +325,8 @@ def tune(
             },
         )
         shape = trunk.output_shape[1:]
-        network = connect(trunk, build_heads(spec, shape, classes))
+        with computing_in(spec.precision):
+            network = connect(trunk, build_heads(spec, shape, classes))
         features = cache_features(network, prepared, spec, tell=tell)
         del trunk, network
         bench = Bench.of(spec, prepared.table, features, shape, drawn)
@@ -603,10 +605,11 @@ class Bench:
         inputs = keras.Input(self.feature_shape)
         trunk = keras.Model(inputs, keras.layers.Identity()(inputs), name=TRUNK)
         random.setstate(self.drawn)
-        heads = build_heads(spec, self.feature_shape, self.table.classes)
+        with computing_in(spec.precision):
+            network = connect(trunk, build_heads(spec, self.feature_shape, self.table.classes))
         seed_phase(spec, HEADS_PHASE)
         prepared = prepare_phase(
-            connect(trunk, heads),
+            network,
             spec,
             HEADS_PHASE,
             class_weights={

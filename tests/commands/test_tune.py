@@ -49,8 +49,7 @@ def given(place, *more):
         ),
         (
             "--epochs_finetune=3",
-            "multitask tune: unknown flag --epochs_finetune; --help lists them. "
-            'Did you mean "epochs_heads"?',
+            "multitask tune: unknown flag --epochs_finetune; --help lists them.",
         ),
         (
             "--search=rates,loss",

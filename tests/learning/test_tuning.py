@@ -34,11 +34,10 @@ from multitask.spec import InputError, load_spec, parse_spec
 TRIALS, EPOCHS = 4, 3
 
 
-def tiny_trunk(weights, include_top, input_shape):
-    """A trunk of one convolution, in keras.applications' manner."""
+def tiny_trunk(*, weights, input_shape):
+    """A trunk of one convolution."""
     inputs = keras.Input(input_shape)
     x = keras.layers.Rescaling(1 / 255)(inputs)
-    x = keras.layers.Normalization()(x)
     return keras.Model(inputs, keras.layers.Conv2D(8, 5, 4, name="block1a_conv")(x))
 
 
@@ -450,9 +449,9 @@ def test_no_trial_is_finite(place):
     spec = parse_spec(raw, source="x")
     lines = []
     with pytest.raises(RunError, match="^no trial came to its end: the loss of each"):
-        search(place, "diverged", trials=2, spec=spec, lines=lines, groups=["rates"])
+        search(place, "diverged", trials=1, spec=spec, lines=lines, groups=["rates"])
     said = [line for line in lines if line.startswith("trial ")]
-    assert all("loss not finite after epoch" in line for line in said) and len(said) == 2
+    assert all("loss not finite after epoch" in line for line in said) and len(said) == 1
 
 
 @pytest.mark.parametrize(

