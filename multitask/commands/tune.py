@@ -8,7 +8,8 @@ A trial is the phase heads. Trial 0 is the spec as it is; the others change, for
            factor); each dropout: 0 to 0.6
   rates    the learning rate: a tenth to ten times the spec's; period, decay, ... stay
   losses   the focal loss' gamma: 0 to 4; class_weight_exponent: 0 to 1
-  weights  the task's weight: a quarter to four times the spec's
+  weights  the task's weight: a quarter to four times the spec's. The heads share nothing that
+           learns, so a trial hardly feels it; leave it out where the phase finetune follows
 What the kind of head or loss does not have is not searched. A trial that is below the median of
 the others is stopped early. The same command again goes on where it was stopped.
 
