@@ -493,7 +493,7 @@ def test_what_cannot_be_searched(place, changes, options, line):
     assert not (place / "refused").exists()
 
 
-def test_a_task_without_labels_to_choose_by(place, monkeypatch):
+def test_a_task_without_labels_to_choose_by(place):
     raw = load_spec(str(place / "spec.toml")).to_dict() | {"selection": 0.01}
     spec = parse_spec(raw, source="x")
     with pytest.raises(InputError, match="^--selection: 0.01: .* of the selection split; give a"):
