@@ -20,12 +20,14 @@ COMMANDS = {
     "audit": "say what is in a data set and what is wrong with it",
     "prepare": "decode the training pictures once, into records that are read fast",
     "train": "train all the tasks of a spec in one model, then evaluate it",
+    "tune": "search better numbers for the heads of a spec",
     "evaluate": "examine a run's best model and write its reports",
     "export": "write a run's best model as one SavedModel",
     "predict": "say what pictures show",
 }
 GOES_ON = {
     "train": "; the same command goes on from there",
+    "tune": "; the same command goes on from there",
     "prepare": "; nothing half-made is left, the same command starts over",
 }
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as shells do

@@ -255,6 +255,68 @@ def training_history(path, history: pd.DataFrame, *, task: str) -> Path:
     return Path(path)
 
 
+def tuning_history(path, scores, stopped, *, title: str, metric: str) -> Path:
+    """The score of each trial of a search, and the best so far.
+
+    Args:
+        path: the PNG to write.
+        scores: float [trials], NaN where a trial has none; the first is the spec as it was.
+        stopped: bool [trials], before its end; such a trial is no candidate for the best.
+        title: what was searched.
+        metric: name of the score.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: another number of scores than of marks, or none.
+    """
+    scores, stopped = np.asarray(scores, np.float64), np.asarray(stopped, bool)
+    if scores.shape != stopped.shape or scores.ndim != 1 or not len(scores):
+        raise ValueError(f"{scores.shape} scores do not match {stopped.shape} marks.")
+    trials, missing = np.arange(len(scores)), np.isnan(scores)
+    best = best_so_far(scores, stopped)
+    text = _count(len(scores), "trial")
+    if not np.isnan(best[-1]):
+        winner = int(np.flatnonzero((scores == best[-1]) & ~stopped)[0])
+        text += f", best {metric} {best[-1]:.3f} in trial {winner}"
+    with _figure(path, (8.5, 4)) as figure:
+        axes = figure.add_subplot()
+        if not missing[0]:
+            axes.axhline(
+                scores[0], label=f"the spec as it was ({scores[0]:.3f})",
+                color=MUTED, linestyle="--", linewidth=1,
+            )  # fmt: skip
+        axes.step(trials, best, where="post", label="best so far", color=ORANGE, linewidth=1.6)
+        for where, label, look in (
+            (~stopped & ~missing, "trial", {"color": BLUE, "markeredgecolor": "white"}),
+            (stopped & ~missing, "stopped early", {"color": "white", "markeredgecolor": MUTED}),
+        ):
+            if where.any():
+                axes.plot(
+                    trials[where], scores[where], label=label,
+                    marker="o", markersize=6, linestyle="", **look,
+                )  # fmt: skip
+        if missing.any():
+            axes.plot(
+                trials[missing], np.zeros(missing.sum()), label="without a score",
+                marker="x", color=INK, linestyle="", clip_on=False,
+                transform=axes.get_xaxis_transform(),
+            )  # fmt: skip
+        axes.set(xlabel="trial", ylabel=f"{metric} on the selection split")
+        axes.set_xlim(-0.5, len(scores) - 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.margins(y=0.12)
+        figure.legend(loc="outside lower center", ncols=5, frameon=False)
+        _title(figure, title, f"search, {text}")
+    return Path(path)
+
+
+def best_so_far(scores, stopped) -> np.ndarray:
+    """The highest score up to each trial of those not stopped; NaN before the first."""
+    return np.fmax.accumulate(np.where(stopped, np.nan, np.asarray(scores, np.float64)))
+
+
 def best_epoch(history: pd.DataFrame, *, task: str) -> int | None:
     """Position of the row with the highest selection macro-F1 (the first of equals), or None."""
     column = f"val_{task}_macro_f1"

@@ -171,17 +171,30 @@ def check_workdir(workdir: Path, spec: DataSpec) -> bool:
                 "name a new or empty folder"
             )
         return False
-    old = _flatten(_read_config(workdir)["spec"])
-    new = _flatten(spec.to_dict())
+    refuse_other_settings(workdir, _read_config(workdir)["spec"], spec.to_dict(), what="run")
+    return True
+
+
+def refuse_other_settings(
+    workdir: Path, there: dict[str, Any], asked: dict[str, Any], *, what: str
+) -> None:
+    """InputError that names the settings in which `asked` is not what is `there`.
+
+    Args:
+        workdir: where they are, for the message.
+        there: nested settings.
+        asked: the same.
+        what: they are of, e.g. `run`.
+    """
+    old, new = _flatten(there), _flatten(asked)
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if changed:
         shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked" for k in changed[:4])
         more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise InputError(
-            f"--workdir: {workdir}: holds a run with other settings ({shown}{more}); "
+            f"--workdir: {workdir}: holds a {what} with other settings ({shown}{more}); "
             "name another folder, or give the same settings to go on"
         )
-    return True
 
 
 def check_writable(folder: Path, *, flag: str) -> Path:

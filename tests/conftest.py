@@ -147,7 +147,7 @@ def tiny_trunk(monkeypatch):
 
     from multitask.model.trunks import TRUNKS
 
-    def make(weights, include_top, input_shape):
+    def make(weights, input_shape):
         inputs = x = keras.Input(input_shape)
         x = keras.layers.Rescaling(1 / 255, name="rescaling")(x)
         x = keras.layers.Normalization(name="normalization")(x)

@@ -60,6 +60,33 @@ def test_cell_text():
     assert figures._cell_text(1, 0.004, False) == "<1"
 
 
+@pytest.mark.parametrize(
+    ("scores", "stopped"),
+    [
+        ([0.3], [False]),
+        ([np.nan], [True]),
+        ([0.3, np.nan, 0.5, 0.9, 0.2, 0.5], [False, True, False, True, True, False]),
+    ],
+)
+def test_tuning_history(tmp_path, scores, stopped):
+    path = tmp_path / "search.png"
+    assert figures.tuning_history(path, scores, stopped, title="ta$k_$", metric="F1") == path
+    check(path, tmp_path)
+
+
+def test_tuning_history_refuses_other_lengths(tmp_path):
+    for scores, stopped in (([0.1, 0.2], [True]), ([], [])):
+        with pytest.raises(ValueError, match="do not match"):
+            figures.tuning_history(tmp_path / "a.png", scores, stopped, title="t", metric="m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_best_so_far():
+    scores, stopped = [np.nan, 0.3, 0.9, 0.2, np.nan, 0.4], [0, 0, 1, 0, 1, 0]
+    best = figures.best_so_far(scores, np.array(stopped, bool))
+    np.testing.assert_array_equal(best, [np.nan, 0.3, 0.3, 0.3, 0.3, 0.4])
+
+
 @pytest.mark.parametrize("classes", [1, 4, 30])
 @pytest.mark.parametrize("empty", [False, True])
 def test_f1_scores(tmp_path, classes, empty):

@@ -19,6 +19,7 @@ from multitask.learning.checkpoints import BEST, Progress, save_checkpoint
 from multitask.learning.optimizers import current_rates
 from multitask.learning.phases import PhaseModel
 from multitask.run import Run, RunError, replacing
+from multitask.spec import DataSpec
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
@@ -148,31 +149,28 @@ def selection_scores(logs: dict, tasks: tuple[str, ...]) -> dict[str, float]:
     return scores
 
 
-class EpochEnd(keras.callbacks.Callback):
-    """The memory of a run: best models, early stopping, plateau reduction, history.
+class EpochMemory(keras.callbacks.Callback):
+    """The best scores, early stopping, plateau reduction and history; writes nothing.
 
     What is evaluated and saved as a best model are the weights' moving averages, where the
     optimizer keeps them; what is trained on are the weights.
 
     Args:
-        run: where things are written.
+        spec: its early stopping and plateau reduction.
         progress: what is kept up to date.
-        prepared: its plain model is saved as best, its plateau factor lowered.
-        per_task: save each task's own best epoch too.
+        prepared: its plateau factor is lowered.
     """
 
-    def __init__(self, run: Run, progress: Progress, prepared: PhaseModel, *, per_task: bool):
+    def __init__(self, spec: DataSpec, progress: Progress, prepared: PhaseModel):
         super().__init__()
-        self.run, self.progress, self.prepared = run, progress, prepared
-        self.per_task = per_task
-        self.writer = tf.summary.create_file_writer(str(run.logs / "tensorboard"))
+        self.spec, self.progress, self.prepared = spec, progress, prepared
 
     def on_test_begin(self, logs=None):
         self.model.optimizer.use_averages(True)
 
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
-        progress, spec = self.progress, self.run.spec
+        progress, spec = self.progress, self.spec
         progress.epoch += 1
         progress.phase_epoch += 1
         progress.step = 0
@@ -190,10 +188,9 @@ class EpochEnd(keras.callbacks.Callback):
         self._wait(BEST in improved, bool(scores))
         row = {"epoch": progress.epoch, "phase": progress.phase}
         progress.history.append(row | {key: float(value) for key, value in logs.items()})
-        self._log(progress.history)
 
     def _keep_best(self, scores: dict[str, float]) -> set[str]:
-        """Save the models that became the best, and return which."""
+        """Note what became the best, and return it."""
         progress = self.progress
         if not scores:  # nothing to choose by: the last epoch is the best
             scores = {BEST: float(progress.epoch)}
@@ -204,15 +201,11 @@ class EpochEnd(keras.callbacks.Callback):
         for name in sorted(improved):
             progress.best[name] = float(scores[name])
             progress.best_epoch[name] = progress.epoch
-            if name == BEST:
-                save_model(self.prepared.plain, self.run.best_model)
-            elif self.per_task:
-                save_model(self.prepared.plain, self.run.best_model_of(name))
         return improved
 
     def _wait(self, improved: bool, judged: bool) -> None:
         """Early stopping and plateau reduction; both count over the phases."""
-        progress, spec = self.progress, self.run.spec
+        progress, spec = self.progress, self.spec
         if improved or not judged:
             progress.waited = progress.plateau_waited = 0
             return
@@ -226,6 +219,36 @@ class EpochEnd(keras.callbacks.Callback):
             self.prepared.plateau.assign(progress.plateau)
         if progress.waited >= spec.early_stopping.patience:
             self.model.stop_training = True
+
+
+class EpochEnd(EpochMemory):
+    """The memory of a run, and what it writes: best models, history, TensorBoard.
+
+    Args:
+        run: where things are written.
+        progress: what is kept up to date.
+        prepared: its plain model is saved as best, its plateau factor lowered.
+        per_task: save each task's own best epoch too.
+    """
+
+    def __init__(self, run: Run, progress: Progress, prepared: PhaseModel, *, per_task: bool):
+        super().__init__(run.spec, progress, prepared)
+        self.run, self.per_task = run, per_task
+        self.writer = tf.summary.create_file_writer(str(run.logs / "tensorboard"))
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        self._log(self.progress.history)
+
+    def _keep_best(self, scores: dict[str, float]) -> set[str]:
+        """Save the models that became the best, and return which."""
+        improved = super()._keep_best(scores)
+        for name in sorted(improved):
+            if name == BEST:
+                save_model(self.prepared.plain, self.run.best_model)
+            elif self.per_task:
+                save_model(self.prepared.plain, self.run.best_model_of(name))
+        return improved
 
     def _log(self, history: list[dict]) -> None:
         write_history(self.run, history)

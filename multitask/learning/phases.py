@@ -61,6 +61,11 @@ def wanted_phases(phase: str) -> tuple[str, ...]:
     return PHASES if phase == "all" else (phase,)
 
 
+def seed_phase(spec: DataSpec, phase: str) -> None:
+    """Seed dropout and all else that a phase draws: the same, whatever ran before."""
+    keras.utils.set_random_seed(spec.seed + 1 + PHASES.index(phase))
+
+
 def prepare_phase(
     network: keras.Model,
     spec: DataSpec,

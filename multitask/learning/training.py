@@ -44,6 +44,7 @@ from multitask.learning.phases import (
     PhaseModel,
     contrastive_weights,
     prepare_phase,
+    seed_phase,
     wanted_phases,
 )
 from multitask.learning.schedules import build_schedule
@@ -113,7 +114,7 @@ def train(
     todo = [p for p in wanted_phases(phase) if p not in progress.finished]
     if PHASES[1] in progress.finished:
         todo = []
-    _check_spec(spec)
+    check_spec(spec)
     be_deterministic(not has_accelerator() if deterministic is None else deterministic)
     if not data_dir.is_dir():
         raise InputError(f"--data_dir: {data_dir}: is no folder")
@@ -168,7 +169,7 @@ def train(
     )
 
 
-def _check_spec(spec: DataSpec) -> None:
+def check_spec(spec: DataSpec) -> None:
     """Everything of a spec that only its rooms know, before any work."""
     check_trunk(spec.trunk, place=spec.place(None, "trunk"))
     build_schedule(spec.trunk.schedule, place=spec.place(None, "trunk.schedule"), steps_per_epoch=1)
@@ -252,8 +253,7 @@ def _train_phase(
     going_on = progress.phase == phase and progress.in_phase
     if not going_on:
         progress.phase, progress.phase_epoch, progress.step = phase, 0, 0
-        # Dropout's seeds: the same, whichever phases ran in this process before.
-        keras.utils.set_random_seed(spec.seed + 1 + PHASES.index(phase))
+        seed_phase(spec, phase)
     cached = phase == PHASES[0] and wants_cache(spec)
     rows = len(table.rows(TRAIN)) + (synthetic_rows(table, spec) if cached else 0)
     steps = -(-rows // spec.batch_size)

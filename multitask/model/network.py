@@ -46,12 +46,17 @@ def build_network(spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras
     """
     with computing_in(spec.precision):
         trunk = build_trunk(spec.trunk, spec.image_size)
-        # === Heads ===
-        heads = {
-            task.name: build_head(spec, task.name, trunk.output_shape[1:], len(classes[task.name]))
-            for task in spec.tasks
-        }
-        return connect(trunk, heads)
+        return connect(trunk, build_heads(spec, trunk.output_shape[1:], classes))
+
+
+def build_heads(
+    spec: DataSpec, feature_shape: tuple[int, ...], classes: Mapping[str, Sequence[str]]
+) -> dict[str, keras.Model]:
+    """Task -> its head, untrained, for a feature map [height, width, channels]."""
+    return {
+        task.name: build_head(spec, task.name, feature_shape, len(classes[task.name]))
+        for task in spec.tasks
+    }
 
 
 class _Inferring(keras.Model):

@@ -11,13 +11,14 @@ import pytest
 import multitask
 from multitask import __main__ as console
 from multitask.__main__ import COMMANDS, main
-from multitask.commands import audit, evaluate, export, predict, prepare, spec_flags, train
+from multitask.commands import audit, evaluate, export, predict, prepare, spec_flags, train, tune
 from multitask.run import RunError
 
 MODULES = {
     "audit": audit,
     "prepare": prepare,
     "train": train,
+    "tune": tune,
     "evaluate": evaluate,
     "export": export,
     "predict": predict,
@@ -109,7 +110,7 @@ def test_a_flag_that_overrides_a_field_names_it_and_has_no_default():
     [
         (
             ["trian"],
-            'multitask: unknown command "trian". Expected one of: audit, prepare, train, '
+            'multitask: unknown command "trian". Expected one of: audit, prepare, train, tune, '
             'evaluate, export, predict. Did you mean "train"?',
         ),
         (

@@ -1,0 +1,552 @@
+"""The space by hand; trials that repeat, go on after a kill and give what `train` gives."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import keras
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+import tomli_w
+from optuna.trial import TrialState
+from PIL import Image
+
+from multitask.learning import tuning
+from multitask.learning.training import train
+from multitask.learning.tuning import (
+    GROUPS,
+    SHOWN,
+    search_space,
+    trials_table,
+    tune,
+    with_values,
+)
+from multitask.model import trunks
+from multitask.run import RunError
+from multitask.spec import InputError, load_spec, parse_spec
+
+TRIALS, EPOCHS = 4, 3
+
+
+def tiny_trunk(*, weights, input_shape):
+    """A trunk of one convolution."""
+    inputs = keras.Input(input_shape)
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    return keras.Model(inputs, keras.layers.Conv2D(8, 5, 4, name="block1a_conv")(x))
+
+
+trunks.TRUNKS["tiny"] = tiny_trunk
+# === The space ===
+
+
+def task(name, head, loss=None, schedule=None, **fields):
+    return {
+        "name": name,
+        "train": "t.csv",
+        "val": "v.csv",
+        "classes": "c.txt",
+        "head": head,
+        "loss": loss or {"kind": "focal"},
+        "schedule": schedule or {"kind": "constant", "rate": 1e-3},
+        **fields,
+    }
+
+
+def spec_of(*tasks):
+    schedule = {"kind": "constant", "rate": 1e-3}
+    raw = {"name": "toy", "trunk": {"schedule": schedule}, "task": list(tasks)}
+    return parse_spec(raw, source="toy.toml")
+
+
+def told(space):
+    return {d.name: (d.value, d.low, d.high, d.log) for d in space}
+
+
+def test_the_space_by_hand():
+    """What a file leaves out has the builder's default: residual_se's units, focal's gamma."""
+    spec = spec_of(
+        task("one", {"kind": "residual_se", "se_units": 10, "dropout": [0.4, 0.3]}),
+        task(
+            "two",
+            {"kind": "dense_stack", "units": [64, 32], "dropout": [0.5, 0]},
+            loss={"kind": "focal", "gamma": 1},
+            schedule={"kind": "exponential", "rate": 0.02, "decay": 0.1},
+            weight=2,
+            class_weight_exponent=0.5,
+        ),
+        task("three", {"kind": "linear"}, loss={"kind": "cross_entropy"}),
+    )
+    assert told(search_space(spec, list(GROUPS))) == {
+        "one.head.units": (1536, 384, 3072, True),
+        "one.head.residual_units": (768, 192, 1536, True),
+        "one.head.se_units": (10, 2, 20, True),
+        "one.head.dropout[0]": (0.4, 0, 0.6, False),
+        "one.head.dropout[1]": (0.3, 0, 0.6, False),
+        "one.schedule.rate": (1e-3, pytest.approx(1e-4), pytest.approx(1e-2), True),
+        "one.loss.gamma": (2, 0, 4, False),
+        "one.class_weight_exponent": (1, 0, 1, False),
+        "one.weight": (1, 0.25, 4, True),
+        "two.head.units": (64, 16, 128, True),
+        "two.head.dropout[0]": (0.5, 0, 0.6, False),
+        "two.head.dropout[1]": (0, 0, 0.6, False),
+        "two.schedule.rate": (0.02, pytest.approx(0.002), pytest.approx(0.2), True),
+        "two.loss.gamma": (1, 0, 4, False),
+        "two.class_weight_exponent": (0.5, 0, 1, False),
+        "two.weight": (2, 0.5, 8, True),
+        "three.head.dropout": (0, 0, 0.6, False),
+        "three.schedule.rate": (1e-3, pytest.approx(1e-4), pytest.approx(1e-2), True),
+        "three.class_weight_exponent": (1, 0, 1, False),
+        "three.weight": (1, 0.25, 4, True),
+    }
+    assert all(
+        isinstance(d.value, int) == d.name.endswith("units")
+        for d in search_space(spec, list(GROUPS))
+    )
+
+
+def test_the_spec_lies_in_the_space_wherever_it_is():
+    head = {"kind": "gru", "units": 1, "dropout": 0.8}
+    loss = {"kind": "focal", "gamma": 5.5}
+    spec = spec_of(task("one", head, loss, class_weight_exponent=1.5, weight=0))
+    space = told(search_space(spec, list(GROUPS)))
+    del space["one.schedule.rate"]
+    assert space == {  # a task of weight 0 is off, and stays so
+        "one.head.units": (1, 1, 2, True),
+        "one.head.dropout": (0.8, 0, 0.8, False),
+        "one.loss.gamma": (5.5, 0, 5.5, False),
+        "one.class_weight_exponent": (1.5, 0, 1.5, False),
+    }
+
+
+def test_groups():
+    spec = spec_of(task("one", {"kind": "linear"}, weight=0), task("two", {"kind": "linear"}))
+    names = [d.name for d in search_space(spec, ["weights", "rates"])]
+    assert names == ["one.schedule.rate", "two.schedule.rate", "two.weight"]
+    with pytest.raises(
+        InputError,
+        match=r'^--search: "rate": expected one of: heads, losses, rates, weights. Did you mean '
+        r'"rates"\?$',
+    ):
+        search_space(spec, ["heads", "rate"])
+    only = spec_of(task("one", {"kind": "linear"}, weight=0))
+    with pytest.raises(InputError, match='^--search: "weights": the spec has nothing of it'):
+        search_space(only, ["weights"])
+
+
+def test_values_go_into_the_spec():
+    spec = spec_of(
+        task("one", {"kind": "residual_se"}, weight=1.23456),
+        task("two", {"kind": "dense_stack"}),
+    )
+    space = search_space(spec, list(GROUPS))
+    values = {d.name: d.value for d in space} | {
+        "one.head.units": 700,
+        "one.head.dropout[1]": 0.123456,
+        "one.schedule.rate": 0.00123456,
+        "two.head.units": 256,
+        "two.head.dropout[2]": 0.5,
+        "two.loss.gamma": 0.98765,
+    }
+    changed = with_values(spec, space, values)
+    first, second = changed.tasks
+    assert first.head.options == {
+        "units": 700,
+        "residual_units": 768,
+        "se_units": 128,
+        "dropout": [0.4, 0.123],
+    }
+    # A quarter of 1024, and of the others.
+    assert second.head.options == {"units": [256, 128, 64], "dropout": [0.3, 0.3, 0.5]}
+    assert first.schedule.options == {"rate": 0.00123}  # three digits
+    assert first.weight == 1.23456  # the spec's own number keeps all of them
+    assert (first.loss.options, second.loss.options) == ({"gamma": 2.0}, {"gamma": 0.988})
+    # Nothing else is another.
+    raw, before = changed.to_dict(), spec.to_dict()
+    for task_of in (*raw["task"], *before["task"]):
+        for field in ("head", "loss", "schedule"):
+            del task_of[field]
+    assert raw == before
+
+
+# === A search ===
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with data/ and spec.toml: two tasks, of which the second has half the labels."""
+    root = tmp_path_factory.mktemp("tuning")
+    lists = root / "data" / "lists"
+    lists.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 60), ("val", 4)):
+        rows = {"colour": [], "shade": []}
+        for i in range(count):
+            colour, path = i % 3, f"{split}-{i:02}.png"
+            picture = rng.integers(0, 120, (32, 32, 3))
+            picture[..., colour] += 100
+            (root / "data" / "pictures").mkdir(exist_ok=True)
+            Image.fromarray(picture.astype(np.uint8)).save(root / "data" / "pictures" / path)
+            rows["colour"].append((path, colour))
+            if i % 2:
+                rows["shade"].append((path, int(i % 4 == 1)))
+        for name, pairs in rows.items():
+            text = "".join(f"{path},{label}\n" for path, label in pairs)
+            (lists / f"{name}_{split}.csv").write_text(text)
+    (lists / "colour_class.txt").write_text("0 red\n1 green\n2 blue\n")
+    (lists / "shade_class.txt").write_text("0 light\n1 dark\n")
+    schedule = {"kind": "constant", "rate": 3e-3}
+    heads = {
+        "colour": {"kind": "dense_stack", "units": [12], "dropout": [0.2]},
+        "shade": {"kind": "linear", "dropout": 0.1},
+    }
+    raw = {
+        "name": "tiny",
+        "images": "pictures",
+        "image_size": 32,
+        "batch_size": 8,
+        "selection": 0.3,
+        "seed": 5,
+        "trunk": {"name": "tiny", "weights": "none", "schedule": schedule},
+        "phases": {"heads": {"epochs": EPOCHS}, "finetune": {"epochs": 0}},
+        "task": [
+            {
+                "name": name,
+                "train": f"lists/{name}_train.csv",
+                "val": f"lists/{name}_val.csv",
+                "classes": f"lists/{name}_class.txt",
+                "head": head,
+                "loss": {"kind": "focal", "gamma": 1.0, "alpha": 1.0},
+                "schedule": schedule,
+            }
+            for name, head in heads.items()
+        ],
+    }
+    (root / "spec.toml").write_text(tomli_w.dumps(raw))
+    return root
+
+
+def search(place, workdir, trials=TRIALS, lines=None, spec=None, **options):
+    return tune(
+        spec or load_spec(str(place / "spec.toml")),
+        place / "data",
+        place / workdir,
+        trials=trials,
+        tell=(lambda line: None) if lines is None else lines.append,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def searched(place):
+    """A search that nothing stopped, and what it said."""
+    lines = []
+    return search(place, "whole", lines=lines), lines
+
+
+def outcomes(frame):
+    """All of the trials but what a clock measured."""
+    return frame.drop(columns="seconds")
+
+
+def states(workdir):
+    storage = f"sqlite:///{workdir / 'tune' / 'study.db'}"
+    return [t.state for t in optuna.load_study(study_name="tune", storage=storage).trials]
+
+
+def test_trial_0_is_the_spec(place, searched):
+    """Its numbers, and the very score that a training with it has."""
+    result, _ = searched
+    first = result.trials.iloc[0]
+    assert {name: first[name] for name in result.trials.columns[6:]} == {
+        "colour.head.units": 12,
+        "colour.head.dropout[0]": 0.2,
+        "colour.schedule.rate": 3e-3,
+        "colour.loss.gamma": 1,
+        "colour.class_weight_exponent": 1,
+        "colour.weight": 1,
+        "shade.head.dropout": 0.1,
+        "shade.schedule.rate": 3e-3,
+        "shade.loss.gamma": 1,
+        "shade.class_weight_exponent": 1,
+        "shade.weight": 1,
+    }
+    spec = load_spec(str(place / "spec.toml"))
+    trained = train(spec, place / "data", place / "plain", phase="heads", tell=lambda line: None)
+    assert (first["score"], first["epoch"]) == (
+        trained.best["macro_f1"],
+        trained.best_epoch["macro_f1"],
+    )
+
+
+def test_the_best_spec_trains_to_the_best_score(place, searched):
+    result, _ = searched
+    frame = result.trials
+    complete = frame[frame["state"] == "complete"]
+    best = complete.loc[complete["score"].idxmax()]
+    text = (result.folder / "best.toml").read_text()
+    assert f"Trial {best['trial']}, the best of {TRIALS} " in text.splitlines()[0]
+    assert f"{best['score']:.3f}" in text.split("\n\n")[0]
+    spec = load_spec(str(result.folder / "best.toml"))
+    space = search_space(spec, list(GROUPS))
+    assert {d.name: d.value for d in space} == best[frame.columns[6:]].to_dict()
+    assert spec.to_dict() == result.best.to_dict()
+    # All else is as it was.
+    raw = tomllib.loads((place / "spec.toml").read_text())
+    assert spec.phases.heads.epochs == EPOCHS and spec.seed == raw["seed"]
+    trained = train(spec, place / "data", place / "tuned", phase="heads", tell=lambda line: None)
+    assert trained.best["macro_f1"] == best["score"]
+    assert trained.best_epoch["macro_f1"] == best["epoch"]
+
+
+def test_what_is_written_and_said(searched):
+    result, lines = searched
+    assert {path.name for path in result.folder.iterdir()} >= {
+        "best.toml",
+        "config.json",
+        "study.db",
+        "trials.csv",
+        "tuning_history.png",
+    }
+    written = pd.read_csv(result.folder / "trials.csv")
+    pd.testing.assert_frame_equal(written, result.trials, check_dtype=False)
+    assert written["trial"].tolist() == list(range(TRIALS))
+    assert written["score"].between(0, 1).all()
+    said = [line for line in lines if line.startswith("trial ")]
+    assert len(said) == TRIALS
+    for line, score in zip(said, written["score"], strict=True):
+        assert f"macro-F1 {score:.3f}" in line
+    assert "best so far" in said[0]
+
+
+def test_killed_and_gone_on(place, searched):
+    """kill -9 in a trial; the search goes on, and has every trial as if nothing had happened."""
+    workdir = place / "killed"
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import test_tuning\n"  # which makes the trunk known
+        "from multitask.__main__ import main\n"
+        "main(sys.argv[1:])"
+    )
+    argv = [
+        "tune",
+        f"--spec={place / 'spec.toml'}",
+        f"--data_dir={place / 'data'}",
+        f"--workdir={workdir}",
+        f"--trials={TRIALS}",
+        "--search=all",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(Path(tuning.__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *argv], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith("trial 1 of"):
+            break
+    else:
+        pytest.fail("".join(seen))
+    while TrialState.RUNNING not in states(workdir):  # trial 2
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert states(workdir) == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING]
+    lines = []
+    result = search(place, "killed", lines=lines)
+    assert "Going on after 2 trials." in lines
+    whole, _ = searched
+    pd.testing.assert_frame_equal(outcomes(result.trials), outcomes(whole.trials))
+    # The one that was killed counts for nothing.
+    assert states(workdir)[2] == TrialState.FAIL
+    assert len(states(workdir)) == TRIALS + 1
+
+
+def test_a_search_that_is_done_reports_again(place, searched):
+    whole, _ = searched
+    (whole.folder / "best.toml").unlink()
+    lines = []
+    again = search(place, "whole", lines=lines)
+    assert not [line for line in lines if line.startswith("trial ")]
+    pd.testing.assert_frame_equal(again.trials, whole.trials)
+    assert (whole.folder / "best.toml").is_file()
+
+
+def test_a_bad_trial_is_pruned(place, searched):
+    """Five that were better at each epoch are put into the study; the next stops after two."""
+    whole, _ = searched
+    shutil.copytree(whole.folder, place / "pruned" / "tune")
+    study = optuna.load_study(
+        study_name="tune", storage=f"sqlite:///{place / 'pruned' / 'tune' / 'study.db'}"
+    )
+    model = study.trials[0]
+    for _ in range(5):
+        outcome = model.user_attrs["outcome"] | {"score": 1.5}
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.COMPLETE,
+                value=1.5,
+                params=model.params,
+                distributions=model.distributions,
+                user_attrs={"outcome": outcome},
+                intermediate_values=dict.fromkeys(range(EPOCHS), 1.5),
+            )
+        )
+    result = search(place, "pruned", trials=TRIALS + 6)
+    last = result.trials.iloc[-1]
+    assert (last["state"], last["epochs"]) == ("pruned", 2)
+    assert 0 < last["score"] <= 1
+    assert states(place / "pruned")[-1] == TrialState.PRUNED
+
+
+def test_a_tasks_own_score(place):
+    """Chosen by it, and the line says so; other settings then want another folder."""
+    lines = []
+    result = search(
+        place, "metric", trials=1, lines=lines, metric="shade", groups=["rates"], minutes=60
+    )
+    spec = load_spec(str(place / "spec.toml"))
+    trained = train(spec, place / "data", place / "plain", phase="heads", tell=lambda line: None)
+    assert result.trials["score"].tolist() == [trained.best["shade"]]
+    assert any(line.startswith("trial 0 of 1  shade macro-F1 ") for line in lines)
+    before = {p.name: p.read_bytes() for p in result.folder.iterdir()}
+    for options, words in (
+        ({"metric": "colour", "groups": ["rates"]}, "(metric: 'shade' there, 'colour' asked)"),
+        (
+            {"metric": "shade", "groups": ["losses", "rates"]},
+            "(search: ['rates'] there, ['losses', 'rates'] asked)",
+        ),
+    ):
+        with pytest.raises(InputError) as refused:
+            search(place, "metric", **options)
+        assert str(refused.value) == (
+            f"--workdir: {place / 'metric'}: holds a search with other settings {words}; name "
+            "another folder, or give the same settings to go on"
+        )
+    changed = parse_spec(spec.to_dict() | {"seed": 6}, source="x")
+    with pytest.raises(InputError, match=r"\(spec.seed: 5 there, 6 asked\)"):
+        search(place, "metric", spec=changed, metric="shade", groups=["rates"])
+    assert {p.name: p.read_bytes() for p in result.folder.iterdir()} == before
+
+
+def test_time_is_up(place):
+    lines = []
+    result = search(place, "brief", lines=lines, minutes=1e-6, groups=["rates"])
+    assert len(result.trials) == 1
+    assert "Stopped after 1e-06 minutes; the same command goes on." in lines
+
+
+def test_no_trial_is_finite(place):
+    raw = load_spec(str(place / "spec.toml")).to_dict()
+    for task_of in raw["task"]:
+        task_of["schedule"]["rate"] = 1e30
+    spec = parse_spec(raw, source="x")
+    lines = []
+    with pytest.raises(RunError, match="^no trial came to its end: the loss of each"):
+        search(place, "diverged", trials=1, spec=spec, lines=lines, groups=["rates"])
+    said = [line for line in lines if line.startswith("trial ")]
+    assert all("loss not finite after epoch" in line for line in said) and len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "line"),
+    [
+        (
+            {"features": {"cache": "off"}},
+            {},
+            'toy.toml: features.cache: "off": tune needs auto or on',
+        ),
+        (
+            {"mix": {"kind": "mixup"}},
+            {},
+            "toy.toml: mix: mix blends pictures, and tune learns from cached features; leave it "
+            "out",
+        ),
+        (
+            {"phases": {"heads": {"epochs": 0}}},
+            {},
+            "--epochs_heads: 0: a trial is the phase heads; expected 1 or more",
+        ),
+        (
+            {"selection": 0.0},
+            {},
+            "--selection: 0: tune chooses by the selection split; expected more",
+        ),
+        (
+            {},
+            {"metric": "colours"},
+            '--metric: "colours": expected one of: colour, macro_f1, shade. Did you mean "colour"?',
+        ),
+    ],
+)
+def test_what_cannot_be_searched(place, changes, options, line):
+    raw = load_spec(str(place / "spec.toml")).to_dict() | changes
+    with pytest.raises(InputError) as refused:
+        search(place, "refused", spec=parse_spec(raw, source="toy.toml"), **options)
+    assert str(refused.value) == line
+    assert not (place / "refused").exists()
+
+
+def test_a_task_without_labels_to_choose_by(place):
+    raw = load_spec(str(place / "spec.toml")).to_dict() | {"selection": 0.01}
+    spec = parse_spec(raw, source="x")
+    with pytest.raises(InputError, match="^--selection: 0.01: .* of the selection split; give a"):
+        search(place, "refused", spec=spec, metric="shade")
+    assert not (place / "refused").exists()
+
+
+def test_a_folder_with_something_else(place):
+    folder = place / "other" / "tune"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="config.json: not a search's configuration"):
+        search(place, "other")
+    (folder / "config.json").unlink()
+    (folder / "study.db").write_text("no data base, but long enough to be looked at " * 9)
+    with pytest.raises(InputError, match="study.db: not a study of Optuna"):
+        search(place, "other")
+
+
+@pytest.mark.parametrize("package", ["optuna", "tomli_w"])
+def test_without_its_packages(place, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    line = rf'^multitask tune: needs {package}: pip install "multitask\[tune\]"$'
+    with pytest.raises(InputError, match=line):
+        search(place, "refused")
+
+
+def test_the_table():
+    """Best first, the spec before them; pruned trials and equal rows are left out."""
+    spec = spec_of(task("one", {"kind": "linear"}))
+    space = search_space(spec, ["rates", "losses"])
+    count = SHOWN + 4
+    frame = pd.DataFrame(
+        {
+            "trial": range(count),
+            "state": ["complete"] * (count - 1) + ["pruned"],
+            "score": [0.5, *np.linspace(0.41, 0.62, count - 2), 0.9],
+            "epoch": pd.array([2] * count, "Int64"),
+            "epochs": 3,
+            "seconds": 1.25,
+            "one.schedule.rate": np.linspace(1, 2, count),
+            "one.loss.gamma": 2.0,
+            "one.class_weight_exponent": 1.0,
+        }
+    )
+    lines = trials_table(frame, space, "macro_f1")
+    cells = [line.split("  ") for line in lines]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in cells]
+    shown = range(count - 2, count - 2 - SHOWN, -1)
+    assert cells[0] == ["spec", *(f"trial {n}" for n in shown)]
+    scores = frame["score"]
+    assert cells[1] == ["selection macro-F1", "0.500", *(f"{scores[n]:.3f}" for n in shown)]
+    assert cells[2][1:] == [f"{scores[n] - 0.5:+.3f}" for n in shown]
+    assert [row[0] for row in cells[3:]] == ["in epoch", "seconds", "one.schedule.rate"]
+    assert cells[5][1:3] == ["1", f"{frame['one.schedule.rate'][shown[0]]:g}"]
+    assert len({len(line) for line in lines}) == 1
