@@ -16,7 +16,7 @@ import pytest
 
 from multitask.__main__ import main
 from multitask.data.table import VAL, load_table
-from multitask.learning import training
+from multitask.learning import features, training
 from multitask.learning.training import train
 from multitask.model.network import load_network, parts
 from multitask.run import open_run
@@ -102,7 +102,8 @@ def test_both_phases_are_trained_and_the_loss_falls(workdir):
     first, *_, last = history.loc[history["phase"] == "finetune", "loss"]
     assert last < 0.9 * first
     best = history.loc[history["val_macro_f1"].idxmax()]
-    progress = json.loads(next((workdir / "checkpoint").glob("*/progress.json")).read_text())
+    newest = max((workdir / "checkpoint").iterdir())
+    progress = json.loads((newest / "progress.json").read_text())
     assert progress["best_epoch"]["macro_f1"] == best["epoch"]
     assert progress["finished"] == ["heads", "finetune"]
 
@@ -147,16 +148,23 @@ def test_a_run_does_not_go_on_with_other_data(workdir, data_dir, tmp_path):
     assert not [line for line in told if line.startswith("Preparing")]
 
 
-def test_records_that_vanish_in_training_are_one_line(data_dir, spec_file, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "reader", "cache"),
+    [(training, "training_dataset", "off"), (features, "view_dataset", "on")],
+)
+def test_records_that_vanish_in_training_are_one_line(
+    module, reader, cache, data_dir, spec_file, tmp_path, monkeypatch
+):
     spec = select_tasks(small(load_spec(str(spec_file))), ["style"])
-    original = training.training_dataset
+    spec = override(spec, {"cache_features": ("features.cache", cache)})
+    original = getattr(module, reader)
 
     def vanished(prepared, *args, **options):
         for file in prepared.folder.glob("*train*"):
             file.unlink()
         return original(prepared, *args, **options)
 
-    monkeypatch.setattr(training, "training_dataset", vanished)
+    monkeypatch.setattr(module, reader, vanished)
     with pytest.raises(InputError, match="records were changed or removed in training; the same"):
         train(
             spec,

@@ -270,8 +270,8 @@ def _train_phase(
     if not going_on:  # from now on nothing is read again that this phase began with
         save_checkpoint(run.checkpoint, phase_model.variables, progress)
     _tell_phase(phase_model, phase, steps, progress, tell)
-    features = cache_features(network, prepared, spec, tell=tell) if cached else None
     try:
+        features = cache_features(network, prepared, spec, tell=tell) if cached else None
         with noting_signals() as noted:
             callbacks = [
                 StopOnNonFinite(progress),
