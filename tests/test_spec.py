@@ -328,6 +328,7 @@ OVERRIDES = [
     ("source", "a source"),
     ("images", "pictures"),
     ("image_size", 65),
+    ("precision", "bfloat16"),
     ("resize", "pad"),
     ("batch_size", 7),
     ("seed", 11),

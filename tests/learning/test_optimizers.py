@@ -16,7 +16,7 @@ from multitask.learning.optimizers import (
     network_parts,
 )
 from multitask.learning.phases import prepare_phase
-from multitask.learning.training import _check_spec
+from multitask.learning.training import check_spec
 from multitask.model.heads import build_head
 from multitask.model.network import connect, load_network, parts
 from multitask.model.trunks import freeze_trunk
@@ -509,7 +509,7 @@ def test_accumulation_in_the_fused_kernel():
 def test_accumulation_and_a_balancing_that_looks_at_each_step():
     changes = {"optimizer": {"accumulate": 2}, "balancing": {"kind": "famo"}}
     with pytest.raises(SpecError, match="optimizer.accumulate: 2: the balancing .famo. learns"):
-        _check_spec(make_spec(**changes))
+        check_spec(make_spec(**changes))
 
 
 # === Moving averages ===

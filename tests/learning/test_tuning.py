@@ -41,7 +41,11 @@ def tiny_trunk(*, weights, input_shape):
     return keras.Model(inputs, keras.layers.Conv2D(8, 5, 4, name="block1a_conv")(x))
 
 
-trunks.TRUNKS["tiny"] = tiny_trunk
+@pytest.fixture(autouse=True)
+def known_trunk(monkeypatch):
+    monkeypatch.setitem(trunks.TRUNKS, "tiny", tiny_trunk)
+
+
 # === The space ===
 
 
@@ -329,7 +333,8 @@ def test_killed_and_gone_on(place, searched):
     workdir = place / "killed"
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import test_tuning\n"  # which makes the trunk known
+        "import test_tuning\n"
+        "test_tuning.trunks.TRUNKS['tiny'] = test_tuning.tiny_trunk\n"
         "from multitask.__main__ import main\n"
         "main(sys.argv[1:])"
     )
