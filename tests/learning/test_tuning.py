@@ -41,9 +41,11 @@ def tiny_trunk(*, weights, input_shape):
     return keras.Model(inputs, keras.layers.Conv2D(8, 5, 4, name="block1a_conv")(x))
 
 
-@pytest.fixture(autouse=True)
-def known_trunk(monkeypatch):
-    monkeypatch.setitem(trunks.TRUNKS, "tiny", tiny_trunk)
+@pytest.fixture(scope="module", autouse=True)
+def known_trunk():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(trunks.TRUNKS, "tiny", tiny_trunk)
+        yield
 
 
 # === The space ===
