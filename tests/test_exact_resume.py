@@ -215,6 +215,7 @@ def test_asked_to_stop_everywhere(job, tmp_path, monkeypatch):
     assert not go(tmp_path / "run").trained
 
 
+@pytest.mark.slow
 def test_thrown_out_everywhere(job, tmp_path, monkeypatch):
     """As a process that dies: it goes on from what the last step, or the one before it, saved."""
     go, whole = job(cached=False)
