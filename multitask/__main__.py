@@ -146,6 +146,9 @@ def main(argv: list[str] | None = None) -> None:
 def _stop(text: str, status: int) -> None:
     sys.stdout.flush()
     print(" ".join(text.split()), file=sys.stderr, flush=True)
+    distribution = sys.modules.get("multitask.learning.distribution")
+    if distribution and distribution.joined():
+        os._exit(status)  # at once: a farewell would keep the other processes waiting
     sys.exit(status)
 
 

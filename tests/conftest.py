@@ -140,25 +140,21 @@ def tiny_spec():
     return make
 
 
+def _beside(name):
+    """A module that lies beside this file and holds no tests."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
 @pytest.fixture
 def tiny_trunk(monkeypatch):
     """The name of a trunk of two blocks, laid out as EfficientNet's are, that builds in no time."""
-    import keras
-
     from multitask.model.trunks import TRUNKS
 
-    def make(weights, input_shape):
-        inputs = x = keras.Input(input_shape)
-        x = keras.layers.Rescaling(1 / 255, name="rescaling")(x)
-        x = keras.layers.Normalization(name="normalization")(x)
-        for block, filters in (("block1a", 6), ("block2a", 12)):
-            x = keras.layers.Conv2D(filters, 3, strides=4, name=f"{block}_conv")(x)
-            x = keras.layers.BatchNormalization(name=f"{block}_bn")(x)
-            x = keras.layers.Activation("swish", name=f"{block}_activation")(x)
-            x = keras.layers.Dropout(0.2, name=f"{block}_drop")(x)
-        return keras.Model(inputs, x)
-
-    monkeypatch.setitem(TRUNKS, "tiny", make)
+    monkeypatch.setitem(TRUNKS, "tiny", _beside("tiny_trunk").two_blocks)
     return "tiny"
 
 
@@ -168,12 +164,7 @@ def tiny_trunk(monkeypatch):
 @pytest.fixture(scope="session")
 def known():
     """The module tests/known_answers.py."""
-    if "known_answers" not in sys.modules:
-        file = Path(__file__).parent / "known_answers.py"
-        spec = importlib.util.spec_from_file_location("known_answers", file)
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["known_answers"]
+    return _beside("known_answers")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import tempfile
 from multitask.spec import InputError, expected
 
 BACKENDS = ("tensorflow", "jax")
+DISTRIBUTIONS = ("none", "mirrored", "multihost")
 
 
 def import_tensorflow(backend: str = BACKENDS[0]) -> None:
@@ -32,7 +33,7 @@ def import_tensorflow(backend: str = BACKENDS[0]) -> None:
     with tempfile.TemporaryFile() as notes:
         os.dup2(notes.fileno(), 2)
         try:
-            import tensorflow  # noqa: F401
+            import tensorflow
         except BaseException:
             notes.seek(0)
             os.write(kept, notes.read())
@@ -40,3 +41,5 @@ def import_tensorflow(backend: str = BACKENDS[0]) -> None:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+    if backend != "tensorflow":  # which would take the memory of the GPU that it has no use for
+        tensorflow.config.set_visible_devices([], "GPU")

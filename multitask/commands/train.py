@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from multitask.commands import BACKENDS, import_tensorflow
+from multitask.commands import BACKENDS, DISTRIBUTIONS, import_tensorflow
 from multitask.commands.spec_flags import (
     check_needed,
     define_records_dir,
@@ -54,6 +54,26 @@ def define_flags(values: flags.FlagValues) -> None:
         "the same bits for the same seed (default: on a CPU, where it costs nothing)",
         **to,
     )
+    flags.DEFINE_enum(
+        "distribute",
+        "none",
+        DISTRIBUTIONS,
+        "mirrored: over all GPUs of this machine; multihost: over several machines, with this very "
+        "command on each (JAX); --batch_size is that of all together",
+        **to,
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "of multihost: host:port of process 0 (default: what the cluster says)",
+        **to,
+    )
+    flags.DEFINE_integer(
+        "process_count", None, "of multihost: how many processes (default: as above)", **to
+    )
+    flags.DEFINE_integer(
+        "process_index", None, "of multihost: which this is, from 0 (default: as above)", **to
+    )
     flags.DEFINE_boolean("evaluate", True, "evaluate the best model when training ends", **to)
 
 
@@ -65,27 +85,54 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         wanted = " or ".join(f"--epochs_{phase}" for phase in asked)
         raise InputError(f"--phase={values.phase}: has 0 epochs to train; give {wanted}")
 
-    import_tensorflow(values.backend or os.environ.get("KERAS_BACKEND") or BACKENDS[0])
+    import_tensorflow(_backend(values))
     from multitask.evaluation.report import evaluate
+    from multitask.learning.callbacks import say
+    from multitask.learning.distribution import build_distribution, part
     from multitask.learning.training import train
 
-    result = train(
-        spec,
-        Path(values.data_dir),
-        Path(values.workdir),
-        records_dir=folder_or_none(values.records_dir),
-        phase=values.phase,
-        init_from=folder_or_none(values.init_from),
-        per_task_best=values.best_per_task,
-        checkpoint_minutes=values.checkpoint_minutes,
-        deterministic=values.deterministic,
+    distribution = build_distribution(
+        values.distribute,
+        coordinator=values.coordinator,
+        processes=values.process_count,
+        process=values.process_index,
     )
+    speaks = distribution.writes
+    if speaks and distribution.shard.devices > 1:
+        say(f"Training on {distribution.shard.devices} devices")
+    with distribution.noticing():
+        result = train(
+            spec,
+            Path(values.data_dir),
+            Path(values.workdir),
+            records_dir=folder_or_none(values.records_dir),
+            phase=values.phase,
+            init_from=folder_or_none(values.init_from),
+            per_task_best=values.best_per_task,
+            checkpoint_minutes=values.checkpoint_minutes,
+            deterministic=values.deterministic,
+            distribution=distribution,
+            tell=say if speaks else lambda line: None,
+        )
+        part()
+    if not speaks:
+        return
     run = result.run
     if not result.trained:
         print(f"Nothing is left to train in {run.workdir}.")
     if values.evaluate and (result.trained or not _is_evaluated(run)):
         evaluate(run)
     print(f"\nModels:  {run.models}\nReports: {run.results}" if values.evaluate else run.models)
+
+
+def _backend(values: flags.FlagValues) -> str:
+    """What Keras is to compute with."""
+    asked = values.backend or os.environ.get("KERAS_BACKEND")
+    if values.distribute != "multihost":
+        return asked or BACKENDS[0]
+    if asked not in (None, "jax"):
+        raise InputError(f"--distribute=multihost: is for --backend=jax, not {asked}")
+    return "jax"
 
 
 def _is_evaluated(run: Run) -> bool:

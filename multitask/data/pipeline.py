@@ -16,7 +16,7 @@ from multitask.data.augment import augment_image, image_policies
 from multitask.data.decode import decode_image, resize_image
 from multitask.data.mixing import build_mixing
 from multitask.data.records import Prepared
-from multitask.data.sampling import epoch_key, epoch_rows
+from multitask.data.sampling import UNSHARDED, Shard, batch_places, epoch_key, epoch_rows
 from multitask.data.table import TRAIN, Table
 from multitask.spec import MISSING, DataSpec
 
@@ -54,7 +54,12 @@ def _by_task(tasks: tuple[str, ...], *values: tf.Tensor) -> tuple[dict[str, tf.T
 
 
 def training_dataset(
-    prepared: Prepared, spec: DataSpec, *, first_epoch: int = 0, first_step: int = 0
+    prepared: Prepared,
+    spec: DataSpec,
+    *,
+    first_epoch: int = 0,
+    first_step: int = 0,
+    shard: Shard = UNSHARDED,
 ) -> tf.data.Dataset:
     """Augmented, shuffled batches of the training split, from a step on, without end.
 
@@ -63,6 +68,7 @@ def training_dataset(
         spec: image size, batch size, seed and the tasks' augmentation.
         first_epoch: counted over both phases.
         first_step: of that epoch; the pictures of the steps before it are not read.
+        shard: what of each batch is read here.
 
     Returns:
         Batches of image float32 [batch, size, size, 3] in 0..255, {task: int32 [batch]} and
@@ -71,28 +77,35 @@ def training_dataset(
         smaller.
     """
     table = prepared.table
-    rows_of = epoch_rows(table.labels[table.rows(TRAIN)], spec)
+    all_labels = table.labels[table.rows(TRAIN)]
+    rows_of, count = epoch_rows(all_labels, spec), len(all_labels)
+    every_place = tf.constant(batch_places(count, spec.batch_size, shard))
+    batch_size = _local(spec, shard)
     mix = build_mixing(spec)
     load, read = _augmenting(prepared, spec), prepared.reader(TRAIN)
 
     def mixed(epoch: tf.Tensor, step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor):
-        # -1 is the number of no row: what is drawn here is not what some augmentation drew.
+        # Below 0 is no row's number: what is drawn here is not what some augmentation drew.
         seed = epoch_key(spec.seed, epoch)
-        for number in (tf.constant(-1, tf.int64), step):
+        for number in (tf.constant(-1 - shard.index, tf.int64), step):
             seed = tf.random.experimental.stateless_fold_in(seed, number)
         return mix(images, labels, seed)
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.cast(rows_of(epoch), tf.int64)
+        def load_place(place: tf.Tensor, found: tuple) -> tuple:
+            # A row that is drawn twice is augmented twice, so by its place; otherwise by its row.
+            image, labels = load(epoch, place if spec.sampler else found[0], *found)
+            return image, tf.where(place < count, labels, MISSING)
+
         step = tf.where(epoch == first_epoch, tf.constant(first_step, tf.int64), 0)
-        done = step * spec.batch_size
-        pictures = read(tf.data.Dataset.from_tensor_slices(order[done:])).enumerate(done)
-        # A row that is drawn twice is augmented twice, so by its place; otherwise by its row.
-        pictures = pictures.map(
-            lambda place, found: (epoch, place if spec.sampler else found[0], *found)
+        places = every_place[step * batch_size :]
+        order = tf.cast(tf.gather(rows_of(epoch), tf.minimum(places, count - 1)), tf.int64)
+        pictures = tf.data.Dataset.zip(
+            tf.data.Dataset.from_tensor_slices(places),
+            read(tf.data.Dataset.from_tensor_slices(order)),
         )
-        pictures = pictures.map(load, tf.data.AUTOTUNE, deterministic=True)
-        batches = pictures.batch(spec.batch_size)
+        pictures = pictures.map(load_place, tf.data.AUTOTUNE, deterministic=True)
+        batches = pictures.batch(batch_size)
         if mix is None:
             return batches.map(lambda images, labels: (images, labels, _weights(labels)))
         batches = batches.enumerate(step).map(lambda step, batch: (epoch, step, *batch))
@@ -129,9 +142,9 @@ def view_dataset(
     split: str,
     batch_size: int,
     view: int = 0,
-    first: int = 0,
+    rows: np.ndarray | None = None,
 ) -> tf.data.Dataset:
-    """Batches of images alone, in the order of a split's rows, from a row on.
+    """Batches of images alone, in the order of a split's rows.
 
     Args:
         prepared: its records are read.
@@ -139,7 +152,7 @@ def view_dataset(
         split: train or selection.
         batch_size: the last may be smaller.
         view: 0: plain; v: augmented as `training_dataset` does it in epoch v - 1 (train alone).
-        first: the row to start at.
+        rows: int64, which of the split; None: all.
     """
     if view:
         augmented, epoch = _augmenting(prepared, spec), tf.constant(view - 1, tf.int64)
@@ -152,25 +165,45 @@ def view_dataset(
             image = decode_image(picture, target_px=spec.image_size)
             return resize_image(image, size_px=spec.image_size, how=spec.resize)
 
-    pictures = prepared.reader(split)(tf.data.Dataset.range(first, len(prepared.table.rows(split))))
+    if rows is None:
+        rows = np.arange(len(prepared.table.rows(split)))
+    pictures = prepared.reader(split)(tf.data.Dataset.from_tensor_slices(rows))
     pictures = pictures.map(load, tf.data.AUTOTUNE, deterministic=True)
     return pictures.batch(batch_size).prefetch(2)
 
 
-def evaluation_dataset(prepared: Prepared, spec: DataSpec, *, split: str) -> tf.data.Dataset:
+def evaluation_dataset(
+    prepared: Prepared, spec: DataSpec, *, split: str, shard: Shard = UNSHARDED
+) -> tf.data.Dataset:
     """Plain batches of the records of a split, in the order of its rows, each row once.
 
     Elements as `training_dataset` gives them.
     """
-    table = prepared.table
-    labels = tf.data.Dataset.from_tensor_slices(table.labels[table.rows(split)])
-    images = view_dataset(prepared, spec, split=split, batch_size=spec.batch_size)
-    batches = tf.data.Dataset.zip(images, labels.batch(spec.batch_size))
+    table, batch_size = prepared.table, _local(spec, shard)
+    rows, labels = sharded_labels(table.labels[table.rows(split)], spec, shard)
+    images = view_dataset(prepared, spec, split=split, batch_size=batch_size, rows=rows)
+    labels = tf.data.Dataset.from_tensor_slices(labels).batch(batch_size)
+    batches = tf.data.Dataset.zip(images, labels)
     batches = batches.map(lambda image, label: (image, *targets(label, table.tasks)))
     # What is unknown behind a read; without it Keras warns of a dataset that ends.
     return batches.apply(
         tf.data.experimental.assert_cardinality(steps_per_epoch(table, spec, split))
     )
+
+
+def sharded_labels(
+    labels: np.ndarray, spec: DataSpec, shard: Shard
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that a process reads of a split in order, and their labels: MISSING where a row
+    stands only to fill up the last batch."""
+    places = batch_places(len(labels), spec.batch_size, shard)
+    rows = np.minimum(places, len(labels) - 1)
+    return rows, np.where((places < len(labels))[:, None], labels[rows], MISSING)
+
+
+def _local(spec: DataSpec, shard: Shard) -> int:
+    """Pictures of a batch that one process reads."""
+    return spec.batch_size // shard.count
 
 
 def readable_pictures(

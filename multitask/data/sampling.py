@@ -5,6 +5,7 @@ parameters) -> each row's chance.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -15,6 +16,38 @@ from multitask.data.table import TRAIN, Table
 from multitask.spec import MISSING, DataSpec, check_kind
 
 Power = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one process reads of each batch, where several share it.
+
+    Attributes:
+        index: of the process.
+        count: processes.
+        devices: of all processes together; each gets an equal part of a batch.
+    """
+
+    index: int = 0
+    count: int = 1
+    devices: int = 1
+
+
+UNSHARDED = Shard()
+
+
+def batch_places(rows: int, batch_size: int, shard: Shard = UNSHARDED) -> np.ndarray:
+    """int64: the places of an epoch that a process reads, `batch_size / shard.count` a batch.
+
+    Over all processes each place below `rows` comes once, in the batch in which a single process
+    would have it. Where the last batch is no multiple of the devices, places from `rows` on fill
+    it up; they stand for no row, and what is read there must have no label.
+    """
+    rest = rows % batch_size
+    filled = -(-rest // shard.devices) * shard.devices
+    full, last = np.split(np.arange(rows - rest + filled), [rows - rest])
+    full = full.reshape(-1, shard.count, batch_size // shard.count)[:, shard.index]
+    return np.concatenate([full.ravel(), last.reshape(shard.count, -1)[shard.index]])
 
 
 def epoch_key(seed: int, epoch: tf.Tensor) -> tf.Tensor:

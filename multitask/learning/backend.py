@@ -30,6 +30,45 @@ def be_deterministic(wanted: bool) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
+def has_strategy() -> bool:
+    """Whether TensorFlow's replicas are to have parts of a batch."""
+    if not on_tensorflow():
+        return False
+    import tensorflow as tf
+
+    return tf.distribute.has_strategy()
+
+
+def replicas() -> int:
+    """How many run this very code side by side, each on a part of a batch. TensorFlow's alone:
+    the arrays of a distributed JAX are whole batches to the code."""
+    if not on_tensorflow():
+        return 1
+    import tensorflow as tf
+
+    if tf.distribute.in_cross_replica_context():
+        return 1
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def synchronise_batchnorm(network: keras.Model, wanted: bool) -> None:
+    """Let BatchNorm see the whole batch, where TensorFlow's replicas have parts of it; or not."""
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            synchronise_batchnorm(layer, wanted)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = wanted
+
+
+def over_replicas(value):
+    """The sum of a tensor over the replicas; gradients go through it."""
+    if replicas() == 1:
+        return value
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
 def synchronise(model: keras.Model) -> None:
     """Let the variables hold what they are at; on the JAX backend `fit` keeps them elsewhere."""
     getattr(model, "jax_state_sync", lambda: None)()

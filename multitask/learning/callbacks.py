@@ -14,7 +14,7 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from multitask.learning.backend import synchronise
+from multitask.learning.backend import has_strategy, synchronise, synchronise_batchnorm
 from multitask.learning.checkpoints import BEST, Progress, save_checkpoint
 from multitask.learning.optimizers import current_rates
 from multitask.learning.phases import PhaseModel
@@ -63,33 +63,20 @@ def noting_signals() -> Iterator[list[int]]:
         restore()
 
 
-class Checkpointer(keras.callbacks.Callback):
-    """Counts steps; writes a checkpoint every so often, and when the run is asked to stop.
-
-    It comes after all callbacks that remember something.
+class StepCounter(keras.callbacks.Callback):
+    """Counts steps, and stops the run when it is asked to; writes nothing.
 
     Args:
-        run: where it is written.
         progress: its `step` is counted here.
-        prepared: whose variables are saved.
-        minutes: from one checkpoint to the next.
         noted: signals that ask the run to stop.
         metrics: values that the metrics had at `progress.step`, in the middle of an epoch.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        progress: Progress,
-        prepared: PhaseModel,
-        *,
-        minutes: float,
-        noted: list[int],
-        metrics: Sequence[np.ndarray] = (),
-    ):
+    minutes = math.inf
+
+    def __init__(self, progress: Progress, *, noted: list[int], metrics: Sequence[np.ndarray] = ()):
         super().__init__()
-        self.run, self.progress, self.prepared = run, progress, prepared
-        self.minutes, self.noted, self.metrics = minutes, noted, metrics
+        self.progress, self.noted, self.metrics = progress, noted, metrics
         self.saved = time.monotonic()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -115,16 +102,39 @@ class Checkpointer(keras.callbacks.Callback):
         self._stop_if_asked()
 
     def _save(self, metrics: Sequence[np.ndarray] = ()) -> None:
-        synchronise(self.model)
         self.model.optimizer.use_averages(False)  # in a test they were the weights
-        save_checkpoint(self.run.checkpoint, self.prepared.variables, self.progress, metrics)
-        self.saved = time.monotonic()
 
     def _stop_if_asked(self) -> None:
         if self.noted:
             if self.noted[0] == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(128 + self.noted[0])
+
+
+class Checkpointer(StepCounter):
+    """Writes a checkpoint every so often, and when the run is asked to stop.
+
+    It comes after all callbacks that remember something.
+
+    Args:
+        run: where it is written.
+        progress: its `step` is counted here.
+        prepared: whose variables are saved.
+        minutes: from one checkpoint to the next.
+        options: of StepCounter.
+    """
+
+    def __init__(
+        self, run: Run, progress: Progress, prepared: PhaseModel, *, minutes: float, **options
+    ):
+        super().__init__(progress, **options)
+        self.run, self.prepared, self.minutes = run, prepared, minutes
+
+    def _save(self, metrics: Sequence[np.ndarray] = ()) -> None:
+        synchronise(self.model)
+        super()._save()
+        save_checkpoint(self.run.checkpoint, self.prepared.variables, self.progress, metrics)
+        self.saved = time.monotonic()
 
 
 def metric_values(model: keras.Model) -> list[np.ndarray]:
@@ -261,8 +271,10 @@ class EpochEnd(EpochMemory):
 
 def save_model(model: keras.Model, path) -> None:
     """Write a `.keras` file, whole or not at all."""
+    synchronise_batchnorm(model, False)  # the file is for every backend
     with replacing(path) as temporary:
         model.save(temporary)
+    synchronise_batchnorm(model, has_strategy())
 
 
 def write_history(run: Run, history: list[dict]) -> None:

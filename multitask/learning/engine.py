@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import keras
 from keras import ops
 
+from multitask.learning.backend import over_replicas, replicas
 from multitask.learning.balancing import Balancing
 from multitask.learning.contrastive import supervised_contrastive_loss
 from multitask.learning.losses import MaskedLoss, build_metrics
@@ -50,10 +51,12 @@ class MultitaskModel(keras.Model):
         self.figures = build_metrics(classes)
 
     def task_means(self, y: Mapping, y_pred: Mapping, weights: Mapping) -> tuple[dict, dict]:
-        """Each task's mean loss over its labels in a batch, and how many labels it has."""
+        """Each task's mean loss over its labels in a batch, and how many labels it has; of the
+        whole batch, where replicas have parts of it."""
         means, counts = {}, {}
         for task, loss in self.task_losses.items():
-            total, counts[task] = loss.total(y[task], y_pred[task], weights[task])
+            sums = loss.total(y[task], y_pred[task], weights[task])
+            total, counts[task] = (over_replicas(value) for value in sums)
             means[task] = total / ops.maximum(counts[task], 1.0)
         return means, counts
 
@@ -69,7 +72,7 @@ class MultitaskModel(keras.Model):
             )
             self.contrastive_means[task].update_state(value)
             loss += weight * value
-        return loss
+        return loss / replicas()  # whose gradients are summed
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Of a mixed picture, the label that it has most of counts."""

@@ -24,11 +24,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from multitask.data.pipeline import targets, view_dataset
+from multitask.data.pipeline import sharded_labels, targets, view_dataset
 from multitask.data.records import Prepared
-from multitask.data.sampling import epoch_rows
+from multitask.data.sampling import UNSHARDED, Shard, batch_places, epoch_rows
 from multitask.data.table import SELECTION, TRAIN, Table
 from multitask.learning.backend import jit_compile
+from multitask.learning.distribution import local_copy
 from multitask.model.network import connect_features, parts
 from multitask.run import locked, write_json
 from multitask.spec import MISSING, DataSpec, InputError
@@ -63,7 +64,7 @@ class Features:
     tasks: tuple[str, ...]
 
     def training_dataset(
-        self, spec: DataSpec, *, first_epoch: int = 0, first_step: int = 0
+        self, spec: DataSpec, *, first_epoch: int = 0, first_step: int = 0, shard: Shard = UNSHARDED
     ) -> tf.data.Dataset:
         """Shuffled batches of features, {task: label}, {task: weight}, without end.
 
@@ -71,7 +72,9 @@ class Features:
         takes another view of a picture; in as many epochs as there are views, it has had all.
         """
         rows = len(self.train) // self.views
-        rows_of = epoch_rows(self.labels, spec)
+        rows_of, count = epoch_rows(self.labels, spec), len(self.labels)
+        every_place = tf.constant(batch_places(count, spec.batch_size, shard))
+        batch_size = spec.batch_size // shard.count
         first_view = np.random.default_rng(spec.seed).integers(self.views, size=rows)
 
         def take(epoch: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -83,35 +86,37 @@ class Features:
             batch[~real] = self.synthetic[chosen[~real] - rows]
             return batch
 
-        def load(epoch: tf.Tensor, chosen: tf.Tensor) -> tuple:
+        def load(epoch: tf.Tensor, places: tf.Tensor, chosen: tf.Tensor) -> tuple:
             # Without state, so that its calls need not wait for each other.
             batch = tf.numpy_function(take, [epoch, chosen], tf.float32, stateful=False)
-            labels = tf.gather(self.labels, chosen)
+            labels = tf.where((places < count)[:, None], tf.gather(self.labels, chosen), MISSING)
             return tf.ensure_shape(batch, (None, *self.train.shape[1:])), labels
 
         def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-            order = rows_of(epoch)
-            done = tf.where(epoch == first_epoch, first_step * spec.batch_size, 0)
-            chosen = tf.data.Dataset.from_tensor_slices(order[done:]).batch(spec.batch_size)
-            return chosen.map(lambda rows: load(epoch, rows), 2, deterministic=True)
+            places = every_place[tf.where(epoch == first_epoch, first_step * batch_size, 0) :]
+            chosen = tf.gather(rows_of(epoch), tf.minimum(places, count - 1))
+            both = tf.data.Dataset.from_tensor_slices((places, chosen)).batch(batch_size)
+            return both.map(lambda *both: load(epoch, *both), 2, deterministic=True)
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         batches = epochs.flat_map(one_epoch)
         return batches.map(lambda x, y: (x, *targets(y, self.tasks))).prefetch(4)
 
-    def selection_dataset(self, spec: DataSpec) -> tf.data.Dataset:
+    def selection_dataset(self, spec: DataSpec, *, shard: Shard = UNSHARDED) -> tf.data.Dataset:
         """Batches of the selection split, in the order of its rows."""
-        places = tf.data.Dataset.range(len(self.selection)).batch(spec.batch_size)
+        rows, labels = sharded_labels(self.selection_labels, spec, shard)
+        batches = tf.data.Dataset.from_tensor_slices((rows, labels))
+        batches = batches.batch(spec.batch_size // shard.count)
 
         def take(chosen: np.ndarray) -> np.ndarray:
             return self.selection[chosen].astype(np.float32)
 
-        def load(chosen: tf.Tensor) -> tuple:
+        def load(chosen: tf.Tensor, labels: tf.Tensor) -> tuple:
             batch = tf.numpy_function(take, [chosen], tf.float32, stateful=False)
             batch = tf.ensure_shape(batch, (None, *self.selection.shape[1:]))
-            return batch, *targets(tf.gather(self.selection_labels, chosen), self.tasks)
+            return batch, *targets(labels, self.tasks)
 
-        return places.map(load, 2, deterministic=True).prefetch(4)
+        return batches.map(load, 2, deterministic=True).prefetch(4)
 
 
 # === Whether ===
@@ -259,7 +264,12 @@ def _compute(
             while done[split] < count:
                 view, first = divmod(done[split], rows) if split == TRAIN else (0, done[split])
                 batches = view_dataset(
-                    prepared, spec, split=split, batch_size=BATCH, view=view, first=first
+                    prepared,
+                    spec,
+                    split=split,
+                    batch_size=BATCH,
+                    view=view,
+                    rows=np.arange(first, len(prepared.table.rows(split))),
                 )
                 for images in batches:
                     batch = extract(images)
@@ -286,13 +296,13 @@ def _compute(
 
 def _extractor(network: keras.Model, shape: tuple[int, ...]) -> Callable:
     """Images -> features, as a compiled function."""
-    trunk, _ = parts(network)
+    trunk = local_copy(parts(network)[0])
     features = trunk.outputs[0]
     if len(shape) == 1:
         features = keras.layers.GlobalAveragePooling2D()(features)
     model = keras.Model(trunk.inputs[0], features)
     model.compile(jit_compile=jit_compile())
-    return model.predict_on_batch
+    return lambda images: model.predict_on_batch(np.asarray(images))
 
 
 # === SMOTE ===

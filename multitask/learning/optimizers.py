@@ -97,14 +97,15 @@ class PartAdamW(keras.optimizers.Adam):
         super().__init__(schedule, **options)
         self.schedule = schedule
         factors = part.rate_factors or [1.0] * len(part.variables)
-        self.settings = [
-            (factor, part.weight_decay if _decays(variable) else 0.0)
+        self.settings_of = {
+            id(variable): (factor, part.weight_decay if _decays(variable) else 0.0)
             for variable, factor in zip(part.variables, factors, strict=True)
-        ]
+        }
         self.lowest_factor, self.highest_factor = min(factors), max(factors)
 
     def build(self, variables):
         super().build(variables)
+        self.settings = [self.settings_of[id(variable)] for variable in variables]
         for variable, average in self.averaged:
             average.assign(variable)  # before the first step
 
@@ -165,13 +166,24 @@ class PartsOptimizer(keras.optimizers.MultiOptimizer):
     Args:
         parts: name -> part; together all that is trained.
         optimizers: name -> its optimizer.
+        order: all that is trained, in the model's order: JAX hands over values without names.
+        factors: what rates are multiplied by. As the optimizer's, they are no constants of JAX's
+            compiled step.
     """
 
-    def __init__(self, parts: Mapping[str, Part], optimizers: Mapping[str, PartAdamW]):
+    def __init__(
+        self,
+        parts: Mapping[str, Part],
+        optimizers: Mapping[str, PartAdamW],
+        order: Sequence[keras.Variable],
+        factors: Sequence[keras.Variable],
+    ):
         owner = {id(v): optimizers[name] for name, part in parts.items() for v in part.variables}
         super().__init__(lambda variable: owner[id(variable)], name="multi")
         self.parts, self.averages_are_in = dict(optimizers), False
-        self.build([v for part in parts.values() for v in part.variables])
+        self.build(order)
+        for factor in factors:
+            self._track_variable(factor)
 
     @property
     def schedules(self) -> dict[str, ScaledSchedule]:
@@ -203,6 +215,7 @@ def build_optimizer(
     steps_per_epoch: int,
     plateau: keras.Variable,
     options: OptimizerOptions = ALL_OFF,
+    order: Sequence[keras.Variable] | None = None,
 ) -> PartsOptimizer:
     """The optimizer of a model's parts, built.
 
@@ -217,6 +230,7 @@ def build_optimizer(
         plateau: the factor that all schedules share.
         options: clipping, moving averages, accumulation; the same for each part. The norm that
             is clipped is a part's own, so that no task's outlier shortens another head's step.
+        order: the model's `trainable_variables`; None: as the parts have them.
     """
     parts = {name: part for name, part in parts.items() if part.variables}
     optimizers = {
@@ -238,7 +252,10 @@ def build_optimizer(
         )
         for name, part in parts.items()
     }
-    return PartsOptimizer(parts, optimizers)
+    if order is None:
+        order = [variable for part in parts.values() for variable in part.variables]
+    own = [v for optimizer in optimizers.values() for v in optimizer.schedule.variables]
+    return PartsOptimizer(parts, optimizers, order, [plateau, *own])
 
 
 def current_rates(optimizer: PartsOptimizer) -> dict[str, float]:

@@ -7,7 +7,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from multitask.learning.backend import jit_compile, on_tensorflow
+from multitask.learning.backend import (
+    has_strategy,
+    jit_compile,
+    on_tensorflow,
+    synchronise_batchnorm,
+)
 from multitask.learning.balancing import build_balancing
 from multitask.learning.checkpoints import restore_variables
 from multitask.learning.contrastive import projection
@@ -45,9 +50,7 @@ class PhaseModel:
         """Weights, seeds of dropout and all the optimizer's state, in a fixed order."""
         known = {id(variable) for variable in self.plain.variables}
         more = [v for v in self.model.variables if id(v) not in known]
-        optimizer = self.model.optimizer
-        lowered = [v for schedule in optimizer.schedules.values() for v in schedule.variables]
-        return [*self.plain.variables, *more, *optimizer.variables, *lowered]
+        return [*self.plain.variables, *more, *self.model.optimizer.variables]
 
     def restore(self, folder: Path) -> list[np.ndarray]:
         """Take a checkpoint's values; returns those of the metrics."""
@@ -93,6 +96,7 @@ def prepare_phase(
     freeze_trunk(trunk, frozen, batchnorm_trains=batchnorm_trains(spec.trunk))
     heads = {task: heads[task] for task in spec.task_names}
     parts_of = network_parts(spec, trunk, heads)
+    synchronise_batchnorm(network, has_strategy())
     contrastive, project = contrastive_weights(spec), None
     if contrastive:
         project = projection(spec.contrastive.width, name=CONTRASTIVE)
@@ -138,6 +142,7 @@ def prepare_phase(
             steps_per_epoch=steps_per_epoch,
             plateau=factor,
             options=spec.optimizer,
+            order=model.trainable_variables,
         ),
         jit_compile=jit_compile(),
     )

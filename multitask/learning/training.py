@@ -1,6 +1,7 @@
 """From a spec and a folder of data to trained models: the whole of `multitask train`'s work."""
 
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from multitask.learning.callbacks import (
     Checkpointer,
     Console,
     EpochEnd,
+    EpochMemory,
+    StepCounter,
     StopOnNonFinite,
     noting_signals,
     say,
@@ -38,6 +41,7 @@ from multitask.learning.checkpoints import (
     find_checkpoint,
     save_checkpoint,
 )
+from multitask.learning.distribution import ALONE, Distribution, check_distribution
 from multitask.learning.features import Features, cache_features, synthetic_rows, wants_cache
 from multitask.learning.losses import build_losses
 from multitask.learning.phases import (
@@ -86,6 +90,7 @@ def train(
     per_task_best: bool = True,
     checkpoint_minutes: float = 10.0,
     deterministic: bool | None = None,
+    distribution: Distribution = ALONE,
     tell: Callable[[str], None] = say,
 ) -> TrainResult:
     """Train the one model, or go on exactly where the workdir's run was left.
@@ -100,6 +105,7 @@ def train(
         per_task_best: save each task's own best epoch too.
         checkpoint_minutes: from one checkpoint to the next; each epoch ends with one, too.
         deterministic: the same bits for the same seed; None: where that costs nothing, on a CPU.
+        distribution: over which devices and processes.
         tell: shows a line.
 
     Raises:
@@ -115,11 +121,15 @@ def train(
     if PHASES[1] in progress.finished:
         todo = []
     check_spec(spec)
+    check_distribution(spec, distribution)
+    asked = [spec.to_dict(), phase, found.folder.name if found.folder else None]
+    distribution.agree("what to train", json.dumps(asked))
     be_deterministic(not has_accelerator() if deterministic is None else deterministic)
     if not data_dir.is_dir():
         raise InputError(f"--data_dir: {data_dir}: is no folder")
     classes = {task.name: read_classes(data_dir / task.classes) for task in spec.tasks}
-    network = _first_network(spec, classes, workdir, progress, todo, phase, init_from)
+    with distribution.scope():
+        network = _first_network(spec, classes, workdir, progress, todo, phase, init_from)
     if network is not None:  # a depth beyond the trunk is told now, not after the first phase
         merged_frozen_count(spec, parts(network)[0])
 
@@ -139,12 +149,15 @@ def train(
         )
         for task in spec.tasks
     }
-    run = start_run(workdir, spec, data_dir, fingerprint=prepared.fingerprint)
-    with replacing(workdir / "left_out.csv") as temporary:
-        table.left_out_frame().to_csv(temporary, index=False)
-    if prepared.near_duplicates is not None:
-        with replacing(workdir / NEAR_DUPLICATES) as temporary:
-            prepared.near_duplicates.to_csv(temporary, index=False)
+    distribution.agree("pictures and labels", prepared.fingerprint)
+    run = Run(workdir, spec, data_dir)
+    if distribution.writes:
+        start_run(workdir, spec, data_dir, fingerprint=prepared.fingerprint)
+        with replacing(workdir / "left_out.csv") as temporary:
+            table.left_out_frame().to_csv(temporary, index=False)
+        if prepared.near_duplicates is not None:
+            with replacing(workdir / NEAR_DUPLICATES) as temporary:
+                prepared.near_duplicates.to_csv(temporary, index=False)
     for line in [*describe_table(table), *describe_sampler(table, spec)]:
         tell(line)
     for name in todo:
@@ -157,6 +170,7 @@ def train(
             weights,
             per_task_best=per_task_best,
             checkpoint_minutes=checkpoint_minutes,
+            distribution=distribution,
             tell=tell,
         )
     return TrainResult(
@@ -246,6 +260,7 @@ def _train_phase(
     *,
     per_task_best: bool,
     checkpoint_minutes: float,
+    distribution: Distribution,
     tell: Callable[[str], None],
 ) -> keras.Model:
     """Train one phase to its end and return the network that the next one starts with."""
@@ -257,36 +272,43 @@ def _train_phase(
     cached = phase == PHASES[0] and wants_cache(spec)
     rows = len(table.rows(TRAIN)) + (synthetic_rows(table, spec) if cached else 0)
     steps = -(-rows // spec.batch_size)
-    phase_model = prepare_phase(
-        network,
-        spec,
-        phase,
-        class_weights=weights,
-        steps_per_epoch=steps,
-        plateau=progress.plateau,
-        cached=cached,
-    )
-    metrics = phase_model.restore(found.folder) if going_on else []
-    if not going_on:  # from now on nothing is read again that this phase began with
+    with distribution.scope():
+        phase_model = prepare_phase(
+            network,
+            spec,
+            phase,
+            class_weights=weights,
+            steps_per_epoch=steps,
+            plateau=progress.plateau,
+            cached=cached,
+        )
+        metrics = phase_model.restore(found.folder) if going_on else []
+    if (
+        not going_on and distribution.writes
+    ):  # from now on nothing is read again that this phase began with
         save_checkpoint(run.checkpoint, phase_model.variables, progress)
     _tell_phase(phase_model, phase, steps, progress, tell)
     try:
         features = cache_features(network, prepared, spec, tell=tell) if cached else None
         with noting_signals() as noted:
-            callbacks = [
-                StopOnNonFinite(progress),
-                EpochEnd(run, progress, phase_model, per_task=per_task_best),
-                Console(progress, spec.task_names, steps, rows),
-                Checkpointer(
-                    run,
-                    progress,
-                    phase_model,
-                    minutes=checkpoint_minutes,
-                    noted=noted,
-                    metrics=metrics,
-                ),
-            ]
-            _fit(phase_model.model, prepared, features, spec, progress, steps, callbacks)
+            callbacks = [StopOnNonFinite(progress)]
+            counting = {"noted": noted, "metrics": metrics}
+            if distribution.writes:
+                callbacks += [
+                    EpochEnd(run, progress, phase_model, per_task=per_task_best),
+                    Console(progress, spec.task_names, steps, rows),
+                    Checkpointer(
+                        run, progress, phase_model, minutes=checkpoint_minutes, **counting
+                    ),
+                ]
+            else:
+                callbacks += [
+                    EpochMemory(spec, progress, phase_model),
+                    StepCounter(progress, **counting),
+                ]
+            source = prepared if features is None else features
+            with distribution.scope():
+                _fit(phase_model.model, source, spec, progress, steps, callbacks, distribution)
     except tf.errors.OpError:
         # Keras' message would not say that it was the records.
         if is_whole(prepared.builder):
@@ -299,41 +321,44 @@ def _train_phase(
         tell(f"Stopped early: no better epoch in {progress.waited}.")
         progress.waited = progress.plateau_waited = 0
     progress.finished.append(phase)
-    save_checkpoint(run.checkpoint, phase_model.variables, progress)
+    if distribution.writes:
+        save_checkpoint(run.checkpoint, phase_model.variables, progress)
+    distribution.agree(f"the end of phase {phase}", json.dumps(progress.best))
     if BEST in progress.best_epoch:
         tell(f"Best epoch so far: {progress.best_epoch[BEST]}.")
     if phase == PHASES[0] and run.best_model.is_file():
-        return _load_best(run.best_model, spec, table.classes)
+        with distribution.scope():
+            return _load_best(run.best_model, spec, table.classes)
     phase_model.model.optimizer.use_averages(True)
     return phase_model.plain
 
 
 def _fit(
     model: keras.Model,
-    prepared: Prepared,
-    features: Features | None,
+    source: Prepared | Features,
     spec: DataSpec,
     progress: Progress,
     steps: int,
     callbacks: list[keras.callbacks.Callback],
+    distribution: Distribution,
 ) -> None:
     """Go on at `progress` to the end of its phase; `callbacks` keep it up to date."""
     epochs = getattr(spec.phases, progress.phase).epochs
-    selection = None
-    if len(prepared.table.rows(SELECTION)):
-        selection = (
-            evaluation_dataset(prepared, spec, split=SELECTION)
-            if features is None
-            else features.selection_dataset(spec)
-        )
+    shard = distribution.shard
+    if isinstance(source, Features):
+        training, of_selection = source.training_dataset, source.selection_dataset
+        rows = len(source.selection)
+    else:
+        training = functools.partial(training_dataset, source)
+        of_selection = functools.partial(evaluation_dataset, source, split=SELECTION)
+        rows = len(source.table.rows(SELECTION))
+    selection = distribution.feed(of_selection(spec, shard=shard)) if rows else None
     if progress.step == steps:  # what is left of the epoch is its end
         _end_epoch(model, selection, progress, callbacks)
     while progress.phase_epoch < epochs and progress.waited < spec.early_stopping.patience:
         place = {"first_epoch": progress.epoch, "first_step": progress.step}
         model.fit(
-            training_dataset(prepared, spec, **place)
-            if features is None
-            else features.training_dataset(spec, **place),
+            distribution.feed(training(spec, shard=shard, **place)),
             initial_epoch=progress.phase_epoch,
             # The rest of an epoch is shorter than the others, so it is a `fit` of its own.
             epochs=progress.phase_epoch + 1 if progress.step else epochs,

@@ -17,7 +17,7 @@ from multitask.data.pipeline import (
     training_dataset,
 )
 from multitask.data.records import prepare
-from multitask.data.sampling import epoch_order
+from multitask.data.sampling import Shard, epoch_order
 from multitask.data.table import SELECTION, TRAIN
 from multitask.spec import Augmentation
 
@@ -296,3 +296,51 @@ def test_no_picture_at_all_gives_no_batch(tmp_path):
     for names in ([], [str(tmp_path / "none.jpg")]):
         dataset = readable_pictures(names, size_px=16, how="squash", batch_size=4)
         assert list(dataset) == []
+
+
+# === Shared by several processes ===
+
+
+def shared(make, processes, devices):
+    """Each step's batch, put together of what the processes read."""
+    of_all = [make(Shard(i, processes, devices)).as_numpy_iterator() for i in range(processes)]
+    for batches in zip(*of_all, strict=True):
+        assert len({len(images) for images, *_ in batches}) == 1
+        yield tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
+
+
+@pytest.mark.parametrize("sampler", [None, {"kind": "balanced"}])
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_processes_share_the_very_batches_of_one(numbered, kind, sampler):
+    """The last batch, of 3, is filled up to 4 with a picture that has no label."""
+    prepared, spec = numbered(augment=STRONG, count=11, batch_size=4, sampler=sampler)
+
+    def make(shard):
+        if kind == "evaluation":
+            return evaluation_dataset(prepared, spec, split=TRAIN, shard=shard)
+        place = {"first_epoch": 1, "first_step": 1}
+        return training_dataset(prepared, spec, **place, shard=shard).take(5)
+
+    whole = list(make(Shard()).as_numpy_iterator())
+    assert {len(images) for images, *_ in whole} == {3, 4}
+    together = list(shared(make, processes=2, devices=4))
+    assert len(together) == len(whole)
+    for (images, labels, weights), found in zip(whole, together, strict=True):
+        assert len(found[0]) == 4
+        count = len(images)
+        np.testing.assert_array_equal(found[0][:count], images)
+        for task in spec.task_names:
+            np.testing.assert_array_equal(found[1][task][:count], labels[task])
+            np.testing.assert_array_equal(found[2][task][:count], weights[task])
+            assert (found[1][task][count:] == -1).all()
+            assert (found[2][task][count:] == 0).all()
+
+
+def test_what_each_process_mixes_is_drawn_apart(numbered):
+    prepared, spec = numbered(count=12, batch_size=12, mix={"kind": "mixup"})
+    mine, other = (
+        next(training_dataset(prepared, spec, shard=Shard(i, 2, 2)).as_numpy_iterator())
+        for i in range(2)
+    )
+    weights = [batch[2]["style"].max(axis=1) for batch in (mine, other)]
+    assert (np.abs(np.sort(weights[0]) - np.sort(weights[1])) > 1e-3).any()

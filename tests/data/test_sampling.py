@@ -10,7 +10,9 @@ from sklearn.utils.class_weight import compute_sample_weight
 from multitask.data.pipeline import training_dataset
 from multitask.data.records import prepare
 from multitask.data.sampling import (
+    Shard,
     balanced,
+    batch_places,
     class_shares,
     describe_sampler,
     epoch_draw,
@@ -50,6 +52,33 @@ def test_the_order_of_an_epoch_is_a_fair_draw():
     rng = np.random.default_rng(0)
     fair = np.mean([largest_share(rng.permutation(800)) for _ in range(30)])
     assert abs(np.mean([largest_share(order) for order in orders]) - fair) < 0.01
+
+
+# === Shared by several processes ===
+
+
+def test_places_by_hand():
+    """Ten rows in batches of 4: two full ones, and two rows for two devices or for four."""
+    of_two = [batch_places(10, 4, Shard(i, 2, 2)).tolist() for i in range(2)]
+    assert of_two == [[0, 1, 4, 5, 8], [2, 3, 6, 7, 9]]
+    of_four = [batch_places(10, 4, Shard(i, 2, 4)).tolist() for i in range(2)]
+    assert of_four == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]]  # 10 and 11 are no rows
+    assert batch_places(10, 4).tolist() == list(range(10))
+    assert batch_places(0, 4, Shard(1, 2, 2)).tolist() == []
+
+
+@pytest.mark.parametrize("rows", [1, 23, 24, 25, 48, 61])
+@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 4), (2, 2), (3, 12), (4, 4)])
+def test_each_place_is_read_once_in_its_own_batch(rows, processes, devices):
+    of_all = [batch_places(rows, 24, Shard(i, processes, devices)) for i in range(processes)]
+    for first in range(0, rows, 24):
+        share = slice(first // processes, (first + 24) // processes)
+        batch = np.concatenate([places[share] for places in of_all])
+        assert len({len(places[share]) for places in of_all}) == 1
+        assert len(batch) % devices == 0
+        known = batch[batch < rows]
+        assert sorted(known) == list(range(first, min(first + 24, rows)))
+        assert len(batch) - len(known) < devices
 
 
 # === Chances ===

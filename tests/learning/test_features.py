@@ -1,6 +1,7 @@
 """Cached features: those of the trunk on the very pictures, in the very order; SMOTE by hand."""
 
 import contextlib
+import functools
 import itertools
 import json
 import shutil
@@ -14,7 +15,7 @@ import tensorflow as tf
 
 from multitask.data.pipeline import evaluation_dataset, training_dataset
 from multitask.data.records import prepare
-from multitask.data.sampling import epoch_rows
+from multitask.data.sampling import Shard, epoch_rows
 from multitask.data.table import SELECTION, TRAIN
 from multitask.learning import features
 from multitask.learning.checkpoints import find_checkpoint
@@ -211,6 +212,28 @@ def test_a_start_at_any_step_gives_what_an_unbroken_run_has_there(prepared_data)
         late = cached.training_dataset(spec, first_epoch=epoch, first_step=step)
         late = list(late.take(12 - 4 * epoch - step).as_numpy_iterator())
         assert_same(late, whole[4 * epoch + step :])
+
+
+def test_processes_share_the_very_batches_of_one(prepared_data):
+    """Of 18 rows in batches of 4 the last has 2, which four devices fill up to 4; of 7 of the
+    selection split it has 3."""
+    prepared, spec, network = prepared_data(augment=STRONG, batch_size=4)
+    cached = cache_features(network, prepared, spec, tell=quiet)
+
+    def training(shard):
+        return cached.training_dataset(spec, first_step=2, shard=shard).take(8)
+
+    for make in (training, functools.partial(cached.selection_dataset, spec)):
+        whole = list(make(shard=Shard()).as_numpy_iterator())
+        of_all = [make(shard=Shard(i, 2, 4)).as_numpy_iterator() for i in range(2)]
+        for (x, labels, weights), *batches in zip(whole, *of_all, strict=True):
+            found, *both = tf.nest.map_structure(lambda *p: np.concatenate(p), *batches)
+            assert len(found) == 4
+            np.testing.assert_array_equal(found[: len(x)], x)
+            for of_one, of_two, nothing in zip((labels, weights), both, (-1, 0), strict=True):
+                for task in spec.task_names:
+                    np.testing.assert_array_equal(of_two[task][: len(x)], of_one[task])
+                    assert (of_two[task][len(x) :] == nothing).all()
 
 
 def test_every_view_of_a_picture_comes_once_in_as_many_epochs(prepared_data):
@@ -442,9 +465,9 @@ def test_computing_goes_on_where_it_stopped(begun, monkeypatch, batches, noted, 
     begun.stop(batches, noted=noted)
     asked, original = [], features.view_dataset
 
-    def watched(*args, split, view, first, **options):
-        asked.append((split, view, first))
-        return original(*args, split=split, view=view, first=first, **options)
+    def watched(*args, split, view, rows, **options):
+        asked.append((split, view, rows[0]))
+        return original(*args, split=split, view=view, rows=rows, **options)
 
     monkeypatch.setattr(features, "view_dataset", watched)
     cache_features(begun.network, begun.prepared, begun.spec, tell=quiet)
