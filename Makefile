@@ -34,6 +34,7 @@ test-only: install
 
 # All that takes minutes or needs the real data: make test-slow WIKIART=DIR
 test-slow: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[jax]"
 	WIKIART_DIR="$(WIKIART)" $(BIN)/python -m pytest -q -m slow
 
 lint: install

@@ -12,6 +12,8 @@ may go on with another number of them. One process writes; the workdir is a fold
 
 import contextlib
 import hashlib
+import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -102,6 +104,12 @@ class Distribution:
                 f"{self.shard.count} ends too; start all of them again with the same commands, "
                 f"they go on from the last checkpoint ({reason})"
             ) from None
+        except (InputError, RunError):
+            raise
+        except Exception:
+            # Its end as usual would wait for the others, which wait for its next step.
+            traceback.print_exc()
+            os._exit(1)
 
 
 ALONE = Distribution()
