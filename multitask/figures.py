@@ -317,6 +317,61 @@ def best_so_far(scores, stopped) -> np.ndarray:
     return np.fmax.accumulate(np.where(stopped, np.nan, np.asarray(scores, np.float64)))
 
 
+def comparison(path, scores: pd.DataFrame, seconds: pd.DataFrame, *, title: str) -> Path:
+    """What several models score, task by task, and how long each way of training takes.
+
+    Args:
+        path: the PNG to write.
+        scores: columns task, metric, model (at most five) and value, a row a seed. A panel a
+            metric; a bar is the mean, its line the standard deviation where there are several.
+        seconds: a row a way, a column a part of its time; the index names the ways.
+        title: what was compared.
+
+    Returns:
+        `path`.
+    """
+    metrics, models = scores["metric"].unique(), scores["model"].unique()
+    looks = dict(zip(models, ("#B6BCC6", GREEN, BLUE, ORANGE, INK), strict=False))
+    with _figure(path, (4.2 * len(metrics) + 4.6, 4)) as figure:
+        *grid, last = figure.subplots(1, len(metrics) + 1)
+        for axes, metric in zip(grid, metrics, strict=True):
+            sns.barplot(
+                scores[scores["metric"] == metric], x="task", y="value", hue="model",
+                errorbar="sd", err_kws={"color": INK, "linewidth": 1}, palette=looks,
+                saturation=1, legend=False, ax=axes,
+            )  # fmt: skip
+            for bar in itertools.chain.from_iterable(axes.containers):
+                high = bar.get_height() > 0.15  # room at its foot, clear of the error's line
+                axes.text(
+                    bar.get_x() + bar.get_width() / 2,
+                    0.01 if high else bar.get_height() + 0.02,
+                    f"{bar.get_height():.3f}",
+                    rotation=90, ha="center", va="bottom", size=7, color="white" if high else INK,
+                )  # fmt: skip
+            axes.set_title(metric, loc="left")
+            axes.set(xlabel="", ylabel="", ylim=(0, 1))
+        figure.legend(
+            handles=[Patch(color=look, label=name) for name, look in looks.items()],
+            loc="outside lower center", ncols=5, frameon=False,
+        )  # fmt: skip
+        done = np.zeros(len(seconds))
+        colours = sns.color_palette("colorblind", len(seconds.columns))
+        for colour, (part, values) in zip(colours, seconds.items(), strict=True):
+            minutes = values.to_numpy(np.float64) / 60
+            last.barh(seconds.index, minutes, left=done, label=part, color=colour, height=0.5)
+            done = done + minutes
+        for place, total in enumerate(done):
+            last.text(total, place, f" {total:.1f}", va="center", size=8)
+        last.invert_yaxis()
+        last.grid(False, axis="y")
+        last.margins(x=0.15)
+        last.set(xlabel="minutes")
+        last.set_title("time", loc="left")
+        last.legend(loc="lower right", fontsize=7, bbox_to_anchor=(1, 1), ncols=3, frameon=False)
+        _title(figure, title, "one model for all tasks against single-task runs")
+    return Path(path)
+
+
 def best_epoch(history: pd.DataFrame, *, task: str) -> int | None:
     """Position of the row with the highest selection macro-F1 (the first of equals), or None."""
     column = f"val_{task}_macro_f1"

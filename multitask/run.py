@@ -176,7 +176,12 @@ def check_workdir(workdir: Path, spec: DataSpec) -> bool:
 
 
 def refuse_other_settings(
-    workdir: Path, there: dict[str, Any], asked: dict[str, Any], *, what: str
+    workdir: Path,
+    there: dict[str, Any],
+    asked: dict[str, Any],
+    *,
+    what: str,
+    flag: str = "--workdir",
 ) -> None:
     """InputError that names the settings in which `asked` is not what is `there`.
 
@@ -185,6 +190,7 @@ def refuse_other_settings(
         there: nested settings.
         asked: the same.
         what: they are of, e.g. `run`.
+        flag: that names the folder.
     """
     old, new = _flatten(there), _flatten(asked)
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
@@ -192,7 +198,7 @@ def refuse_other_settings(
         shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked" for k in changed[:4])
         more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise InputError(
-            f"--workdir: {workdir}: holds a {what} with other settings ({shown}{more}); "
+            f"{flag}: {workdir}: holds a {what} with other settings ({shown}{more}); "
             "name another folder, or give the same settings to go on"
         )
 

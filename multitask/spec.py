@@ -248,6 +248,24 @@ class DataSpec(_Strict):
         """Every resolved field, ready for JSON and for `parse_spec`."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def to_toml(self) -> str:
+        """The same as the text of a spec file; InputError where tomli-w is missing."""
+        try:
+            import tomli_w
+        except ImportError:
+            needed = 'pip install "multitask[tune]"'
+            raise InputError(f"writing a spec needs tomli_w: {needed}") from None
+        return tomli_w.dumps(_without_none(self.to_dict()))
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no None; in a spec a field that is left out is the same."""
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_none(inner) for inner in value]
+    return value
+
 
 def _location(loc: tuple, raw: Mapping[str, Any]) -> tuple[str, str]:
     """A pydantic location -> (`task[2] "genre": `, `head.kind`)."""

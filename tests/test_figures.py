@@ -81,6 +81,17 @@ def test_tuning_history_refuses_other_lengths(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_comparison(tmp_path, seeds):
+    rng, path = np.random.default_rng(0), tmp_path / "comparison.png"
+    keys = itertools.product(range(seeds), AWKWARD[:3], ("top-1", "macro-F1"), "abcd")
+    rows = [{"task": t, "metric": m, "model": f"model {w} $_$", "value": rng.random()}
+            for _, t, m, w in keys]  # fmt: skip
+    seconds = pd.DataFrame({"heads": [60.0, 90.0], "records $": [0.0, 30.0]}, ["one", "three"])
+    assert figures.comparison(path, pd.DataFrame(rows), seconds, title="ta$k_$") == path
+    check(path, tmp_path)
+
+
 def test_best_so_far():
     scores, stopped = [np.nan, 0.3, 0.9, 0.2, np.nan, 0.4], [0, 0, 1, 0, 1, 0]
     best = figures.best_so_far(scores, np.array(stopped, bool))

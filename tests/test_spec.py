@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ from pydantic import Field, PositiveInt
 from multitask.spec import (
     Augmentation,
     DataSpec,
+    InputError,
     Kind,
     SpecError,
     check_kind,
@@ -489,6 +491,16 @@ def test_a_spec_survives_its_round_trip():
     assert again.tasks[0].head.options == spec.tasks[0].head.options
     assert spec.place("genre", "head.kind") == (f'{spec.source_file}: task[2] "genre": head.kind')
     assert spec.place(None, "trunk") == f"{spec.source_file}: trunk"
+
+
+def test_a_spec_as_toml_is_the_same_spec(tmp_path, monkeypatch):
+    for name in shipped_specs():
+        spec = load_spec(name)
+        (tmp_path / "again.toml").write_text(spec.to_toml(), encoding="utf-8")
+        assert load_spec(str(tmp_path / "again.toml")).to_dict() == spec.to_dict()
+    monkeypatch.setitem(sys.modules, "tomli_w", None)
+    with pytest.raises(InputError, match=r"needs tomli_w: pip install \"multitask\[tune\]\""):
+        spec.to_toml()
 
 
 def test_every_shipped_spec_loads_under_its_name():

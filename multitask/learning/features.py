@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from multitask.data.pipeline import sharded_labels, targets, view_dataset
+from multitask.data.pipeline import readable_pictures, sharded_labels, targets, view_dataset
 from multitask.data.records import Prepared
 from multitask.data.sampling import UNSHARDED, Shard, batch_places, epoch_rows
 from multitask.data.table import SELECTION, TRAIN, Table
@@ -303,6 +303,23 @@ def _extractor(network: keras.Model, shape: tuple[int, ...]) -> Callable:
     model = keras.Model(trunk.inputs[0], features)
     model.compile(jit_compile=jit_compile())
     return lambda images: model.predict_on_batch(np.asarray(images))
+
+
+def file_features(network: keras.Model, names: list[str], spec: DataSpec) -> np.ndarray:
+    """What the trunk gives for picture files, such as the exam's, which are in no records.
+
+    Args:
+        network: its trunk is used, in inference mode.
+        names: of the files, all of them readable.
+        spec: image size, resizing and the type.
+
+    Returns:
+        [n, …], as the cache holds them.
+    """
+    extract = _extractor(network, feature_shape(network))
+    batches = readable_pictures(names, size_px=spec.image_size, how=spec.resize, batch_size=BATCH)
+    found = [extract(images) for _, images in batches]
+    return np.concatenate(found).astype(spec.features.dtype)
 
 
 # === SMOTE ===

@@ -785,7 +785,6 @@ def best_spec_text(
         number: of the trial.
         metric: of the scores.
     """
-    _, tomli_w = _packages()
     row, base = frame.iloc[number], _three(frame["score"].iloc[0])
     source = " ".join(spec.source_file.split())  # a name may hold the end of a line
     comment = [
@@ -797,13 +796,4 @@ def best_spec_text(
         "this is optimistic; `multitask evaluate` examines it.",
     ]
     head = "".join(f"# {line}\n" for line in comment)
-    return f"{head}\n{tomli_w.dumps(_without_none(best.to_dict()))}"
-
-
-def _without_none(value: Any) -> Any:
-    """TOML has no None; in a spec a field that is left out is the same."""
-    if isinstance(value, dict):
-        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_without_none(inner) for inner in value]
-    return value
+    return f"{head}\n{best.to_toml()}"

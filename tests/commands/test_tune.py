@@ -1,7 +1,6 @@
 """`multitask tune`: its flags, and one small search from them."""
 
 import pytest
-import tomli_w
 
 from multitask.__main__ import main
 from multitask.commands import tune
@@ -20,9 +19,7 @@ def stopped(capsys, *argv):
 def place(tiny_data, tiny_spec, tmp_path):
     """data/ and spec.toml of the tiny data set."""
     tiny_data()
-    raw = tiny_spec(selection=0.25).to_dict()
-    text = tomli_w.dumps(tuning._without_none(raw))
-    (tmp_path / "spec.toml").write_text(text)
+    (tmp_path / "spec.toml").write_text(tiny_spec(selection=0.25).to_toml())
     return tmp_path
 
 

@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from multitask.data.pipeline import evaluation_dataset, training_dataset
+from multitask.data.pipeline import (
+    evaluation_dataset,
+    file_names,
+    load_picture,
+    training_dataset,
+)
 from multitask.data.records import prepare
 from multitask.data.sampling import Shard, epoch_rows
 from multitask.data.table import SELECTION, TRAIN
@@ -22,6 +27,7 @@ from multitask.learning.checkpoints import find_checkpoint
 from multitask.learning.features import (
     cache_features,
     feature_shape,
+    file_features,
     fingerprint,
     oversample,
     smote_counts,
@@ -134,6 +140,19 @@ def test_features_are_the_trunks_of_the_very_pictures(prepared_data, head, dtype
         assert (np.abs(stored.astype(np.float64) - want) <= exact + rounding).all()
         assert want.std(axis=0).min() > 1e-3  # no two pictures are alike
     np.testing.assert_array_equal(cached.labels, prepared.table.labels[prepared.table.rows(TRAIN)])
+
+
+@pytest.mark.parametrize("head", [None, GRU])
+def test_features_of_files_are_the_trunks_of_the_originals(prepared_data, head):
+    prepared, spec, network = prepared_data(head=head)
+    rows = np.random.default_rng(0).permutation(len(prepared.table))[: features.BATCH + 3]
+    names = file_names(prepared.table, rows, prepared.builder.image_dir)
+    found = file_features(network, names, spec)
+    pictures = [load_picture(name, size_px=spec.image_size, how=spec.resize) for name in names]
+    wanted = by_trunk(network, np.stack(pictures), pooled=head is None)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    half = changed(spec, features__dtype="float16")
+    assert file_features(network, names[:3], half).dtype == np.float16
 
 
 def test_view_0_is_plain_and_view_v_is_epoch_v_minus_1(prepared_data):
