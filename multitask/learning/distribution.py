@@ -30,6 +30,8 @@ from multitask.model.trunks import finalize_normalization
 from multitask.run import RunError
 from multitask.spec import DataSpec, InputError, SpecError
 
+# In what JAX says where another process does not answer.
+LOST = ("Gloo", "NCCL", "coordination", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 FOUND_S = 300  # how long the processes wait for each other to start
 
 
@@ -93,23 +95,21 @@ class Distribution:
         if self.shard.count == 1:
             yield
             return
-        import jax
-
         try:
             yield
-        except jax.errors.JaxRuntimeError as error:
+        except (InputError, RunError):
+            raise
+        except Exception as error:  # JAX raises several kinds, ValueError among them
+            if not any(word in str(error) for word in LOST):
+                # Its end as usual would wait for the others, which wait for its next step.
+                traceback.print_exc()
+                os._exit(1)
             reason = str(error).strip().split("\n")[0]
             raise RunError(
                 f"another process of this run has ended, so process {self.shard.index} of "
                 f"{self.shard.count} ends too; start all of them again with the same commands, "
                 f"they go on from the last checkpoint ({reason})"
             ) from None
-        except (InputError, RunError):
-            raise
-        except Exception:
-            # Its end as usual would wait for the others, which wait for its next step.
-            traceback.print_exc()
-            os._exit(1)
 
 
 ALONE = Distribution()

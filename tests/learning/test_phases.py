@@ -206,3 +206,15 @@ def test_wanted_phases():
     assert wanted_phases("all") == ("heads", "finetune")
     assert wanted_phases("heads") == ("heads",)
     assert wanted_phases("finetune") == ("finetune",)
+
+
+@pytest.mark.parametrize("phase", ["heads", "finetune"])
+def test_the_optimizer_has_the_variables_in_the_models_order(phase):
+    """JAX hands over values alone; and what is no variable of its own is a constant to it."""
+    spec = make_spec()
+    prepared = prepared_phase(make_network(spec), spec, phase)
+    optimizer, trained = prepared.model.optimizer, prepared.model.trainable_variables
+    assert [id(v) for v in optimizer._trainable_variables] == [id(v) for v in trained]
+    assert sum(v is prepared.plateau for v in optimizer.variables) == 1
+    own = {id(v) for part in optimizer.parts.values() for v in part._trainable_variables}
+    assert own == {id(v) for v in trained}
