@@ -271,10 +271,12 @@ class EpochEnd(EpochMemory):
 
 def save_model(model: keras.Model, path) -> None:
     """Write a `.keras` file, whole or not at all."""
-    synchronise_batchnorm(model, False)  # the file is for every backend
+    if has_strategy():
+        synchronise_batchnorm(model, False)  # the file is for every backend
     with replacing(path) as temporary:
         model.save(temporary)
-    synchronise_batchnorm(model, has_strategy())
+    if has_strategy():
+        synchronise_batchnorm(model, True)
 
 
 def write_history(run: Run, history: list[dict]) -> None:
