@@ -40,6 +40,24 @@ def _tiny_rows():
 
 
 @pytest.fixture
+def half_labelled():
+    """A function: pictures -> rows for `tiny_data`. Each picture has a style, two of three a genre,
+    and every `artist_every`-th an artist."""
+
+    def rows(count, *, artist_every=3):
+        paths = [f"Dots/{i:02}.jpg" for i in range(count)]
+        return {
+            "style_train": [(path, i % 3) for i, path in enumerate(paths)],
+            "genre_train": [(path, i % 2) for i, path in enumerate(paths) if i % 3],
+            "artist_train": [
+                (path, i % 2) for i, path in enumerate(paths) if i % artist_every == 0
+            ],
+        }
+
+    return rows
+
+
+@pytest.fixture
 def write_picture():
     """Write a smooth picture without symmetry; its seed makes it different from the others.
 

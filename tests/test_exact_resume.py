@@ -68,19 +68,13 @@ def shelf(tmp_path_factory):
 
 
 @pytest.fixture
-def job(tiny_data, tiny_spec, tiny_trunk, tmp_path, shelf):
+def job(tiny_data, tiny_spec, tiny_trunk, half_labelled, tmp_path, shelf):
     """A function: cached or not -> (a function that trains in a workdir, an uninterrupted run).
 
     All that has a state is there: dropout, BatchNorm, learnt weights of the tasks, a contrastive
     loss, plateau reduction, and a schedule of its own that is lowered.
     """
-    data = tiny_data(
-        rows={
-            "style_train": [(f"Dots/{i:02}.jpg", i % 3) for i in range(PICTURES)],
-            "genre_train": [(f"Dots/{i:02}.jpg", i % 2) for i in range(PICTURES) if i % 3],
-            "artist_train": [(f"Dots/{i:02}.jpg", i % 2) for i in range(0, PICTURES, 3)],
-        }
-    )
+    data = tiny_data(rows=half_labelled(PICTURES))
     spec = tiny_spec(
         selection=0.25,
         of_tasks={

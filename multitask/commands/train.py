@@ -8,6 +8,7 @@ results/. The same command again goes on where it was stopped. A flag
 overrides a field of the spec, for this run."""
 
 import os
+import re
 from pathlib import Path
 
 from absl import flags
@@ -126,10 +127,15 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
 
 
 def _backend(values: flags.FlagValues) -> str:
-    """What Keras is to compute with."""
+    """What Keras is to compute with; InputError where that and --distribute do not fit."""
     asked = values.backend or os.environ.get("KERAS_BACKEND")
     if values.distribute != "multihost":
+        for name in ("coordinator", "process_count", "process_index"):
+            if values[name].value is not None:
+                raise InputError(f"--{name}: is for --distribute=multihost alone")
         return asked or BACKENDS[0]
+    if values.coordinator is not None and not re.search(r":\d+$", values.coordinator):
+        raise InputError(f"--coordinator: {values.coordinator!r}: expected host:port")
     if asked not in (None, "jax"):
         raise InputError(f"--distribute=multihost: is for --backend=jax, not {asked}")
     return "jax"

@@ -61,15 +61,10 @@ class Distribution:
         devices = self.shard.devices
 
         def split(*batch) -> tf.data.Dataset:
-            apart = tf.nest.map_structure(
-                lambda x: tf.reshape(x, tf.concat([[devices, -1], tf.shape(x)[1:]], 0)), batch
+            parts = tf.nest.map_structure(
+                lambda x: tf.reshape(x, [devices, -1, *x.shape[1:]]), batch
             )
-            apart = tf.nest.map_structure(
-                lambda x, whole: tf.ensure_shape(x, [devices, None, *whole.shape[1:]]),
-                apart,
-                batch,
-            )
-            return tf.data.Dataset.from_tensor_slices(apart)
+            return tf.data.Dataset.from_tensor_slices(parts)
 
         # `fit` would let TensorFlow split a batch as it sees fit, into parts of unlike size.
         return self.strategy.distribute_datasets_from_function(

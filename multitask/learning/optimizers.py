@@ -214,8 +214,8 @@ def build_optimizer(
     rate_factor: float,
     steps_per_epoch: int,
     plateau: keras.Variable,
+    order: Sequence[keras.Variable],
     options: OptimizerOptions = ALL_OFF,
-    order: Sequence[keras.Variable] | None = None,
 ) -> PartsOptimizer:
     """The optimizer of a model's parts, built.
 
@@ -228,9 +228,9 @@ def build_optimizer(
         rate_factor: of the phase; multiplies every rate.
         steps_per_epoch: of this run.
         plateau: the factor that all schedules share.
+        order: the model's `trainable_variables`.
         options: clipping, moving averages, accumulation; the same for each part. The norm that
             is clipped is a part's own, so that no task's outlier shortens another head's step.
-        order: the model's `trainable_variables`; None: as the parts have them.
     """
     parts = {name: part for name, part in parts.items() if part.variables}
     optimizers = {
@@ -252,8 +252,6 @@ def build_optimizer(
         )
         for name, part in parts.items()
     }
-    if order is None:
-        order = [variable for part in parts.values() for variable in part.variables]
     own = [v for optimizer in optimizers.values() for v in optimizer.schedule.variables]
     return PartsOptimizer(parts, optimizers, order, [plateau, *own])
 

@@ -283,9 +283,8 @@ def _train_phase(
             cached=cached,
         )
         metrics = phase_model.restore(found.folder) if going_on else []
-    if (
-        not going_on and distribution.writes
-    ):  # from now on nothing is read again that this phase began with
+    if not going_on and distribution.writes:
+        # From now on nothing is read again that this phase began with.
         save_checkpoint(run.checkpoint, phase_model.variables, progress)
     _tell_phase(phase_model, phase, steps, progress, tell)
     try:

@@ -518,3 +518,36 @@ def test_features_that_contradict_themselves(place, capsys):
     assert "--cache_features: 'of': expected one of: auto, off, on." in line.lower()
     line = train_refused(capsys, place, "--feature_dtype=float61")
     assert "Did you mean" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (
+            ["--distribute=multihost", "--backend=tensorflow"],
+            "--distribute=multihost: is for --backend=jax, not tensorflow",
+        ),
+        (
+            ["--distribute=multihost", "--coordinator=first-host"],
+            "--coordinator: 'first-host': expected host:port",
+        ),
+        (["--process_index=1"], "--process_index: is for --distribute=multihost alone"),
+        (["--distribute=mirored"], 'Did you mean "mirrored"?'),
+    ],
+)
+def test_a_distribution_that_cannot_be(place, monkeypatch, capsys, flags, wanted):
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [
+                "train",
+                f"--spec={place / 'spec.toml'}",
+                f"--data_dir={place / 'data'}",
+                f"--workdir={place / 'run'}",
+                *flags,
+            ]
+        )
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert wanted in line
+    assert not (place / "run").exists()

@@ -12,7 +12,6 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-import tomli_w
 
 from multitask.data.sampling import Shard
 from multitask.learning.distribution import Distribution, check_distribution, local_copy
@@ -29,28 +28,21 @@ def shelf(tmp_path_factory):
 
 
 @pytest.fixture
-def start(tiny_data, tiny_spec, shelf, tmp_path):
+def start(tiny_data, tiny_spec, half_labelled, shelf, tmp_path):
     """A function: workdir, flags -> a process of `multitask train` that has begun.
 
     The tasks have very unlike numbers of labels: in most batches the artist has none or one, so
     that a mean of means is far from the mean. The heads are linear: behind a bias that comes
     before BatchNorm, whose gradient is rounding alone, Adam would tell two summations apart.
     """
-    data = tiny_data(
-        rows={
-            "style_train": [(f"Dots/{i:02}.jpg", i % 3) for i in range(PICTURES)],
-            "genre_train": [(f"Dots/{i:02}.jpg", i % 2) for i in range(PICTURES) if i % 3],
-            "artist_train": [(f"Dots/{i:02}.jpg", i % 2) for i in range(0, PICTURES, 11)],
-        }
-    )
+    data = tiny_data(rows=half_labelled(PICTURES, artist_every=11))
     spec = tiny_spec(
         batch_size=8,
         selection=0.2,
         of_tasks={"augment": {"flip": True, "brightness": 0.2}, "freeze_depth": "none"},
         phases={"heads": {"epochs": 2}, "finetune": {"epochs": 2}},
     )
-    raw = spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"source_file"})
-    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(raw))
+    (tmp_path / "tiny.toml").write_text(spec.to_toml())
 
     def begin(workdir, *flags, dropout=0.2, cpus=1, **environment):
         return subprocess.Popen(
@@ -113,7 +105,7 @@ def assert_same_losses(workdir, alone, *, tolerance):
 
 @pytest.mark.slow
 def test_two_mirrored_devices_train_as_one(start, tmp_path):
-    """Without dropout: each replica draws its own."""
+    """Without dropout: what replicas draw is not what one device draws for the whole batch."""
     end(start(tmp_path / "one", dropout=0))
     said = end(start(tmp_path / "two", "--distribute=mirrored", dropout=0, cpus=2))
     assert "Training on 2 devices" in said

@@ -55,17 +55,11 @@ def shelf(tmp_path_factory):
 
 
 @pytest.fixture
-def prepared_data(tiny_data, tiny_spec, tiny_trunk, shelf):
+def prepared_data(tiny_data, tiny_spec, tiny_trunk, half_labelled, shelf):
     """A function: fields of the spec -> (prepared records, spec, network)."""
 
     def make(*, augment=None, head=None, seed=0, **fields):
-        data = tiny_data(
-            rows={
-                "style_train": [(f"Dots/{i:02}.jpg", i % 3) for i in range(PICTURES)],
-                "genre_train": [(f"Dots/{i:02}.jpg", i % 2) for i in range(PICTURES) if i % 3],
-                "artist_train": [(f"Dots/{i:02}.jpg", i % 2) for i in range(0, PICTURES, 3)],
-            }
-        )
+        data = tiny_data(rows=half_labelled(PICTURES))
         of_tasks = {"augment": augment or {}, "head": head or {"kind": "linear"}}
         settings = {"selection": 0.25, "features": {"cache": "on", "dtype": "float32"}} | fields
         spec = tiny_spec(of_tasks=of_tasks, **settings)

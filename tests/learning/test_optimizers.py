@@ -72,6 +72,7 @@ def make_optimizer(spec, model, phase="heads", plateau=1.0, steps_per_epoch=10):
         rate_factor=getattr(spec.phases, phase).rate_factor,
         steps_per_epoch=steps_per_epoch,
         plateau=keras.Variable(plateau, trainable=False, dtype="float32"),
+        order=model.trainable_variables,
         options=spec.optimizer,
     )
 
@@ -337,6 +338,7 @@ def optimizer_of(parts_of, **options):
         rate_factor=1.0,
         steps_per_epoch=2,
         plateau=keras.Variable(1.0, trainable=False),
+        order=[variable for part in parts_of.values() for variable in part.variables],
         options=OptimizerOptions(**options),
     )
 
