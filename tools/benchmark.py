@@ -9,7 +9,7 @@ turns, several times, and the best of each counts. With --wikiart, the folder wi
 wikiart_csv/, the merging of the real CSVs is timed too.
 
 `frozen`: learning from cached features of the frozen trunk, with the heads of wikiart.toml and with
-linear ones, which show what is left beside the heads themselves.
+linear ones, which show what is left beside the heads themselves; and AdamW's step in one kernel.
 """
 
 import functools
@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl import flags
@@ -330,74 +331,83 @@ def seconds_a_step(model, batches: Iterable, steps: int) -> float:
 
 def measure_frozen(values: flags.FlagValues) -> list[dict]:
     """An epoch of phase `heads`, on cached features and not, at the size of WikiArt."""
-    from multitask.data.pipeline import training_dataset
-    from multitask.data.records import prepare
-    from multitask.learning.features import Features, cache_features
-    from multitask.learning.phases import prepare_phase
-    from multitask.model.network import build_network
     from multitask.spec import parse_spec
 
+    raw = spec_of().to_dict()
+    raw["trunk"]["weights"] = "none"
+    linear = [task | {"head": {"kind": "linear"}} for task in raw["task"]]
     rows = []
     with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
         data = paint_set(Path(scratch), count=512, size=SMALL, distinct=64)
-        raw = spec_of().to_dict()
-        raw["trunk"]["weights"] = "none"
-        steps = -(-REAL_SIZE // raw["batch_size"])
-        for heads in ("wikiart's heads", "linear heads"):
-            if heads == "linear heads":
-                for task in raw["task"]:
-                    task["head"] = {"kind": "linear"}
-            spec = parse_spec(raw, source="benchmark")
-            prepared = prepare(spec, data, tell=str)
-            classes = prepared.table.classes
-            network = build_network(spec, classes)
-            weights = {t: np.ones(len(names), np.float32) for t, names in classes.items()}
-
-            phase_model = functools.partial(
-                prepare_phase,
-                network,
-                spec,
-                "heads",
-                class_weights=weights,
-                steps_per_epoch=steps,
-            )
-
-            start = time.perf_counter()
-            few = cache_features(network, prepared, spec, tell=str)
-            caching = (time.perf_counter() - start) / len(few.train)
-            rng = np.random.default_rng(0)
-            file = Path(scratch) / "features.npy"
-            shape = (REAL_SIZE, *few.train.shape[1:])
-            many = np.lib.format.open_memmap(file, "w+", few.train.dtype, shape)
-            many[:] = few.train[rng.integers(len(few.train), size=REAL_SIZE)]
-            labels = rng.integers(0, STYLES, (REAL_SIZE, len(spec.tasks))).astype(np.int32)
-            real = Features(
-                many, many[:0], 1, labels, labels[:0], np.empty((0, *shape[1:])), few.tasks
-            )
-            cached = steps * min(
-                seconds_a_step(phase_model(cached=True).model, real.training_dataset(spec), 200)
-                for _ in range(2)
-            )
-            batches = training_dataset(prepared, spec)
-            plain = steps * seconds_a_step(phase_model().model, batches, 12)
-            first = REAL_SIZE * caching
-            rows += [
-                {
-                    "what": f"an epoch of phase heads, {REAL_SIZE:,} pictures, {heads}: on cached "
-                    "features against through the trunk",
-                    "fast": f"{cached:,.0f} s",
-                    "plain": f"{plain:,.0f} s",
-                    "ratio": plain / cached,
-                },
-                {
-                    "what": "  computing the features once, against such an epoch (they pay from "
-                    f"epoch {first / (plain - cached):.2f} on)",
-                    "fast": f"{first:,.0f} s",
-                    "plain": f"{plain:,.0f} s",
-                    "ratio": plain / first,
-                },
-            ]
+        for heads, tasks in (("wikiart's heads", raw["task"]), ("linear heads", linear)):
+            spec = parse_spec(raw | {"task": tasks}, source="benchmark")
+            rows += measure_heads(spec, data, heads)
     return rows
+
+
+def measure_heads(spec, data: Path, heads: str) -> list[dict]:
+    from multitask.data.pipeline import training_dataset
+    from multitask.data.records import prepare
+    from multitask.learning import optimizers
+    from multitask.learning.features import Features, cache_features
+    from multitask.learning.phases import prepare_phase
+    from multitask.model.network import build_network
+
+    steps = -(-REAL_SIZE // spec.batch_size)
+    prepared = prepare(spec, data, tell=str)
+    classes = prepared.table.classes
+    network = build_network(spec, classes)
+    phase_model = functools.partial(
+        prepare_phase,
+        network,
+        spec,
+        "heads",
+        class_weights={t: np.ones(len(names), np.float32) for t, names in classes.items()},
+        steps_per_epoch=steps,
+    )
+    start = time.perf_counter()
+    few = cache_features(network, prepared, spec, tell=str)
+    first = REAL_SIZE * (time.perf_counter() - start) / len(few.train)
+    rng = np.random.default_rng(0)
+    shape = (REAL_SIZE, *few.train.shape[1:])
+    many = np.lib.format.open_memmap(data / "features.npy", "w+", few.train.dtype, shape)
+    many[:] = few.train[rng.integers(len(few.train), size=REAL_SIZE)]
+    labels = rng.integers(0, STYLES, (REAL_SIZE, len(spec.tasks))).astype(np.int32)
+    real = Features(many, many[:0], 1, labels, labels[:0], np.empty((0, *shape[1:])), few.tasks)
+
+    def cached_step() -> float:
+        return seconds_a_step(phase_model(cached=True).model, real.training_dataset(spec), 200)
+
+    def unfused_step() -> float:
+        with mock.patch.object(optimizers, "_has_fused_kernel", lambda *_: False):
+            return cached_step()
+
+    fused, unfused = np.min([(cached_step(), unfused_step()) for _ in range(2)], axis=0)
+    cached = steps * fused
+    plain = steps * seconds_a_step(phase_model().model, training_dataset(prepared, spec), 12)
+    return [
+        {
+            "what": f"an epoch of phase heads, {REAL_SIZE:,} pictures, {heads}: on cached "
+            "features against through the trunk",
+            "fast": f"{cached:,.0f} s",
+            "plain": f"{plain:,.0f} s",
+            "ratio": plain / cached,
+        },
+        {
+            "what": "  computing the features once, against such an epoch (they pay from "
+            f"epoch {first / (plain - cached):.2f} on)",
+            "fast": f"{first:,.0f} s",
+            "plain": f"{plain:,.0f} s",
+            "ratio": plain / first,
+        },
+        {
+            "what": "  a step on cached features: AdamW in one kernel a variable, against Keras' "
+            "operations",
+            "fast": f"{1000 * fused:.1f} ms",
+            "plain": f"{1000 * unfused:.1f} ms",
+            "ratio": unfused / fused,
+        },
+    ]
 
 
 BENCHMARKS = {"input": measure_input, "frozen": measure_frozen}
