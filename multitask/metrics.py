@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.cluster.hierarchy import leaves_list, linkage
 from sklearn.metrics import (
     accuracy_score,
     classification_report,
@@ -40,11 +41,7 @@ def classification_metrics(labels, probabilities, *, classes: int) -> dict[str, 
     if not len(labels):
         names = ("top1", "top5", "macro_f1", "weighted_f1", "balanced_accuracy")
         return {"labelled": 0, **dict.fromkeys(names), "classes_present": 0}
-    # The place of the label in the ranking. Equal probabilities rank by index, as argmax does, so
-    # that top-1 agrees with the confusion matrix and a constant answer does not score 100 %.
-    own = np.take_along_axis(probabilities, labels[:, None], axis=1)
-    before = np.arange(classes) < labels[:, None]
-    rank = ((probabilities > own) | ((probabilities == own) & before)).sum(axis=1)
+    rank = _rank(labels, probabilities)
     table = per_class(labels, probabilities.argmax(axis=1), classes=classes)
     present = table[table["support"] > 0]
     return {
@@ -56,6 +53,15 @@ def classification_metrics(labels, probabilities, *, classes: int) -> dict[str, 
         "balanced_accuracy": float(present["recall"].mean()),
         "classes_present": len(present),
     }
+
+
+def _rank(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """The place of each label among its example's probabilities, int [n], from 0."""
+    # Equal probabilities rank by index, as argmax does, so that top-1 agrees with the confusion
+    # matrix and a constant answer does not score 100 %.
+    own = np.take_along_axis(probabilities, labels[:, None], axis=1)
+    before = np.arange(probabilities.shape[1]) < labels[:, None]
+    return ((probabilities > own) | ((probabilities == own) & before)).sum(axis=1)
 
 
 def majority_baseline(train_labels, labels, *, classes: int) -> dict[str, float | int | None]:
@@ -127,6 +133,27 @@ def confusion(labels, predictions, *, classes: int) -> np.ndarray:
     return counts.reshape(classes, classes)
 
 
+def confusion_order(counts) -> np.ndarray:
+    """An order of the classes in which those that are taken for each other stand together.
+
+    Average-linkage clustering by the shares of each class taken for the other, its leaves in the
+    optimal order (Bar-Joseph et al. 2001).
+
+    Args:
+        counts: int [classes, classes], as `confusion` gives them.
+
+    Returns:
+        int [classes], a permutation.
+    """
+    counts = np.asarray(counts, np.float64)
+    if len(counts) < 3:
+        return np.arange(len(counts))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    distance = 1 - (shares + shares.T) / 2
+    tree = linkage(distance[np.triu_indices(len(counts), 1)], "average", optimal_ordering=True)
+    return leaves_list(tree)
+
+
 def report_text(labels, predictions, *, names: Sequence[str]) -> str:
     """scikit-learn's classification report, with a line for the average over the classes present.
 
@@ -167,8 +194,64 @@ def report_text(labels, predictions, *, names: Sequence[str]) -> str:
     )
 
 
-def expected_calibration_error(labels, probabilities, *, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017, eq. 3): how far confidence is from accuracy.
+def bootstrap_intervals(
+    labels, probabilities, *, classes: int, draws: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict[str, tuple[float, float] | None]:
+    """How far the headline figures would move with other pictures (Efron 1979, percentiles).
+
+    The examples are drawn again with replacement. A class that a draw happens to miss is not
+    averaged over in it, as in `classification_metrics`.
+
+    Args:
+        labels: int [n].
+        probabilities: float [n, classes].
+        classes: number of classes of the task.
+        draws: of n examples each.
+        level: share of the draws that an interval holds.
+        seed: of the draws.
+
+    Returns:
+        (low, high) of "top1", "top5", "macro_f1", "weighted_f1" and "balanced_accuracy", each None
+        where n is 0.
+
+    Raises:
+        ValueError: as `classification_metrics`.
+    """
+    labels, probabilities = _check_probabilities(labels, probabilities, classes)
+    names = ("top1", "top5", "macro_f1", "weighted_f1", "balanced_accuracy")
+    if not len(labels):
+        return dict.fromkeys(names)
+    # Every figure depends on how many examples have which label, answer and top-5 alone: drawing
+    # examples is drawing such cells.
+    cells, counts = np.unique(
+        np.stack([labels, probabilities.argmax(axis=1), _rank(labels, probabilities) < 5], axis=1),
+        axis=0,
+        return_counts=True,
+    )
+    label, answer, in_top5 = cells.T
+    drawn = np.random.default_rng(seed).multinomial(len(labels), counts / len(labels), size=draws)
+    own = np.eye(classes)[label]
+    support, said = drawn @ own, drawn @ np.eye(classes)[answer]
+    right = drawn @ (own * (label == answer)[:, None])
+    present = support > 0
+    f1 = 2 * right / np.maximum(support + said, 1)
+    recall = right / np.maximum(support, 1)
+    figures = (
+        right.sum(axis=1) / len(labels),
+        drawn @ in_top5 / len(labels),
+        (f1 * present).sum(axis=1) / present.sum(axis=1),
+        (f1 * support).sum(axis=1) / len(labels),
+        recall.sum(axis=1) / present.sum(axis=1),
+    )
+    tails = (1 - level) / 2, (1 + level) / 2
+    return {
+        name: tuple(map(float, np.quantile(values, tails)))
+        for name, values in zip(names, figures, strict=True)
+    }
+
+
+def reliability(labels, probabilities, *, bins: int = 15) -> pd.DataFrame:
+    """Accuracy beside mean confidence (Guo et al. 2017, section 2).
 
     Args:
         labels: int [n].
@@ -176,8 +259,8 @@ def expected_calibration_error(labels, probabilities, *, bins: int = 15) -> floa
         bins: bins of equal width over (0, 1], each closed on its right, as in the paper.
 
     Returns:
-        The gap between accuracy and mean confidence, averaged over the examples, in [0, 1]; NaN
-        where n is 0.
+        A row a bin: low, high (its edges), count (int), confidence and accuracy (means; NaN in an
+        empty bin).
 
     Raises:
         ValueError: as `classification_metrics`, or fewer than one bin.
@@ -185,14 +268,77 @@ def expected_calibration_error(labels, probabilities, *, bins: int = 15) -> floa
     if bins < 1:
         raise ValueError(f"bins must be at least 1. Received {bins}.")
     labels, probabilities = _check_probabilities(labels, probabilities)
-    if not len(labels):
-        return math.nan
+    edges = np.linspace(0, 1, bins + 1)
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
-    place = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    # A bin's share n_b/n times its gap |sum(correct)/n_b - sum(confidence)/n_b|: n_b cancels.
-    gaps = np.bincount(place, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    place = np.digitize(confidence, edges[1:-1], right=True)
+    count = np.bincount(place, minlength=bins)
+    sums = (np.bincount(place, weights=w, minlength=bins) for w in (confidence, correct))
+    mean_confidence, accuracy = (np.where(count, s / np.maximum(count, 1), np.nan) for s in sums)
+    return pd.DataFrame(
+        {
+            "low": edges[:-1],
+            "high": edges[1:],
+            "count": count,
+            "confidence": mean_confidence,
+            "accuracy": accuracy,
+        }
+    )
+
+
+def expected_calibration_error(labels, probabilities, *, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 3): how far confidence is from accuracy.
+
+    Args:
+        labels: int [n].
+        probabilities: float [n, classes]; the confidence of an example is its highest.
+        bins: as of `reliability`.
+
+    Returns:
+        The gap between accuracy and mean confidence, averaged over the examples, in [0, 1]; NaN
+        where n is 0.
+
+    Raises:
+        ValueError: as `reliability`.
+    """
+    table = reliability(labels, probabilities, bins=bins)
+    total = table["count"].sum()
+    if not total:
+        return math.nan
+    gaps = (table["accuracy"] - table["confidence"]).abs() * table["count"]
+    return float(gaps.sum() / total)
+
+
+def coverage_curve(confidence, correct) -> pd.DataFrame:
+    """What answering only from a confidence on gives: accuracy against coverage.
+
+    Args:
+        confidence: float [n].
+        correct: bool [n].
+
+    Returns:
+        A row for each different confidence, the lowest first: threshold, answered (int, examples
+        with at least that confidence), coverage (their share) and accuracy (among them).
+
+    Raises:
+        ValueError: arrays of different shapes, or not of one dimension.
+    """
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, bool)
+    if confidence.ndim != 1 or confidence.shape != correct.shape:
+        raise ValueError(
+            f"confidence of shape {confidence.shape} does not match correct of {correct.shape}."
+        )
+    thresholds, first = np.unique(np.sort(confidence), return_index=True)
+    right_below = np.append(0, np.cumsum(correct[np.argsort(confidence, kind="stable")]))
+    answered = len(confidence) - first
+    return pd.DataFrame(
+        {
+            "threshold": thresholds,
+            "answered": answered,
+            "coverage": answered / max(len(confidence), 1),
+            "accuracy": (correct.sum() - right_below[first]) / np.maximum(answered, 1),
+        }
+    )
 
 
 def outliers(labels, probabilities, *, below: float = 0.5) -> np.ndarray:

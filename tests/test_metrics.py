@@ -217,3 +217,78 @@ def test_outliers():
 def test_outliers_leave_equal_examples_in_order():
     probabilities = np.tile([0.4, 0.3, 0.3], (6, 1))
     assert metrics.outliers([0, 1, 0, 2, 1, 0], probabilities).tolist() == [1, 3, 4, 0, 2, 5]
+
+
+# === Intervals ===
+
+
+def test_bootstrap_intervals_by_a_loop_over_drawn_examples():
+    """Other random numbers, so within the noise of 1,000 draws."""
+    labels, probabilities = drawn(5, n=120)
+    found = metrics.bootstrap_intervals(labels, probabilities, classes=7, seed=3)
+    rng, loop = np.random.default_rng(9), {name: [] for name in found}
+    for _ in range(1000):
+        rows = rng.integers(len(labels), size=len(labels))
+        judged = metrics.classification_metrics(labels[rows], probabilities[rows], classes=7)
+        for name in found:
+            loop[name].append(judged[name])
+    plain = metrics.classification_metrics(labels, probabilities, classes=7)
+    for name, values in loop.items():
+        np.testing.assert_allclose(found[name], np.quantile(values, [0.025, 0.975]), atol=0.02)
+        assert found[name][0] <= plain[name] <= found[name][1]
+    again = metrics.bootstrap_intervals(labels, probabilities, classes=7, seed=3)
+    assert again == found
+
+
+def test_bootstrap_intervals_where_nothing_can_move():
+    one = metrics.bootstrap_intervals([1] * 9, np.tile([0, 1.0, 0], (9, 1)), classes=3)
+    assert set(one.values()) == {(1.0, 1.0)}
+    none = metrics.bootstrap_intervals([], np.ones((0, 3)), classes=3)
+    assert set(none.values()) == {None}
+
+
+# === Confidence ===
+
+
+def test_reliability_by_hand():
+    # .5 lies in (0, .5], which is closed on its right.
+    probabilities = [[0.6, 0.4], [0.5, 0.5], [0.1, 0.9], [0.2, 0.8]]
+    table = metrics.reliability([0, 1, 1, 0], probabilities, bins=4)
+    assert table["count"].tolist() == [0, 1, 1, 2]
+    np.testing.assert_allclose(table["low"], [0, 0.25, 0.5, 0.75])
+    np.testing.assert_allclose(table["confidence"], [np.nan, 0.5, 0.6, 0.85])
+    np.testing.assert_allclose(table["accuracy"], [np.nan, 0, 1, 0.5])
+
+
+def test_coverage_curve_by_a_loop():
+    rng = np.random.default_rng(2)
+    confidence = rng.integers(1, 12, 60) / 12  # with ties
+    correct = rng.random(60) < confidence
+    curve = metrics.coverage_curve(confidence, correct)
+    assert curve["threshold"].tolist() == sorted(set(confidence))
+    for row in curve.itertuples():
+        answered = confidence >= row.threshold
+        assert row.answered == answered.sum()
+        assert row.coverage == pytest.approx(answered.mean())
+        assert row.accuracy == pytest.approx(correct[answered].mean())
+
+
+def test_coverage_curve_of_nothing_and_of_what_does_not_match():
+    assert len(metrics.coverage_curve([], [])) == 0
+    with pytest.raises(ValueError, match="does not match"):
+        metrics.coverage_curve([0.5], [True, False])
+
+
+def test_confusion_order_puts_together_what_is_confused():
+    """Three blocks of classes that are taken for each other, shuffled."""
+    rng = np.random.default_rng(0)
+    block = np.repeat([0, 1, 2], [3, 2, 4])[rng.permutation(9)]
+    counts = np.where(block[:, None] == block, 10, 0) + np.diag([30] * 9)
+    order = metrics.confusion_order(counts)
+    assert sorted(order) == list(range(9))
+    assert len(list(itertools.groupby(block[order]))) == 3
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_confusion_order_of_few_classes_and_of_no_examples(classes):
+    assert sorted(metrics.confusion_order(np.zeros((classes, classes)))) == list(range(classes))

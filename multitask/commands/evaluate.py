@@ -36,6 +36,15 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
 
+    flags.DEFINE_enum(
+        "tta",
+        None,
+        ["flip", "crops"],
+        "also measure test-time augmentation: the mean of 2 views (mirrored) or 12 (corners and "
+        "centre too)",
+        flag_values=values,
+    )
+
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
     run, model_file = run_and_model(values, left, "evaluate")
@@ -49,5 +58,6 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         batch_size=values.batch_size,
         max_missing=values.max_missing,
         exclude_near_duplicates=values.exclude_near_duplicates,
+        tta=values.tta,
     )
     print(f"\nReports: {run.results}")

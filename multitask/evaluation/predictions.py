@@ -1,6 +1,6 @@
 """Model + pictures -> Predictions: the one table that every figure of an evaluation reads."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +33,26 @@ class Predictions:
     labels: np.ndarray
     probabilities: dict[str, np.ndarray]
 
+    def labels_of(self, task: str) -> np.ndarray:
+        """int32 [n]; MISSING where a picture is no exam of the task."""
+        return self.labels[:, list(self.classes).index(task)]
+
+    def labelled(self, task: str) -> np.ndarray:
+        """bool [n]: whether a picture is an exam of the task."""
+        return self.labels_of(task) != MISSING
+
+    def answers(self, task: str) -> np.ndarray:
+        """int [n], the most probable class; the lowest of equal ones."""
+        return self.probabilities[task].argmax(axis=1)
+
+    def right(self, task: str) -> np.ndarray:
+        """bool [n]; False where there is no label."""
+        return self.answers(task) == self.labels_of(task)
+
     def exam(self, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The rows that have a label of the task: (rows, labels, probabilities)."""
-        labels = self.labels[:, list(self.classes).index(task)]
-        rows = np.flatnonzero(labels != MISSING)
-        return rows, labels[rows], self.probabilities[task][rows]
+        rows = np.flatnonzero(self.labelled(task))
+        return rows, self.labels_of(task)[rows], self.probabilities[task][rows]
 
     def without(self, paths: Iterable[str]) -> "Predictions":
         """The same less some pictures."""
@@ -48,23 +63,27 @@ class Predictions:
     def frame(self) -> pd.DataFrame:
         """path, and each task's true and predicted class (by name) and confidence."""
         columns = {"path": self.paths}
-        for column, (task, names) in enumerate(self.classes.items()):
+        for task, names in self.classes.items():
             names = np.asarray(names, dtype=object)
-            labels, probabilities = self.labels[:, column], self.probabilities[task]
-            known = labels != MISSING
+            labels, known = self.labels_of(task), self.labelled(task)
             true = np.full(len(labels), "", dtype=object)
             true[known] = names[labels[known]]
             columns |= {
                 f"{task}_true": true,
-                f"{task}_predicted": names[probabilities.argmax(axis=1)],
-                f"{task}_confidence": probabilities.max(axis=1),
+                f"{task}_predicted": names[self.answers(task)],
+                f"{task}_confidence": self.probabilities[task].max(axis=1),
             }
         return pd.DataFrame(columns)
 
-    def save(self, folder: Path) -> None:
-        """`predictions.csv`, and the probabilities in the same order in `probabilities.npz`."""
+    def save(self, folder: Path, **more: np.ndarray) -> None:
+        """`predictions.csv`, and the probabilities in the same order in `probabilities.npz`.
+
+        Args:
+            folder: where.
+            more: further columns, [n] each.
+        """
         with replacing(folder / "predictions.csv") as temporary:
-            self.frame().to_csv(temporary, index=False)
+            self.frame().assign(**more).to_csv(temporary, index=False)
         with replacing(folder / "probabilities.npz") as temporary:
             np.savez(temporary, **self.probabilities)
 
@@ -94,16 +113,23 @@ def predict_exam(
     *,
     batch_size: int,
     max_missing: float,
+    split: str = VAL,
+    views: Callable[[tf.Tensor], Sequence[tf.Tensor]] | None = None,
+    temperatures: Mapping[str, float] | None = None,
 ) -> tuple[Predictions, pd.DataFrame]:
     """Every val picture's answers, from the original files, in the order of the table.
 
     Args:
         model: image -> {task: logits}.
-        table: its rows of the split val, with at least one label.
+        table: its rows of the split, with at least one label.
         spec: image size and resizing.
         image_dir: the folder that the table's paths start at.
         batch_size: pictures at a time.
         max_missing: the share of the table's pictures that may be missing or unreadable.
+        split: another one than val.
+        views: a batch -> batches of the same pictures seen otherwise, whose probabilities are
+            averaged.
+        temperatures: task -> what its logits are divided by; None: 1.
 
     Returns:
         The predictions, and a frame of path and reason of the pictures that could not be read.
@@ -111,21 +137,23 @@ def predict_exam(
     Raises:
         InputError: too many of those, or none can be read.
     """
-    rows = table.rows(VAL)
+    rows = table.rows(split)
     rows = rows[(table.labels[rows] != MISSING).any(axis=1)]
     names = file_names(table, rows, image_dir)
     batches = readable_pictures(
         names, size_px=spec.image_size, how=spec.resize, batch_size=batch_size
     )
-    infer = compiled(model)
-    read, logits = [], {task: [] for task in table.tasks}
+    infer, temperatures = compiled(model), temperatures or {}
+    read, found = [], {task: [] for task in table.tasks}
     with tqdm(
         total=len(names), desc="evaluating", unit=" pictures", leave=False, disable=None
     ) as bar:
         for indices, image in batches:
             read.append(indices.numpy())
-            for task, values in infer(image).items():
-                logits[task].append(np.asarray(values))
+            said = [infer(view) for view in (views(image) if views else [image])]
+            for task, values in found.items():
+                logits = [np.asarray(view[task]) / temperatures.get(task, 1.0) for view in said]
+                values.append(np.mean([softmax(one) for one in logits], axis=0, dtype=np.float32))
             bar.update(int(read[-1][-1]) + 1 - bar.n)
     read = np.concatenate(read) if read else np.zeros(0, np.int64)
     left_out = np.setdiff1d(np.arange(len(names)), read)
@@ -143,12 +171,12 @@ def predict_exam(
         remedy="Name where the pictures are with --data_dir, or allow more with --max_missing.",
     )
     if not len(read):
-        raise InputError(f"{image_dir}: none of the {len(names)} val pictures can be read")
+        raise InputError(f"{image_dir}: none of the {len(names)} {split} pictures can be read")
     rows = rows[read]
     predictions = Predictions(
         table.classes,
         table.paths[rows],
         table.labels[rows],
-        {task: softmax(np.concatenate(values)) for task, values in logits.items()},
+        {task: np.concatenate(values) for task, values in found.items()},
     )
     return predictions, unusable

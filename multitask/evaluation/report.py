@@ -1,5 +1,6 @@
 """One evaluation of the one model -> every task's report in `results/`."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,17 @@ from multitask.data.records import (
     hash_cache,
     near_pairs,
 )
-from multitask.data.table import TRAIN, Table, load_table, merge_tables
+from multitask.data.table import SELECTION, TRAIN, VAL, Table, load_table, merge_tables
+from multitask.evaluation.across import agreement, contradictions, dependence
+from multitask.evaluation.calibration import (
+    CALIBRATION,
+    Calibration,
+    calibrate,
+    judge_calibration,
+    scaled,
+)
 from multitask.evaluation.predictions import Predictions, predict_exam
+from multitask.evaluation.views import TTA
 from multitask.model.network import load_network, parts
 from multitask.model.trunks import group_of
 from multitask.run import Run, package_versions, replacing, write_json
@@ -40,6 +50,8 @@ class Evaluation:
         predictions: of every val picture.
         metrics: task -> figures of `metrics.classification_metrics`, and under `baseline` those
             of the commonest training class.
+        calibrations: task -> what the selection split says of its confidences.
+        details: more of `metrics.json`, JSON-ready: calibration, across, …
         unusable: path and reason of the val pictures that could not be read.
         near_duplicates: val pictures that are the same painting as a training picture; None where
             they were not looked for.
@@ -48,6 +60,8 @@ class Evaluation:
 
     predictions: Predictions
     metrics: dict[str, dict[str, Any]]
+    calibrations: dict[str, Calibration]
+    details: dict[str, Any]
     unusable: pd.DataFrame
     near_duplicates: tuple[str, ...] | None = None
     without: dict[str, dict[str, Any]] | None = None
@@ -75,6 +89,7 @@ def evaluate(
     batch_size: int | None = None,
     max_missing: float | None = None,
     exclude_near_duplicates: bool | None = None,
+    tta: str | None = None,
     tell: Callable[[str], None] = print,
 ) -> Evaluation:
     """Examine the best model on each task's official val rows and write `results/`.
@@ -86,6 +101,7 @@ def evaluate(
         max_missing: share of the pictures that may be missing; None: as in training.
         exclude_near_duplicates: judge also without the val pictures that are the same painting as
             a training picture; None: where training left those out.
+        tta: also measure test-time augmentation, one of views.TTA.
         tell: shows a line.
 
     Raises:
@@ -96,24 +112,34 @@ def evaluate(
         raise InputError(f"{model_file}: no such model; `multitask train` makes it")
     table = load_table(run.spec, run.data_dir)
     model = load_network(model_file, run.spec, table.classes)
-    predictions, unusable = predict_exam(
+    examine = functools.partial(
+        predict_exam,
         model,
-        table,
-        run.spec,
-        run.data_dir / run.spec.images,
+        spec=run.spec,
+        image_dir=run.data_dir / run.spec.images,
         batch_size=batch_size or run.spec.batch_size,
         max_missing=run.spec.max_missing if max_missing is None else max_missing,
     )
+    predictions, unusable = examine(table)
     trained_on = load_table(run.spec, run.data_dir, left_out=left_out(run))
+    calibrations = _calibrate(examine, trained_on, tell)
     seen, without = None, None
     if exclude_near_duplicates or (
         exclude_near_duplicates is None and run.spec.exclude_near_duplicates
     ):
         seen = sorted(set(_near_duplicates(run)) & set(predictions.paths))
         without = judge(predictions.without(seen), trained_on)
+    judged = judge(predictions, trained_on)
+    details = _details(predictions, trained_on, calibrations)
+    if tta:
+        temperatures = {task: found.temperature for task, found in calibrations.items()}
+        seen_so, _ = examine(table, views=TTA[tta], temperatures=temperatures)
+        details["tta"] = {"kind": tta} | _named(judge(seen_so, trained_on))
     evaluation = Evaluation(
         predictions,
-        judge(predictions, trained_on),
+        judged,
+        calibrations,
+        details,
         unusable,
         None if seen is None else tuple(seen),
         without,
@@ -122,6 +148,91 @@ def evaluate(
     for line in summary_lines(evaluation):
         tell(line)
     return evaluation
+
+
+def _calibrate(
+    examine: Callable, trained_on: Table, tell: Callable[[str], None]
+) -> dict[str, Calibration]:
+    """Each task's calibration, from the pictures that training was not allowed to see."""
+    if not len(trained_on.rows(SELECTION)):
+        return dict.fromkeys(trained_on.tasks, Calibration())
+    try:
+        chosen_by, _ = examine(trained_on, split=SELECTION, max_missing=1.0)
+    except InputError as error:
+        tell(f"Not calibrated: {error}")
+        return dict.fromkeys(trained_on.tasks, Calibration())
+    return {task: calibrate(*chosen_by.exam(task)[1:]) for task in chosen_by.classes}
+
+
+def _details(
+    predictions: Predictions, trained_on: Table, calibrations: dict[str, Calibration]
+) -> dict[str, Any]:
+    """What `metrics.json` holds beside the headline figures."""
+    intervals, by_class, confusions = {}, {}, {}
+    for task, names in predictions.classes.items():
+        _, labels, probabilities = predictions.exam(task)
+        found = metrics.bootstrap_intervals(labels, probabilities, classes=len(names))
+        intervals |= {f"{task}/{name}": interval for name, interval in found.items()}
+        predicted = probabilities.argmax(axis=1)
+        table = metrics.per_class(labels, predicted, classes=len(names))
+        by_class[task] = [
+            {"name": name} | {k: v if np.isfinite(v) else None for k, v in row.items()}
+            for name, row in zip(names, table.to_dict("records"), strict=True)
+        ]
+        counts = metrics.confusion(labels, predicted, classes=len(names))
+        order = metrics.confusion_order(counts)
+        confusions[task] = {
+            "names": [names[i] for i in order],
+            "counts": counts[np.ix_(order, order)].tolist(),
+        }
+    confidences = _confidences(predictions, calibrations)
+    return {
+        "images": trained_on.counts().to_dict("index"),
+        "intervals": intervals,
+        "classes": by_class,
+        "confusion": confusions,
+        "calibration": {
+            task: judge_calibration(found, *predictions.exam(task)[1:])
+            for task, found in calibrations.items()
+        },
+        "across": {
+            "dependence": dependence(predictions),
+            "agreement": agreement(predictions, trained_on),
+            "contradictions": contradictions(predictions, trained_on, confidences),
+        },
+        "leaks": _leaks(predictions, trained_on),
+    }
+
+
+def _confidences(
+    predictions: Predictions, calibrations: dict[str, Calibration]
+) -> dict[str, np.ndarray]:
+    """Task -> float32 [n], calibrated."""
+    return {
+        task: scaled(predictions.probabilities[task], found.temperature).max(axis=1)
+        for task, found in calibrations.items()
+    }
+
+
+def _leaks(predictions: Predictions, trained_on: Table) -> dict[str, dict[str, Any]]:
+    """How each task fares on the exam pictures that another task lists for training.
+
+    No task was trained on them (rule 2); where they came out better than the rest, it is not
+    because they were seen.
+    """
+    listed = trained_on.findings.leaks
+    found = {}
+    for task in predictions.classes:
+        leaked = listed["path"][(listed["task"] == task) & (listed["split"] == VAL)]
+        rows = predictions.labelled(task)
+        among = pd.Index(predictions.paths).isin(leaked) & rows
+        right = predictions.right(task)
+        found[task] = {
+            "pictures": int(among.sum()),
+            "top1": float(right[among].mean()) if among.any() else None,
+            "others_top1": float(right[rows & ~among].mean()) if (rows & ~among).any() else None,
+        }
+    return found
 
 
 def _near_duplicates(run: Run) -> np.ndarray:
@@ -160,7 +271,20 @@ def write_results(run: Run, model: keras.Model, model_file: Path, evaluation: Ev
     """Everything in `results/`; each file is written whole or not at all."""
     predictions, folder = evaluation.predictions, run.results
     folder.mkdir(parents=True, exist_ok=True)
-    predictions.save(folder)
+    predictions.save(
+        folder,
+        **{
+            f"{task}_calibrated_confidence": confidence
+            for task, confidence in _confidences(predictions, evaluation.calibrations).items()
+        },
+    )
+    write_json(
+        run.results / CALIBRATION,
+        {
+            "model": name_in_run(run, model_file),
+            "tasks": {task: found.to_dict() for task, found in evaluation.calibrations.items()},
+        },
+    )
     history = pd.DataFrame()
     if (run.logs / "history.csv").is_file():
         history = pd.read_csv(run.logs / "history.csv")
@@ -198,6 +322,7 @@ def write_results(run: Run, model: keras.Model, model_file: Path, evaluation: Ev
             "unusable_pictures": len(evaluation.unusable),
             "versions": package_versions(),
             **_named(evaluation.metrics),
+            **evaluation.details,
             **(
                 {
                     "without_near_duplicates": {
@@ -285,9 +410,33 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
             f"Without the {count:,} val pictures that are the same painting as a training picture:",
             *_judged_lines(evaluation.without)[1:],
         ]
+    lines += _calibration_lines(evaluation)
     if len(evaluation.unusable):
         lines.append(f"val pictures left out: {count_reasons(evaluation.unusable['reason'])}")
     return lines
+
+
+def _calibration_lines(evaluation: Evaluation) -> list[str]:
+    lines = []
+    found = {t: c for t, c in evaluation.details["calibration"].items() if "ece" in c}
+    if any(c["fitted_on"] for c in found.values()):
+        parts = [
+            "{} {raw:.3f} → {calibrated:.3f} (T {:.2f})".format(task, c["temperature"], **c["ece"])
+            for task, c in found.items()
+        ]
+        lines.append("Calibration error by temperature scaling: " + ", ".join(parts))
+    tta = evaluation.details.get("tta")
+    if tta:
+        parts = []
+        for task, judged in evaluation.metrics.items():
+            if judged["labelled"]:
+                then = [tta["metrics"][f"{task}/{name}"] for name in ("top1", "macro_f1")]
+                parts.append(
+                    f"{task} top-1 {judged['top1']:.3f} → {then[0]:.3f}, "
+                    f"macro-F1 {judged['macro_f1']:.3f} → {then[1]:.3f}"
+                )
+        lines.append(f"Test-time augmentation ({tta['kind']}): " + "; ".join(parts))
+    return [""] * bool(lines) + lines
 
 
 def _judged_lines(judged: dict[str, dict[str, Any]]) -> list[str]:

@@ -208,7 +208,7 @@ def test_every_promised_file_is_there_and_real(evaluated, task):
 
 def test_there_is_nothing_else_in_the_results(evaluated, known):
     run, _, _ = evaluated
-    wanted = {"metrics.json", "predictions.csv", "probabilities.npz"}
+    wanted = {"metrics.json", "calibration.json", "predictions.csv", "probabilities.npz"}
     for task in known.CLASSES:
         wanted |= {f"{kind}_{task}.png" for kind in PICTURES}
         wanted |= {f"classification_report_{task}.txt", f"outliers_{task}.csv"}
