@@ -6,7 +6,9 @@ Names and captions are shown as they are: `$` starts no formula, `_` becomes a s
 too long loses its middle. Colours are told apart by colour-blind readers (Okabe and Ito 2008).
 """
 
+import base64
 import contextlib
+import io
 import itertools
 import math
 import os
@@ -825,3 +827,18 @@ def _tile(picture: np.ndarray | None, side_px: int = 240) -> np.ndarray:
     # At least one pixel: a picture can be a thousand times as wide as high.
     size = tuple(max(1, round(length * scale)) for length in image.size)
     return np.asarray(ImageOps.pad(image.resize(size), (side_px, side_px), color=(245, 245, 245)))
+
+
+def data_uri(picture: np.ndarray, *, side_px: int, quality: int) -> str:
+    """A picture as text that an HTML page can hold: a JPEG in base64.
+
+    Args:
+        picture: uint8 [height, width, 3]; reduced where a side is longer than `side_px`.
+        side_px: of the longer side, at most.
+        quality: of the JPEG, 1 to 95.
+    """
+    image = Image.fromarray(picture)
+    image.thumbnail((side_px, side_px))
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

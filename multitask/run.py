@@ -138,6 +138,13 @@ class Run:
         return self.models / f"best_model_{task}.keras"
 
 
+def name_in_run(run: Run, model_file: Path) -> str:
+    """A model's name in the reports: where it lies in the workdir, whatever that is called."""
+    workdir, model_file = run.workdir.resolve(), model_file.resolve()
+    inside = model_file.is_relative_to(workdir)
+    return str(model_file.relative_to(workdir) if inside else model_file)
+
+
 def _read_config(workdir: Path) -> dict[str, Any]:
     path = workdir / "config.json"
     try:

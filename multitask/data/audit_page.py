@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from PIL import Image
 
 from multitask import figures
 from multitask.data.audit import (
@@ -213,13 +211,8 @@ def _thumbnail(file: Path) -> str:
         pixels = decode_image(tf.constant(file.read_bytes()), target_px=THUMBNAIL_PX).numpy()
     except (OSError, tf.errors.OpError):
         return '<p class="muted">not readable</p>'
-    image = Image.fromarray(pixels)
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=JPEG_QUALITY)
-    encoded = base64.b64encode(data.getvalue()).decode()
-    size = f'width="{image.width}" height="{image.height}"'
-    return f'<img {size} src="data:image/jpeg;base64,{encoded}" alt="">'
+    source = figures.data_uri(pixels, side_px=THUMBNAIL_PX, quality=JPEG_QUALITY)
+    return f'<img src="{source}" alt="">'
 
 
 def _figure(audit: Audit, path: str, caption: str) -> str:

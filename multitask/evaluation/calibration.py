@@ -3,13 +3,17 @@
 Both are found on the selection split; the exam only tells what came of them.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.optimize
 
 from multitask import metrics
+from multitask.run import Run, name_in_run
+from multitask.spec import InputError
 
 CALIBRATION = "calibration.json"  # in results/
 TEMPERATURES = (0.05, 20.0)
@@ -110,6 +114,25 @@ class Calibration:
             for kind in content["steps"]
         }
         return cls(temperature, int(content["fitted_on"]), steps)
+
+
+def saved_calibrations(run: Run, model_file: Path) -> dict[str, Calibration]:
+    """What `evaluate` found for a model; that of no picture where it has not examined this model.
+
+    Raises:
+        InputError: the file is broken.
+    """
+    path = run.results / CALIBRATION
+    none = dict.fromkeys(run.spec.task_names, Calibration())
+    if not path.is_file():
+        return none
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["model"] != name_in_run(run, model_file):
+            return none
+        return {task: Calibration.from_dict(content["tasks"][task]) for task in none}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not what `multitask evaluate` writes: {error}") from None
 
 
 def _kind(calibrated: bool) -> str:

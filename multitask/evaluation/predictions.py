@@ -88,6 +88,16 @@ class Predictions:
             np.savez(temporary, **self.probabilities)
 
 
+def read_predictions(file: Path) -> pd.DataFrame:
+    """A `predictions.csv`; a name such as "None" stays a name, and "" is no label."""
+    header = pd.read_csv(file, nrows=0).columns
+    names = [c for c in header if c == "path" or c.endswith(("_true", "_predicted"))]
+    frame = pd.read_csv(file, dtype=dict.fromkeys(names, str), na_values={}, keep_default_na=False)
+    numbers = header.difference(names)
+    frame[numbers] = frame[numbers].apply(pd.to_numeric)
+    return frame
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """float32 [n, classes] -> probabilities."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))

@@ -30,11 +30,12 @@ from multitask.evaluation.calibration import (
     judge_calibration,
     scaled,
 )
-from multitask.evaluation.predictions import Predictions, predict_exam
+from multitask.evaluation.page import write_page
+from multitask.evaluation.predictions import Predictions, predict_exam, read_predictions
 from multitask.evaluation.views import TTA
 from multitask.model.network import load_network, parts
 from multitask.model.trunks import group_of
-from multitask.run import Run, package_versions, replacing, write_json
+from multitask.run import Run, name_in_run, package_versions, replacing, write_json
 from multitask.spec import InputError
 
 LOW_CONFIDENCE = 0.5
@@ -73,13 +74,6 @@ def left_out(run: Run) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def name_in_run(run: Run, model_file: Path) -> str:
-    """A model's name in the reports: where it lies in the workdir, whatever that is called."""
-    workdir, model_file = run.workdir.resolve(), model_file.resolve()
-    inside = model_file.is_relative_to(workdir)
-    return str(model_file.relative_to(workdir) if inside else model_file)
 
 
 def evaluate(
@@ -313,29 +307,33 @@ def write_results(run: Run, model: keras.Model, model_file: Path, evaluation: Ev
             folder / f"model_architecture_{task}.png", architecture_nodes(model, task), task=task
         )
         _write_outliers(run, predictions, task, rows, labels, probabilities)
-    write_json(
-        folder / "metrics.json",
-        {
-            "spec": run.spec.name,
-            "model": name_in_run(run, model_file),
-            "pictures": len(predictions.paths),
-            "unusable_pictures": len(evaluation.unusable),
-            "versions": package_versions(),
-            **_named(evaluation.metrics),
-            **evaluation.details,
-            **(
-                {
-                    "without_near_duplicates": {
-                        "pictures": len(predictions.paths) - len(evaluation.near_duplicates),
-                        "near_duplicates": list(evaluation.near_duplicates),
-                        **_named(evaluation.without),
-                    }
-                }
-                if evaluation.without
-                else {}
-            ),
-        },
-    )
+    content = {
+        "spec": run.spec.name,
+        "model": name_in_run(run, model_file),
+        "pictures": len(predictions.paths),
+        "unusable_pictures": len(evaluation.unusable),
+        "versions": package_versions(),
+        **_named(evaluation.metrics),
+        **evaluation.details,
+    }
+    if evaluation.without:
+        content["without_near_duplicates"] = {
+            "pictures": len(predictions.paths) - len(evaluation.near_duplicates),
+            "near_duplicates": list(evaluation.near_duplicates),
+            **_named(evaluation.without),
+        }
+    write_json(folder / "metrics.json", content)
+    image_dir = run.data_dir / run.spec.images
+    with replacing(folder / "report.html") as temporary:
+        write_page(
+            temporary,
+            title=f"{run.spec.title or run.spec.name}: {run.workdir.resolve().name}",
+            spec=run.spec.to_dict(),
+            content=content,
+            frame=read_predictions(folder / "predictions.csv"),
+            history=history,
+            load=lambda path: _thumbnail(image_dir / path),
+        )
 
 
 def _named(judged: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -395,9 +393,12 @@ def _write_outliers(
     )
 
 
-def _thumbnail(path: Path) -> np.ndarray:
-    """The upright picture, reduced where its format can be; `figures` fits it into its square."""
-    return decode_image(tf.io.read_file(str(path)), target_px=THUMBNAIL_PX).numpy()
+def _thumbnail(path: Path) -> np.ndarray | None:
+    """The upright picture, reduced where its format can be; None where it cannot be read."""
+    try:
+        return decode_image(tf.io.read_file(str(path)), target_px=THUMBNAIL_PX).numpy()
+    except tf.errors.OpError:
+        return None
 
 
 def summary_lines(evaluation: Evaluation) -> list[str]:

@@ -6,7 +6,7 @@ export/MODEL_CARD.md                data, counts, metrics, recipe, licence
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +17,73 @@ import tensorflow as tf
 from multitask.data.decode import decode_image, resize_image
 from multitask.data.pipeline import file_names, readable_pictures
 from multitask.data.table import SPLITS, VAL, Table, load_table, read_classes
+from multitask.evaluation.calibration import Calibration, saved_calibrations
 from multitask.evaluation.predictions import compiled, softmax
-from multitask.evaluation.report import left_out, name_in_run
+from multitask.evaluation.report import left_out
 from multitask.model.network import load_network
-from multitask.run import Run, RunError, package_versions, replacing, write_json
+from multitask.run import (
+    Run,
+    RunError,
+    name_in_run,
+    package_versions,
+    replacing,
+    write_json,
+)
 from multitask.spec import InputError
 
-SIGNATURE = "serving_default"
+SIGNATURE, PIXELS = "serving_default", "pixels"
 TOLERANCE = 1e-5  # greatest difference of a probability between the export and the Keras model
 CHECKED_PICTURES = 32
-FORMAT = 1  # of classes.json; goes up when a reader of the old one would be wrong
+FORMAT = 2  # of classes.json; goes up when a reader of the old one would be wrong
 
 
-def serving_function(
-    model: keras.Model, classes: dict[str, tuple[str, ...]], *, size_px: int, how: str
-) -> Callable:
-    """Encoded pictures -> every task's answer, as one graph.
+def serving_functions(
+    model: keras.Model,
+    classes: dict[str, tuple[str, ...]],
+    *,
+    size_px: int,
+    how: str,
+    calibrations: Mapping[str, Calibration],
+) -> dict[str, Callable]:
+    """Pictures -> every task's answer, as graphs.
 
     Args:
         model: image -> {task: logits}.
         classes: task -> class names.
         size_px: side of the model's input.
         how: one of decode.RESIZE_KINDS.
+        calibrations: task -> the temperature that its logits are divided by.
 
     Returns:
-        A tf.function from string [batch] to, for each task, `{task}_probabilities` float32
-        [batch, classes], `{task}_classes` string [classes] (their names, in that order) and
-        `{task}_label` string [batch] (the most probable name).
+        SIGNATURE: a tf.function from encoded pictures, string [batch]; PIXELS: one from pictures of
+        the model's size, float32 [batch, size, size, 3] in 0..255. Both give, for each task,
+        `{task}_probabilities` float32 [batch, classes] (calibrated), `{task}_classes` string
+        [classes] (their names, in that order) and `{task}_label` string [batch] (the most probable
+        name).
     """
+    shape = [size_px, size_px, 3]
 
     def load(data: tf.Tensor) -> tf.Tensor:
         return resize_image(decode_image(data, target_px=size_px), size_px=size_px, how=how)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
-    def serve(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        image = tf.map_fn(
-            load,
-            image_bytes,
-            fn_output_signature=tf.TensorSpec([size_px, size_px, 3], tf.float32),
-        )
+    @tf.function(input_signature=[tf.TensorSpec([None, *shape], tf.float32, name="image")])
+    def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
         answers = {}
         for task, logits in model(image, training=False).items():
             names = tf.constant(classes[task])
-            answers[f"{task}_probabilities"] = tf.nn.softmax(logits)
+            temperature = calibrations[task].temperature
+            answers[f"{task}_probabilities"] = tf.nn.softmax(logits / temperature)
             answers[f"{task}_classes"] = names
             answers[f"{task}_label"] = tf.gather(names, tf.argmax(logits, axis=-1))
         return answers
 
-    return serve
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    def serve(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        return answer(
+            tf.map_fn(load, image_bytes, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+        )
+
+    return {SIGNATURE: serve, PIXELS: answer}
 
 
 def export(
@@ -90,16 +109,20 @@ def export(
     spec = run.spec
     classes = {task.name: read_classes(run.data_dir / task.classes) for task in spec.tasks}
     model = load_network(model_file, spec, classes)
+    calibrations = saved_calibrations(run, model_file)
     table = load_table(spec, run.data_dir, left_out=left_out(run))
     pictures = _pictures_to_check(run, table)
     target = run.workdir / "export"
     with replacing(target) as folder:
         archive = keras.export.ExportArchive()
         archive.track(model)
-        serve = serving_function(model, classes, size_px=spec.image_size, how=spec.resize)
-        archive.add_endpoint(SIGNATURE, serve)
+        functions = serving_functions(
+            model, classes, size_px=spec.image_size, how=spec.resize, calibrations=calibrations
+        )
+        for name, function in functions.items():
+            archive.add_endpoint(name, function)
         archive.write_out(str(folder), verbose=False)
-        difference = _disagreement(folder, model, run, pictures)
+        difference = _disagreement(folder, model, run, pictures, calibrations)
         if difference > TOLERANCE:
             raise RunError(
                 f"the export disagrees with {model_file} by {difference:.2g} in probability on "
@@ -111,7 +134,9 @@ def export(
                 "format": FORMAT,
                 "spec": spec.name,
                 "image_size": spec.image_size,
+                "resize": spec.resize,
                 "classes": classes,
+                "calibration": {task: found.to_dict() for task, found in calibrations.items()},
                 "versions": package_versions(),
             },
         )
@@ -137,20 +162,27 @@ def _pictures_to_check(run: Run, table: Table) -> list[str]:
     )
 
 
-def _disagreement(folder: Path, model: keras.Model, run: Run, pictures: list[str]) -> float:
+def _disagreement(
+    folder: Path,
+    model: keras.Model,
+    run: Run,
+    pictures: list[str],
+    calibrations: Mapping[str, Calibration],
+) -> float:
     """The greatest difference of a probability: loaded export against the Keras model."""
-    loaded = tf.saved_model.load(str(folder)).signatures[SIGNATURE]
+    loaded = tf.saved_model.load(str(folder)).signatures
     infer = compiled(model)
     worst, seen = 0.0, 0
     for indices, image in readable_pictures(
         pictures, size_px=run.spec.image_size, how=run.spec.resize, batch_size=8
     ):
         data = tf.constant([Path(pictures[i]).read_bytes() for i in indices.numpy()])
-        answers = loaded(data)
-        for task, logits in infer(image).items():
-            expected = softmax(np.asarray(logits))
-            found = answers[f"{task}_probabilities"].numpy()
-            worst = float(np.maximum(worst, np.abs(found - expected).max()))  # NaN stays
+        said = infer(image)
+        for answers in (loaded[SIGNATURE](data), loaded[PIXELS](image)):
+            for task, logits in said.items():
+                expected = softmax(np.asarray(logits) / calibrations[task].temperature)
+                found = answers[f"{task}_probabilities"].numpy()
+                worst = float(np.maximum(worst, np.abs(found - expected).max()))  # NaN stays
         seen += len(indices)
     if not seen:
         raise InputError(f"{pictures[0]}: none of the pictures to check with can be read")

@@ -1,7 +1,7 @@
 """Pictures and folders -> every task's answer, from an export or from a run."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
+from multitask.data.decode import RESIZE_KINDS, decode_image, resize_image
 from multitask.data.files import why_unreadable
 from multitask.data.table import read_classes
+from multitask.evaluation.calibration import Calibration, saved_calibrations, scaled
+from multitask.evaluation.views import TTA
 from multitask.model.network import load_network
 from multitask.run import Run, replacing
-from multitask.serving.export import FORMAT, SIGNATURE, serving_function
+from multitask.serving.export import FORMAT, PIXELS, SIGNATURE, serving_functions
 from multitask.spec import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -29,11 +32,20 @@ class Predictor:
 
     Attributes:
         classes: task -> class names.
-        serve: string tensor [batch] -> {`{task}_probabilities`: float32 [batch, classes], …}.
+        functions: as `export.serving_functions` makes them.
+        calibrations: task -> what the selection split said of its confidences.
+        size_px, how: the model's input, for test-time augmentation.
+        calibrated: whether probabilities are scaled by the temperature.
+        tta: one of views.TTA; None: the plain picture.
     """
 
     classes: dict[str, tuple[str, ...]]
-    serve: Callable
+    functions: Mapping[str, Callable]
+    calibrations: Mapping[str, Calibration]
+    size_px: int
+    how: str
+    calibrated: bool = True
+    tta: str | None = None
 
     def probabilities(self, pictures: Sequence[bytes]) -> dict[str, np.ndarray]:
         """Encoded pictures -> task -> float32 [n, classes].
@@ -41,8 +53,60 @@ class Predictor:
         Raises:
             tf.errors.InvalidArgumentError: one of them cannot be read.
         """
-        answers = self.serve(tf.constant(list(pictures), tf.string))
-        return {task: answers[f"{task}_probabilities"].numpy() for task in self.classes}
+        if self.tta:
+            image = tf.stack(
+                [
+                    resize_image(
+                        decode_image(tf.constant(data), target_px=self.size_px),
+                        size_px=self.size_px,
+                        how=self.how,
+                    )
+                    for data in pictures
+                ]
+            )
+            said = [self.functions[PIXELS](view) for view in TTA[self.tta](image)]
+        else:
+            said = [self.functions[SIGNATURE](tf.constant(list(pictures), tf.string))]
+        found = {}
+        for task in self.classes:
+            views = [answers[f"{task}_probabilities"].numpy() for answers in said]
+            if not self.calibrated:
+                back = 1 / self.calibrations[task].temperature
+                views = [scaled(view, back) for view in views]
+            found[task] = np.mean(views, axis=0, dtype=np.float32)
+        return found
+
+    def thresholds(self, accuracy: float) -> dict[str, float]:
+        """Task -> the confidence from which on this share is right on the selection split.
+
+        Raises:
+            InputError: there is no such confidence, or nothing is known of the selection split.
+        """
+        found = {}
+        for task, calibration in self.calibrations.items():
+            threshold = calibration.threshold(accuracy, calibrated=self.calibrated)
+            if threshold is None:
+                highest = calibration.highest(calibrated=self.calibrated)
+                raise InputError(
+                    f"--min_confidence: auto:{accuracy:g}: "
+                    + (
+                        "nothing is known of the model on a selection split; `multitask evaluate` "
+                        "finds it out, and `export` carries it"
+                        if highest is None
+                        else f"on the selection split {task} is never right that often; the "
+                        f"highest is {highest:.3f}"
+                    )
+                )
+            found[task] = threshold
+        return found
+
+
+class _Kept(dict):
+    """Functions of a loaded model, which alone would not keep its variables alive."""
+
+    def __init__(self, loaded, functions: Mapping[str, Callable]):
+        super().__init__(functions)
+        self.loaded = loaded
 
 
 def load_export(folder: Path) -> Predictor:
@@ -63,17 +127,23 @@ def load_export(folder: Path) -> Predictor:
                 "export it again"
             )
         classes = {task: tuple(names) for task, names in description["classes"].items()}
+        calibrations = {
+            task: Calibration.from_dict(description["calibration"][task]) for task in classes
+        }
+        size_px, how = int(description["image_size"]), description["resize"]
+        if how not in RESIZE_KINDS:
+            raise ValueError(f"resize {how!r}")
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"--model: {folder}: not an export of multitask ({error})") from None
     try:
         loaded = tf.saved_model.load(str(folder))
-        serve = loaded.signatures[SIGNATURE]
+        functions = {name: loaded.signatures[name] for name in (SIGNATURE, PIXELS)}
     except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"--model: {folder}: the SavedModel cannot be loaded ({reason})") from None
-    outputs = serve.structured_outputs
+    outputs = functions[SIGNATURE].structured_outputs
     for task, names in classes.items():
         answer_of = outputs.get(f"{task}_probabilities")
         if answer_of is None:
@@ -83,8 +153,7 @@ def load_export(folder: Path) -> Predictor:
                 f"--model: {folder}: classes.json names {len(names)} classes of {task}, its model "
                 f"has {answer_of.shape[-1]}"
             )
-    # The signature alone would not keep the variables alive.
-    return Predictor(classes, lambda data, _keep=loaded: serve(data))
+    return Predictor(classes, _Kept(loaded, functions), calibrations, size_px, how)
 
 
 def load_best(run: Run, *, model_file: Path | None = None) -> Predictor:
@@ -94,9 +163,14 @@ def load_best(run: Run, *, model_file: Path | None = None) -> Predictor:
         InputError: no model yet.
     """
     classes = {task.name: read_classes(run.data_dir / task.classes) for task in run.spec.tasks}
-    model = load_network(model_file or run.best_model, run.spec, classes)
-    serve = serving_function(model, classes, size_px=run.spec.image_size, how=run.spec.resize)
-    return Predictor(classes, serve)
+    model_file = model_file or run.best_model
+    model = load_network(model_file, run.spec, classes)
+    calibrations = saved_calibrations(run, model_file)
+    size_px, how = run.spec.image_size, run.spec.resize
+    functions = serving_functions(
+        model, classes, size_px=size_px, how=how, calibrations=calibrations
+    )
+    return Predictor(classes, functions, calibrations, size_px, how)
 
 
 def find_pictures(names: Sequence[str]) -> list[Path]:
