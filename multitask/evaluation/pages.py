@@ -1,0 +1,46 @@
+"""Pages of HTML that need nothing else, from the templates beside this file.
+
+A template extends `base.html.j2`, which has the look of every page, light, dark and printed. What
+a page is given is text and is escaped; a missing value is an error.
+"""
+
+from typing import Any
+
+import jinja2
+
+
+def figure(value: float | None, *, signed: bool = False) -> str:
+    """Three decimals, or n/a where there is none: `0.713`, with a sign `+0.012`, `−0.004`, `0.000`."""
+    if value is None or value != value:
+        return "n/a"
+    text = f"{value:+.3f}" if signed else f"{value:.3f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def count(value: int | None) -> str:
+    """A whole number with separators, or n/a where there is none."""
+    return "n/a" if value is None else f"{value:,}"
+
+
+_templates = jinja2.Environment(
+    loader=jinja2.PackageLoader("multitask.evaluation", "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_templates.filters |= {"figure": figure, "count": count}
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of a template with these values.
+
+    Args:
+        template: name of a file in templates/.
+        values: what it names.
+
+    Raises:
+        jinja2.TemplateError: no such template, or a value that it names is missing.
+    """
+    return _templates.get_template(template).render(values)
