@@ -10,7 +10,7 @@ import jinja2
 
 
 def figure(value: float | None, *, signed: bool = False) -> str:
-    """Three decimals, or n/a where there is none: `0.713`, with a sign `+0.012`, `−0.004`, `0.000`."""
+    """Three decimals: `0.713`, signed `+0.012`, `−0.004` or `0.000`; n/a where there is none."""
     if value is None or value != value:
         return "n/a"
     text = f"{value:+.3f}" if signed else f"{value:.3f}"
