@@ -49,6 +49,6 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     from multitask.evaluation import comparison
 
     found = comparison.compare([comparison.read_results(run) for run in runs])
-    print("\n".join(comparison.table_lines(found)))
     comparison.write_comparison(found, out)
+    print("\n".join(comparison.table_lines(found)))
     print(f"\nWritten: {out / 'comparison.html'}, {out / 'comparison.csv'}")

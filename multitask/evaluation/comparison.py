@@ -461,9 +461,10 @@ def _differing_settings(results: Sequence[Results], shared: Sequence[str]) -> di
 
 def text(value: float | int | None, *, signed: bool = False) -> str:
     """A count whole, anything else with three decimals."""
-    if isinstance(value, int):
-        return f"{value:+,}" if signed and value else f"{value:,}"
-    return pages.figure(value, signed=signed).replace("\N{MINUS SIGN}", "-")
+    if not isinstance(value, int):
+        return pages.figure(value, signed=signed)
+    sign = "+" if signed and value else ""
+    return f"{value:{sign},}".replace("-", "\N{MINUS SIGN}")
 
 
 def p_text(p: float) -> str:
@@ -489,7 +490,10 @@ def table_lines(comparison: Comparison) -> list[str]:
             row.task,
             row.metric,
             *(text(value) for value in row.values),
-            *(f"{text(d.value, signed=True):>6}  {_uncertainty(d)}" for d in row.differences),
+            *(
+                f"{text(d.value, signed=True):>6}  {_uncertainty(d)}".replace("\N{MINUS SIGN}", "-")
+                for d in row.differences
+            ),
         ]
         for row in comparison.rows
     ]
@@ -537,9 +541,8 @@ def page(comparison: Comparison) -> str:
         for end in (d.low, d.high, d.value if isinstance(d.value, float) else None)
         if end is not None
     ]
-    span = next(
-        (step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if max(ends, default=0) <= step), 1.0
-    )
+    widest = max(ends, default=0)
+    span = next((step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5) if widest <= step), 1.0)
     return pages.render(
         "comparison.html.j2",
         comparison=comparison,
