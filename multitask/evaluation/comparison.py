@@ -151,7 +151,9 @@ def read_results(run: Run) -> Results:
         )
         for task in tasks:
             _check_one_evaluation(results, task)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (
+        OSError, EOFError, ValueError, KeyError, TypeError, csv.Error, zipfile.BadZipFile
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split())
         raise InputError(
             f"{run.results}: not the results of one evaluation ({reason}); {remedy} anew"
@@ -233,9 +235,9 @@ def take_exam(task: str, results: Sequence[Results]) -> Exam:
                     (one, one.true[task][place[path]] if path in place else None),
                 )
             )
+            many = f"{len(wrong):,} pictures differ" if len(wrong) > 1 else "1 picture differs"
             raise InputError(
-                f"{task}: the runs have other exams: {len(wrong):,} pictures differ, the first is "
-                f"{path} ({there}, {here})"
+                f"{task}: the runs have other exams: {many}, the first is {path} ({there}, {here})"
             )
         rows.append([place[path] for path in paths])
     names, codes = np.unique(
