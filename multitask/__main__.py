@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train all the tasks of a spec in one model, then evaluate it",
     "tune": "search better numbers for the heads of a spec",
     "evaluate": "examine a run's best model and write its reports",
+    "compare": "set runs side by side, and say what is chance",
     "export": "write a run's best model as one SavedModel",
     "predict": "say what pictures show",
 }

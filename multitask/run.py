@@ -95,7 +95,7 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def _flatten(value: Any, place: str = "") -> dict[str, Any]:
+def flatten(value: Any, place: str = "") -> dict[str, Any]:
     """Nested settings -> `{"task[0].head.kind": "linear", …}`."""
     if isinstance(value, dict):
         pairs = ((f"{place}.{key}" if place else key, inner) for key, inner in value.items())
@@ -103,7 +103,7 @@ def _flatten(value: Any, place: str = "") -> dict[str, Any]:
         pairs = ((f"{place}[{index}]", inner) for index, inner in enumerate(value))
     else:
         return {place: value}
-    return {k: v for where, inner in pairs for k, v in _flatten(inner, where).items()}
+    return {k: v for where, inner in pairs for k, v in flatten(inner, where).items()}
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def refuse_other_settings(
         what: they are of, e.g. `run`.
         flag: that names the folder.
     """
-    old, new = _flatten(there), _flatten(asked)
+    old, new = flatten(there), flatten(asked)
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if changed:
         shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked" for k in changed[:4])

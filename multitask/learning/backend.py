@@ -1,5 +1,7 @@
 """What differs between Keras' backends; all else of `model/` and `learning/` knows none."""
 
+from collections.abc import Callable
+
 import keras
 
 TENSORFLOW = "tensorflow"
@@ -72,3 +74,17 @@ def over_replicas(value):
 def synchronise(model: keras.Model) -> None:
     """Let the variables hold what they are at; on the JAX backend `fit` keeps them elsewhere."""
     getattr(model, "jax_state_sync", lambda: None)()
+
+
+def gradient(function: Callable, at):
+    """Of a function of one tensor with a scalar value, there; it changes no variable."""
+    if on_tensorflow():
+        import tensorflow as tf
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(at)
+            value = function(at)
+        return tape.gradient(value, at)
+    import jax
+
+    return jax.grad(function)(at)

@@ -1,19 +1,24 @@
 """Bad input of every kind: one clear line, exit status 2, and nothing written or changed."""
 
 import os
+import shutil
 import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from multitask.__main__ import main
 from multitask.data.files import why_unreadable
+from multitask.evaluation.predictions import Predictions
 from multitask.learning import training
-from multitask.run import open_run, start_run
-from multitask.spec import find_spec, load_spec
+from multitask.metrics import classification_metrics
+from multitask.run import open_run, start_run, write_json
+from multitask.spec import MISSING, find_spec, load_spec
 
 SPEC = """
 name = "colours"
@@ -406,6 +411,84 @@ def test_a_workdir_that_is_not_there(capsys, place, command):
     assert "multitask train" in line
     line = refused(capsys, place, command, f"--workdir={place / 'data'}", *pictures)
     assert "no run" in line
+
+
+# === Comparing runs ===
+
+
+@pytest.fixture
+def compared(place, trained):
+    """Two runs that `compare` takes, by name."""
+    names = []
+    for name in ("run", "other"):
+        run = start_run(place / name, trained.spec, place / "data")
+        paths = np.array(["a.png", "b.png", "c.png"], dtype=object)
+        labels = np.array([[0, 1], [1, MISSING], [2, 0]], np.int32)
+        classes = {"shade": ("a", "b", "c"), "warmth": ("warm", "cold")}
+        said = {task: np.eye(3, len(c), dtype=np.float32) for task, c in classes.items()}
+        said["warmth"][2, 0] = 1
+        predictions = Predictions(classes, paths, labels, said)
+        predictions.save(run.results)
+        judged = {}
+        for task, names_of in classes.items():
+            _, true, probabilities = predictions.exam(task)
+            found = classification_metrics(true, probabilities, classes=len(names_of))
+            judged |= {f"{task}/{key}": value for key, value in found.items()}
+        write_json(run.results / "metrics.json", {"model": "m", "metrics": judged})
+        names.append(str(run.workdir))
+    return names
+
+
+def test_fewer_than_two_runs_or_one_twice(capsys, place, compared):
+    first, _ = compared
+    assert "two runs or more" in refused(capsys, place, "compare")
+    line = refused(capsys, place, "compare", first)
+    assert "two runs or more" in line
+    assert first in line
+    line = refused(capsys, place, "compare", first, f"{first}/../run")
+    assert "named twice" in line
+
+
+def test_a_run_that_is_not_there_or_not_evaluated(capsys, place, compared):
+    first, second = compared
+    line = refused(capsys, place, "compare", first, f"{place}/gone")
+    assert line.startswith(f"{place}/gone: is no such folder")
+    shutil.rmtree(f"{second}/results")
+    line = refused(capsys, place, "compare", first, second)
+    assert line.startswith(f"{second}: no results")
+    assert f"multitask evaluate --workdir={second}" in line
+
+
+def test_a_comparison_that_cannot_be_written(capsys, place, compared):
+    (place / "a_file").write_text("mine")
+    line = refused(capsys, place, "compare", *compared, f"--out={place / 'a_file'}")
+    assert line.startswith(f"--out: {place / 'a_file'}: ")
+    line = refused(capsys, place, "compare", *compared, "--uot=x")
+    assert "unknown flag --uot" in line
+    assert 'Did you mean "out"?' in line
+
+
+def test_runs_of_other_exams(capsys, place, compared):
+    file = Path(compared[1], "results/predictions.csv")
+    file.write_text(file.read_text().replace("b.png", "d.png"))
+    line = refused(capsys, place, "compare", *compared)
+    assert line.startswith(
+        "shade: the runs have other exams: 2 pictures differ, the first is b.png"
+    )
+
+
+def test_a_broken_result(capsys, place, compared):
+    Path(compared[0], "results/probabilities.npz").write_bytes(b"")
+    line = refused(capsys, place, "compare", *compared)
+    assert "not the results of one evaluation" in line
+
+
+def test_runs_are_compared_where_nothing_is_wrong(capsys, place, compared):
+    """What the refusals above protect; beside the first run where --out is not given."""
+    main(["compare", *compared])
+    assert "warmth" in capsys.readouterr().out
+    written = sorted(path.name for path in (place / "comparison").iterdir())
+    assert written == ["comparison.csv", "comparison.html"]
 
 
 # === Models ===

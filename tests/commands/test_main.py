@@ -11,7 +11,17 @@ import pytest
 import multitask
 from multitask import __main__ as console
 from multitask.__main__ import COMMANDS, main
-from multitask.commands import audit, evaluate, export, predict, prepare, spec_flags, train, tune
+from multitask.commands import (
+    audit,
+    compare,
+    evaluate,
+    export,
+    predict,
+    prepare,
+    spec_flags,
+    train,
+    tune,
+)
 from multitask.run import RunError
 
 MODULES = {
@@ -20,6 +30,7 @@ MODULES = {
     "train": train,
     "tune": tune,
     "evaluate": evaluate,
+    "compare": compare,
     "export": export,
     "predict": predict,
 }
@@ -111,7 +122,7 @@ def test_a_flag_that_overrides_a_field_names_it_and_has_no_default():
         (
             ["trian"],
             'multitask: unknown command "trian". Expected one of: audit, prepare, train, tune, '
-            'evaluate, export, predict. Did you mean "train"?',
+            'evaluate, compare, export, predict. Did you mean "train"?',
         ),
         (
             ["train", "--batchsize=3"],

@@ -1,0 +1,310 @@
+"""Grad-CAM, against its equations in NumPy and finite differences; its colours over a picture."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import matplotlib
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from multitask.evaluation.attention import COLOURS, OPACITY, class_activation_maps, overlay
+from multitask.model.network import build_network, load_network, parts
+
+ROOT = Path(__file__).parents[2]
+CLASSES = {
+    "artist": ("a", "b"),
+    "style": ("x", "y", "z"),
+    "genre": ("u", "v"),
+}
+
+
+def shaken(model, seed=0):
+    """Weights drawn, the statistics of BatchNorm too: nothing that counts is left at 0 or 1."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if weight.name == "moving_variance":
+            weight.assign(rng.uniform(0.5, 2, weight.shape))
+        elif weight.dtype == "float32" and weight.name not in ("mean", "variance"):
+            weight.assign(rng.normal(0, 0.3, weight.shape))
+    return model
+
+
+@pytest.fixture
+def network(tiny_spec, tiny_trunk):
+    """A function: head -> (model, spec) with a feature map of 8 x 8 x 12 from 128 px."""
+
+    def make(head, size=128):
+        trunk = {"name": tiny_trunk, "weights": "none"}
+        trunk["schedule"] = {"kind": "constant", "rate": 1e-3}
+        spec = tiny_spec(of_tasks={"head": head}, image_size=size, trunk=trunk)
+        return shaken(build_network(spec, CLASSES)), spec
+
+    return make
+
+
+def images(count, size=128, seed=1):
+    return np.random.default_rng(seed).uniform(0, 255, (count, size, size, 3)).astype(np.float32)
+
+
+def normalised(maps):
+    maps = np.maximum(maps, 0)
+    highest = maps.max(axis=(1, 2), keepdims=True)
+    return np.where(highest > 0, maps / np.where(highest > 0, highest, 1), 0)
+
+
+def features_of(model, pictures):
+    return np.asarray(parts(model)[0](pictures, training=False), np.float64)
+
+
+def linear_maps(model, pictures, task, classes):
+    """ReLU of sum over channels of W[channel, class] A[place, channel], over its maximum."""
+    kernel = np.asarray(parts(model)[1][task].get_layer(f"{task}_logits").kernel, np.float64)
+    weights = kernel[:, classes].T
+    return normalised((features_of(model, pictures) * weights[:, None, None, :]).sum(axis=-1))
+
+
+@pytest.mark.parametrize("task", ["style", "genre"])
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_of_a_linear_head_it_is_the_weighted_map(network, task, batch_size):
+    model, _ = network({"kind": "linear"})
+    pictures, classes = images(7), np.arange(7) % len(CLASSES[task])
+    found = class_activation_maps(model, pictures, task, classes, batch_size=batch_size)
+    assert (found.dtype, found.shape) == (np.float32, (7, 8, 8))
+    expected = linear_maps(model, pictures, task, classes)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert found.max() == 1
+    assert found.min() == 0
+    other = class_activation_maps(model, pictures, task, (classes + 1) % len(CLASSES[task]))
+    assert np.abs(other - found).max() > 0.1
+
+
+def test_frozen_layers_and_a_read_model_change_nothing(network, tmp_path):
+    model, spec = network({"kind": "linear"})
+    pictures, classes = images(3), np.array([2, 0, 1])
+    expected = class_activation_maps(model, pictures, "style", classes)
+    model.save(tmp_path / "model.keras")
+    read = load_network(tmp_path / "model.keras", spec, CLASSES)
+    np.testing.assert_allclose(
+        class_activation_maps(read, pictures, "style", classes), expected, atol=1e-5
+    )
+    model.trainable = False
+    before = [np.array(weight) for weight in model.weights]
+    np.testing.assert_allclose(
+        class_activation_maps(model, pictures, "style", classes), expected, atol=1e-5
+    )
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def dense_logits(head, task, features):
+    """Pool, then (Dense, ReLU, BatchNorm in inference) twice, then Dense; in float64."""
+    x = features.mean(axis=(1, 2))
+    for block in (f"{task}_1", f"{task}_2"):
+        kernel, bias = (np.asarray(w, np.float64) for w in head.get_layer(f"{block}_dense").weights)
+        norm = head.get_layer(f"{block}_bn")
+        gamma, beta, mean, variance = (np.asarray(w, np.float64) for w in norm.weights)
+        x = np.maximum(x @ kernel + bias, 0)
+        x = (x - mean) / np.sqrt(variance + norm.epsilon) * gamma + beta
+    kernel, bias = (np.asarray(w, np.float64) for w in head.get_layer(f"{task}_logits").weights)
+    return x @ kernel + bias
+
+
+def test_of_a_dense_stack_by_finite_differences(network):
+    head = {"kind": "dense_stack", "units": [9, 7], "dropout": [0.5, 0.5]}
+    model, _ = network(head)
+    pictures, classes = images(4), np.array([0, 1, 2, 1])
+    features = features_of(model, pictures)
+    network_head = parts(model)[1]["style"]
+    logits = dense_logits(network_head, "style", features)
+    np.testing.assert_allclose(logits, network_head(features, training=False), atol=1e-3)
+    weights, step = np.zeros(features.shape[::3]), 1e-6
+    for channel in range(features.shape[-1]):
+        # Every place at once: the mean of the places' slopes, times how many they are.
+        up, down = features.copy(), features.copy()
+        up[..., channel] += step
+        down[..., channel] -= step
+        slope = dense_logits(network_head, "style", up) - dense_logits(network_head, "style", down)
+        weights[:, channel] = slope[np.arange(4), classes] / (2 * step)
+    expected = normalised((features * weights[:, None, None, :]).sum(axis=-1))
+    found = class_activation_maps(model, pictures, "style", classes)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert expected.max() == 1
+
+
+def test_of_a_gru_each_place_has_its_own_slope(network):
+    """By finite differences of the head itself, one place and channel at a time."""
+    model, _ = network({"kind": "gru", "units": 4, "dropout": 0.5}, size=32)
+    picture = images(1, size=32)
+    features = features_of(model, picture)
+    head = parts(model)[1]["genre"]
+    places, step = np.array(list(np.ndindex(features.shape[1:]))), 1e-2
+    many = np.repeat(features, 2 * len(places), axis=0)
+    for sign, rows in ((step, slice(0, len(places))), (-step, slice(len(places), None))):
+        many[rows][(np.arange(len(places)), *places.T)] += sign
+    logits = np.asarray(head(many.astype(np.float32), training=False), np.float64)[:, 1]
+    slopes = (logits[: len(places)] - logits[len(places) :]).reshape(features.shape) / (2 * step)
+    expected = normalised((features * slopes.mean(axis=(1, 2), keepdims=True)).sum(axis=-1))
+    found = class_activation_maps(model, picture, "genre", np.array([1]))
+    np.testing.assert_allclose(found, expected, atol=1e-2)
+
+
+def test_where_nothing_speaks_for_the_class_the_map_is_zero(known):
+    model = known.colour_model(("warmth",))
+    kernel, bias = parts(model)[1]["warmth"].get_layer("warmth_logits").weights
+    against = -np.abs(np.asarray(kernel))
+    against[:, 1] *= -1
+    kernel.assign(against)
+    found = class_activation_maps(model, images(2, size=32), "warmth", np.array([0, 1]))
+    assert (found[0] == 0).all()
+    assert found[1].max() == 1
+
+
+def test_it_works_without_pictures(known):
+    found = class_activation_maps(
+        known.colour_model(), np.zeros((0, 32, 32, 3)), "shade", np.zeros(0, int)
+    )
+    assert found.shape == (0, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"task": "shadow"}, 'Did you mean "shade"'),
+        ({"images": np.zeros((2, 16, 32, 3))}, r"\(2, 16, 32, 3\), expected \('n', 32, 32, 3\)"),
+        ({"images": np.zeros((32, 32, 3))}, "images"),
+        ({"classes": np.array([1])}, "for each of 2 images"),
+        ({"classes": np.array([1.0, 2.0])}, "whole number"),
+        ({"classes": np.array([0, 12])}, "12, expected 0 to 11"),
+        ({"classes": np.array([0, -1])}, "-1, expected 0 to 11"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_wrong_arguments_are_named(known, change, said):
+    arguments = {
+        "images": np.zeros((2, 32, 32, 3)),
+        "task": "shade",
+        "classes": np.array([0, 1]),
+        **change,
+    }
+    with pytest.raises(ValueError, match=said):
+        class_activation_maps(known.colour_model(), **arguments)
+
+
+def test_a_trunk_without_a_map_is_refused():
+    from multitask.model.network import connect
+
+    image = keras.Input((8, 8, 3))
+    trunk = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image), name="trunk")
+    pooled = keras.Input((3,))
+    head = keras.Model(pooled, keras.layers.Dense(2)(pooled), name="shade")
+    model = connect(trunk, {"shade": head})
+    with pytest.raises(ValueError, match="no feature map"):
+        class_activation_maps(model, np.zeros((1, 8, 8, 3)), "shade", np.array([0]))
+
+
+JAX = """
+import sys
+import numpy as np
+sys.path[:0] = sys.argv[1:3]
+import keras
+assert keras.backend.backend() == "jax"
+from multitask.evaluation.attention import class_activation_maps
+model = keras.saving.load_model(sys.argv[3])
+given = np.load(sys.argv[4])
+maps = class_activation_maps(model, given["images"], "style", given["classes"], batch_size=2)
+np.save(sys.argv[5], maps)
+"""
+
+
+def test_on_jax_the_maps_are_those_of_tensorflow(network, tmp_path):
+    pytest.importorskip("jax")
+    model, _ = network({"kind": "dense_stack", "units": [9, 7], "dropout": [0.5, 0.5]})
+    pictures, classes = images(3), np.array([0, 1, 2])
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "given.npz", images=pictures, classes=classes)
+    files = [tmp_path / name for name in ("model.keras", "given.npz", "maps.npy")]
+    subprocess.run(
+        [sys.executable, "-c", JAX, str(ROOT), str(ROOT / "tests"), *map(str, files)],
+        check=True,
+        timeout=120,
+        env=dict(os.environ, KERAS_BACKEND="jax", JAX_PLATFORMS="cpu"),
+    )
+    expected = class_activation_maps(model, pictures, "style", classes)
+    np.testing.assert_allclose(np.load(files[-1]), expected, atol=1e-4)
+
+
+# === Over the picture ===
+
+
+def bilinear(cam, height, width):
+    """Half-pixel centres, the border repeated."""
+    rows = (np.arange(height) + 0.5) * cam.shape[0] / height - 0.5
+    columns = (np.arange(width) + 0.5) * cam.shape[1] / width - 0.5
+    at = np.meshgrid(rows, columns, indexing="ij")
+    return scipy.ndimage.map_coordinates(cam.astype(float), at, order=1, mode="nearest")
+
+
+def blended(picture, opacity):
+    colours = np.array(matplotlib.colormaps[COLOURS](opacity))[..., :3] * 255
+    share = OPACITY * opacity[..., None]
+    return picture * (1 - share) + colours * share
+
+
+def picture_and_map(height, width):
+    rng = np.random.default_rng(5)
+    return rng.integers(0, 256, (height, width, 3)).astype(np.uint8), rng.random((5, 5), np.float32)
+
+
+def test_a_squashed_picture_is_covered_whole():
+    picture, cam = picture_and_map(41, 67)
+    before = picture.copy()
+    found = overlay(picture, cam)
+    assert (found.dtype, found.shape) == (np.uint8, picture.shape)
+    # A colour table has 256 entries: the next one is at most some steps of 255 away.
+    assert np.abs(found - blended(picture, bilinear(cam, 41, 67))).max() < 3
+    np.testing.assert_array_equal(picture, before)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (50, 50), (41, 60)])
+def test_a_cropped_picture_is_covered_in_its_central_square(height, width):
+    picture, cam = picture_and_map(height, width)
+    found = overlay(picture, cam, how="crop")
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    opacity = np.zeros((height, width))
+    opacity[top : top + side, left : left + side] = bilinear(cam, side, side)
+    assert np.abs(found - blended(picture, opacity)).max() < 3
+    np.testing.assert_array_equal(found[opacity == 0], picture[opacity == 0])
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (50, 50)])
+def test_a_padded_picture_has_its_part_of_the_square(height, width):
+    picture, cam = picture_and_map(height, width)
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    opacity = bilinear(cam, side, side)[top : top + height, left : left + width]
+    found = overlay(picture, cam, how="pad")
+    assert np.abs(found - blended(picture, opacity)).max() < 3
+
+
+def test_a_map_of_zeros_leaves_the_picture():
+    picture, cam = picture_and_map(20, 30)
+    np.testing.assert_array_equal(overlay(picture, cam * 0), picture)
+
+
+@pytest.mark.parametrize(
+    ("picture", "cam", "how", "said"),
+    [
+        (np.zeros((4, 4)), np.zeros((2, 2)), "squash", "picture"),
+        (np.zeros((4, 4, 3)), np.zeros((2, 2)), "squash", "uint8"),
+        (np.zeros((4, 4, 3), np.uint8), np.zeros((1, 2, 2)), "squash", "cam"),
+        (np.zeros((4, 4, 3), np.uint8), np.zeros((2, 2)), "skwash", 'Did you mean "squash"'),
+    ],
+)
+def test_overlay_names_what_is_wrong(picture, cam, how, said):
+    with pytest.raises(ValueError, match=said):
+        overlay(picture, cam, how=how)
