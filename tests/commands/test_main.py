@@ -138,7 +138,8 @@ def test_a_flag_that_overrides_a_field_names_it_and_has_no_default():
         ),
         (
             ["predict", "--min_confidence=1.5"],
-            "multitask predict: --min_confidence: '1.5': expected a number in the range [0, 1]",
+            "--min_confidence: '1.5': expected a number from 0 to 1, or auto: and such a number, "
+            "as in auto:0.9",
         ),
         (
             ["train", "--evaluate=maybe"],

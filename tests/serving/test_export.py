@@ -101,7 +101,9 @@ def test_it_loads_where_only_tensorflow_is(exported, data, known, tmp_path):
 def test_classes_json_describes_it(exported, known):
     content = json.loads((exported[0] / "classes.json").read_text())
     assert content["classes"] == {task: list(names) for task, names in known.CLASSES.items()}
-    assert (content["format"], content["spec"], content["image_size"]) == (1, "colours", 32)
+    assert (content["format"], content["spec"], content["image_size"]) == (2, "colours", 32)
+    assert content["resize"] == "squash"
+    assert {found["temperature"] for found in content["calibration"].values()} == {1.0}
 
 
 def test_the_console_says_what_was_checked(exported):

@@ -1,17 +1,21 @@
 """Prediction: which files, in which order, what is answered, and what is not."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.special
+import tensorflow as tf
 from PIL import Image
 
 from multitask.__main__ import main
 from multitask.data.table import load_table
 from multitask.evaluation.predictions import predict_exam
+from multitask.evaluation.views import TTA
 from multitask.model.network import load_network
 from multitask.serving.export import export
 from multitask.serving.predict import (
@@ -254,6 +258,139 @@ def test_answers_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["answers.csv"]
 
 
+# === Confidence ===
+
+TEMPERATURES = {"shade": 2.5, "warmth": 0.5, "empty": 1.0}
+STEPS = [[0.3, 0.6, 1.0], [0.5, 0.8, 0.7], [0.7, 0.9, 0.4]]
+
+
+@pytest.fixture(scope="module")
+def calibrated_run(known, data, tmp_path_factory):
+    """A run with what `evaluate` writes of its confidences; "empty" was never examined."""
+    run = known.make_run(tmp_path_factory.mktemp("runs") / "calibrated", data)
+    run.results.mkdir()
+    tasks = {
+        task: {
+            "temperature": temperature,
+            "fitted_on": 40,
+            "steps": {"calibrated": STEPS, "raw": [[0.2, 0.95, 0.5]]} if task != "empty" else {},
+        }
+        for task, temperature in TEMPERATURES.items()
+    }
+    content = {"model": "models/best_model.keras", "tasks": tasks}
+    (run.results / "calibration.json").write_text(json.dumps(content))
+    export(run, tell=lambda line: None)
+    return run
+
+
+@pytest.fixture(scope="module", params=["model", "workdir"])
+def calibrated(request, calibrated_run):
+    run = calibrated_run
+    return load_export(run.workdir / "export") if request.param == "model" else load_best(run)
+
+
+@pytest.fixture
+def halves(known, tmp_path):
+    """A picture of the model's size whose left is of another colour than its right."""
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:, :9], pixels[:, 9:] = known.colours(2, 5)
+    Image.fromarray(pixels).save(tmp_path / "halves.png")
+    return tmp_path / "halves.png", pixels
+
+
+def expected(known, pixels, scale):
+    """task -> probabilities of pictures [n, 32, 32, 3], from their mean colours by SciPy."""
+    mean = np.asarray(pixels, np.float64).mean(axis=(1, 2))
+    return {
+        task: scipy.special.softmax(known.logits(mean, palette) / scale[task], axis=1)
+        for task, palette in known.PALETTES.items()
+    }
+
+
+def test_probabilities_are_scaled_or_raw(calibrated, known, halves):
+    file, pixels = halves
+    raw = dataclasses.replace(calibrated, calibrated=False)
+    one = dict.fromkeys(TEMPERATURES, 1.0)
+    for predictor, scale in ((calibrated, TEMPERATURES), (raw, one)):
+        ((_, found),) = predict_files(predictor, [file], batch_size=1)
+        for task, values in expected(known, pixels[None], scale).items():
+            np.testing.assert_allclose(found[task], values[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("tta", ["flip", "crops"])
+@pytest.mark.parametrize("scale", [True, False])
+def test_views_are_averaged(calibrated, known, halves, tta, scale):
+    file, pixels = halves
+    predictor = dataclasses.replace(calibrated, tta=tta, calibrated=scale)
+    ((_, found),) = predict_files(predictor, [file], batch_size=1)
+    views = np.concatenate(
+        [view.numpy() for view in TTA[tta](tf.constant(pixels[None], "float32"))]
+    )
+    assert len(views) == {"flip": 2, "crops": 12}[tta]
+    scales = TEMPERATURES if scale else dict.fromkeys(TEMPERATURES, 1.0)
+    for task, values in expected(known, views, scales).items():
+        np.testing.assert_allclose(found[task], values.mean(axis=0), atol=1e-5)
+        if tta == "crops":
+            plain = expected(known, pixels[None], scales)[task][0]
+            assert np.abs(found[task] - plain).max() > 1e-3  # the corners are of other colours
+
+
+def test_a_picture_that_cannot_be_read_among_views(calibrated, mixed):
+    files, _ = mixed
+    predictor = dataclasses.replace(calibrated, tta="flip")
+    found = [said for _, said in predict_files(predictor, files, batch_size=16)]
+    assert [isinstance(said, str) for said in found] == [False, True, False, True, False]
+
+
+def test_thresholds_of_a_wished_accuracy(calibrated):
+    known_ones = dataclasses.replace(
+        calibrated, calibrations={t: calibrated.calibrations[t] for t in ("shade", "warmth")}
+    )
+    assert known_ones.thresholds(0.75) == {"shade": 0.5, "warmth": 0.5}
+    assert known_ones.thresholds(0.9) == {"shade": 0.7, "warmth": 0.7}
+    raw = dataclasses.replace(known_ones, calibrated=False)
+    assert raw.thresholds(0.9) == {"shade": 0.2, "warmth": 0.2}
+    with pytest.raises(
+        InputError, match=r"auto:0\.99: on the selection split shade is never .*0.9"
+    ):
+        known_ones.thresholds(0.99)
+    with pytest.raises(InputError, match="nothing is known of the model on a selection split"):
+        calibrated.thresholds(0.5)
+
+
+def test_another_models_calibration_is_not_taken(calibrated_run, tmp_path):
+    other = calibrated_run.models / "best_model_shade.keras"
+    shutil.copy(calibrated_run.best_model, other)
+    predictor = load_best(calibrated_run, model_file=other)
+    assert {found.temperature for found in predictor.calibrations.values()} == {1.0}
+    other.unlink()
+
+
+@pytest.mark.parametrize("text", ["x", "1.5", "-0.1", "auto", "auto:", "auto:2", "aut:0.5", "nan"])
+def test_a_confidence_that_is_none_is_one_line(capsys, text):
+    assert stopped(f"--min_confidence={text}", "--model=x", "y.png") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--min_confidence: {text!r}: expected a number from 0 to 1, or auto:" in line
+
+
+def test_the_command_takes_them(calibrated_run, halves, tmp_path, capsys):
+    export_of = calibrated_run.workdir / "export"
+    said = stopped(f"--model={export_of}", "--min_confidence=auto:0.9", halves[0])
+    assert said == 2
+    assert "nothing is known of the model on a selection split" in capsys.readouterr().err
+    content = json.loads((export_of / "classes.json").read_text())
+    content["calibration"]["empty"] = content["calibration"]["shade"]
+    copy = tmp_path / "export"
+    shutil.copytree(export_of, copy)
+    (copy / "classes.json").write_text(json.dumps(content))
+    main(["predict", f"--model={copy}", "--min_confidence=auto:0.9", "--tta=flip", str(halves[0])])
+    out = capsys.readouterr().out
+    assert out.startswith("From: shade 0.700, warmth 0.700, empty 0.700\n")
+    main(["predict", f"--model={copy}", "--nocalibrated", "--min_confidence=auto:0.9",
+          str(halves[0])])  # fmt: skip
+    assert capsys.readouterr().out.startswith("From: shade 0.200, warmth 0.200, empty 0.200\n")
+
+
 # === Exports that are none ===
 
 
@@ -274,10 +411,18 @@ def broken(change):
         (lambda folder: (folder / "classes.json").write_text("0 a\n1 b\n"), "not an export"),
         (lambda folder: (folder / "classes.json").write_text("[]"), "not an export"),
         (lambda folder: (folder / "classes.json").write_bytes(b"\xff\xfe"), "not an export"),
-        (broken(lambda c: c.update(format=2)), "format 2, this version reads 1; export it again"),
-        (broken(lambda c: c.update(format=2, classes=[])), "format 2"),
+        (broken(lambda c: c.update(format=1)), "format 1, this version reads 2; export it again"),
+        (broken(lambda c: c.update(format=3, classes=[])), "format 3"),
         (broken(lambda c: c.update(classes=["a"])), "not an export"),
-        (broken(lambda c: c["classes"].update(more=["a"])), "does not answer more"),
+        (broken(lambda c: c["classes"].update(more=["a"])), "not an export of multitask ('more')"),
+        (
+            broken(
+                lambda c: [c[k].update(more=c[k]["warmth"]) for k in ("classes", "calibration")]
+            ),
+            "does not answer more",
+        ),
+        (broken(lambda c: c.update(resize="bend")), "not an export of multitask (resize 'bend')"),
+        (broken(lambda c: c["calibration"]["shade"].update(temperature=0)), "temperature 0.0"),
         (
             broken(lambda c: c["classes"].update(warmth=["a"])),
             "1 classes of warmth, its model has 3",
