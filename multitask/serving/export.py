@@ -18,7 +18,8 @@ from multitask.data.decode import decode_image, resize_image
 from multitask.data.pipeline import file_names, readable_pictures
 from multitask.data.table import SPLITS, VAL, Table, load_table, read_classes
 from multitask.evaluation.predictions import compiled, softmax
-from multitask.evaluation.report import left_out, name_in_run
+from multitask.evaluation.report import name_in_run
+from multitask.evaluation.trained_on import left_out
 from multitask.model.network import load_network
 from multitask.run import Run, RunError, package_versions, replacing, write_json
 from multitask.spec import InputError
