@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "examine a run's best model and write its reports",
     "export": "write a run's best model as one SavedModel",
     "predict": "say what pictures show",
+    "similar": "find the training pictures that are nearest to a picture",
 }
 GOES_ON = {
     "train": "; the same command goes on from there",

@@ -135,11 +135,12 @@ def parts(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Model]]:
     return networks.pop(TRUNK), networks
 
 
-def embedding_model(model: keras.Model) -> keras.Model:
+def embedding_model(model: keras.Model, tasks: Sequence[str] | None = None) -> keras.Model:
     """What the tasks' answers are made of, in one pass of the trunk.
 
     Args:
         model: that `connect` made or `load_network` read; its layers are shared.
+        tasks: which; None: all.
 
     Returns:
         A model from `image` to {SHARED: the pooled features float32 [batch, channels], task: the
@@ -152,7 +153,8 @@ def embedding_model(model: keras.Model) -> keras.Model:
         pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name="shared_pool")
         pooled = pool(features)
     found = {SHARED: pooled}
-    for task, head in heads.items():
+    for task in heads if tasks is None else tasks:
+        head = heads[task]
         # A layer's first node is the one that it has in the head.
         (behind,) = head.get_layer(f"{task}_logits")._inbound_nodes[0].input_tensors
         found[task] = keras.Model(head.inputs[0], behind, name=task)(features)

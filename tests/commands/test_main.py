@@ -11,7 +11,17 @@ import pytest
 import multitask
 from multitask import __main__ as console
 from multitask.__main__ import COMMANDS, main
-from multitask.commands import audit, evaluate, export, predict, prepare, spec_flags, train, tune
+from multitask.commands import (
+    audit,
+    evaluate,
+    export,
+    predict,
+    prepare,
+    similar,
+    spec_flags,
+    train,
+    tune,
+)
 from multitask.run import RunError
 
 MODULES = {
@@ -22,6 +32,7 @@ MODULES = {
     "evaluate": evaluate,
     "export": export,
     "predict": predict,
+    "similar": similar,
 }
 
 
@@ -111,7 +122,7 @@ def test_a_flag_that_overrides_a_field_names_it_and_has_no_default():
         (
             ["trian"],
             'multitask: unknown command "trian". Expected one of: audit, prepare, train, tune, '
-            'evaluate, export, predict. Did you mean "train"?',
+            'evaluate, export, predict, similar. Did you mean "train"?',
         ),
         (
             ["train", "--batchsize=3"],
