@@ -87,9 +87,10 @@ class Gallery:
 
 def normalised(vectors: np.ndarray) -> np.ndarray:
     """float [n, width] -> float32 of length 1; what is 0 stays 0."""
-    vectors = np.asarray(vectors, np.float32)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    vectors = np.array(vectors, np.float32)  # one copy and no more: it may be half of the memory
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
+    vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
+    return vectors
 
 
 def embed(
@@ -125,7 +126,7 @@ def embed_all(
         read.append(places)
         for name, batch in vectors.items():
             found[name].append(batch)
-    return np.concatenate(read), {name: np.concatenate(parts) for name, parts in found.items()}
+    return np.concatenate(read), {name: np.concatenate(some) for name, some in found.items()}
 
 
 # === Gallery ===
@@ -151,7 +152,8 @@ def load_or_build(
     Raises:
         InputError: what is wrong with the data or the workdir; nothing half-made stays.
     """
-    table = table or load_table(run.spec, run.data_dir, left_out=left_out(run))
+    if table is None:
+        table = load_table(run.spec, run.data_dir, left_out=left_out(run))
     digest = hashlib.sha256(model_file.read_bytes()).hexdigest()
     return _gallery(run, table, embedding_model(model), model_file.stem, digest, tell=tell)
 
@@ -203,6 +205,13 @@ def _build(
 ) -> None:
     image_dir = run.data_dir / run.spec.images
     names = file_names(table, rows, image_dir)
+    needed = 2 * len(rows) * sum(x.shape[-1] for x in model.output.values())
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise InputError(
+            f"--workdir: {folder.parent}: {needed / 1e9:.1f} GB are needed for the embeddings, "
+            f"{free / 1e9:.1f} GB are free"
+        )
     folder.mkdir()
     arrays = {
         name: np.lib.format.open_memmap(
