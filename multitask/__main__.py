@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "set runs side by side, and say what is chance",
     "export": "write a run's best model as one SavedModel",
     "predict": "say what pictures show",
+    "similar": "find the training pictures that are nearest to a picture",
 }
 GOES_ON = {
     "train": "; the same command goes on from there",

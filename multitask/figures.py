@@ -23,7 +23,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 from matplotlib.path import Path as Polyline
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image, ImageOps
@@ -411,16 +411,64 @@ def outliers(
         for axes in grid:
             axes.set_axis_off()
         for axes, picture, caption in zip(grid, pictures, captions, strict=False):
-            axes.imshow(_tile(picture))
-            if picture is None:
-                axes.text(
-                    0.5, 0.5, "unreadable", transform=axes.transAxes, ha="center", va="center",
-                    color=MUTED,
-                )  # fmt: skip
-            text = "\n".join(_shorten(line, 35) for line in caption.split("\n"))
-            axes.text(0, -0.03, text, transform=axes.transAxes, va="top", size=7, linespacing=1.35)
+            _show(axes, picture, caption)
         shown = f"the {len(pictures)} worst" if (total or 0) > len(pictures) else "the worst first"
         _title(figure, task, f"{_count(total or len(pictures), 'outlier')}, {shown}")
+    return Path(path)
+
+
+def similar(
+    path,
+    query,
+    pictures: Sequence,
+    captions: Sequence[str],
+    *,
+    title: str,
+    text: str,
+    query_caption: str = "query",
+    columns=5,
+) -> Path:
+    """A picture, large and framed, and beside it those that are nearest to it.
+
+    Args:
+        path: the PNG to write.
+        query: uint8 [height, width, 3] of any size, or None where it cannot be read.
+        pictures: as `query`, nearest first.
+        captions: some lines for each picture.
+        title: what was asked for.
+        text: goes on behind it: in which sense the pictures are similar.
+        query_caption: some lines.
+        columns: pictures in a row.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: another number of captions than of pictures.
+    """
+    if len(pictures) != len(captions):
+        raise ValueError(f"{len(pictures)} pictures do not match {len(captions)} captions.")
+    columns = max(1, min(columns, len(pictures)))
+    rows = max(1, math.ceil(len(pictures) / columns))
+    lines = max(caption.count("\n") for caption in (query_caption, *captions)) + 1
+    below_in = 0.17 * lines
+    side_in = 2.05 if rows == 1 else 2.9
+    size_in = (
+        2.15 * columns + side_in + 0.5,
+        max(side_in + below_in, (2.1 + below_in) * rows) + 0.6,
+    )
+    with _figure(path, size_in) as figure:
+        left, right = figure.subfigures(1, 2, width_ratios=(side_in + 0.3, 2.15 * columns + 0.2))
+        large = left.subplots()
+        large.set_anchor("N")
+        grid = right.subplots(rows, columns, squeeze=False).ravel()
+        for axes in (large, *grid):
+            axes.set_axis_off()
+        _show(large, query, query_caption, frame=ORANGE)
+        for axes, picture, caption in zip(grid, pictures, captions, strict=False):
+            _show(axes, picture, caption)
+            axes.set_anchor("N")
+        _title(figure, title, text)
     return Path(path)
 
 
@@ -816,6 +864,20 @@ def _mark_phases(axes: Axes, epochs: np.ndarray, history: pd.DataFrame) -> None:
             edge, 0.98, _shorten(phases[start], 16), transform=axes.get_xaxis_transform(),
             size=8, color=MUTED, va="top", ha="left", rotation=90, zorder=0,
         )  # fmt: skip
+
+
+def _show(axes: Axes, picture, caption: str, *, frame: str | None = None) -> None:
+    """A picture in its square with some lines below it."""
+    axes.imshow(_tile(picture))
+    if picture is None:
+        axes.text(
+            0.5, 0.5, "unreadable", transform=axes.transAxes, ha="center", va="center", color=MUTED
+        )
+    if frame:
+        square = {"transform": axes.transAxes, "clip_on": False, "fill": False}
+        axes.add_patch(Rectangle((0, 0), 1, 1, edgecolor=frame, linewidth=3, **square))
+    text = "\n".join(_shorten(line, 35) for line in caption.split("\n"))
+    axes.text(0, -0.03, text, transform=axes.transAxes, va="top", size=7, linespacing=1.35)
 
 
 def _tile(picture: np.ndarray | None, side_px: int = 240) -> np.ndarray:

@@ -366,6 +366,49 @@ def outliers(labels, probabilities, *, below: float = 0.5) -> np.ndarray:
     return order[(~correct | (confidence < below))[order]]
 
 
+NEIGHBOURS = 10  # that the figures of a retrieval look at
+
+
+def retrieval_metrics(labels, neighbours, relevant) -> dict[str, float | None]:
+    """How well the nearest of a gallery have their query's class.
+
+    Args:
+        labels: int [n], the queries' classes.
+        neighbours: int [n, k], the classes of the nearest, nearest first; -1 where the gallery has
+            no more. Of more than 10 the first 10 count.
+        relevant: int [n], how many of the gallery have the query's class.
+
+    Returns:
+        Means over the queries, in [0, 1], or None where n is 0. "precision_at_10": hits among the
+        first 10, over 10. "map_at_10": of a query, the precision at each hit among the first 10,
+        summed, over min(10, relevant); 0 where nothing is relevant. "recall_at_1" and
+        "recall_at_10": whether there is a hit at all among the first K (Oh Song et al. 2016).
+
+    Raises:
+        ValueError: shapes that do not match, a label that is missing.
+    """
+    labels, relevant = np.asarray(labels), np.asarray(relevant)
+    neighbours = np.asarray(neighbours)[:, :NEIGHBOURS]
+    if labels.ndim != 1 or relevant.shape != labels.shape or len(neighbours) != len(labels):
+        raise ValueError(
+            f"labels {labels.shape}, neighbours {neighbours.shape} and relevant {relevant.shape} "
+            "do not match."
+        )
+    if not len(labels):
+        return dict.fromkeys(("precision_at_10", "map_at_10", "recall_at_1", "recall_at_10"))
+    if labels.min() < 0:
+        raise ValueError("labels must be 0 or more (only labelled queries belong here).")
+    hits = neighbours == labels[:, None]
+    precisions = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+    possible = np.maximum(np.minimum(relevant, NEIGHBOURS), 1)
+    return {
+        "precision_at_10": float((hits.sum(axis=1) / NEIGHBOURS).mean()),
+        "map_at_10": float(((precisions * hits).sum(axis=1) / possible).mean()),
+        "recall_at_1": float(hits[:, :1].any(axis=1).mean()),
+        "recall_at_10": float(hits.any(axis=1).mean()),
+    }
+
+
 # === Checks ===
 
 

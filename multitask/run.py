@@ -6,6 +6,7 @@ logs/                   history.csv, TensorBoard
 checkpoint/             the last two checkpoints, to go on from
 results/                what `evaluate` writes
 export/                 what `export` writes
+similar/                what `similar` embedded, by model
 """
 
 import contextlib

@@ -18,8 +18,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 MISSING = -1  # the label of an image that a task has no label for
 PHASES = ("heads", "finetune")
-# What else than a task has a learning rate of its own; no task may be called so.
-TRUNK, BALANCING, CONTRASTIVE = RESERVED = ("trunk", "balancing", "contrastive")
+# What else than a task has a learning rate or an embedding of its own; no task may be called so.
+TRUNK, BALANCING, CONTRASTIVE, SHARED = RESERVED = ("trunk", "balancing", "contrastive", "shared")
 BUILT_IN_FOLDERS = (  # in a wheel, and in a checkout
     Path(__file__).parent / "data_specs",
     Path(__file__).parent.parent / "data_specs",

@@ -176,6 +176,36 @@ def test_outliers_refuses_other_lengths(tmp_path):
         figures.outliers(tmp_path / "a.png", [None], [], task="t")
 
 
+@pytest.mark.parametrize("pictures", [0, 1, 5, 12])
+def test_similar(tmp_path, pictures):
+    shapes = [(30, 40, 3), (1, 900, 3), (900, 1, 3), (300, 300, 3)]
+    images = [np.full(shapes[k % 4], 90, dtype=np.uint8) for k in range(pictures)]
+    images[2:3] = [None] * len(images[2:3])
+    captions = [f"1.  distance .9\n{name}" for name in names_of(pictures)]
+    path = tmp_path / "similar.png"
+    for query in (np.full((500, 20, 3), 9, np.uint8), None):
+        found = figures.similar(path, query, images, captions, title="a $x$", text="nearest")
+        assert found == path
+        check(path, tmp_path)
+
+
+def test_similar_refuses_other_lengths(tmp_path):
+    with pytest.raises(ValueError, match="0 captions"):
+        figures.similar(tmp_path / "a.png", None, [None], [], title="t", text="")
+
+
+def test_similar_frames_the_query_alone(tmp_path):
+    grey = np.full((50, 50, 3), 128, np.uint8)
+    path = figures.similar(tmp_path / "a.png", grey, [grey] * 5, ["a\nb"] * 5, title="t", text="x")
+    picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    orange = (np.abs(picture - [0xD5, 0x5E, 0x00]) < 8).all(axis=2)
+    columns = np.flatnonzero(orange.any(axis=0))
+    assert 0 < columns.max() < picture.shape[1] / 3
+    same = (picture == 128).all(axis=2)
+    query, rest = same[:, : columns.max() + 1], same[:, columns.max() + 1 :]
+    assert query.sum() > rest.sum() / 5  # larger than each of the others
+
+
 @pytest.mark.parametrize("classes", [1, 4, 40])
 @pytest.mark.parametrize("empty", [False, True])
 def test_class_counts(tmp_path, classes, empty):
@@ -358,6 +388,7 @@ def test_shorten():
         lambda path: figures.f1_scores(path, [1], [1], ["a"], task="t", macro_f1=1.0),
         lambda path: figures.training_history(path, history(val_t_macro_f1=range(6)), task="t"),
         lambda path: figures.outliers(path, [None] * 7, ["a\nb\nc"] * 7, task="t"),
+        lambda path: figures.similar(path, None, [None] * 7, ["a\nb"] * 7, title="t", text="x"),
     ],
 )
 def test_the_title_stands_clear_of_the_panels(tmp_path, monkeypatch, draw):

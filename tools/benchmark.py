@@ -2,6 +2,7 @@
 
     python tools/benchmark.py input [--wikiart=DIR] [--out=FILE.json]
     python tools/benchmark.py frozen [--out=FILE.json]
+    python tools/benchmark.py similar [--out=FILE.json]
 
 `input`: reading pictures. It paints what it reads, into a temporary folder: large originals as a
 museum has them, and small ones by the ten thousand (some minutes and 3 GB). Each pair is timed in
@@ -10,6 +11,8 @@ wikiart_csv/, the merging of the real CSVs is timed too.
 
 `frozen`: learning from cached features of the frozen trunk, with the heads of wikiart.toml and with
 linear ones, which show what is left beside the heads themselves; and AdamW's step in one kernel.
+
+`similar`: the exact search for the nearest of as many vectors as WikiArt has training pictures.
 """
 
 import functools
@@ -410,7 +413,49 @@ def measure_heads(spec, data: Path, heads: str) -> list[dict]:
     ]
 
 
-BENCHMARKS = {"input": measure_input, "frozen": measure_frozen}
+# === similar ===
+
+GALLERY = (60_000, 1408)
+
+
+def measure_similar(values: flags.FlagValues) -> list[dict]:
+    """Searching, by scikit-learn and here, for one query and for many at once."""
+    from sklearn.neighbors import NearestNeighbors
+
+    from multitask.evaluation.similar import nearest, normalised
+
+    rng = np.random.default_rng(0)
+    vectors = normalised(rng.standard_normal(GALLERY, np.float32))
+    queries = normalised(rng.standard_normal((256, GALLERY[1]), np.float32))
+    plain = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute").fit(vectors)
+    rows = []
+    for count, repeats in ((1, 20), (len(queries), 1)):
+
+        def rate_of(search: Callable, count: int = count, repeats: int = repeats) -> float:
+            start = time.perf_counter()
+            for number in range(repeats):
+                search(queries[number : number + count])
+            return repeats * count / (time.perf_counter() - start)
+
+        ways = {
+            "ours": functools.partial(rate_of, lambda asked: nearest(vectors, asked, 10)),
+            "scikit-learn": functools.partial(rate_of, plain.kneighbors),
+        }
+        found = best_in_turns(ways)
+        many = "one query" if count == 1 else f"{count} queries at once"
+        rows.append(
+            {
+                "what": f"10 nearest of {GALLERY[0]:,} × {GALLERY[1]}, {many}, a query: exact "
+                "search against scikit-learn's NearestNeighbors",
+                "fast": f"{1000 / found['ours']:.1f} ms",
+                "plain": f"{1000 / found['scikit-learn']:.1f} ms",
+                "ratio": found["ours"] / found["scikit-learn"],
+            }
+        )
+    return rows
+
+
+BENCHMARKS = {"input": measure_input, "frozen": measure_frozen, "similar": measure_similar}
 
 
 # === Command line ===

@@ -14,14 +14,8 @@ import tensorflow as tf
 from multitask import figures, metrics
 from multitask.data.decode import decode_image
 from multitask.data.files import count_reasons
-from multitask.data.near_duplicates import across_splits, describe_pairs
-from multitask.data.records import (
-    NEAR_DUPLICATES,
-    default_records_dir,
-    hash_cache,
-    near_pairs,
-)
-from multitask.data.table import SELECTION, TRAIN, VAL, Table, load_table, merge_tables
+from multitask.data.near_duplicates import across_splits
+from multitask.data.table import SELECTION, TRAIN, VAL, Table, load_table
 from multitask.evaluation.across import agreement, contradictions, dependence
 from multitask.evaluation.calibration import (
     CALIBRATION,
@@ -32,6 +26,7 @@ from multitask.evaluation.calibration import (
 )
 from multitask.evaluation.page import write_page
 from multitask.evaluation.predictions import Predictions, predict_exam, read_predictions
+from multitask.evaluation.trained_on import left_out, near_duplicate_pairs
 from multitask.evaluation.views import TTA
 from multitask.model.network import load_network, parts
 from multitask.model.trunks import group_of
@@ -66,14 +61,6 @@ class Evaluation:
     unusable: pd.DataFrame
     near_duplicates: tuple[str, ...] | None = None
     without: dict[str, dict[str, Any]] | None = None
-
-
-def left_out(run: Run) -> pd.DataFrame | None:
-    """What training left out, as `Table.left_out_frame` gives it; None before any training."""
-    path = run.workdir / "left_out.csv"
-    if not path.is_file():
-        return None
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def evaluate(
@@ -231,16 +218,7 @@ def _leaks(predictions: Predictions, trained_on: Table) -> dict[str, dict[str, A
 
 def _near_duplicates(run: Run) -> np.ndarray:
     """The val pictures that have a near-duplicate in training; looked for once a run."""
-    file = run.workdir / NEAR_DUPLICATES
-    if not file.is_file():
-        # Those of the CSVs: whichever side a later drawing left out.
-        table = merge_tables(run.spec, run.data_dir)
-        image_dir = run.data_dir / run.spec.images
-        cache = hash_cache(run.spec, default_records_dir(run.data_dir))
-        pairs = near_pairs(table, image_dir, cache)
-        with replacing(file) as temporary:
-            describe_pairs(table, pairs).to_csv(temporary, index=False)
-    return across_splits(pd.read_csv(file), val=True)
+    return across_splits(near_duplicate_pairs(run), val=True)
 
 
 def judge(predictions: Predictions, trained_on: Table) -> dict[str, dict[str, Any]]:

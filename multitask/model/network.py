@@ -9,7 +9,7 @@ import numpy as np
 
 from multitask.model.heads import build_head
 from multitask.model.trunks import build_trunk, group_of
-from multitask.spec import TRUNK, DataSpec, InputError
+from multitask.spec import SHARED, TRUNK, DataSpec, InputError
 
 IMAGE = "image"
 FEATURES = "features"
@@ -133,6 +133,32 @@ def parts(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Model]]:
     """The trunk and the heads of a model that `connect` made or `load_network` read."""
     networks = {layer.name: layer for layer in model.layers if isinstance(layer, keras.Model)}
     return networks.pop(TRUNK), networks
+
+
+def embedding_model(model: keras.Model, tasks: Sequence[str] | None = None) -> keras.Model:
+    """What the tasks' answers are made of, in one pass of the trunk.
+
+    Args:
+        model: that `connect` made or `load_network` read; its layers are shared.
+        tasks: which; None: all.
+
+    Returns:
+        A model from `image` to {SHARED: the pooled features float32 [batch, channels], task: the
+        input of the head's logits float32 [batch, width], …}.
+    """
+    trunk, heads = parts(model)
+    image = keras.Input(trunk.input_shape[1:], name=IMAGE)
+    features = pooled = trunk(image)
+    if len(features.shape) == 4:
+        pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name="shared_pool")
+        pooled = pool(features)
+    found = {SHARED: pooled}
+    for task in heads if tasks is None else tasks:
+        head = heads[task]
+        # A layer's first node is the one that it has in the head.
+        (behind,) = head.get_layer(f"{task}_logits")._inbound_nodes[0].input_tensors
+        found[task] = keras.Model(head.inputs[0], behind, name=task)(features)
+    return keras.Model(image, {name: keras.ops.cast(x, "float32") for name, x in found.items()})
 
 
 def load_network(path: Path, spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras.Model:

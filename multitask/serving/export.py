@@ -19,7 +19,7 @@ from multitask.data.pipeline import file_names, readable_pictures
 from multitask.data.table import SPLITS, VAL, Table, load_table, read_classes
 from multitask.evaluation.calibration import Calibration, saved_calibrations
 from multitask.evaluation.predictions import compiled, softmax
-from multitask.evaluation.report import left_out
+from multitask.evaluation.trained_on import left_out
 from multitask.model.network import load_network
 from multitask.run import (
     Run,

@@ -396,13 +396,13 @@ def test_a_workdir_of_another_spec(capsys, place, trained):
 
 def test_a_broken_run(capsys, place, trained):
     (trained.workdir / "config.json").write_text("{")
-    for command in ("evaluate", "export"):
+    for command in ("evaluate", "export", "similar"):
         line = refused(capsys, place, command, f"--workdir={trained.workdir}")
         assert "config.json" in line
     assert "config.json" in train_refused(capsys, place)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "export", "predict"])
+@pytest.mark.parametrize("command", ["evaluate", "export", "predict", "similar"])
 def test_a_workdir_that_is_not_there(capsys, place, command):
     (place / "picture.png").write_bytes(b"")
     pictures = [str(place / "picture.png")] if command == "predict" else []
@@ -505,8 +505,11 @@ def test_a_model_file_that_is_not_one(capsys, place, trained, kind):
     elif kind != "nothing":
         path.write_text("a text" if kind == "a text" else "")
     wanted = f"{path}: no such model" if kind == "nothing" else f"{path}: not a model file"
-    for command in ("evaluate", "export"):
-        line = refused(capsys, place, command, f"--workdir={trained.workdir}", f"--model={path}")
+    picture = next((place / "data/pictures").rglob("*.png"))
+    for command in ("evaluate", "export", "similar"):
+        pictures = [str(picture)] if command == "similar" else []
+        argv = [f"--workdir={trained.workdir}", f"--model={path}", *pictures]
+        line = refused(capsys, place, command, *argv)
         assert line.startswith(wanted)
     line = train_refused(
         capsys, place, f"--workdir={place / 'new'}", "--phase=finetune", f"--init_from={path}"
@@ -634,3 +637,39 @@ def test_a_distribution_that_cannot_be(place, monkeypatch, capsys, flags, wanted
     (line,) = capsys.readouterr().err.splitlines()
     assert wanted in line
     assert not (place / "run").exists()
+
+
+def similar_refused(capsys, trained, *argv) -> str:
+    return refused(capsys, trained.workdir.parent, "similar", f"--workdir={trained.workdir}", *argv)
+
+
+def test_queries_that_cannot_be_asked(capsys, place, trained):
+    picture = next((place / "data/pictures").rglob("*.png"))
+    line = similar_refused(capsys, trained)
+    assert "name at least one picture" in line
+    gone = place / "gone.png"
+    assert similar_refused(capsys, trained, f"--query={gone}").startswith(f"{gone}: no such file")
+    (place / "text.png").write_text("a text")
+    line = similar_refused(capsys, trained, f"--query={place / 'text.png'}")
+    assert line.startswith(f"--query: {place / 'text.png'}: ") and "unknown content" in line
+    line = similar_refused(capsys, trained, f"--query={picture}", "--task=shadow")
+    assert line == '--task: "shadow". Expected one of: shade, warmth. Did you mean "shade"?'
+    line = similar_refused(capsys, trained, f"--query={picture}", "--top_k=0")
+    assert "--top_k: '0': expected a positive integer" in line
+    line = similar_refused(capsys, trained, f"--query={picture}", "--index=exakt")
+    assert 'Did you mean "exact"?' in line
+    (place / "again").mkdir()
+    (place / "again" / picture.name).write_bytes(picture.read_bytes())
+    line = similar_refused(capsys, trained, str(picture), str(place / "again"))
+    assert f"similar_{picture.stem}.png" in line
+    line = similar_refused(capsys, trained, str(picture), f"--out={place / 'text.png'}")
+    assert "cannot be written" in line
+
+
+def test_similar_needs_a_model_and_data(capsys, place, trained):
+    picture = next((place / "data/pictures").rglob("*.png"))
+    line = similar_refused(capsys, trained, str(picture), f"--data_dir={place / 'moved'}")
+    assert line == f"--data_dir: {place / 'moved'}: is no folder"
+    trained.best_model.unlink()
+    line = similar_refused(capsys, trained, str(picture))
+    assert line == f"{trained.best_model}: no such model; `multitask train` makes it"

@@ -18,6 +18,7 @@ from multitask.commands import (
     export,
     predict,
     prepare,
+    similar,
     spec_flags,
     train,
     tune,
@@ -33,6 +34,7 @@ MODULES = {
     "compare": compare,
     "export": export,
     "predict": predict,
+    "similar": similar,
 }
 
 
@@ -122,7 +124,7 @@ def test_a_flag_that_overrides_a_field_names_it_and_has_no_default():
         (
             ["trian"],
             'multitask: unknown command "trian". Expected one of: audit, prepare, train, tune, '
-            'evaluate, compare, export, predict. Did you mean "train"?',
+            'evaluate, compare, export, predict, similar. Did you mean "train"?',
         ),
         (
             ["train", "--batchsize=3"],

@@ -9,14 +9,16 @@ from scipy.special import softmax
 from multitask.model.heads import build_head
 from multitask.model.network import (
     build_network,
+    computing_in,
     connect,
     connect_features,
+    embedding_model,
     load_network,
     parameter_table,
     parts,
 )
 from multitask.model.trunks import freeze_trunk
-from multitask.spec import InputError, SpecError, parse_spec
+from multitask.spec import SHARED, InputError, SpecError, parse_spec
 
 SIZE = 32
 CLASSES = {"colour": ("red", "green"), "shape": ("round", "square", "long")}
@@ -382,3 +384,57 @@ def test_a_network_is_saved_as_before_when_its_heads_stood_alone(pictures, tmp_p
     again = load_network(tmp_path / "model.keras", make_spec(), CLASSES)
     for task, value in again(pictures).items():
         np.testing.assert_array_equal(value, network(pictures)[task])
+
+
+# === Embeddings ===
+
+
+@pytest.mark.parametrize("kind", ["residual_se", "dense_stack", "gru", "linear"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_embeddings_are_what_the_logits_are_made_of(kind, loaded, pictures, tmp_path):
+    spec = make_spec(head=kind)
+    model = small_network(spec)
+    if loaded:
+        model.save(tmp_path / "model.keras")
+        model = load_network(tmp_path / "model.keras", spec, CLASSES)
+    trunk, heads = parts(model)
+    connect_features(heads)  # which gives layers a second place, and must not matter
+    model(pictures, training=True)  # so that the statistics are not those of the start
+    found = embedding_model(model)(pictures, training=False)
+    logits = model(pictures, training=False)
+    assert list(found) == [SHARED, *CLASSES]
+    features = trunk(pictures, training=False)
+    expected = np.asarray(features).mean(axis=(1, 2))
+    np.testing.assert_allclose(found[SHARED], expected, rtol=1e-5, atol=1e-6)
+    for task, head in heads.items():
+        layer = head.get_layer(f"{task}_logits")
+        np.testing.assert_allclose(layer(found[task]), logits[task], rtol=1e-5, atol=1e-5)
+        assert found[task].shape[1] == layer.kernel.shape[0]
+    if kind == "linear":
+        np.testing.assert_allclose(found["shape"], expected, rtol=1e-5, atol=1e-6)
+    if kind == "gru":  # layer by layer
+        _, sequence, reader, dropout, _ = heads["shape"].layers
+        by_hand = dropout(reader(sequence(features), training=False), training=False)
+        np.testing.assert_allclose(found["shape"], by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_embeddings_share_the_weights_and_run_the_trunk_once(pictures):
+    model = small_network(make_spec())
+    embedding = embedding_model(model)
+    trunk, heads = parts(model)
+    assert [layer for layer in embedding.layers if layer is trunk] == [trunk]
+    kept = {id(w) for w in model.weights}
+    assert {id(w) for w in embedding.weights} <= kept
+    assert embedding.input_shape == model.input_shape
+
+
+def test_embeddings_of_bfloat16_are_float32(pictures):
+    with computing_in("bfloat16"):
+        model = small_network(make_spec(head="residual_se"))
+    found = embedding_model(model)(pictures, training=False)
+    assert {keras.backend.standardize_dtype(x.dtype) for x in found.values()} == {"float32"}
+
+
+def test_no_task_takes_the_name_of_the_shared_embedding():
+    with pytest.raises(SpecError, match="shared"):
+        make_spec(tasks=(SHARED,))

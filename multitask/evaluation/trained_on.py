@@ -1,0 +1,35 @@
+"""What a run trained on: what its workdir knows of it beside its settings."""
+
+import pandas as pd
+
+from multitask.data.near_duplicates import describe_pairs
+from multitask.data.records import (
+    NEAR_DUPLICATES,
+    default_records_dir,
+    hash_cache,
+    near_pairs,
+)
+from multitask.data.table import merge_tables
+from multitask.run import Run, replacing
+
+
+def left_out(run: Run) -> pd.DataFrame | None:
+    """What training left out, as `Table.left_out_frame` gives it; None before any training."""
+    path = run.workdir / "left_out.csv"
+    if not path.is_file():
+        return None
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def near_duplicate_pairs(run: Run) -> pd.DataFrame:
+    """The pairs of `describe_pairs`, of all pictures of the CSVs; looked for once a run."""
+    file = run.workdir / NEAR_DUPLICATES
+    if not file.is_file():
+        # Those of the CSVs: whichever side a later drawing left out.
+        table = merge_tables(run.spec, run.data_dir)
+        image_dir = run.data_dir / run.spec.images
+        cache = hash_cache(run.spec, default_records_dir(run.data_dir))
+        pairs = near_pairs(table, image_dir, cache)
+        with replacing(file) as temporary:
+            describe_pairs(table, pairs).to_csv(temporary, index=False)
+    return pd.read_csv(file)
