@@ -2,8 +2,9 @@
 
   multitask evaluate --workdir=runs/first
 
-Writes to results/ in the workdir: metrics.json, predictions.csv, and for each task a confusion
-matrix, a classification report, F1 scores, outliers, the training history and the architecture."""
+Writes to results/ in the workdir: report.html, one page with all of it; metrics.json,
+predictions.csv, and for each task a confusion matrix, a classification report, F1 scores, outliers,
+the training history and the architecture."""
 
 from absl import flags
 
@@ -45,6 +46,14 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
 
+    flags.DEFINE_boolean(
+        "similar",
+        True,
+        "embed the training pictures too, once a model, for similar pictures and those that are "
+        "far from their class",
+        flag_values=values,
+    )
+
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
     run, model_file = run_and_model(values, left, "evaluate")
@@ -59,5 +68,6 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         max_missing=values.max_missing,
         exclude_near_duplicates=values.exclude_near_duplicates,
         tta=values.tta,
+        similar=values.similar,
     )
-    print(f"\nReports: {run.results}")
+    print(f"\nReports: {run.results}\nPage:    {run.results / 'report.html'}")

@@ -64,12 +64,18 @@ def class_activation_maps(
     for begin in range(0, len(images), batch_size):
         part = slice(begin, begin + batch_size)
         features = infer(ops.convert_to_tensor(images[part], "float32"))
-        maps[part] = _maps(head, features, classes[part])
+        maps[part] = activation_maps(head, features, classes[part])
     return maps
 
 
-def _maps(head: keras.Model, features, classes: np.ndarray) -> np.ndarray:
-    """The maps of one batch's features [batch, height, width, channels]."""
+def activation_maps(head: keras.Model, features, classes: np.ndarray) -> np.ndarray:
+    """`class_activation_maps` of one batch.
+
+    Args:
+        head: of the task.
+        features: float [batch, height, width, channels], the trunk's output.
+        classes: int [batch].
+    """
     chosen = ops.one_hot(classes, head.output_shape[-1])
     # In inference no example's logits depend on another's: the sum has each one's own gradient.
     slopes = gradient(

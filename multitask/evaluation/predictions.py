@@ -1,7 +1,7 @@
 """Model + pictures -> Predictions: the one table that every figure of an evaluation reads."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from multitask.data.files import refuse_missing, why_unreadable
 from multitask.data.pipeline import file_names, readable_pictures
 from multitask.data.table import VAL, Table
+from multitask.model.network import ANSWERS, VECTORS, examined_model
 from multitask.run import replacing
 from multitask.spec import MISSING, DataSpec, InputError
 
@@ -26,12 +27,15 @@ class Predictions:
         paths: str [n], as in the CSVs.
         labels: int32 [n, tasks]; MISSING where a picture is no exam of the task.
         probabilities: task -> float32 [n, classes].
+        vectors: SHARED and each task -> float32 [n, width], the embeddings; empty where there are
+            views.
     """
 
     classes: dict[str, tuple[str, ...]]
     paths: np.ndarray
     labels: np.ndarray
     probabilities: dict[str, np.ndarray]
+    vectors: dict[str, np.ndarray] = field(default_factory=dict)
 
     def labels_of(self, task: str) -> np.ndarray:
         """int32 [n]; MISSING where a picture is no exam of the task."""
@@ -57,8 +61,13 @@ class Predictions:
     def without(self, paths: Iterable[str]) -> "Predictions":
         """The same less some pictures."""
         kept = ~pd.Index(self.paths).isin(list(paths))
-        probabilities = {task: values[kept] for task, values in self.probabilities.items()}
-        return Predictions(self.classes, self.paths[kept], self.labels[kept], probabilities)
+        probabilities, vectors = (
+            {name: values[kept] for name, values in of.items()}
+            for of in (self.probabilities, self.vectors)
+        )
+        return Predictions(
+            self.classes, self.paths[kept], self.labels[kept], probabilities, vectors
+        )
 
     def frame(self) -> pd.DataFrame:
         """path, and each task's true and predicted class (by name) and confidence."""
@@ -123,6 +132,7 @@ def predict_exam(
     *,
     batch_size: int,
     max_missing: float,
+    infer: Callable | None = None,
     split: str = VAL,
     views: Callable[[tf.Tensor], Sequence[tf.Tensor]] | None = None,
     temperatures: Mapping[str, float] | None = None,
@@ -136,6 +146,7 @@ def predict_exam(
         image_dir: the folder that the table's paths start at.
         batch_size: pictures at a time.
         max_missing: the share of the table's pictures that may be missing or unreadable.
+        infer: `compiled(examined_model(model))`, where that was made before.
         split: another one than val.
         views: a batch -> batches of the same pictures seen otherwise, whose probabilities are
             averaged.
@@ -153,8 +164,8 @@ def predict_exam(
     batches = readable_pictures(
         names, size_px=spec.image_size, how=spec.resize, batch_size=batch_size
     )
-    infer, temperatures = compiled(model), temperatures or {}
-    read, found = [], {task: [] for task in table.tasks}
+    infer, temperatures = infer or compiled(examined_model(model)), temperatures or {}
+    read, found, vectors = [], {task: [] for task in table.tasks}, {}
     with tqdm(
         total=len(names), desc="evaluating", unit=" pictures", leave=False, disable=None
     ) as bar:
@@ -162,8 +173,13 @@ def predict_exam(
             read.append(indices.numpy())
             said = [infer(view) for view in (views(image) if views else [image])]
             for task, values in found.items():
-                logits = [np.asarray(view[task]) / temperatures.get(task, 1.0) for view in said]
+                logits = [
+                    np.asarray(view[ANSWERS][task]) / temperatures.get(task, 1.0) for view in said
+                ]
                 values.append(np.mean([softmax(one) for one in logits], axis=0, dtype=np.float32))
+            if not views:
+                for name, values in said[0][VECTORS].items():
+                    vectors.setdefault(name, []).append(np.asarray(values))
             bar.update(int(read[-1][-1]) + 1 - bar.n)
     read = np.concatenate(read) if read else np.zeros(0, np.int64)
     left_out = np.setdiff1d(np.arange(len(names)), read)
@@ -188,5 +204,6 @@ def predict_exam(
         table.paths[rows],
         table.labels[rows],
         {task: np.concatenate(values) for task, values in found.items()},
+        {name: np.concatenate(values) for name, values in vectors.items()},
     )
     return predictions, unusable

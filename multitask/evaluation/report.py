@@ -24,11 +24,23 @@ from multitask.evaluation.calibration import (
     judge_calibration,
     scaled,
 )
+from multitask.evaluation.examples import attention_examples, similar_examples
 from multitask.evaluation.page import write_page
-from multitask.evaluation.predictions import Predictions, predict_exam, read_predictions
+from multitask.evaluation.predictions import (
+    Predictions,
+    compiled,
+    predict_exam,
+    read_predictions,
+)
+from multitask.evaluation.similar import (
+    Gallery,
+    class_distances,
+    load_or_build,
+    similar_quality,
+)
 from multitask.evaluation.trained_on import left_out, near_duplicate_pairs
 from multitask.evaluation.views import TTA
-from multitask.model.network import load_network, parts
+from multitask.model.network import VECTORS, examined_model, load_network, parts
 from multitask.model.trunks import group_of
 from multitask.run import Run, name_in_run, package_versions, replacing, write_json
 from multitask.spec import InputError
@@ -71,6 +83,7 @@ def evaluate(
     max_missing: float | None = None,
     exclude_near_duplicates: bool | None = None,
     tta: str | None = None,
+    similar: bool = True,
     tell: Callable[[str], None] = print,
 ) -> Evaluation:
     """Examine the best model on each task's official val rows and write `results/`.
@@ -83,6 +96,8 @@ def evaluate(
         exclude_near_duplicates: judge also without the val pictures that are the same painting as
             a training picture; None: where training left those out.
         tta: also measure test-time augmentation, one of views.TTA.
+        similar: embed the training pictures too (once a model), for similar pictures and for
+            those that are far from their class.
         tell: shows a line.
 
     Raises:
@@ -93,9 +108,11 @@ def evaluate(
         raise InputError(f"{model_file}: no such model; `multitask train` makes it")
     table = load_table(run.spec, run.data_dir)
     model = load_network(model_file, run.spec, table.classes)
+    infer = compiled(examined_model(model))
     examine = functools.partial(
         predict_exam,
         model,
+        infer=infer,
         spec=run.spec,
         image_dir=run.data_dir / run.spec.images,
         batch_size=batch_size or run.spec.batch_size,
@@ -116,6 +133,19 @@ def evaluate(
         temperatures = {task: found.temperature for task, found in calibrations.items()}
         seen_so, _ = examine(table, views=TTA[tta], temperatures=temperatures)
         details["tta"] = {"kind": tta} | _named(judge(seen_so, trained_on))
+    gallery = None
+    if similar:
+        gallery = load_or_build(
+            run,
+            model,
+            model_file,
+            table=trained_on,
+            infer=lambda image: infer(image)[VECTORS],
+            tell=tell,
+        )
+        details["similar"] = similar_quality(
+            run, model, gallery, predictions, near_duplicates=near_duplicate_pairs(run), tell=tell
+        )
     evaluation = Evaluation(
         predictions,
         judged,
@@ -125,7 +155,7 @@ def evaluate(
         None if seen is None else tuple(seen),
         without,
     )
-    write_results(run, model, model_file, evaluation)
+    write_results(run, model, model_file, evaluation, infer=infer, gallery=gallery)
     for line in summary_lines(evaluation):
         tell(line)
     return evaluation
@@ -239,17 +269,26 @@ def judge(predictions: Predictions, trained_on: Table) -> dict[str, dict[str, An
     return judged
 
 
-def write_results(run: Run, model: keras.Model, model_file: Path, evaluation: Evaluation) -> None:
+def write_results(
+    run: Run,
+    model: keras.Model,
+    model_file: Path,
+    evaluation: Evaluation,
+    *,
+    infer: Callable,
+    gallery: Gallery | None,
+) -> None:
     """Everything in `results/`; each file is written whole or not at all."""
     predictions, folder = evaluation.predictions, run.results
     folder.mkdir(parents=True, exist_ok=True)
-    predictions.save(
-        folder,
-        **{
-            f"{task}_calibrated_confidence": confidence
-            for task, confidence in _confidences(predictions, evaluation.calibrations).items()
-        },
-    )
+    columns = {
+        f"{task}_calibrated_confidence": confidence
+        for task, confidence in _confidences(predictions, evaluation.calibrations).items()
+    }
+    if gallery:
+        distances = class_distances(gallery, predictions)
+        columns |= {f"{task}_class_distance": far for task, far in distances.items()}
+    predictions.save(folder, **columns)
     write_json(
         run.results / CALIBRATION,
         {
@@ -301,7 +340,10 @@ def write_results(run: Run, model: keras.Model, model_file: Path, evaluation: Ev
             **_named(evaluation.without),
         }
     write_json(folder / "metrics.json", content)
-    image_dir = run.data_dir / run.spec.images
+
+    def load(path: str) -> np.ndarray | None:
+        return _thumbnail(run.data_dir / run.spec.images / path)
+
     with replacing(folder / "report.html") as temporary:
         write_page(
             temporary,
@@ -310,7 +352,9 @@ def write_results(run: Run, model: keras.Model, model_file: Path, evaluation: Ev
             content=content,
             frame=read_predictions(folder / "predictions.csv"),
             history=history,
-            load=lambda path: _thumbnail(image_dir / path),
+            load=load,
+            attention=attention_examples(run, model, infer, predictions, load),
+            similar=similar_examples(gallery, predictions) if gallery else (),
         )
 
 

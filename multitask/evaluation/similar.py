@@ -28,8 +28,8 @@ from multitask import figures, metrics
 from multitask.data.decode import decode_image
 from multitask.data.files import picture_sizes, why_unreadable
 from multitask.data.pipeline import file_names, readable_pictures
-from multitask.data.table import TRAIN, VAL, Table, load_table
-from multitask.evaluation.predictions import compiled
+from multitask.data.table import TRAIN, Table, load_table
+from multitask.evaluation.predictions import Predictions, compiled
 from multitask.evaluation.trained_on import left_out
 from multitask.model.network import (
     build_network,
@@ -94,7 +94,12 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
 
 
 def embed(
-    model: keras.Model, names: list[str], spec: DataSpec, *, what: str
+    model: keras.Model,
+    names: list[str],
+    spec: DataSpec,
+    *,
+    what: str,
+    infer: Callable | None = None,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Picture files, a batch at a time, with a progress bar.
 
@@ -103,11 +108,12 @@ def embed(
         names: of the files; one that cannot be read is left out.
         spec: image size and resizing.
         what: is done, for the bar.
+        infer: the model's inference, where it is compiled already.
 
     Yields:
         int64 [batch], the places among `names`; name -> float32 [batch, width], of length 1.
     """
-    infer = compiled(model)
+    infer = infer or compiled(model)
     batches = readable_pictures(names, size_px=spec.image_size, how=spec.resize, batch_size=BATCH)
     with tqdm(total=len(names), desc=what, unit=" pictures", leave=False, disable=None) as bar:
         for places, image in batches:
@@ -117,12 +123,17 @@ def embed(
 
 
 def embed_all(
-    model: keras.Model, names: list[str], spec: DataSpec, *, what: str
+    model: keras.Model,
+    names: list[str],
+    spec: DataSpec,
+    *,
+    what: str,
+    infer: Callable | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """`embed` of all at once: int64 [n] and name -> float32 [n, width]."""
     read = [np.zeros(0, np.int64)]
     found = {name: [np.zeros((0, x.shape[-1]), np.float32)] for name, x in model.output.items()}
-    for places, vectors in embed(model, names, spec, what=what):
+    for places, vectors in embed(model, names, spec, what=what, infer=infer):
         read.append(places)
         for name, batch in vectors.items():
             found[name].append(batch)
@@ -138,6 +149,7 @@ def load_or_build(
     model_file: Path,
     *,
     table: Table | None = None,
+    infer: Callable | None = None,
     tell: Callable[[str], None] = print,
 ) -> Gallery:
     """The gallery of a run's model: the one on disk where it fits, or a new one.
@@ -147,6 +159,7 @@ def load_or_build(
         model: from load_network.
         model_file: where it was read from.
         table: what the run trained on; None: it is read.
+        infer: image -> the embeddings, where that is compiled already.
         tell: shows a line.
 
     Raises:
@@ -155,7 +168,8 @@ def load_or_build(
     if table is None:
         table = load_table(run.spec, run.data_dir, left_out=left_out(run))
     digest = hashlib.sha256(model_file.read_bytes()).hexdigest()
-    return _gallery(run, table, embedding_model(model), model_file.stem, digest, tell=tell)
+    embedding = embedding_model(model)
+    return _gallery(run, table, embedding, model_file.stem, digest, infer=infer, tell=tell)
 
 
 def _gallery(
@@ -165,6 +179,7 @@ def _gallery(
     name: str,
     digest: str,
     *,
+    infer: Callable | None = None,
     tell: Callable[[str], None],
 ) -> Gallery:
     """The gallery `name`, by a model whose weights have that digest."""
@@ -189,7 +204,7 @@ def _gallery(
                 shutil.rmtree(leftover)
             tell(f"Embedding {len(rows):,} training pictures, once, into {folder} …")
             with replacing(folder) as temporary:
-                _build(temporary, run, table, rows, model, fingerprint, tell)
+                _build(temporary, run, table, rows, model, fingerprint, infer, tell)
             gallery = _read(folder, fingerprint, table.classes, model.output)
     return gallery
 
@@ -201,6 +216,7 @@ def _build(
     rows: np.ndarray,
     model: keras.Model,
     fingerprint: str,
+    infer: Callable | None,
     tell: Callable[[str], None],
 ) -> None:
     image_dir = run.data_dir / run.spec.images
@@ -221,7 +237,7 @@ def _build(
     }
     read = [np.zeros(0, np.int64)]
     done = 0
-    for places, vectors in embed(model, names, run.spec, what="embedding"):
+    for places, vectors in embed(model, names, run.spec, what="embedding", infer=infer):
         for name, batch in vectors.items():
             arrays[name][done : done + len(places)] = batch
         read.append(places)
@@ -505,7 +521,8 @@ def neighbour_lines(found: Found) -> list[str]:
 def similar_quality(
     run: Run,
     model: keras.Model,
-    model_file: Path,
+    gallery: Gallery,
+    exam: Predictions,
     *,
     near_duplicates: pd.DataFrame | None = None,
     tell: Callable[[str], None] = print,
@@ -515,32 +532,23 @@ def similar_quality(
     Args:
         run: from open_run.
         model: from load_network.
-        model_file: where it was read from.
+        gallery: of that model.
+        exam: its predictions of the val pictures, with their vectors.
         near_duplicates: pairs as `describe_pairs` gives them; such a picture is no neighbour.
         tell: shows a line.
 
     Returns:
-        As `retrieval_quality`, of all readable val pictures.
+        As `retrieval_quality`; and under "frozen_trunk" the figures by the pooled features of the
+        trunk as training began (those of "shared" where it is still the same), None where its
+        weights cannot be had.
     """
-    table = load_table(run.spec, run.data_dir, left_out=left_out(run))
-    gallery = load_or_build(run, model, model_file, table=table, tell=tell)
-    exam = table.rows(VAL)
-    exam = exam[(table.labels[exam] != MISSING).any(axis=1)]
-    names = file_names(table, exam, run.data_dir / run.spec.images)
-
-    def judge(embedding: keras.Model, gallery: Gallery) -> dict[str, dict[str, Any]]:
-        read, vectors = embed_all(embedding, names, run.spec, what="embedding the exam")
-        rows = exam[read]
-        return retrieval_quality(
-            vectors,
-            table.paths[rows],
-            table.labels[rows],
-            gallery,
-            near_duplicates=near_duplicates,
-        )
-
-    found = judge(embedding_model(model), gallery)
-    first = first_network(run, table.classes, tell=tell)
+    judge = functools.partial(
+        retrieval_quality, paths=exam.paths, labels=exam.labels, near_duplicates=near_duplicates
+    )
+    found = judge(
+        {name: normalised(vectors) for name, vectors in exam.vectors.items()}, gallery=gallery
+    )
+    first = first_network(run, gallery.classes, tell=tell)
     weights = None if first is None else parts(first)[0].get_weights()
     if first is None:
         frozen = {task: {SHARED: None} for task in found}
@@ -549,8 +557,39 @@ def similar_quality(
     else:
         digest = hashlib.sha256(b"".join(w.tobytes() for w in weights)).hexdigest()
         pooled = embedding_model(first, tasks=())
-        frozen = judge(pooled, _gallery(run, table, pooled, FROZEN_TRUNK, digest, tell=tell))
+        infer = compiled(pooled)
+        table = load_table(run.spec, run.data_dir, left_out=left_out(run))
+        before = _gallery(run, table, pooled, FROZEN_TRUNK, digest, infer=infer, tell=tell)
+        image_dir = run.data_dir / run.spec.images
+        names = [str(image_dir / path) for path in exam.paths]
+        what = "embedding the exam"
+        read, vectors = embed_all(pooled, names, run.spec, what=what, infer=infer)
+        if len(read) < len(names):
+            raise InputError(f"{image_dir}: pictures vanished while they were examined")
+        frozen = judge(vectors, gallery=before)
     return {task: figures | {FROZEN_TRUNK: frozen[task][SHARED]} for task, figures in found.items()}
+
+
+def class_distances(gallery: Gallery, exam: Predictions) -> dict[str, np.ndarray]:
+    """How far each exam picture is from its own class, by the tasks' embeddings.
+
+    Returns:
+        Task -> float32 [n]: 1 - the cosine to the mean of the class's training pictures; NaN
+        where there is no label, or no such picture.
+    """
+    found = {}
+    for column, (task, names) in enumerate(gallery.classes.items()):
+        known = gallery.labels[:, column] != MISSING
+        centres = np.zeros((len(names), gallery.vectors[task].shape[1]), np.float32)
+        np.add.at(centres, gallery.labels[known, column], gallery.loaded(task)[known])
+        there = np.bincount(gallery.labels[known, column], minlength=len(names)) > 0
+        labels = exam.labels[:, column]
+        judged = (labels != MISSING) & there[labels]
+        distances = np.full(len(labels), np.nan, np.float32)
+        own = normalised(exam.vectors[task][judged])
+        distances[judged] = 1 - (own * normalised(centres)[labels[judged]]).sum(axis=1)
+        found[task] = distances
+    return found
 
 
 def retrieval_quality(

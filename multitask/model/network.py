@@ -13,6 +13,7 @@ from multitask.spec import SHARED, TRUNK, DataSpec, InputError
 
 IMAGE = "image"
 FEATURES = "features"
+ANSWERS, VECTORS = "answers", "vectors"  # with FEATURES, what an examined model gives
 EMBEDDING = "contrastive-embedding"  # beside the tasks, whose names have no hyphen
 
 
@@ -148,17 +149,40 @@ def embedding_model(model: keras.Model, tasks: Sequence[str] | None = None) -> k
     """
     trunk, heads = parts(model)
     image = keras.Input(trunk.input_shape[1:], name=IMAGE)
-    features = pooled = trunk(image)
+    heads = {task: heads[task] for task in (heads if tasks is None else tasks)}
+    return keras.Model(image, _vectors(trunk(image), heads))
+
+
+def examined_model(model: keras.Model) -> keras.Model:
+    """All that an evaluation wants of a picture, in one pass of the trunk.
+
+    Returns:
+        A model from `image` to {ANSWERS: {task: logits}, VECTORS: as `embedding_model` gives them,
+        FEATURES: the trunk's output}.
+    """
+    trunk, heads = parts(model)
+    image = keras.Input(trunk.input_shape[1:], name=IMAGE)
+    features = trunk(image)
+    found = {
+        ANSWERS: {task: head(features) for task, head in heads.items()},
+        VECTORS: _vectors(features, heads),
+        FEATURES: features,
+    }
+    return keras.Model(image, found)
+
+
+def _vectors(features, heads: Mapping[str, keras.Model]) -> dict:
+    pooled = features
     if len(features.shape) == 4:
         pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name="shared_pool")
         pooled = pool(features)
     found = {SHARED: pooled}
-    for task in heads if tasks is None else tasks:
-        head = heads[task]
+    for task, head in heads.items():
         # A layer's first node is the one that it has in the head.
         (behind,) = head.get_layer(f"{task}_logits")._inbound_nodes[0].input_tensors
-        found[task] = keras.Model(head.inputs[0], behind, name=task)(features)
-    return keras.Model(image, {name: keras.ops.cast(x, "float32") for name, x in found.items()})
+        before = keras.Model(head.inputs[0], behind, name=f"{task}-vector")
+        found[task] = before(features)
+    return {name: keras.ops.cast(x, "float32") for name, x in found.items()}
 
 
 def load_network(path: Path, spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras.Model:
