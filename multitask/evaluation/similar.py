@@ -520,7 +520,9 @@ def similar_quality(
         tell: shows a line.
 
     Returns:
-        As `retrieval_quality`, of all readable val pictures.
+        As `retrieval_quality`, of all readable val pictures; and under "frozen_trunk" the figures
+        by the pooled features of the trunk as training began (those of "shared" where it is still
+        the same), None where its weights cannot be had.
     """
     table = load_table(run.spec, run.data_dir, left_out=left_out(run))
     gallery = load_or_build(run, model, model_file, table=table, tell=tell)
