@@ -1,5 +1,7 @@
 """What a run trained on: what its workdir knows of it beside its settings."""
 
+import os
+
 import pandas as pd
 
 from multitask.data.near_duplicates import describe_pairs
@@ -28,7 +30,9 @@ def near_duplicate_pairs(run: Run) -> pd.DataFrame:
         # Those of the CSVs: whichever side a later drawing left out.
         table = merge_tables(run.spec, run.data_dir)
         image_dir = run.data_dir / run.spec.images
-        cache = hash_cache(run.spec, default_records_dir(run.data_dir))
+        records = default_records_dir(run.data_dir)
+        shared = records.is_dir() and os.access(records, os.W_OK)
+        cache = hash_cache(run.spec, records if shared else run.workdir)
         pairs = near_pairs(table, image_dir, cache)
         with replacing(file) as temporary:
             describe_pairs(table, pairs).to_csv(temporary, index=False)

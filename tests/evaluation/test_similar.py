@@ -14,8 +14,10 @@ from sklearn.neighbors import NearestNeighbors
 from multitask.__main__ import main
 from multitask.data.table import load_table
 from multitask.evaluation import similar
+from multitask.evaluation.predictions import Predictions, predict_exam
 from multitask.evaluation.similar import (
     Gallery,
+    class_distances,
     find_similar,
     load_or_build,
     nearest,
@@ -373,11 +375,19 @@ def first(known, monkeypatch):
     return give
 
 
+def quality(run, model, tell=str):
+    table = load_table(run.spec, run.data_dir)
+    images = run.data_dir / run.spec.images
+    exam, _ = predict_exam(model, table, run.spec, images, batch_size=7, max_missing=1)
+    gallery = load_or_build(run, model, run.best_model, tell=str)
+    return similar_quality(run, model, gallery, exam, tell=tell)
+
+
 def test_quality_of_a_run(run, known, data, first):
     """By the colours; the head of a linear model sees what the trunk sees."""
     first(known.colour_model())
     model = load_network(run.best_model, run.spec, known.CLASSES)
-    found = similar_quality(run, model, run.best_model, tell=str)
+    found = quality(run, model)
     names = sorted(data.train_labels["shade"])
     vectors = normalised([data.painted[path] for path in names])
     for task in ("shade", "warmth"):
@@ -425,7 +435,7 @@ def test_the_frozen_trunk_is_another_one_where_training_changed_it(run, known, d
     from multitask.model.network import connect
 
     first(connect(trunk, heads))
-    found = similar_quality(run, network, run.best_model, tell=str)
+    found = quality(run, network)
     names = sorted(data.train_labels["shade"])
     asked = sorted(data.labels["shade"].keys() - set(data.missing))
     expected = by_hand(
@@ -447,7 +457,7 @@ def test_without_the_first_weights_a_line_says_so(run, known, monkeypatch):
 
     monkeypatch.setattr(similar, "build_network", none)
     told = []
-    found = similar_quality(run, known.colour_model(), run.best_model, tell=told.append)
+    found = quality(run, known.colour_model(), tell=told.append)
     assert found["shade"]["frozen_trunk"] is None
     assert found["shade"]["shared"]["recall_at_10"] > 0
     assert told[-1].endswith("no network")
@@ -467,3 +477,29 @@ def test_the_first_network_is_that_of_training(run, known, tiny_trunk, data):
     np.random.default_rng().normal(size=3)
     found = similar.first_network(run, classes, tell=str).get_weights()
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# === Far from its class ===
+
+
+def test_distance_to_the_mean_of_the_own_class(tmp_path):
+    classes = {"one": ("a", "b", "c")}
+    vectors = np.array([[1, 0], [0, 1], [0, 2], [5, 5]], np.float32)
+    gallery = Gallery(
+        classes,
+        np.array(list("wxyz"), object),
+        np.array([[0], [0], [1], [MISSING]], np.int32),
+        {"one": normalised(vectors).astype(np.float16)},
+        tmp_path,
+    )
+    exam = Predictions(
+        classes,
+        np.array(list("pqrs"), object),
+        np.array([[0], [1], [2], [MISSING]], np.int32),
+        {"one": np.full((4, 3), 1 / 3, np.float32)},
+        {"one": np.array([[3, 0], [1, 1], [1, 0], [1, 0]], np.float32)},
+    )
+    # The mean of a is (.5, .5), of b (0, 1); nothing is known of c, and s has no label.
+    found = class_distances(gallery, exam)["one"]
+    np.testing.assert_allclose(found[:2], [1 - 0.5**0.5, 1 - 0.5**0.5], atol=1e-3)
+    assert np.isnan(found[2:]).all()
