@@ -3,6 +3,7 @@
 The network is the real one; B0 stands for B2 where only its size would differ.
 """
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -120,8 +121,10 @@ def test_the_run_holds_all_that_is_promised(workdir):
             f"training_history_{task}.png",
             f"outliers_{task}.csv",
             f"outliers_{task}.png",
+            "report.html",
         ):
             assert (workdir / "results" / name).stat().st_size > 0
+    assert (workdir / "results" / "report.html").stat().st_size < 15e6
     assert list((workdir / "logs" / "tensorboard").glob("events*"))
     assert not [p for p in workdir.rglob("*") if p.name.startswith((".tmp", ".old"))]
 
@@ -185,6 +188,11 @@ def test_evaluation_export_and_prediction_agree(workdir, data_dir, capsys):
     files = [data_dir / "wikiart" / path for path in frame["path"][:10]]
     for predictor in (load_export(workdir / "export"), load_best(run)):
         for row, (_, answers) in enumerate(predict_files(predictor, files, batch_size=4)):
+            for task in run.spec.task_names:
+                sure = frame[f"{task}_calibrated_confidence"][row]
+                assert answers[task].max() == pytest.approx(sure, abs=1e-5)
+        raw = dataclasses.replace(predictor, calibrated=False)
+        for row, (_, answers) in enumerate(predict_files(raw, files, batch_size=4)):
             for task in run.spec.task_names:
                 np.testing.assert_allclose(answers[task], saved[task][row], atol=1e-5)
     out = workdir.parent / "answers.csv"

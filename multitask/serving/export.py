@@ -140,7 +140,7 @@ def export(
                 "versions": package_versions(),
             },
         )
-        card = model_card(run, model_file, table, difference, len(pictures))
+        card = model_card(run, model_file, table, difference, len(pictures), calibrations)
         (folder / "MODEL_CARD.md").write_text(card)
     tell(
         f"Checked on {len(pictures)} pictures: probabilities agree with {model_file.name} to "
@@ -190,7 +190,14 @@ def _disagreement(
     return worst if np.isfinite(worst) else float("inf")
 
 
-def model_card(run: Run, model_file: Path, table: Table, difference: float, checked: int) -> str:
+def model_card(
+    run: Run,
+    model_file: Path,
+    table: Table,
+    difference: float,
+    checked: int,
+    calibrations: Mapping[str, Calibration],
+) -> str:
     """The model card (Mitchell et al. 2019) as Markdown: data, counts, metrics, recipe."""
     spec = run.spec
     metrics, baseline = _results(run, model_file)
@@ -240,6 +247,14 @@ def model_card(run: Run, model_file: Path, table: Table, difference: float, chec
             f"- {task.name}: head {_kind(task.head)}; loss {_kind(task.loss)}; "
             f"schedule {_kind(task.schedule)}; class-weight exponent "
             f"{task.class_weight_exponent:g}; freeze depth {task.freeze_depth}"
+        )
+    lines += ["", "## Confidence", ""]
+    for task, found in calibrations.items():
+        lines.append(
+            f"- {task}: logits are divided by {found.temperature:.3f}, fitted on "
+            f"{found.fitted_on:,} pictures held out of training"
+            if found.fitted_on
+            else f"- {task}: not calibrated"
         )
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     lines += [

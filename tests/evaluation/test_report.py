@@ -31,7 +31,11 @@ def evaluated(known, data, tmp_path_factory):
         }
     ).to_csv(run.logs / "history.csv", index=False)
     told = []
-    return run, evaluate(run, tell=told.append), told
+    evaluation = evaluate(run, tell=told.append)
+    # The training pictures are embedded in the first evaluation alone.
+    embedded = [line for line in told if line.startswith("Embedding")]
+    assert told[: len(embedded)] == embedded and len(embedded) == 2
+    return run, evaluation, told[2:]
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +213,7 @@ def test_every_promised_file_is_there_and_real(evaluated, task):
 def test_there_is_nothing_else_in_the_results(evaluated, known):
     run, _, _ = evaluated
     wanted = {"metrics.json", "calibration.json", "predictions.csv", "probabilities.npz"}
+    wanted.add("report.html")
     for task in known.CLASSES:
         wanted |= {f"{kind}_{task}.png" for kind in PICTURES}
         wanted |= {f"classification_report_{task}.txt", f"outliers_{task}.csv"}
@@ -240,12 +245,13 @@ def test_metrics_say_what_was_examined(evaluated):
 def test_evaluating_again_gives_the_very_same_files(evaluated):
     run, _, told = evaluated
     names = ("metrics.json", "predictions.csv", "probabilities.npz", "outliers_shade.csv")
+    names += ("report.html", "calibration.json")
     before = {name: (run.results / name).read_bytes() for name in names}
     files = {path.name for path in run.results.iterdir()}
     lines = []
     evaluate(run, tell=lines.append)
     assert {path.name for path in run.results.iterdir()} == files
-    for name in ("metrics.json", "predictions.csv", "outliers_shade.csv"):
+    for name in set(names) - {"probabilities.npz"}:
         assert (run.results / name).read_bytes() == before[name]
     with np.load(io.BytesIO(before["probabilities.npz"])) as old:
         new = np.load(run.results / "probabilities.npz")
@@ -341,3 +347,43 @@ def test_too_many_missing_pictures_leave_no_results(known, data, tmp_path):
     with pytest.raises(InputError, match="max_missing"):
         evaluate(run, max_missing=0.0)
     assert not run.results.exists()
+
+
+# === Small and one-sided exams ===
+
+
+@pytest.mark.parametrize(
+    ("shade", "warmth"),
+    [
+        (lambda rows: rows[:1], lambda rows: []),  # one val picture
+        (lambda rows: [(path, 3) for path, _ in rows], lambda rows: rows[:2]),  # one class
+    ],
+)
+def test_exams_of_one_picture_and_of_one_class(known, tmp_path, shade, warmth):
+    data = known.paint(tmp_path / "data")
+    there = sorted(set(data.labels["shade"]) - set(data.missing))
+    rows = {
+        "shade": shade([(path, data.labels["shade"][path]) for path in there]),
+        "warmth": warmth([(path, 0) for path in there]),
+    }
+    for task, pairs in rows.items():
+        text = "".join(f"{path},{label}\n" for path, label in pairs)
+        # An empty list is refused; one with a contradiction has no label left.
+        text = text or f"{there[0]},0\n{there[0]},1\n"
+        (data.folder / "lists" / f"{task}_val.csv").write_text(text)
+    run = known.make_run(tmp_path / "run", data)
+    evaluation = evaluate(run, tta="flip", tell=str)
+    found = evaluation.metrics["shade"]
+    labels = [label for _, label in rows["shade"]]
+    painted = np.array([data.painted[path] for path, _ in rows["shade"]])
+    said = known.answers(painted)["shade"].argmax(axis=1)
+    assert found["top1"] == pytest.approx(np.mean(said == labels))
+    assert found["classes_present"] == 1
+    low, high = evaluation.details["intervals"]["shade/top1"]
+    assert low <= found["top1"] <= high
+    # Plain colours look the same mirrored.
+    assert saved(run)["tta"]["metrics"]["shade/top1"] == found["top1"]
+    assert "NaN" not in (run.results / "metrics.json").read_text()
+    assert (run.results / "report.html").stat().st_size > 10_000
+    queries = saved(run)["similar"]["shade"]["queries"]
+    assert queries == len(labels)
