@@ -74,34 +74,34 @@ def joint_counts(table: Table, first: str, second: str) -> np.ndarray:
 def agreement(predictions: Predictions, table: Table) -> list[dict[str, Any]]:
     """Whether the answers of two heads go together, as labels do in training.
 
+    Of pictures with labels of both tasks alone: of another one, no class of a task may be true.
+
     Returns:
-        For each pair of tasks that training has pictures of: first, second; pictures (examined in
-        any task); seen: the share whose two answers occur as labels of one training picture;
-        by_chance: what that share would be if the answers of the two heads were dealt out anew;
-        true: the share of the exam's own pairs of labels that occur so (None without one), over
-        true_pictures.
+        For each pair of tasks with such pictures in training and exam: first, second; pictures;
+        seen: the share whose two answers occur as labels of one training picture; by_chance: what
+        that share would be if the answers of the two heads were dealt out anew; true: what it is of
+        the exam's own labels.
     """
     found = []
     for first, second in itertools.combinations(predictions.classes, 2):
         known = joint_counts(table, first, second) > 0
-        if not known.any():
+        both = predictions.labelled(first) & predictions.labelled(second)
+        if not known.any() or not both.any():
             continue
-        answers = [predictions.answers(task) for task in (first, second)]
+        answers = [predictions.answers(task)[both] for task in (first, second)]
+        labels = [predictions.labels_of(task)[both] for task in (first, second)]
         shares = [
             np.bincount(answer, minlength=size) / len(answer)
             for answer, size in zip(answers, known.shape, strict=True)
         ]
-        both = predictions.labelled(first) & predictions.labelled(second)
-        true = known[predictions.labels_of(first)[both], predictions.labels_of(second)[both]]
         found.append(
             {
                 "first": first,
                 "second": second,
-                "pictures": len(answers[0]),
-                "seen": float(known[answers[0], answers[1]].mean()),
+                "pictures": int(both.sum()),
+                "seen": float(known[tuple(answers)].mean()),
                 "by_chance": float(shares[0] @ known @ shares[1]),
-                "true_pictures": int(both.sum()),
-                "true": float(true.mean()) if both.any() else None,
+                "true": float(known[tuple(labels)].mean()),
             }
         )
     return found
@@ -113,7 +113,8 @@ def contradictions(
     """Pictures whose heads say what no training picture is, the surest first.
 
     A pair of answers counts where training knows each of the two well (KNOWN_WELL pictures with
-    labels of both tasks) and never saw them together.
+    labels of both tasks) and never saw them together, and where the picture has labels of both
+    tasks.
 
     Args:
         predictions: of the exam.
@@ -133,7 +134,8 @@ def contradictions(
             & (counts.sum(axis=0) >= KNOWN_WELL)
         )
         one, other = predictions.answers(first), predictions.answers(second)
-        for row in np.flatnonzero(odd[one, other]):
+        both = predictions.labelled(first) & predictions.labelled(second)
+        for row in np.flatnonzero(odd[one, other] & both):
             found.append(
                 {
                     "path": str(predictions.paths[row]),

@@ -83,20 +83,22 @@ def test_joint_counts_are_of_training_pictures_with_both_labels(table):
 def test_agreement_by_a_loop(exam, table):
     (found,) = agreement(exam, table)
     known = {(0, 0), (0, 1), (1, 1)}
-    answers = list(zip([0, 1, 1, 0, 1, 0], [0, 2, 1, 2, 2, 0], strict=True))
-    assert found["pictures"] == 6
-    assert found["seen"] == pytest.approx(np.mean([pair in known for pair in answers]))
-    dealt = [(hand, mood) in known for hand, _ in answers for _, mood in answers]
+    hands, moods = [0, 1, 1, 0], [0, 2, 1, 2]  # the answers where there are labels of both
+    assert found["pictures"] == 4
+    seen = [pair in known for pair in zip(hands, moods, strict=True)]
+    assert found["seen"] == pytest.approx(np.mean(seen)) == 0.5
+    dealt = [(hand, mood) in known for hand in hands for mood in moods]
     assert found["by_chance"] == pytest.approx(np.mean(dealt))
-    # The exam's own pairs: (0, 0), (0, 1), (1, 1), (1, 1).
-    assert (found["true_pictures"], found["true"]) == (4, 1.0)
+    assert found["true"] == 1.0  # (0, 0), (0, 1), (1, 1), (1, 1)
+    apart = predictions([0, -1], [-1, 1], [0, 0], [1, 1])
+    assert agreement(apart, table) == []
 
 
 def test_contradictions_are_pairs_that_training_never_saw(exam, table):
     sure = {task: exam.probabilities[task].max(axis=1) for task in CLASSES}
     # Nothing is known of "sad" beside a hand, and (left, loud) was seen: no picture contradicts.
     assert contradictions(exam, table, sure) == []
-    other = predictions([0, 0], [0, 0], [1, 1], [0, 0])
+    other = predictions([0, 0, -1], [0, 0, 0], [1, 1, 1], [0, 0, 0])
     sure = {task: other.probabilities[task].max(axis=1) for task in CLASSES}
     found = contradictions(other, table, sure)
     assert [row["path"] for row in found] == ["1.jpg", "0.jpg"]  # the surer first

@@ -132,6 +132,8 @@ window.addEventListener("load", () => {
     };
     const left = () => cards.filter((c) => !c.hidden).map(
       ({dataset: d}) => [d.task, d.kind, d.true, d.said]);
+    result.first = left();
+    set("kind", "");
     result.all = left();
     set("task", "warmth");
     result.task = left();
@@ -190,6 +192,7 @@ def test_it_works_in_a_browser_alone(evaluated, tmp_path, width):
     assert [c.split()[-1] for c in found["captions"]] == own["path"].tolist()[: page.PICTURED]
     cards = galleries(frame, evaluated.spec.task_names)
     wanted = [[card[key] for key in ("task", "kind", "true", "predicted")] for card in cards]
+    assert found["first"] == [row for row in wanted if row[1] == "misclassified"]
     assert found["all"] == wanted
     assert found["task"] == [row for row in wanted if row[0] == "warmth"]
     assert found["kind"] == [row for row in wanted if row[:2] == ["warmth", "misclassified"]]
