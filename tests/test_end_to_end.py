@@ -190,7 +190,7 @@ def test_evaluation_export_and_prediction_agree(workdir, data_dir, capsys):
         for row, (_, answers) in enumerate(predict_files(predictor, files, batch_size=4)):
             for task in run.spec.task_names:
                 sure = frame[f"{task}_calibrated_confidence"][row]
-                assert answers[task].max() == pytest.approx(sure, abs=1e-5)
+                assert answers[task].max() == pytest.approx(sure, abs=1e-4)
         raw = dataclasses.replace(predictor, calibrated=False)
         for row, (_, answers) in enumerate(predict_files(raw, files, batch_size=4)):
             for task in run.spec.task_names:

@@ -26,7 +26,8 @@ class Predictions:
         classes: task -> class names.
         paths: str [n], as in the CSVs.
         labels: int32 [n, tasks]; MISSING where a picture is no exam of the task.
-        probabilities: task -> float32 [n, classes].
+        probabilities: task -> float64 [n, classes]: in float32 the small ones would be 0, and a
+            temperature could not bring them back.
         vectors: SHARED and each task -> float32 [n, width], the embeddings; empty where there are
             views.
     """
@@ -80,7 +81,7 @@ class Predictions:
             columns |= {
                 f"{task}_true": true,
                 f"{task}_predicted": names[self.answers(task)],
-                f"{task}_confidence": self.probabilities[task].max(axis=1),
+                f"{task}_confidence": self.probabilities[task].max(axis=1).astype(np.float32),
             }
         return pd.DataFrame(columns)
 
@@ -94,7 +95,7 @@ class Predictions:
         with replacing(folder / "predictions.csv") as temporary:
             self.frame().assign(**more).to_csv(temporary, index=False)
         with replacing(folder / "probabilities.npz") as temporary:
-            np.savez(temporary, **self.probabilities)
+            np.savez(temporary, **{t: p.astype(np.float32) for t, p in self.probabilities.items()})
 
 
 def read_predictions(file: Path) -> pd.DataFrame:
@@ -108,7 +109,7 @@ def read_predictions(file: Path) -> pd.DataFrame:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """float32 [n, classes] -> probabilities."""
+    """float [n, classes] -> probabilities, of the same type."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
@@ -173,10 +174,9 @@ def predict_exam(
             read.append(indices.numpy())
             said = [infer(view) for view in (views(image) if views else [image])]
             for task, values in found.items():
-                logits = [
-                    np.asarray(view[ANSWERS][task]) / temperatures.get(task, 1.0) for view in said
-                ]
-                values.append(np.mean([softmax(one) for one in logits], axis=0, dtype=np.float32))
+                logits = [np.asarray(view[ANSWERS][task], np.float64) for view in said]
+                temperature = temperatures.get(task, 1.0)
+                values.append(np.mean([softmax(one / temperature) for one in logits], axis=0))
             if not views:
                 for name, values in said[0][VECTORS].items():
                     vectors.setdefault(name, []).append(np.asarray(values))

@@ -220,7 +220,9 @@ def _confidences(
 ) -> dict[str, np.ndarray]:
     """Task -> float32 [n], calibrated."""
     return {
-        task: scaled(predictions.probabilities[task], found.temperature).max(axis=1)
+        task: scaled(predictions.probabilities[task], found.temperature)
+        .max(axis=1)
+        .astype(np.float32)
         for task, found in calibrations.items()
     }
 

@@ -57,9 +57,9 @@ def serving_functions(
     Returns:
         SIGNATURE: a tf.function from encoded pictures, string [batch]; PIXELS: one from pictures of
         the model's size, float32 [batch, size, size, 3] in 0..255. Both give, for each task,
-        `{task}_probabilities` float32 [batch, classes] (calibrated), `{task}_classes` string
-        [classes] (their names, in that order) and `{task}_label` string [batch] (the most probable
-        name).
+        `{task}_probabilities` float32 [batch, classes] (calibrated), `{task}_logits` of the same
+        shape (not calibrated), `{task}_classes` string [classes] (their names, in that order) and
+        `{task}_label` string [batch] (the most probable name).
     """
     shape = [size_px, size_px, 3]
 
@@ -72,6 +72,7 @@ def serving_functions(
         for task, logits in model(image, training=False).items():
             names = tf.constant(classes[task])
             temperature = calibrations[task].temperature
+            answers[f"{task}_logits"] = logits
             answers[f"{task}_probabilities"] = tf.nn.softmax(logits / temperature)
             answers[f"{task}_classes"] = names
             answers[f"{task}_label"] = tf.gather(names, tf.argmax(logits, axis=-1))
@@ -206,7 +207,8 @@ def model_card(
         "",
         f"One {spec.trunk.name} at {spec.image_size} px with one head a task. The signature "
         f"`{SIGNATURE}` takes encoded JPEG, PNG or WebP bytes, string [batch], and gives for "
-        "each task `{task}_probabilities`, `{task}_classes` and `{task}_label`.",
+        "each task `{task}_probabilities` (calibrated), `{task}_logits`, `{task}_classes` and "
+        "`{task}_label`.",
         "",
         "## Data",
         "",

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from multitask.data.decode import RESIZE_KINDS, decode_image, resize_image
 from multitask.data.files import why_unreadable
 from multitask.data.table import read_classes
-from multitask.evaluation.calibration import Calibration, saved_calibrations, scaled
+from multitask.evaluation.calibration import Calibration, saved_calibrations
+from multitask.evaluation.predictions import softmax
 from multitask.evaluation.views import TTA
 from multitask.model.network import load_network
 from multitask.run import Run, replacing
@@ -69,10 +70,10 @@ class Predictor:
             said = [self.functions[SIGNATURE](tf.constant(list(pictures), tf.string))]
         found = {}
         for task in self.classes:
-            views = [answers[f"{task}_probabilities"].numpy() for answers in said]
-            if not self.calibrated:
-                back = 1 / self.calibrations[task].temperature
-                views = [scaled(view, back) for view in views]
+            if self.calibrated:
+                views = [answers[f"{task}_probabilities"].numpy() for answers in said]
+            else:
+                views = [softmax(answers[f"{task}_logits"].numpy()) for answers in said]
             found[task] = np.mean(views, axis=0, dtype=np.float32)
         return found
 

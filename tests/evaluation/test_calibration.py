@@ -14,6 +14,7 @@ from multitask.evaluation.calibration import (
     mean_nll,
     scaled,
 )
+from multitask.evaluation.predictions import softmax
 from multitask.metrics import expected_calibration_error
 
 
@@ -132,3 +133,12 @@ def test_an_accuracy_that_is_never_reached_has_no_threshold():
 def test_an_exam_without_labels():
     found = judge_calibration(Calibration(2.0, 30, {}), np.zeros(0, int), np.ones((0, 2)))
     assert found == {"temperature": 2.0, "fitted_on": 30}
+
+
+def test_a_very_sure_model_is_scaled_exactly():
+    """Logits so far apart that the smaller probabilities are 0 in float32."""
+    logits = np.array([[0.0, -150.0, -400.0]])
+    found = scaled(softmax(logits), 20.0)
+    expected = scipy.special.softmax(logits / 20, axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert expected[0, 1] > 5e-4

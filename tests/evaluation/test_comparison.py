@@ -448,7 +448,7 @@ def test_the_page_is_whole_and_escapes_names():
     assert name in "".join(reader.text)
     assert "<script>" not in html
     assert "@import" not in html
-    assert "http" not in html
+    assert "http://" not in html and "https://" not in html
     assert html.count("<svg") == 2 + len(found.rows)  # an axis a task, a plot a figure
     for text in ("prefers-color-scheme: dark", "@media print", "width=device-width"):
         assert text in html

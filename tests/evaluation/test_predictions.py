@@ -125,7 +125,8 @@ def test_what_is_saved_is_what_was_predicted(exam, tmp_path, known):
     saved = np.load(folder / "probabilities.npz")
     assert set(saved.files) == set(known.CLASSES)
     for column, (task, names) in enumerate(known.CLASSES.items()):
-        np.testing.assert_array_equal(saved[task], predictions.probabilities[task])
+        expected = predictions.probabilities[task].astype(np.float32)
+        np.testing.assert_array_equal(saved[task], expected)
         for row, label, values in zip(
             rows, predictions.labels[:, column], saved[task], strict=True
         ):

@@ -11,6 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from multitask.data.table import load_table
+from multitask.evaluation.calibration import Calibration
 from multitask.run import RunError, start_run
 from multitask.serving import export as module
 from multitask.serving.export import export
@@ -57,7 +58,7 @@ def test_kinds_and_sizes_in_one_batch(serve, known):
         assert [n.decode() for n in answers[f"{task}_classes"].numpy()] == list(names)
         labels = [n.decode() for n in answers[f"{task}_label"].numpy()]
         assert labels == [names[i] for i in expected.argmax(axis=1)]
-    assert len(answers) == 3 * len(known.CLASSES)
+    assert len(answers) == 4 * len(known.CLASSES)
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -221,9 +222,11 @@ def test_the_card_after_an_evaluation(known, data, tmp_path):
     ]
     # Those are the figures of best_model.keras; another model of the run was not examined.
     table = load_table(run.spec, run.data_dir)
-    card = module.model_card(run, run.best_model_of("warmth"), table, 0.0, 1)
+    known_of = {task: Calibration(1.25, 40) for task in table.tasks}
+    card = module.model_card(run, run.best_model_of("warmth"), table, 0.0, 1, known_of)
+    assert "- shade: logits are divided by 1.250, fitted on 40 pictures" in card
     assert "Not evaluated" in card
     assert rows_of(card, "warmth") == []
     (run.results / "metrics.json").write_text("{}")
     with pytest.raises(InputError, match="metrics.json: not what `multitask evaluate` writes"):
-        module.model_card(run, run.best_model, table, 0.0, 1)
+        module.model_card(run, run.best_model, table, 0.0, 1, known_of)
