@@ -224,7 +224,7 @@ def test_the_card_after_an_evaluation(known, data, tmp_path):
     table = load_table(run.spec, run.data_dir)
     known_of = {task: Calibration(1.25, 40) for task in table.tasks}
     card = module.model_card(run, run.best_model_of("warmth"), table, 0.0, 1, known_of)
-    assert "- shade: logits are divided by 1.250, fitted on 40 pictures" in card
+    assert "- warmth: logits are divided by 1.250, fitted on 40 pictures" in card
     assert "Not evaluated" in card
     assert rows_of(card, "warmth") == []
     (run.results / "metrics.json").write_text("{}")
