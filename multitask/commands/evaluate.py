@@ -33,7 +33,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "exclude_near_duplicates",
         None,
         "report also without the val pictures that are the same painting as a training picture "
-        "(field exclude_near_duplicates)",
+        "(default: where training left those out, and with --similar)",
         flag_values=values,
     )
 

@@ -15,16 +15,17 @@ from multitask import figures, metrics
 from multitask.data.decode import decode_image
 from multitask.data.files import count_reasons
 from multitask.data.near_duplicates import across_splits
-from multitask.data.table import SELECTION, TRAIN, VAL, Table, load_table
-from multitask.evaluation.across import agreement, contradictions, dependence
-from multitask.evaluation.calibration import (
-    CALIBRATION,
-    Calibration,
-    calibrate,
-    judge_calibration,
-    scaled,
-)
+from multitask.data.table import load_table
+from multitask.evaluation.calibration import CALIBRATION, Calibration
 from multitask.evaluation.examples import attention_examples, similar_examples
+from multitask.evaluation.judging import (
+    LOW_CONFIDENCE,
+    calibrated_confidences,
+    calibrations_of,
+    details_of,
+    judge,
+    named,
+)
 from multitask.evaluation.page import write_page
 from multitask.evaluation.predictions import (
     Predictions,
@@ -45,7 +46,6 @@ from multitask.model.trunks import group_of
 from multitask.run import Run, name_in_run, package_versions, replacing, write_json
 from multitask.spec import InputError
 
-LOW_CONFIDENCE = 0.5
 PICTURED_OUTLIERS = 24
 THUMBNAIL_PX = 240
 
@@ -94,7 +94,7 @@ def evaluate(
         batch_size: pictures at a time; None: as in training.
         max_missing: share of the pictures that may be missing; None: as in training.
         exclude_near_duplicates: judge also without the val pictures that are the same painting as
-            a training picture; None: where training left those out.
+            a training picture; None: where training left those out, or `similar` looks for them.
         tta: also measure test-time augmentation, one of views.TTA.
         similar: embed the training pictures too (once a model), for similar pictures and for
             those that are far from their class.
@@ -120,19 +120,20 @@ def evaluate(
     )
     predictions, unusable = examine(table)
     trained_on = load_table(run.spec, run.data_dir, left_out=left_out(run))
-    calibrations = _calibrate(examine, trained_on, tell)
+    calibrations = calibrations_of(examine, trained_on, tell)
+    if exclude_near_duplicates is None:
+        exclude_near_duplicates = similar or run.spec.exclude_near_duplicates
     seen, without = None, None
-    if exclude_near_duplicates or (
-        exclude_near_duplicates is None and run.spec.exclude_near_duplicates
-    ):
-        seen = sorted(set(_near_duplicates(run)) & set(predictions.paths))
+    if exclude_near_duplicates:
+        both_sides = across_splits(near_duplicate_pairs(run), val=True)
+        seen = sorted(set(both_sides) & set(predictions.paths))
         without = judge(predictions.without(seen), trained_on)
     judged = judge(predictions, trained_on)
-    details = _details(predictions, trained_on, calibrations)
+    details = details_of(predictions, trained_on, calibrations)
     if tta:
         temperatures = {task: found.temperature for task, found in calibrations.items()}
         seen_so, _ = examine(table, views=TTA[tta], temperatures=temperatures)
-        details["tta"] = {"kind": tta} | _named(judge(seen_so, trained_on))
+        details["tta"] = {"kind": tta} | named(judge(seen_so, trained_on))
     gallery = None
     if similar:
         gallery = load_or_build(
@@ -161,116 +162,6 @@ def evaluate(
     return evaluation
 
 
-def _calibrate(
-    examine: Callable, trained_on: Table, tell: Callable[[str], None]
-) -> dict[str, Calibration]:
-    """Each task's calibration, from the pictures that training was not allowed to see."""
-    if not len(trained_on.rows(SELECTION)):
-        return dict.fromkeys(trained_on.tasks, Calibration())
-    try:
-        chosen_by, _ = examine(trained_on, split=SELECTION, max_missing=1.0)
-    except InputError as error:
-        tell(f"Not calibrated: {error}")
-        return dict.fromkeys(trained_on.tasks, Calibration())
-    return {task: calibrate(*chosen_by.exam(task)[1:]) for task in chosen_by.classes}
-
-
-def _details(
-    predictions: Predictions, trained_on: Table, calibrations: dict[str, Calibration]
-) -> dict[str, Any]:
-    """What `metrics.json` holds beside the headline figures."""
-    intervals, by_class, confusions = {}, {}, {}
-    for task, names in predictions.classes.items():
-        _, labels, probabilities = predictions.exam(task)
-        found = metrics.bootstrap_intervals(labels, probabilities, classes=len(names))
-        intervals |= {f"{task}/{name}": interval for name, interval in found.items()}
-        predicted = probabilities.argmax(axis=1)
-        table = metrics.per_class(labels, predicted, classes=len(names))
-        by_class[task] = [
-            {"name": name} | {k: v if np.isfinite(v) else None for k, v in row.items()}
-            for name, row in zip(names, table.to_dict("records"), strict=True)
-        ]
-        counts = metrics.confusion(labels, predicted, classes=len(names))
-        order = metrics.confusion_order(counts)
-        confusions[task] = {
-            "names": [names[i] for i in order],
-            "counts": counts[np.ix_(order, order)].tolist(),
-        }
-    confidences = _confidences(predictions, calibrations)
-    return {
-        "images": trained_on.counts().to_dict("index"),
-        "intervals": intervals,
-        "classes": by_class,
-        "confusion": confusions,
-        "calibration": {
-            task: judge_calibration(found, *predictions.exam(task)[1:])
-            for task, found in calibrations.items()
-        },
-        "across": {
-            "dependence": dependence(predictions),
-            "agreement": agreement(predictions, trained_on),
-            "contradictions": contradictions(predictions, trained_on, confidences),
-        },
-        "leaks": _leaks(predictions, trained_on),
-    }
-
-
-def _confidences(
-    predictions: Predictions, calibrations: dict[str, Calibration]
-) -> dict[str, np.ndarray]:
-    """Task -> float32 [n], calibrated."""
-    return {
-        task: scaled(predictions.probabilities[task], found.temperature)
-        .max(axis=1)
-        .astype(np.float32)
-        for task, found in calibrations.items()
-    }
-
-
-def _leaks(predictions: Predictions, trained_on: Table) -> dict[str, dict[str, Any]]:
-    """How each task fares on the exam pictures that another task lists for training.
-
-    No task was trained on them (rule 2); where they came out better than the rest, it is not
-    because they were seen.
-    """
-    listed = trained_on.findings.leaks
-    found = {}
-    for task in predictions.classes:
-        leaked = listed["path"][(listed["task"] == task) & (listed["split"] == VAL)]
-        rows = predictions.labelled(task)
-        among = pd.Index(predictions.paths).isin(leaked) & rows
-        right = predictions.right(task)
-        found[task] = {
-            "pictures": int(among.sum()),
-            "top1": float(right[among].mean()) if among.any() else None,
-            "others_top1": float(right[rows & ~among].mean()) if (rows & ~among).any() else None,
-        }
-    return found
-
-
-def _near_duplicates(run: Run) -> np.ndarray:
-    """The val pictures that have a near-duplicate in training; looked for once a run."""
-    return across_splits(near_duplicate_pairs(run), val=True)
-
-
-def judge(predictions: Predictions, trained_on: Table) -> dict[str, dict[str, Any]]:
-    """Every task's figures and its majority baseline."""
-    judged = {}
-    for task, names in predictions.classes.items():
-        _, labels, probabilities = predictions.exam(task)
-        found = metrics.classification_metrics(labels, probabilities, classes=len(names))
-        found["classes"] = len(names)
-        found["ece"] = (
-            metrics.expected_calibration_error(labels, probabilities) if len(labels) else None
-        )
-        found["outliers"] = len(metrics.outliers(labels, probabilities, below=LOW_CONFIDENCE))
-        found["baseline"] = metrics.majority_baseline(
-            trained_on.labels_of(task, TRAIN), labels, classes=len(names)
-        )
-        judged[task] = found
-    return judged
-
-
 def write_results(
     run: Run,
     model: keras.Model,
@@ -285,7 +176,7 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     columns = {
         f"{task}_calibrated_confidence": confidence
-        for task, confidence in _confidences(predictions, evaluation.calibrations).items()
+        for task, confidence in calibrated_confidences(predictions, evaluation.calibrations).items()
     }
     if gallery:
         distances = class_distances(gallery, predictions)
@@ -332,14 +223,14 @@ def write_results(
         "pictures": len(predictions.paths),
         "unusable_pictures": len(evaluation.unusable),
         "versions": package_versions(),
-        **_named(evaluation.metrics),
+        **named(evaluation.metrics),
         **evaluation.details,
     }
     if evaluation.without:
         content["without_near_duplicates"] = {
             "pictures": len(predictions.paths) - len(evaluation.near_duplicates),
             "near_duplicates": list(evaluation.near_duplicates),
-            **_named(evaluation.without),
+            **named(evaluation.without),
         }
     write_json(folder / "metrics.json", content)
 
@@ -358,23 +249,6 @@ def write_results(
             attention=attention_examples(run, model, infer, predictions, load),
             similar=similar_examples(gallery, predictions) if gallery else (),
         )
-
-
-def _named(judged: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What `judge` gives, as `metrics` and `baseline` with names such as `genre/top1`."""
-    return {
-        "metrics": {
-            f"{task}/{name}": value
-            for task, found in judged.items()
-            for name, value in found.items()
-            if name != "baseline"
-        },
-        "baseline": {
-            f"{task}/{name}": value
-            for task, found in judged.items()
-            for name, value in found["baseline"].items()
-        },
-    }
 
 
 def _write_outliers(
@@ -428,7 +302,7 @@ def _thumbnail(path: Path) -> np.ndarray | None:
 def summary_lines(evaluation: Evaluation) -> list[str]:
     """The console's table, a line a task."""
     lines = _judged_lines(evaluation.metrics)
-    if evaluation.without:
+    if evaluation.near_duplicates:
         count = len(evaluation.near_duplicates)
         lines += [
             "",
