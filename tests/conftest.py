@@ -1,6 +1,7 @@
 """A three-task data set of a few small pictures in ArtGAN's layout, and the spec that reads it."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from PIL import Image
 from multitask.spec import parse_spec
 
 LONG = ("test_end_to_end.py", "test_exact_resume.py", "test_records.py")
+
+
+def pytest_configure():
+    # A shell's background jobs ignore Ctrl-C, and so would the tests that are about it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

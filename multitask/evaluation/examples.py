@@ -38,20 +38,25 @@ def attention_examples(
     Returns:
         Dicts of task, path, true, predicted, confidence, overlay (uint8 [height, width, 3]).
     """
+    chosen = [(task, row) for task in predictions.classes for row in _to_look_at(predictions, task)]
     image_dir, heads = run.data_dir / run.spec.images, parts(model)[1]
+    batches = readable_pictures(
+        [str(image_dir / predictions.paths[row]) for _, row in chosen],
+        size_px=run.spec.image_size,
+        how=run.spec.resize,
+        batch_size=WRONG + RIGHT,
+    )
     found = []
-    for task, names in predictions.classes.items():
-        chosen = _to_look_at(predictions, task)
-        batches = readable_pictures(
-            [str(image_dir / predictions.paths[row]) for row in chosen],
-            size_px=run.spec.image_size,
-            how=run.spec.resize,
-            batch_size=WRONG + RIGHT,
-        )
-        for places, images in batches:
-            rows = chosen[places.numpy()]
+    for places, images in batches:
+        features = np.asarray(infer(images)[FEATURES])
+        seen = [chosen[place] for place in places.numpy()]
+        for task, names in predictions.classes.items():
+            among = [place for place, (of, _) in enumerate(seen) if of == task]
+            if not among:
+                continue
+            rows = [seen[place][1] for place in among]
             answers = predictions.answers(task)[rows]
-            maps = activation_maps(heads[task], infer(images)[FEATURES], answers)
+            maps = activation_maps(heads[task], features[among], answers)
             for row, answer, cam in zip(rows, answers, maps, strict=True):
                 picture = load(predictions.paths[row])
                 if picture is not None:

@@ -540,7 +540,7 @@ def similar_quality(
     Returns:
         As `retrieval_quality`; and under "frozen_trunk" the figures by the pooled features of the
         trunk as training began (those of "shared" where it is still the same), None where its
-        weights cannot be had.
+        weights cannot be had or were random.
     """
     judge = functools.partial(
         retrieval_quality, paths=exam.paths, labels=exam.labels, near_duplicates=near_duplicates
@@ -548,7 +548,9 @@ def similar_quality(
     found = judge(
         {name: normalised(vectors) for name, vectors in exam.vectors.items()}, gallery=gallery
     )
-    first = first_network(run, gallery.classes, tell=tell)
+    first = None
+    if run.spec.trunk.weights != "none":
+        first = first_network(run, gallery.classes, tell=tell)
     weights = None if first is None else parts(first)[0].get_weights()
     if first is None:
         frozen = {task: {SHARED: None} for task in found}

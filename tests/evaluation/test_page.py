@@ -10,9 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from multitask.data.table import TRAIN, Table
 from multitask.evaluation import page
+from multitask.evaluation.calibration import Calibration
+from multitask.evaluation.judging import details_of, judge, named
 from multitask.evaluation.page import Album, cells, chart, galleries, in_turns, write_page
-from multitask.evaluation.predictions import read_predictions
+from multitask.evaluation.predictions import Predictions, read_predictions
 from multitask.evaluation.report import evaluate
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -91,6 +94,40 @@ def test_a_chart_puts_points_where_they_belong():
     assert box["y_ticks"][0] == (box["bottom"], "0")
     whole = chart([line], x=(1.0, 3.0), y=(0.0, 1.0), x_label="", whole_x=True)
     assert [text for _, text in whole["x_ticks"]] == ["1", "2", "3"]
+
+
+def test_the_page_of_a_whole_exam_stays_below_15_mb(known, tmp_path):
+    """As many pictures, classes and mistakes as WikiArt's exam has, and pictures of noise."""
+    rng = np.random.default_rng(0)
+    classes = {
+        task: tuple(f"{task}_class_of_some_length_{i}" for i in range(count))
+        for task, count in {"shade": 27, "warmth": 23, "empty": 10}.items()
+    }
+    paths = np.array([f"Some_Style/{'x' * 50}_{i:05}.jpg" for i in range(24_000)], object)
+    labels = np.stack([rng.integers(-1, len(names), len(paths)) for names in classes.values()], 1)
+    predictions = Predictions(
+        classes,
+        paths,
+        labels.astype(np.int32),
+        {task: rng.dirichlet([0.3] * len(names), len(paths)) for task, names in classes.items()},
+    )
+    trained_on = Table(classes, paths, predictions.labels, np.full(len(paths), TRAIN, object))
+    calibrations = {task: Calibration(1.5, 100, {"calibrated": (), "raw": ()}) for task in classes}
+    content = {"pictures": len(paths), "unusable_pictures": 0, "model": "m", "versions": {}}
+    content |= named(judge(predictions, trained_on))
+    content |= details_of(predictions, trained_on, calibrations)
+    predictions.save(tmp_path)
+    write_page(
+        tmp_path / "report.html",
+        title="whole",
+        spec=known.colour_spec().to_dict(),
+        content=content,
+        frame=read_predictions(tmp_path / "predictions.csv"),
+        history=pd.DataFrame(),
+        load=lambda path: rng.integers(0, 256, (150, 150, 3), np.uint8),
+    )
+    size = (tmp_path / "report.html").stat().st_size
+    assert page.MAX_BYTES < size < 15e6
 
 
 # === In a browser ===

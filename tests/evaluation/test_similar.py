@@ -375,7 +375,9 @@ def first(known, monkeypatch):
     return give
 
 
-def quality(run, model, tell=str):
+def quality(run, model, tell=str, weights="imagenet"):
+    trunk = run.spec.trunk.model_copy(update={"weights": weights})
+    run = dataclasses.replace(run, spec=run.spec.model_copy(update={"trunk": trunk}))
     table = load_table(run.spec, run.data_dir)
     images = run.data_dir / run.spec.images
     exam, _ = predict_exam(model, table, run.spec, images, batch_size=7, max_missing=1)
@@ -449,6 +451,12 @@ def test_the_frozen_trunk_is_another_one_where_training_changed_it(run, known, d
     assert found["shade"]["shared"] != expected
     stored = run.workdir / "similar" / "frozen_trunk"
     assert sorted(p.name for p in stored.iterdir()) == ["gallery.json", "shared.npy"]
+
+
+def test_random_weights_are_no_baseline(run, known):
+    found = quality(run, known.colour_model(), weights="none")
+    assert found["shade"]["frozen_trunk"] is None
+    assert found["shade"]["shared"]["recall_at_10"] > 0
 
 
 def test_without_the_first_weights_a_line_says_so(run, known, monkeypatch):
