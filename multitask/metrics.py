@@ -19,6 +19,8 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
+from multitask.bootstrap import DRAWS, SEED, Exam, bootstrap, label_rank
+
 
 def classification_metrics(labels, probabilities, *, classes: int) -> dict[str, float | int | None]:
     """The headline figures of one task.
@@ -41,7 +43,7 @@ def classification_metrics(labels, probabilities, *, classes: int) -> dict[str, 
     if not len(labels):
         names = ("top1", "top5", "macro_f1", "weighted_f1", "balanced_accuracy")
         return {"labelled": 0, **dict.fromkeys(names), "classes_present": 0}
-    rank = _rank(labels, probabilities)
+    rank = label_rank(labels, probabilities)
     table = per_class(labels, probabilities.argmax(axis=1), classes=classes)
     present = table[table["support"] > 0]
     return {
@@ -53,15 +55,6 @@ def classification_metrics(labels, probabilities, *, classes: int) -> dict[str, 
         "balanced_accuracy": float(present["recall"].mean()),
         "classes_present": len(present),
     }
-
-
-def _rank(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """The place of each label among its example's probabilities, int [n], from 0."""
-    # Equal probabilities rank by index, as argmax does, so that top-1 agrees with the confusion
-    # matrix and a constant answer does not score 100 %.
-    own = np.take_along_axis(probabilities, labels[:, None], axis=1)
-    before = np.arange(probabilities.shape[1]) < labels[:, None]
-    return ((probabilities > own) | ((probabilities == own) & before)).sum(axis=1)
 
 
 def majority_baseline(train_labels, labels, *, classes: int) -> dict[str, float | int | None]:
@@ -195,7 +188,13 @@ def report_text(labels, predictions, *, names: Sequence[str]) -> str:
 
 
 def bootstrap_intervals(
-    labels, probabilities, *, classes: int, draws: int = 1000, level: float = 0.95, seed: int = 0
+    labels,
+    probabilities,
+    *,
+    classes: int,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = SEED,
 ) -> dict[str, tuple[float, float] | None]:
     """How far the headline figures would move with other pictures (Efron 1979, percentiles).
 
@@ -221,33 +220,14 @@ def bootstrap_intervals(
     names = ("top1", "top5", "macro_f1", "weighted_f1", "balanced_accuracy")
     if not len(labels):
         return dict.fromkeys(names)
-    # Every figure depends on how many examples have which label, answer and top-5 alone: drawing
-    # examples is drawing such cells.
-    cells, counts = np.unique(
-        np.stack([labels, probabilities.argmax(axis=1), _rank(labels, probabilities) < 5], axis=1),
-        axis=0,
-        return_counts=True,
+    exam = Exam(
+        labels,
+        probabilities.argmax(axis=1)[None],
+        (label_rank(labels, probabilities) < 5)[None],
     )
-    label, answer, in_top5 = cells.T
-    drawn = np.random.default_rng(seed).multinomial(len(labels), counts / len(labels), size=draws)
-    own = np.eye(classes)[label]
-    support, said = drawn @ own, drawn @ np.eye(classes)[answer]
-    right = drawn @ (own * (label == answer)[:, None])
-    present = support > 0
-    f1 = 2 * right / np.maximum(support + said, 1)
-    recall = right / np.maximum(support, 1)
-    figures = (
-        right.sum(axis=1) / len(labels),
-        drawn @ in_top5 / len(labels),
-        (f1 * present).sum(axis=1) / present.sum(axis=1),
-        (f1 * support).sum(axis=1) / len(labels),
-        recall.sum(axis=1) / present.sum(axis=1),
-    )
+    figures = bootstrap(exam, draws=draws, seed=seed)
     tails = (1 - level) / 2, (1 + level) / 2
-    return {
-        name: tuple(map(float, np.quantile(values, tails)))
-        for name, values in zip(names, figures, strict=True)
-    }
+    return {name: tuple(map(float, np.quantile(figures[name], tails))) for name in names}
 
 
 def reliability(labels, probabilities, *, bins: int = 15) -> pd.DataFrame:

@@ -14,6 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("multitask", "spec"),
     ("run",),
+    ("bootstrap",),
     ("metrics", "figures"),
     ("data",),
     ("model",),

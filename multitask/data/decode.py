@@ -16,7 +16,9 @@ IDAT, EXIF in a WebP. Malformed Exif means orientation 1, never an error.
 
 import functools
 import re
+from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 MAX_PIXELS = 178_956_970  # Pillow's decompression-bomb limit; times 3 just within TF's 2**29 bytes
@@ -428,3 +430,19 @@ def _filtered_rows(rows, count):
         antialias=True,
     )
     return tf.reshape(picture, [count, -1])
+
+
+def read_reduced(path: Path, *, target_px: int) -> np.ndarray | None:
+    """A picture file, upright and reduced where its format can be, for people to look at.
+
+    Args:
+        path: of the file.
+        target_px: its shorter side is at least that where the original's is.
+
+    Returns:
+        uint8 [height, width, 3]; None where it cannot be read.
+    """
+    try:
+        return decode_image(tf.io.read_file(str(path)), target_px=target_px).numpy()
+    except tf.errors.OpError:
+        return None

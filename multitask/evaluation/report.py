@@ -9,10 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from multitask import figures, metrics
-from multitask.data.decode import decode_image
+from multitask.data.decode import read_reduced
 from multitask.data.files import count_reasons
 from multitask.data.near_duplicates import across_splits
 from multitask.data.table import load_table
@@ -235,7 +234,7 @@ def write_results(
     write_json(folder / "metrics.json", content)
 
     def load(path: str) -> np.ndarray | None:
-        return _thumbnail(run.data_dir / run.spec.images / path)
+        return read_reduced(run.data_dir / run.spec.images / path, target_px=THUMBNAIL_PX)
 
     with replacing(folder / "report.html") as temporary:
         write_page(
@@ -281,7 +280,7 @@ def _write_outliers(
     image_dir = run.data_dir / run.spec.images
     figures.outliers(
         run.results / f"outliers_{task}.png",
-        [_thumbnail(image_dir / path) for path in shown["path"]],
+        [read_reduced(image_dir / path, target_px=THUMBNAIL_PX) for path in shown["path"]],
         [
             f"true: {row.true}\nsaid: {row.predicted}\nconfidence {row.confidence:.2f}"
             for row in shown.itertuples()
@@ -289,14 +288,6 @@ def _write_outliers(
         task=task,
         total=len(frame),
     )
-
-
-def _thumbnail(path: Path) -> np.ndarray | None:
-    """The upright picture, reduced where its format can be; None where it cannot be read."""
-    try:
-        return decode_image(tf.io.read_file(str(path)), target_px=THUMBNAIL_PX).numpy()
-    except tf.errors.OpError:
-        return None
 
 
 def summary_lines(evaluation: Evaluation) -> list[str]:

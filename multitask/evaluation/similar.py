@@ -21,11 +21,10 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 from tqdm import tqdm
 
 from multitask import figures, metrics
-from multitask.data.decode import decode_image
+from multitask.data.decode import read_reduced
 from multitask.data.files import picture_sizes, why_unreadable
 from multitask.data.pipeline import file_names, readable_pictures
 from multitask.data.table import TRAIN, Table, load_table
@@ -484,22 +483,17 @@ def find_similar(
         ]
         figure = figures.similar(
             out / f"similar_{file.stem}.png",
-            _thumbnail(file),
-            [_thumbnail(image_dir / path) for path in neighbours["path"].head(PICTURED)],
+            read_reduced(file, target_px=THUMBNAIL_PX),
+            [
+                read_reduced(image_dir / path, target_px=THUMBNAIL_PX)
+                for path in neighbours["path"].head(PICTURED)
+            ],
             captions,
             title=file.stem,
             text=f"the nearest training pictures ({task or 'all tasks'})",
         )
         found.append(Found(file, neighbours, figure))
     return found
-
-
-def _thumbnail(path: Path) -> np.ndarray | None:
-    """The upright picture, reduced where its format can be; None where it cannot be read."""
-    try:
-        return decode_image(tf.io.read_file(str(path)), target_px=THUMBNAIL_PX).numpy()
-    except tf.errors.OpError:
-        return None
 
 
 def neighbour_lines(found: Found) -> list[str]:
