@@ -21,7 +21,8 @@ from multitask.learning import features, training
 from multitask.learning.training import train
 from multitask.model.network import load_network, parts
 from multitask.run import open_run
-from multitask.serving.predict import load_best, load_export, predict_files
+from multitask.serving.predict import predict_files
+from multitask.serving.predictor import load_best, load_export
 from multitask.spec import (
     MISSING,
     InputError,
@@ -199,9 +200,9 @@ def test_evaluation_export_and_prediction_agree(workdir, data_dir, capsys):
     capsys.readouterr()
     main(["predict", f"--model={workdir / 'export'}", f"--out={out}", str(files[0])])
     answers, said = pd.read_csv(out), capsys.readouterr().out
+    assert "1 answered" in said
     for task in run.spec.task_names:
         assert answers[task][0] == frame[f"{task}_predicted"][0]
-        assert frame[f"{task}_predicted"][0] in said
 
 
 def test_metrics_are_those_of_the_predictions(workdir, data_dir):

@@ -2,9 +2,8 @@
 
 import importlib.util
 import os
-import sys
-import tempfile
 
+from multitask.run import silent
 from multitask.spec import InputError, expected
 
 BACKENDS = ("tensorflow", "jax")
@@ -13,8 +12,6 @@ DISTRIBUTIONS = ("none", "mirrored", "multihost")
 
 def import_tensorflow(backend: str = BACKENDS[0]) -> None:
     """Import TensorFlow without its start-up notes, which no setting of its own silences.
-
-    They come from C++, on the file descriptor of stderr. Where the import fails they are shown.
 
     Args:
         backend: what Keras is to compute with. The input is TensorFlow's with each, and a model
@@ -28,18 +25,7 @@ def import_tensorflow(backend: str = BACKENDS[0]) -> None:
     if importlib.util.find_spec(backend) is None:
         raise InputError(f"--backend={backend}: needs an extra: pip install 'multitask[{backend}]'")
     os.environ["KERAS_BACKEND"] = backend
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as notes:
-        os.dup2(notes.fileno(), 2)
-        try:
-            import tensorflow
-        except BaseException:
-            notes.seek(0)
-            os.write(kept, notes.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+    with silent():
+        import tensorflow
     if backend != "tensorflow":  # which would take the memory of the GPU that it has no use for
         tensorflow.config.set_visible_devices([], "GPU")

@@ -2,18 +2,25 @@
 
   multitask predict --model=runs/first/export PICTURE_OR_FOLDER …
   multitask predict --workdir=runs/first PICTURE_OR_FOLDER …
+  multitask predict --model=runs/first/export --out=answers.csv FOLDER
 
 Preprocessing is that of training. A picture that cannot be read gets its line and
-the rest go on."""
+the rest go on. With --out answers are kept as they come: if it is interrupted, the
+same command with --resume goes on."""
 
 import dataclasses
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 from absl import flags
 
 from multitask.commands import import_tensorflow
-from multitask.spec import InputError
+from multitask.commands.model_flags import confidence, define_model_flags, thresholds_of
+from multitask.spec import InputError, expected
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -21,18 +28,14 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("model", None, "folder that `multitask export` wrote", **to)
     flags.DEFINE_string("workdir", None, "instead of --model: a run, for its best model", **to)
     flags.DEFINE_string("data_dir", None, "with --workdir: where the data has moved to", **to)
-    flags.DEFINE_string("out", None, "write the answers to this .csv or .json file too", **to)
     flags.DEFINE_string(
-        "min_confidence",
-        "0",
-        "answer `uncertain` where the highest probability is below this; auto:0.9 takes for each "
-        "task the lowest confidence from which on 0.9 of the answers were right on the selection "
-        "split",
+        "out",
+        None,
+        "write the answers to this .csv, .jsonl or .parquet file instead of the console",
         **to,
     )
-    flags.DEFINE_boolean(
-        "calibrated", True, "scale probabilities by the temperature that `evaluate` found", **to
-    )
+    flags.DEFINE_boolean("resume", False, "with --out: go on where it was interrupted", **to)
+    define_model_flags(values, "with --model: ")
     flags.DEFINE_enum(
         "tta",
         None,
@@ -43,64 +46,84 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("batch_size", 16, "pictures at a time", lower_bound=1, **to)
 
 
-def _confidence(text: str) -> tuple[bool, float]:
-    """`0.6` -> (False, 0.6), `auto:0.9` -> (True, 0.9)."""
-    auto, _, number = text.rpartition(":")
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1.0
-    if auto not in ("", "auto") or not 0 <= value <= 1:
-        raise InputError(
-            f"--min_confidence: {text!r}: expected a number from 0 to 1, or auto: and such a "
-            "number, as in auto:0.9"
-        )
-    return bool(auto), value
+def _check_out(out: Path) -> None:
+    if out.suffix.lower() not in SUFFIXES:
+        raise InputError(f"--out: {out}: {expected(out.suffix.lower(), SUFFIXES)}")
+    if out.is_dir():
+        raise InputError(f"--out: {out}: is a folder; name a file")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out: {out}: there is no folder {out.parent}")
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
-    auto, least = _confidence(values.min_confidence)
+    least = confidence(values.min_confidence)
     if bool(values.model) == bool(values.workdir):
         raise InputError("multitask predict: give either --model=EXPORT or --workdir=RUN")
+    if values.workdir and values.runtime not in ("auto", "tensorflow"):
+        raise InputError(f"--runtime={values.runtime}: is for --model; a run is TensorFlow's")
     out = Path(values.out) if values.out else None
-    if out and out.suffix.lower() not in (".csv", ".json"):
-        raise InputError(f"--out: {out}: expected a name that ends in .csv or .json")
-    if out and out.is_dir():
-        raise InputError(f"--out: {out}: is a folder; name a file")
-    if out and not out.absolute().parent.is_dir():
-        raise InputError(f"--out: {out}: there is no folder {out.parent}")
+    if out:
+        _check_out(out)
+    elif values.resume:
+        raise InputError("--resume: is for --out; without it nothing is kept to go on with")
 
     import_tensorflow()
     from multitask.run import open_run
-    from multitask.serving import predict
+    from multitask.serving import predict, predictor
+    from multitask.serving.answers import Answers
 
     files = predict.find_pictures(left)
     if values.model:
-        predictor = predict.load_export(Path(values.model))
+        model = predictor.load_export(Path(values.model), runtime=values.runtime)
     else:
         data_dir = Path(values.data_dir) if values.data_dir else None
-        predictor = predict.load_best(open_run(Path(values.workdir), data_dir))
-    predictor = dataclasses.replace(predictor, calibrated=values.calibrated, tta=values.tta)
-    thresholds = predictor.thresholds(least) if auto else dict.fromkeys(predictor.classes, least)
-    if auto:
-        print("From: " + ", ".join(f"{task} {value:.3f}" for task, value in thresholds.items()))
-    answers = []
-    for file, said in predict.predict_files(predictor, files, batch_size=values.batch_size):
-        if isinstance(said, str):
-            print(f"{file}: {said}", file=sys.stderr, flush=True)
-        else:
-            said = {
-                task: predict.answer(
-                    probabilities,
-                    predictor.classes[task],
-                    min_confidence=thresholds[task],
-                )
-                for task, probabilities in said.items()
-            }
-            print("\n".join(predict.answer_lines(file, said)), flush=True)
-        answers.append((file, said))
+        model = predictor.load_best(open_run(Path(values.workdir), data_dir))
+    model = dataclasses.replace(model, calibrated=values.calibrated, tta=values.tta)
+    thresholds = thresholds_of(model, least)
+    answers = None
     if out:
-        predict.write_answers(out, answers)
+        settings = {
+            "model": model.identity,
+            "runtime": model.runtime,
+            "min_confidence": thresholds,
+            "calibrated": values.calibrated,
+            "tta": values.tta,
+        }
+        answers = Answers(out, settings, model.classes, resume=values.resume)
+        before = len(files)
+        files = [file for file in files if not answers.has(file)]
+        if len(files) < before:
+            print(f"Going on: {before - len(files):,} of {before:,} were answered before")
+        print(f"Predicting {len(files):,} pictures with {model.runtime}")
+    readable, uncertain, began = 0, Counter(), time.perf_counter()
+    try:
+        for file, said in predict.predict_files(model, files, batch_size=values.batch_size):
+            if isinstance(said, str):
+                print(f"{file}: {said}", file=sys.stderr, flush=True)
+            else:
+                said = {
+                    task: predict.answer(
+                        probabilities, model.classes[task], min_confidence=thresholds[task]
+                    )
+                    for task, probabilities in said.items()
+                }
+                readable += 1
+                uncertain.update(t for t, one in said.items() if one["answer"] == predict.UNCERTAIN)
+                if not answers:
+                    print("\n".join(predict.answer_lines(file, said)), flush=True)
+            if answers:
+                answers.add(file, said)
+    finally:
+        if answers:
+            answers.close()
+    if answers:
+        seconds = time.perf_counter() - began
+        answers.finish()
+        rate = f", {readable / seconds:.0f} a second" if readable else ""
+        print(f"{readable:,} answered{rate}; {len(files) - readable:,} cannot be read")
+        if any(thresholds.values()) and readable:
+            shares = (f"{task} {uncertain[task] / readable:.1%}" for task in model.classes)
+            print(f"Uncertain: {', '.join(shares)}")
         print(f"Written: {out}")
-    if all(isinstance(said, str) for _, said in answers):
-        raise InputError(f"none of the {len(answers)} pictures can be read")
+    if files and not readable:
+        raise InputError(f"none of the {len(files)} pictures can be read")

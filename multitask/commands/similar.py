@@ -47,7 +47,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
 
     found = find_similar(
         run,
-        find_pictures([*values.query, *left]),
+        [Path(name) for name in find_pictures([*values.query, *left])],
         model_file=model_file,
         task=values.task,
         top_k=values.top_k,

@@ -7,86 +7,43 @@ from keras import ops
 from PIL import Image
 
 from multitask.data.decode import RESIZE_KINDS
-from multitask.evaluation.predictions import compiled
 from multitask.learning.backend import gradient
-from multitask.model.network import parts
 from multitask.spec import expected
 
 COLOURS = "inferno"
 OPACITY = 0.65  # of the colours where the map is 1
 
 
-def class_activation_maps(
-    model: keras.Model, images, task: str, classes, *, batch_size: int = 32
-) -> np.ndarray:
+def activation_maps(head: keras.Model, features, classes):
     """Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2) of the trunk's feature map.
 
     A channel's weight is the gradient of the class's logit with respect to the channel, averaged
     over its places; the map is the ReLU of the weighted sum of the channels.
 
     Args:
-        model: image -> {task: logits}, of a trunk and heads.
-        images: float [n, size, size, 3], 0 to 255, resized as for the model.
-        task: whose class.
-        classes: int [n], the class to explain of each image.
-        batch_size: images at a time, which bounds the memory.
+        head: of the task: feature map -> logits.
+        features: float [batch, height, width, channels], the trunk's output.
+        classes: int [batch], the class to explain of each example.
 
     Returns:
-        float32 [n, height, width], the size of the feature map, in [0, 1]: each map is divided by
-        its maximum, and is all zero where nothing speaks for the class.
+        A tensor, float32 [batch, height, width], in [0, 1]: each map is divided by its maximum,
+        and is all zero where nothing speaks for the class.
 
     Raises:
-        ValueError: no such task or class, shapes that do not match, or a trunk without a map.
+        ValueError: a trunk without a map.
     """
-    trunk, heads = parts(model)
-    if task not in heads:
-        raise ValueError(f"task: {task!r}. {expected(task, heads)}")
-    head = heads[task]
-    images, classes = np.asarray(images), np.asarray(classes)
-    count, shape = head.output_shape[-1], tuple(trunk.input_shape[1:])
-    if images.ndim != 4 or images.shape[1:] != shape:
-        raise ValueError(f"images: shape {images.shape}, expected {('n', *shape)}")
-    if classes.shape != images.shape[:1] or classes.dtype.kind not in "iu":
-        raise ValueError(
-            f"classes: shape {classes.shape} of {classes.dtype}, expected one whole number for "
-            f"each of {len(images)} images"
-        )
-    wrong = classes[(classes < 0) | (classes >= count)]
-    if len(wrong):
-        raise ValueError(f"classes: {wrong[0]}, expected 0 to {count - 1} for {task}")
-    if len(trunk.output_shape) != 4:
-        raise ValueError(f"the trunk has no feature map: its output is {trunk.output_shape}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: {batch_size}, expected at least 1")
-
-    infer = compiled(trunk)
-    maps = np.zeros((len(images), *trunk.output_shape[1:3]), np.float32)
-    for begin in range(0, len(images), batch_size):
-        part = slice(begin, begin + batch_size)
-        features = infer(ops.convert_to_tensor(images[part], "float32"))
-        maps[part] = activation_maps(head, features, classes[part])
-    return maps
-
-
-def activation_maps(head: keras.Model, features, classes: np.ndarray) -> np.ndarray:
-    """`class_activation_maps` of one batch.
-
-    Args:
-        head: of the task.
-        features: float [batch, height, width, channels], the trunk's output.
-        classes: int [batch].
-    """
+    if len(features.shape) != 4:
+        raise ValueError(f"the trunk has no feature map: its output is {features.shape}")
     chosen = ops.one_hot(classes, head.output_shape[-1])
     # In inference no example's logits depend on another's: the sum has each one's own gradient.
     slopes = gradient(
         lambda at: ops.sum(head(at, training=False) * chosen), ops.convert_to_tensor(features)
     )
-    slopes = ops.convert_to_numpy(ops.cast(slopes, "float32"))
-    features = ops.convert_to_numpy(ops.cast(features, "float32"))
-    weights = slopes.mean(axis=(1, 2))
-    found = np.maximum(np.einsum("nhwc,nc->nhw", features, weights), 0)
-    highest = found.max(axis=(1, 2), keepdims=True)
-    return np.divide(found, highest, out=np.zeros_like(found), where=highest > 0)
+    weights = ops.mean(ops.cast(slopes, "float32"), axis=(1, 2))
+    weighted = ops.cast(features, "float32") * weights[:, None, None, :]
+    found = ops.relu(ops.sum(weighted, axis=-1))
+    highest = ops.max(found, axis=(1, 2), keepdims=True, initial=0)
+    return ops.divide_no_nan(found, highest)
 
 
 def overlay(picture: np.ndarray, cam: np.ndarray, *, how: str = "squash") -> np.ndarray:

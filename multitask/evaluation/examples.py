@@ -56,7 +56,7 @@ def attention_examples(
                 continue
             rows = [seen[place][1] for place in among]
             answers = predictions.answers(task)[rows]
-            maps = activation_maps(heads[task], features[among], answers)
+            maps = np.asarray(activation_maps(heads[task], features[among], answers))
             for row, answer, cam in zip(rows, answers, maps, strict=True):
                 picture = load(predictions.paths[row])
                 if picture is not None:

@@ -1,295 +1,196 @@
-"""A run's best model -> one SavedModel that takes encoded pictures, and needs nothing of ours.
+"""A run's best model -> artifacts that need nothing of ours.
 
-export/saved_model.pb, variables/   tf.saved_model.load reads it
-export/classes.json                 tasks, class names, image size, where it came from
-export/MODEL_CARD.md                data, counts, metrics, recipe, licence
+export/<spec>/1/          SavedModel: `tf.saved_model.load`, TensorFlow Serving
+export/<spec>.onnx        ONNX; likewise .tflite (LiteRT) and .keras
+export/classes.json       tasks, class names, image size, thresholds, which artifacts there are
+export/report.json        each artifact against the model: agreement, size, speed
+export/MODEL_CARD.md      data, counts, metrics, recipe, licence
 """
 
-import json
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from multitask.data.decode import decode_image, resize_image
-from multitask.data.pipeline import file_names, readable_pictures
-from multitask.data.table import SPLITS, VAL, Table, load_table, read_classes
-from multitask.evaluation.calibration import Calibration, saved_calibrations
-from multitask.evaluation.predictions import compiled, softmax
+from multitask.data.pipeline import file_names
+from multitask.data.records import prepare
+from multitask.data.table import SPLITS, TRAIN, VAL, Table, load_table, read_classes
+from multitask.evaluation.calibration import saved_calibrations
 from multitask.evaluation.trained_on import left_out
-from multitask.model.network import load_network
-from multitask.run import (
-    Run,
-    RunError,
-    name_in_run,
-    package_versions,
-    replacing,
-    write_json,
-)
-from multitask.spec import InputError
+from multitask.model.network import connect, load_network, parts
+from multitask.run import Run, RunError, package_versions, replacing, silent, write_json
+from multitask.serving.agreement import Artifact, compare, table_lines, why_refused
+from multitask.serving.card import model_card
+from multitask.serving.formats import FLOAT32, FORMATS, PRECISIONS, Source, check_installed
+from multitask.spec import InputError, expected
 
-SIGNATURE, PIXELS = "serving_default", "pixels"
-TOLERANCE = 1e-5  # greatest difference of a probability between the export and the Keras model
-CHECKED_PICTURES = 32
-FORMAT = 2  # of classes.json; goes up when a reader of the old one would be wrong
-
-
-def serving_functions(
-    model: keras.Model,
-    classes: dict[str, tuple[str, ...]],
-    *,
-    size_px: int,
-    how: str,
-    calibrations: Mapping[str, Calibration],
-) -> dict[str, Callable]:
-    """Pictures -> every task's answer, as graphs.
-
-    Args:
-        model: image -> {task: logits}.
-        classes: task -> class names.
-        size_px: side of the model's input.
-        how: one of decode.RESIZE_KINDS.
-        calibrations: task -> the temperature that its logits are divided by.
-
-    Returns:
-        SIGNATURE: a tf.function from encoded pictures, string [batch]; PIXELS: one from pictures of
-        the model's size, float32 [batch, size, size, 3] in 0..255. Both give, for each task,
-        `{task}_probabilities` float32 [batch, classes] (calibrated), `{task}_logits` of the same
-        shape (not calibrated), `{task}_classes` string [classes] (their names, in that order) and
-        `{task}_label` string [batch] (the most probable name).
-    """
-    shape = [size_px, size_px, 3]
-
-    def load(data: tf.Tensor) -> tf.Tensor:
-        return resize_image(decode_image(data, target_px=size_px), size_px=size_px, how=how)
-
-    @tf.function(input_signature=[tf.TensorSpec([None, *shape], tf.float32, name="image")])
-    def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        answers = {}
-        for task, logits in model(image, training=False).items():
-            names = tf.constant(classes[task])
-            temperature = calibrations[task].temperature
-            answers[f"{task}_logits"] = logits
-            answers[f"{task}_probabilities"] = tf.nn.softmax(logits / temperature)
-            answers[f"{task}_classes"] = names
-            answers[f"{task}_label"] = tf.gather(names, tf.argmax(logits, axis=-1))
-        return answers
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
-    def serve(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return answer(
-            tf.map_fn(load, image_bytes, fn_output_signature=tf.TensorSpec(shape, tf.float32))
-        )
-
-    return {SIGNATURE: serve, PIXELS: answer}
+CHECKED_PICTURES = {"none": 32, "float16": 256, "int8": 256}
+CALIBRATED_ON = 128  # training pictures, for the ranges of int8
+FORMAT = 3  # of classes.json; goes up when a reader of the old one would be wrong
 
 
 def export(
-    run: Run, *, model_file: Path | None = None, tell: Callable[[str], None] = print
+    run: Run,
+    *,
+    model_file: Path | None = None,
+    formats: Sequence[str] = ("savedmodel",),
+    quantize: str = "none",
+    tasks: Sequence[str] | None = None,
+    out: Path | None = None,
+    records_dir: Path | None = None,
+    pictures: int | None = None,
+    tell: Callable[[str], None] = print,
 ) -> Path:
-    """Write `export/`, after it has been run on real pictures and agrees with the Keras model.
+    """Write `export/`, after each artifact was run on real pictures and agrees with the model.
 
     Args:
         run: from open_run.
         model_file: another model of the run; None: the best over all.
+        formats: of formats.FORMATS.
+        quantize: of formats.PRECISIONS; a format that has none of it stays float32.
+        tasks: which; None: all.
+        out: the folder; None: `export` in the workdir.
+        records_dir: where prepared records lie, for int8; None: `records` in the data's folder.
+        pictures: to check with; 0: every one of the exam; None: CHECKED_PICTURES.
         tell: shows a line.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: no model yet, or no picture to check with.
-        RunError: the export disagrees; the export folder is as it was before.
+        InputError: no model yet, no picture to check with, no such format or task, or what it needs
+            is not installed.
+        RunError: an artifact disagrees; the export folder is as it was before.
     """
-    model_file = model_file or run.best_model
+    spec, model_file = run.spec, model_file or run.best_model
+    _check(formats, quantize)
+    tasks = _asked(spec.task_names, tasks)
     if not model_file.is_file():
         raise InputError(f"{model_file}: no such model; `multitask train` makes it")
-    spec = run.spec
     classes = {task.name: read_classes(run.data_dir / task.classes) for task in spec.tasks}
     model = load_network(model_file, spec, classes)
-    calibrations = saved_calibrations(run, model_file)
+    if tasks != spec.task_names:
+        trunk, heads = parts(model)
+        model = connect(trunk, {task: heads[task] for task in tasks})
+    found = saved_calibrations(run, model_file)
+    calibrations = {task: found[task] for task in tasks}
     table = load_table(spec, run.data_dir, left_out=left_out(run))
-    pictures = _pictures_to_check(run, table)
-    target = run.workdir / "export"
+    rows, names = _pictures_to_check(
+        run, table, CHECKED_PICTURES[quantize] if pictures is None else pictures
+    )
+    description = {
+        "format": FORMAT,
+        "spec": spec.name,
+        "image_size": spec.image_size,
+        "resize": spec.resize,
+        "classes": {task: classes[task] for task in tasks},
+        "calibration": {task: one.to_dict() for task, one in calibrations.items()},
+        "model": hashlib.sha256(model_file.read_bytes()).hexdigest(),
+    }
+    source = Source(
+        name=spec.name,
+        model=model,
+        classes=description["classes"],
+        how=spec.resize,
+        calibrations=calibrations,
+        description=description,
+        representative=list(_representative(run, records_dir)) if quantize == "int8" else [],
+    )
+    target = out or run.workdir / "export"
     with replacing(target) as folder:
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        functions = serving_functions(
-            model, classes, size_px=spec.image_size, how=spec.resize, calibrations=calibrations
-        )
-        for name, function in functions.items():
-            archive.add_endpoint(name, function)
-        archive.write_out(str(folder), verbose=False)
-        difference = _disagreement(folder, model, run, pictures, calibrations)
-        if difference > TOLERANCE:
-            raise RunError(
-                f"the export disagrees with {model_file} by {difference:.2g} in probability on "
-                f"{len(pictures)} pictures (allowed: {TOLERANCE:g}); it was thrown away"
-            )
+        folder.mkdir()
+        artifacts = []
+        for name in formats:
+            with silent():
+                path = folder / FORMATS[name].write(source, folder, quantize)
+            quantized = FORMATS[name].quantizes and quantize != "none"
+            artifacts.append(Artifact(name, path, quantize if quantized else FLOAT32))
+        entries = compare(artifacts, model, calibrations, table, rows, names, how=spec.resize)
+        for entry in entries[1:]:
+            if refused := why_refused(entry):
+                raise RunError(
+                    f"the {FORMATS[entry['format']].title} export disagrees with {model_file} "
+                    f"{refused} on {entry['pictures']} pictures; it was thrown away"
+                )
+        where = {a.format: a.path.relative_to(folder).as_posix() for a in artifacts}
         write_json(
             folder / "classes.json",
             {
-                "format": FORMAT,
-                "spec": spec.name,
-                "image_size": spec.image_size,
-                "resize": spec.resize,
-                "classes": classes,
-                "calibration": {task: found.to_dict() for task, found in calibrations.items()},
+                **description,
+                "artifacts": where,
+                "precisions": {a.format: a.precision for a in artifacts},
                 "versions": package_versions(),
             },
         )
-        card = model_card(run, model_file, table, difference, len(pictures), calibrations)
-        (folder / "MODEL_CARD.md").write_text(card)
+        write_json(folder / "report.json", {"artifacts": entries})
+        card = model_card(run, model_file, table, calibrations, entries, where)
+        (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    count = entries[0]["pictures"]
     tell(
-        f"Checked on {len(pictures)} pictures: probabilities agree with {model_file.name} to "
-        f"{difference:.1g}"
+        f"Checked on {count} pictures against {model_file.name} (a task: top-1/macro-F1; a batch: "
+        "pictures a second):"
     )
+    for line in table_lines(entries):
+        tell(line)
     return target
 
 
-def _pictures_to_check(run: Run, table: Table) -> list[str]:
-    """Real pictures of the exam (no labels are read), else of training."""
+def _check(formats: Sequence[str], quantize: str) -> None:
+    if quantize not in PRECISIONS:
+        raise InputError(f"--quantize: {quantize!r}. {expected(quantize, PRECISIONS)}")
+    if not formats:
+        raise InputError(f"--format: none named. {expected('', FORMATS)}")
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(f"--format: {name!r}. {expected(name, FORMATS)}")
+        if formats.count(name) > 1:
+            raise InputError(f"--format: {name} is named twice")
+        check_installed(name)
+    able = [name for name, kind in FORMATS.items() if kind.quantizes]
+    if quantize != "none" and not set(able) & set(formats):
+        raise InputError(
+            f"--quantize={quantize}: is for {' and '.join(able)}; asked is {', '.join(formats)}"
+        )
+
+
+def _asked(known: tuple[str, ...], tasks: Sequence[str] | None) -> tuple[str, ...]:
+    """In the spec's order."""
+    if tasks is None:
+        return known
+    for task in tasks:
+        if task not in known:
+            raise InputError(f"--tasks: {task!r}. {expected(task, known)}")
+    if not tasks:
+        raise InputError(f"--tasks: none named. {expected('', known)}")
+    return tuple(task for task in known if task in tasks)
+
+
+def _pictures_to_check(run: Run, table: Table, count: int) -> tuple[np.ndarray, list[str]]:
+    """Real pictures of the exam, else of training: rows of the table and files."""
     image_dir = run.data_dir / run.spec.images
     for split in (VAL, *SPLITS):
-        names = [n for n in file_names(table, table.rows(split), image_dir) if Path(n).is_file()]
-        if names:
-            step = max(1, len(names) // CHECKED_PICTURES)
-            return names[::step][:CHECKED_PICTURES]
+        rows = table.rows(split)
+        names = file_names(table, rows, image_dir)
+        here = [place for place, name in enumerate(names) if Path(name).is_file()]
+        if here:
+            step = max(1, len(here) // count) if count else 1
+            here = here[::step][: count or None]
+            return rows[here], [names[place] for place in here]
     raise InputError(
         f"{image_dir}: no picture is there to check the export with; name where with --data_dir"
     )
 
 
-def _disagreement(
-    folder: Path,
-    model: keras.Model,
-    run: Run,
-    pictures: list[str],
-    calibrations: Mapping[str, Calibration],
-) -> float:
-    """The greatest difference of a probability: loaded export against the Keras model."""
-    loaded = tf.saved_model.load(str(folder)).signatures
-    infer = compiled(model)
-    worst, seen = 0.0, 0
-    for indices, image in readable_pictures(
-        pictures, size_px=run.spec.image_size, how=run.spec.resize, batch_size=8
-    ):
-        data = tf.constant([Path(pictures[i]).read_bytes() for i in indices.numpy()])
-        said = infer(image)
-        for answers in (loaded[SIGNATURE](data), loaded[PIXELS](image)):
-            for task, logits in said.items():
-                expected = softmax(np.asarray(logits) / calibrations[task].temperature)
-                found = answers[f"{task}_probabilities"].numpy()
-                worst = float(np.maximum(worst, np.abs(found - expected).max()))  # NaN stays
-        seen += len(indices)
-    if not seen:
-        raise InputError(f"{pictures[0]}: none of the pictures to check with can be read")
-    # NaN on both sides would agree with itself.
-    return worst if np.isfinite(worst) else float("inf")
-
-
-def model_card(
-    run: Run,
-    model_file: Path,
-    table: Table,
-    difference: float,
-    checked: int,
-    calibrations: Mapping[str, Calibration],
-) -> str:
-    """The model card (Mitchell et al. 2019) as Markdown: data, counts, metrics, recipe."""
+def _representative(run: Run, records_dir: Path | None) -> Iterator[np.ndarray]:
+    """Training pictures from their records, evenly over all, float32 [1, size, size, 3]."""
     spec = run.spec
-    metrics, baseline = _results(run, model_file)
-    lines = [
-        f"# {spec.title or spec.name}: {', '.join(spec.task_names)}",
-        "",
-        f"One {spec.trunk.name} at {spec.image_size} px with one head a task. The signature "
-        f"`{SIGNATURE}` takes encoded JPEG, PNG or WebP bytes, string [batch], and gives for "
-        "each task `{task}_probabilities` (calibrated), `{task}_logits`, `{task}_classes` and "
-        "`{task}_label`.",
-        "",
-        "## Data",
-        "",
-        f"- Source: {spec.source}",
-        f"- Licence of the data: {spec.licence}",
-        "- A picture that is val for one task was trained on for none; "
-        f"{spec.selection:.0%} of the training pictures were held out for choosing the model.",
-        "",
-        "| split | pictures | " + " | ".join(f"{task} labels" for task in table.tasks) + " |",
-        "|---|---|" + "---|" * len(table.tasks),
-    ]
-    for split, counts in table.counts().iterrows():
-        lines.append(f"| {split} | " + " | ".join(f"{count:,}" for count in counts) + " |")
-    lines += ["", "## Metrics on the official val rows", ""]
-    if metrics:
-        lines += [
-            "| task | labelled | top-1 | top-5 | macro-F1 | commonest class: top-1 | macro-F1 |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for task in table.tasks:
-            values = [
-                *(metrics.get(f"{task}/{n}") for n in ("labelled", "top1", "top5", "macro_f1")),
-                *(baseline.get(f"{task}/{n}") for n in ("top1", "macro_f1")),
-            ]
-            lines.append(f"| {task} | " + " | ".join(_cell(value) for value in values) + " |")
-    else:
-        lines.append("Not evaluated (`multitask evaluate` writes them).")
-    lines += [
-        "",
-        "## Recipe",
-        "",
-        f"- Trunk weights to start from: {spec.trunk.weights}; batch {spec.batch_size}; epochs "
-        f"heads {spec.phases.heads.epochs}, finetune {spec.phases.finetune.epochs} (at most); "
-        f"seed {spec.seed}",
-    ]
-    for task in spec.tasks:
-        lines.append(
-            f"- {task.name}: head {_kind(task.head)}; loss {_kind(task.loss)}; "
-            f"schedule {_kind(task.schedule)}; class-weight exponent "
-            f"{task.class_weight_exponent:g}; freeze depth {task.freeze_depth}"
-        )
-    lines += ["", "## Confidence", ""]
-    for task, found in calibrations.items():
-        lines.append(
-            f"- {task}: logits are divided by {found.temperature:.3f}, fitted on "
-            f"{found.fitted_on:,} pictures held out of training"
-            if found.fitted_on
-            else f"- {task}: not calibrated"
-        )
-    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
-    lines += [
-        "",
-        "## Checks",
-        "",
-        f"- Run on {checked} pictures from `tf.saved_model.load`: probabilities agree with the "
-        f"Keras model to {difference:.1g} (allowed {TOLERANCE:g}).",
-        f"- Made with {versions}.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _results(run: Run, model_file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metrics and baselines of the model's own evaluation; nothing where there is none."""
-    path = run.results / "metrics.json"
-    if not path.is_file():
-        return {}, {}
-    try:
-        content = json.loads(path.read_text())
-        if content["model"] != name_in_run(run, model_file):
-            return {}, {}
-        return content["metrics"], content["baseline"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not what `multitask evaluate` writes: {error}") from None
-
-
-def _cell(value: float | int | None) -> str:
-    if value is None:
-        return "n/a"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-
-
-def _kind(choice) -> str:
-    options = ", ".join(f"{name} {value}" for name, value in choice.options.items())
-    return f"{choice.kind} ({options})" if options else choice.kind
+    prepared = prepare(spec, run.data_dir, records_dir)
+    count = len(prepared.table.rows(TRAIN))
+    places = np.unique(np.linspace(0, count - 1, min(count, CALIBRATED_ON)).astype(np.int64))
+    dataset = prepared.reader(TRAIN)(tf.data.Dataset.from_tensor_slices(places))
+    for _, data in dataset:
+        image = decode_image(data, target_px=spec.image_size)
+        yield resize_image(image, size_px=spec.image_size, how=spec.resize).numpy()[None]

@@ -13,7 +13,8 @@ from PIL import Image
 from multitask.data.table import load_table
 from multitask.evaluation.calibration import Calibration
 from multitask.run import RunError, start_run
-from multitask.serving import export as module
+from multitask.serving import agreement, signatures
+from multitask.serving.card import model_card
 from multitask.serving.export import export
 from multitask.spec import InputError
 
@@ -31,7 +32,7 @@ def exported(run):
 
 @pytest.fixture(scope="module")
 def serve(exported):
-    loaded = tf.saved_model.load(str(exported[0]))
+    loaded = tf.saved_model.load(str(exported[0] / "colours" / "1"))
     signature = loaded.signatures["serving_default"]
     return lambda pictures: signature(tf.constant(pictures, tf.string)), loaded
 
@@ -86,7 +87,13 @@ def test_it_loads_where_only_tensorflow_is(exported, data, known, tmp_path):
         "assert not [name for name in sys.modules if name.startswith('multitask.')]\n"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code, str(exported[0]), str(data.folder / "pictures" / path)],
+        [
+            sys.executable,
+            "-c",
+            code,
+            str(exported[0] / "colours" / "1"),
+            str(data.folder / "pictures" / path),
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -102,15 +109,19 @@ def test_it_loads_where_only_tensorflow_is(exported, data, known, tmp_path):
 def test_classes_json_describes_it(exported, known):
     content = json.loads((exported[0] / "classes.json").read_text())
     assert content["classes"] == {task: list(names) for task, names in known.CLASSES.items()}
-    assert (content["format"], content["spec"], content["image_size"]) == (2, "colours", 32)
+    assert (content["format"], content["spec"], content["image_size"]) == (3, "colours", 32)
     assert content["resize"] == "squash"
+    assert content["artifacts"] == {"savedmodel": "colours/1"}
+    assert content["precisions"] == {"savedmodel": "float32"}
     assert {found["temperature"] for found in content["calibration"].values()} == {1.0}
 
 
 def test_the_console_says_what_was_checked(exported):
-    (line,) = exported[1]
-    assert line.startswith("Checked on 32 pictures: probabilities agree with best_model.keras to ")
-    assert float(line.split()[-1]) <= 1e-5
+    first, head, model, savedmodel = exported[1]
+    assert first.startswith("Checked on 32 pictures against best_model.keras (a task: top-1/macro")
+    assert head.split()[:2] == ["precision", "size"]
+    assert model.strip().startswith("the model float32")
+    assert float(savedmodel.split()[4]) <= 1e-5
 
 
 def files(folder):
@@ -123,7 +134,7 @@ def test_one_that_disagrees_leaves_things_as_they_were(known, data, tmp_path, mo
     older.mkdir(parents=True)
     (older / "older").write_text("an older export")
     before = files(run.workdir)
-    monkeypatch.setattr(module, "TOLERANCE", -1.0)
+    monkeypatch.setitem(agreement.BOUNDS, "float32", agreement.Bound(-1.0, 0.0))
     told = []
     with pytest.raises(RunError, match="disagrees with .*best_model.keras by .* thrown away"):
         export(run, tell=told.append)
@@ -135,14 +146,14 @@ def test_one_that_disagrees_leaves_things_as_they_were(known, data, tmp_path, mo
 def test_a_real_disagreement_is_seen(known, data, tmp_path, monkeypatch):
     """An export with another preprocessing than the model's: the pictures' first pixel is black."""
     run = known.make_run(tmp_path / "run", data, tasks=("warmth",))
-    resize = module.resize_image
+    resize = signatures.resize_image
 
     def other(image, *, size_px, how):
         mask = np.ones((size_px, size_px, 1), np.float32)
         mask[0, 0] = 0
         return resize(image, size_px=size_px, how=how) * mask
 
-    monkeypatch.setattr(module, "resize_image", other)
+    monkeypatch.setattr(signatures, "resize_image", other)
     with pytest.raises(RunError, match="disagrees"):
         export(run)
     assert not (run.workdir / "export").exists()
@@ -214,7 +225,7 @@ def test_the_card_after_an_evaluation(known, data, tmp_path):
     (run.results / "metrics.json").write_text(json.dumps(content))
     folder = export(run, tell=lambda line: None)
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    assert {"MODEL_CARD.md", "classes.json", "saved_model.pb"} <= names
+    assert names == {"MODEL_CARD.md", "classes.json", "report.json"}
     assert "stale.txt" not in names  # the older export is replaced whole
     card = (folder / "MODEL_CARD.md").read_text()
     assert rows_of(card, "warmth") == [
@@ -223,10 +234,15 @@ def test_the_card_after_an_evaluation(known, data, tmp_path):
     # Those are the figures of best_model.keras; another model of the run was not examined.
     table = load_table(run.spec, run.data_dir)
     known_of = {task: Calibration(1.25, 40) for task in table.tasks}
-    card = module.model_card(run, run.best_model_of("warmth"), table, 0.0, 1, known_of)
+    entries = json.loads((folder / "report.json").read_text())["artifacts"]
+    told = (table, known_of, entries, {"savedmodel": "colours/1"})
+    card = model_card(run, run.best_model_of("warmth"), *told)
     assert "- warmth: logits are divided by 1.250, fitted on 40 pictures" in card
     assert "Not evaluated" in card
     assert rows_of(card, "warmth") == []
+    ((_, precision, by, difference, same, *_),) = rows_of(card, "SavedModel: warmth")
+    assert (precision, by, same) == ("float32", f"TensorFlow {tf.__version__}", "1.000")
+    assert difference.endswith(" (1e-05)")
     (run.results / "metrics.json").write_text("{}")
     with pytest.raises(InputError, match="metrics.json: not what `multitask evaluate` writes"):
-        module.model_card(run, run.best_model, table, 0.0, 1, known_of)
+        model_card(run, run.best_model, *told)

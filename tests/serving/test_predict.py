@@ -4,9 +4,11 @@ import csv
 import dataclasses
 import json
 import shutil
-from pathlib import Path
+import subprocess
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.special
 import tensorflow as tf
@@ -17,16 +19,10 @@ from multitask.data.table import load_table
 from multitask.evaluation.predictions import predict_exam
 from multitask.evaluation.views import TTA
 from multitask.model.network import load_network
+from multitask.serving.answers import Answers
 from multitask.serving.export import export
-from multitask.serving.predict import (
-    answer,
-    answer_lines,
-    find_pictures,
-    load_best,
-    load_export,
-    predict_files,
-    write_answers,
-)
+from multitask.serving.predict import answer, answer_lines, find_pictures, predict_files
+from multitask.serving.predictor import load_best, load_export
 from multitask.spec import InputError
 
 
@@ -69,13 +65,13 @@ def test_folders_are_searched_sorted_and_each_file_comes_once(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "b" / "folder.png").mkdir()
-    inside = [tmp_path / name for name in ("a/z.png", "b/1.webp", "b/2.JPG", "c.jpeg")]
+    inside = [f"{tmp_path}/{name}" for name in ("a/z.png", "b/1.webp", "b/2.JPG", "c.jpeg")]
     assert find_pictures([str(tmp_path)]) == inside
     # What was named first comes first; a file is not predicted twice.
     named = [str(tmp_path / "c.jpeg"), str(tmp_path / "b"), str(tmp_path), f"{tmp_path}/./c.jpeg"]
     assert find_pictures(named) == [inside[3], inside[1], inside[2], inside[0]]
     # A file that is named is tried, whatever its name.
-    assert find_pictures([str(tmp_path / "b/notes.txt")]) == [tmp_path / "b/notes.txt"]
+    assert find_pictures([str(tmp_path / "b/notes.txt")]) == [f"{tmp_path}/b/notes.txt"]
 
 
 def test_nothing_to_predict_is_refused(tmp_path):
@@ -99,14 +95,14 @@ def test_a_bad_picture_in_the_middle_keeps_the_others_in_their_places(
     files[3].unlink()
     files[3].mkdir()
     found = list(predict_files(predictor, files, batch_size=batch_size))
-    assert [file for file, _ in found] == files
+    assert [file for file, _ in found] == list(map(str, files))
     expected = known.answers(painted)
     for place in (0, 2, 4):
         for task in known.CLASSES:
             values = found[place][1][task]
             np.testing.assert_allclose(values, expected[task][place], atol=1e-5)
     assert "not a JPEG, PNG or WebP picture" in found[1][1]
-    assert found[3][1] == "cannot be read: Is a directory"
+    assert found[3][1] == "not a file"
     assert "\n" not in found[1][1]
 
 
@@ -163,47 +159,72 @@ def test_the_console_lines(tmp_path):
 # === The command ===
 
 
+def read_rows(path):
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path).to_dict("records")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_the_command_writes_what_it_says(run, known, mixed, tmp_path, capsys):
-    """CSV and JSON alike, from the export and from the run alike."""
+    """CSV, JSON Lines and Parquet alike, from the export and from the run alike."""
     files, painted = mixed
     expected = known.answers(painted)
-    lines = {}
     for kind in (f"--model={run.workdir / 'export'}", f"--workdir={run.workdir}"):
-        for suffix in ("csv", "json"):
+        for suffix in ("csv", "jsonl", "parquet"):
             out = tmp_path / f"answers.{suffix}"
             main(["predict", kind, f"--out={out}", "--min_confidence=0.5", *map(str, files)])
             text, err = capsys.readouterr()
-            assert text.endswith(f"Written: {out}\n")
-            lines.setdefault(suffix, set()).add(text)
+            first, *_, uncertain, last = text.splitlines()
+            assert first == f"Predicting 5 pictures with TensorFlow {tf.__version__}"
+            assert last == f"Written: {out}"
             bad = err.splitlines()
             assert [line.split(":")[0] for line in bad] == [str(files[1]), str(files[3])]
-        with (tmp_path / "answers.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        records = json.loads((tmp_path / "answers.json").read_text())
-        assert (
-            [row["path"] for row in rows] == [r["path"] for r in records] == list(map(str, files))
-        )
-        for place, (row, record) in enumerate(zip(rows, records, strict=True)):
-            if place in (1, 3):
-                assert f"{files[place]}: {row['error']}" == bad[place // 2]
-                assert record == {"path": row["path"], "error": row["error"]}
-                assert row["shade"] == row["shade_1"] == row["shade_1_probability"] == ""
-                continue
-            assert row["error"] == ""
-            for task, names in known.CLASSES.items():
-                values = expected[task][place]
-                order = np.argsort(-values)[:3]
-                said = names[order[0]] if values[order[0]] >= 0.5 else "uncertain"
-                assert row[task] == record["tasks"][task]["answer"] == said
-                for rank, index in enumerate(order, start=1):
-                    top = record["tasks"][task]["top"][rank - 1]
-                    assert row[f"{task}_{rank}"] == top["name"] == names[index]
-                    probability = float(row[f"{task}_{rank}_probability"])
-                    assert probability == pytest.approx(values[index], abs=1e-5)
-                    assert top["probability"] == pytest.approx(values[index], abs=1e-5)
-    assert all(len(texts) == 1 for texts in lines.values())
-    assert "uncertain: " in next(iter(lines["csv"]))
+        lines = (tmp_path / "answers.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        assert [record["path"] for record in records] == list(map(str, files))
+        for name in ("answers.csv", "answers.parquet"):
+            rows = read_rows(tmp_path / name)
+            assert [row["path"] for row in rows] == list(map(str, files))
+            for place, (row, record) in enumerate(zip(rows, records, strict=True)):
+                if place in (1, 3):
+                    assert f"{files[place]}: {row['error']}" == bad[place // 2]
+                    assert record == {"path": row["path"], "error": row["error"]}
+                    for name in ("shade", "shade_1", "shade_1_probability"):
+                        assert row[name] == "" or pd.isna(row[name])
+                    continue
+                assert row["error"] == ""
+                for task, names in known.CLASSES.items():
+                    values = expected[task][place]
+                    order = np.argsort(-values)[:3]
+                    said = names[order[0]] if values[order[0]] >= 0.5 else "uncertain"
+                    assert row[task] == record["tasks"][task]["answer"] == said
+                    for rank, index in enumerate(order, start=1):
+                        top = record["tasks"][task]["top"][rank - 1]
+                        assert row[f"{task}_{rank}"] == top["name"] == names[index]
+                        probability = float(row[f"{task}_{rank}_probability"])
+                        assert probability == pytest.approx(values[index], abs=1e-5)
+                        assert top["probability"] == pytest.approx(values[index], abs=1e-5)
+        doubtful = {
+            task: np.mean([expected[task][i].max() < 0.5 for i in (0, 2, 4)]) for task in expected
+        }
+        told = ", ".join(f"{task} {share:.1%}" for task, share in doubtful.items())
+        assert uncertain == f"Uncertain: {told}"
     assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_without_out_the_console_has_the_answers(run, known, mixed, capsys):
+    files, painted = mixed
+    texts = set()
+    for kind in (f"--model={run.workdir / 'export'}", f"--workdir={run.workdir}"):
+        main(["predict", kind, "--min_confidence=0.5", *map(str, files)])
+        texts.add(capsys.readouterr().out)
+    (text,) = texts
+    assert [line for line in text.splitlines() if not line.startswith(" ")] == [
+        str(files[place]) for place in (0, 2, 4)
+    ]
+    assert "uncertain: " in text
 
 
 def test_nothing_readable_is_status_2(run, mixed, capsys):
@@ -235,27 +256,146 @@ def test_a_file_name_that_is_no_text(run, mixed, tmp_path, capsysbinary):
     """Latin-1 bytes in a name: shown and written escaped, not a traceback."""
     path = tmp_path / "caf\udce9.png"
     shutil.copy(mixed[0][0], path)
-    for suffix in ("csv", "json"):
+    main(["predict", f"--model={run.workdir / 'export'}", str(path)])
+    assert rb"caf\udce9.png" in capsysbinary.readouterr().out
+    for suffix in ("csv", "jsonl", "parquet"):
         out = tmp_path / f"answers.{suffix}"
         main(["predict", f"--model={run.workdir / 'export'}", f"--out={out}", str(path)])
-        assert rb"caf\udce9.png" in capsysbinary.readouterr().out
-        assert rb"caf\udce9.png" in out.read_bytes()
+        found = rb"caf\\udce9.png" if suffix == "jsonl" else rb"caf\udce9.png"
+        assert found in out.read_bytes()
 
 
-def test_answers_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+# === Going on ===
+
+SETTINGS = {"model": "m", "min_confidence": {"shade": 0.5}}
+SAID = {"shade": {"answer": "b", "top": [("b", 0.5), ("c", 0.25), ("a", 0.125)]}}
+NAMES = {"shade": ("a", "b", "c", "d")}
+
+
+def opened(path, settings=SETTINGS, resume=False):
+    return Answers(path, settings, NAMES, resume=resume)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_an_interrupted_prediction_goes_on(tmp_path, suffix):
+    """A process killed within a line: the whole lines count, and the file is as it would be."""
+    names = [f'a\n{i}, "b".png' for i in range(5)]
+    whole, part = tmp_path / f"whole.{suffix}", tmp_path / f"part.{suffix}"
+    answers = opened(whole)
+    for name in names:
+        answers.add(name, SAID)
+    answers.finish()
+    first = opened(part)
+    for name in names[:3]:
+        first.add(name, SAID)
+    first.close()
+    partial = tmp_path / f"part.{suffix}.partial"
+    content = partial.read_bytes()
+    partial.write_bytes(content[:-9])
+    second = opened(part, resume=True)
+    assert [name for name in names if not second.has(name)] == names[2:]
+    for name in names[2:]:
+        second.add(name, SAID)
+    second.finish()
+    assert not partial.exists()
+    if suffix == "parquet":
+        pd.testing.assert_frame_equal(pd.read_parquet(part), pd.read_parquet(whole))
+        assert list(pd.read_parquet(part)["path"]) == names
+    else:
+        assert part.read_bytes() == whole.read_bytes()
+
+
+def test_what_is_not_to_be_gone_on_with_is_one_line(tmp_path):
+    path = tmp_path / "a.csv"
+    answers = opened(path)
+    answers.add("x.png", "bad")
+    answers.close()
+    partial = tmp_path / "a.csv.partial"
+    content = partial.read_bytes()
+    changed = {**SETTINGS, "min_confidence": {"shade": 0.6}}
+    cases = [
+        (SETTINGS, False, content, "--resume goes on with it, or remove it"),
+        (changed, True, content, "min_confidence.shade: 0.5 there, 0.6 asked"),
+        (SETTINGS, True, b"path,error\n", "line 1 is none of ours"),
+        (SETTINGS, True, content + b"[]\n", "line 3 is none of ours"),
+        (SETTINGS, True, b"", "is empty"),
+    ]
+    for settings, resume, there, said in cases:
+        partial.write_bytes(there)
+        with pytest.raises(InputError, match=said) as caught:
+            opened(path, settings, resume)
+        assert "\n" not in str(caught.value)
+        assert partial.read_bytes() == there
+        assert not path.exists()
+
+
+def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     path = tmp_path / "answers.csv"
     path.write_text("older")
-    write = Path.write_text
+    answers = opened(path)
+    answers.add("a.png", "bad")
 
-    def full_disk(self, text, **kwargs):
-        write(self, text[:5], **kwargs)
+    def full_disk(self, rows):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr(csv.DictWriter, "writerows", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        write_answers(path, [(tmp_path / "a.png", "bad")])
+        answers.finish()
     assert path.read_text() == "older"
-    assert [p.name for p in tmp_path.iterdir()] == ["answers.csv"]
+    monkeypatch.undo()
+    again = opened(path, resume=True)
+    again.finish()
+    assert path.read_text() == (
+        "path,error,shade,shade_1,shade_1_probability,shade_2,shade_2_probability,shade_3,"
+        "shade_3_probability\na.png,bad,,,,,,,\n"
+    )
+
+
+def test_the_command_goes_on_after_a_kill(run, data, tmp_path, capsys):
+    """Killed by the answer to its third batch; then as one that was never interrupted."""
+    files = [str(data.folder / "pictures" / p) for p in data.painted if p not in data.missing]
+    common = ["predict", f"--model={run.workdir / 'export'}", "--batch_size=2"]
+    main([*common, f"--out={tmp_path / 'whole.csv'}", *files])
+    out = tmp_path / "part.csv"
+    code = (
+        "import os, sys\n"
+        "from multitask.serving import predictor\n"
+        "from multitask.__main__ import main\n"
+        "answer, calls = predictor.Predictor.answer, []\n"
+        "def killing(self, images):\n"
+        "    calls.append(1)\n"
+        "    os.kill(os.getpid(), 9) if len(calls) == 20 else None\n"
+        "    return answer(self, images)\n"
+        "predictor.Predictor.answer = killing\n"
+        "from multitask.serving import answers\n"
+        "answers.FLUSH_EVERY = 1\n"
+        "main(sys.argv[1:])\n"
+    )
+    argv = [sys.executable, "-c", code, *common, f"--out={out}", *files]
+    assert subprocess.run(argv, timeout=120, check=False).returncode == -9
+    assert not out.exists()
+    with pytest.raises(SystemExit) as caught:
+        main([*common, f"--out={out}", *files])
+    assert caught.value.code == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+    main([*common, f"--out={out}", "--resume", *files])
+    assert f"Going on: 38 of {len(files)} were answered before" in capsys.readouterr().out
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--model=m", "--resume"], "--resume: is for --out"),
+        (["--workdir=w", "--runtime=litert"], "--runtime=litert: is for --model"),
+        (["--model=m", "--out=a.json"], "--out: a.json: Expected one of: .csv, .jsonl, .parquet"),
+    ],
+)
+def test_flags_that_do_not_fit_are_one_line(capsys, argv, said):
+    assert stopped(*argv, "x.png") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(said)
+    assert err.count("\n") == 1
 
 
 # === Confidence ===
@@ -350,11 +490,17 @@ def test_thresholds_of_a_wished_accuracy(calibrated):
     assert known_ones.thresholds(0.9) == {"shade": 0.7, "warmth": 0.7}
     raw = dataclasses.replace(known_ones, calibrated=False)
     assert raw.thresholds(0.9) == {"shade": 0.2, "warmth": 0.2}
+    steps = {"calibrated": [[0.1, 0.2, 1.0]]}
+    worse = dataclasses.replace(known_ones.calibrations["warmth"], steps=steps)
+    mixed = {"shade": known_ones.calibrations["shade"], "warmth": worse}
+    mixed = dataclasses.replace(known_ones, calibrations=mixed)
+    assert mixed.thresholds(0.9) == {"shade": 0.7, "warmth": np.inf}
+    assert answer(np.array([0.0, 1.0]), "ab", min_confidence=np.inf)["answer"] == "uncertain"
     with pytest.raises(
-        InputError, match=r"auto:0\.99: on the selection split shade is never .*0.9"
+        InputError, match=r"auto:0\.99: .* no task is .* highest are shade 0\.900, warmth 0\.9"
     ):
         known_ones.thresholds(0.99)
-    with pytest.raises(InputError, match="nothing is known of the model on a selection split"):
+    with pytest.raises(InputError, match="nothing is known of empty on a selection split"):
         calibrated.thresholds(0.5)
 
 
@@ -377,7 +523,7 @@ def test_the_command_takes_them(calibrated_run, halves, tmp_path, capsys):
     export_of = calibrated_run.workdir / "export"
     said = stopped(f"--model={export_of}", "--min_confidence=auto:0.9", halves[0])
     assert said == 2
-    assert "nothing is known of the model on a selection split" in capsys.readouterr().err
+    assert "nothing is known of empty on a selection split" in capsys.readouterr().err
     content = json.loads((export_of / "classes.json").read_text())
     content["calibration"]["empty"] = content["calibration"]["shade"]
     copy = tmp_path / "export"
@@ -411,8 +557,8 @@ def broken(change):
         (lambda folder: (folder / "classes.json").write_text("0 a\n1 b\n"), "not an export"),
         (lambda folder: (folder / "classes.json").write_text("[]"), "not an export"),
         (lambda folder: (folder / "classes.json").write_bytes(b"\xff\xfe"), "not an export"),
-        (broken(lambda c: c.update(format=1)), "format 1, this version reads 2; export it again"),
-        (broken(lambda c: c.update(format=3, classes=[])), "format 3"),
+        (broken(lambda c: c.update(format=1)), "format 1, this version reads 3; export it again"),
+        (broken(lambda c: c.update(format=4, classes=[])), "format 4"),
         (broken(lambda c: c.update(classes=["a"])), "not an export"),
         (broken(lambda c: c["classes"].update(more=["a"])), "not an export of multitask ('more')"),
         (
@@ -427,9 +573,12 @@ def broken(change):
             broken(lambda c: c["classes"].update(warmth=["a"])),
             "1 classes of warmth, its model has 3",
         ),
-        (lambda folder: (folder / "saved_model.pb").unlink(), "cannot be loaded"),
-        (lambda folder: (folder / "saved_model.pb").write_text("text"), "cannot be loaded"),
-        (lambda folder: shutil.rmtree(folder / "variables"), "cannot be loaded"),
+        (lambda folder: (folder / "colours/1/saved_model.pb").unlink(), "cannot be loaded"),
+        (
+            lambda folder: (folder / "colours/1/saved_model.pb").write_text("text"),
+            "cannot be loaded",
+        ),
+        (lambda folder: shutil.rmtree(folder / "colours/1/variables"), "cannot be loaded"),
     ],
 )
 def test_an_export_that_is_none_is_one_line(run, mixed, tmp_path, capsys, change, said):

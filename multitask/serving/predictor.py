@@ -1,0 +1,203 @@
+"""A trained model that answers pictures, from an export or from a run."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from multitask.data.decode import RESIZE_KINDS
+from multitask.data.table import read_classes
+from multitask.evaluation.calibration import Calibration, saved_calibrations
+from multitask.evaluation.predictions import softmax
+from multitask.evaluation.views import TTA
+from multitask.model.network import load_network
+from multitask.run import Run, silent
+from multitask.serving.export import FORMAT
+from multitask.serving.runtimes import AUTO, EMBEDDING, RUNTIMES, choose
+from multitask.serving.signatures import numbers
+from multitask.spec import InputError
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model that answers pictures.
+
+    Attributes:
+        classes: task -> class names.
+        infer: image float32 [batch, size, size, 3] in 0..255 -> {`{task}_logits`: float32
+            [batch, classes], EMBEDDING: float32 [batch, width] where the artifact has it}.
+        runtime: what runs it, for people.
+        calibrations: task -> what the selection split said of its confidences.
+        size_px, how: the model's input.
+        identity: the same for the same model alone.
+        calibrated: whether probabilities are scaled by the temperature.
+        tta: one of views.TTA; None: the plain picture.
+    """
+
+    classes: dict[str, tuple[str, ...]]
+    infer: Callable[[np.ndarray], Mapping[str, np.ndarray]]
+    runtime: str
+    calibrations: Mapping[str, Calibration]
+    size_px: int
+    how: str
+    identity: str
+    calibrated: bool = True
+    tta: str | None = None
+
+    def probabilities(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Pictures of the model's size, float32 [n, size, size, 3] -> task -> float32 [n,
+        classes]."""
+        return self.answer(images)[0]
+
+    def answer(self, images: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """`probabilities`, and the plain pictures' embedding, float32 [n, width], or None."""
+        views = [images]
+        if self.tta:
+            views = [view.numpy() for view in TTA[self.tta](tf.constant(images))]
+        said = [self.infer(view) for view in views]
+        found = {}
+        for task, calibration in self.calibrations.items():
+            temperature = calibration.temperature if self.calibrated else 1.0
+            each = [softmax(np.float64(view[f"{task}_logits"]) / temperature) for view in said]
+            found[task] = np.mean(each, axis=0).astype(np.float32)
+        return found, None if self.tta else said[0].get(EMBEDDING)
+
+    def thresholds(self, accuracy: float) -> dict[str, float]:
+        """Task -> the confidence from which on this share is right on the selection split; inf
+        where a task is never right that often, and so always uncertain.
+
+        Raises:
+            InputError: no task is, or nothing is known of one on the selection split.
+        """
+        found, highest = {}, {}
+        for task, calibration in self.calibrations.items():
+            threshold = calibration.threshold(accuracy, calibrated=self.calibrated)
+            found[task] = math.inf if threshold is None else threshold
+            highest[task] = calibration.highest(calibrated=self.calibrated)
+            if highest[task] is None:
+                raise InputError(
+                    f"--min_confidence: auto:{accuracy:g}: nothing is known of {task} on a "
+                    "selection split; `multitask evaluate` finds it out, and `export` carries it"
+                )
+        if all(math.isinf(threshold) for threshold in found.values()):
+            most = ", ".join(f"{task} {share:.3f}" for task, share in highest.items())
+            raise InputError(
+                f"--min_confidence: auto:{accuracy:g}: on the selection split no task is right "
+                f"that often; the highest are {most}"
+            )
+        return found
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """`classes.json` of an export, with classes as tuples and calibrations read.
+
+    Raises:
+        InputError: not such a folder, or of another version.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--model: {folder}: no such folder; `multitask export` makes one")
+    try:
+        content = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+        written = content["format"]
+        if written != FORMAT:
+            raise InputError(
+                f"--model: {folder}: written in format {written}, this version reads {FORMAT}; "
+                "export it again"
+            )
+        classes = {task: tuple(names) for task, names in content["classes"].items()}
+        calibrations = {
+            task: Calibration.from_dict(content["calibration"][task]) for task in classes
+        }
+        size_px, how = int(content["image_size"]), content["resize"]
+        if how not in RESIZE_KINDS:
+            raise ValueError(f"resize {how!r}")
+        artifacts = dict(content["artifacts"])
+        for where in artifacts.values():
+            if not (folder / where).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"artifact {where!r}")
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"--model: {folder}: not an export of multitask ({error})") from None
+    return {
+        **content,
+        "classes": classes,
+        "calibration": calibrations,
+        "image_size": size_px,
+        "artifacts": artifacts,
+    }
+
+
+def load_export(folder: Path, *, runtime: str = AUTO) -> Predictor:
+    """What `multitask export` wrote.
+
+    Args:
+        folder: of the export.
+        runtime: of runtimes.RUNTIMES, or AUTO.
+
+    Raises:
+        InputError: not such a folder, or nothing installed runs it.
+    """
+    content = read_export(folder)
+    chosen = RUNTIMES[choose(runtime, content["artifacts"])]
+    path, size_px = folder / content["artifacts"][chosen.format], content["image_size"]
+    try:
+        with silent():
+            infer = chosen.load(path)
+            said = infer(np.zeros((1, size_px, size_px, 3), np.float32))
+    except Exception as error:  # each runtime raises kinds of its own
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"--model: {folder}: {path.relative_to(folder)} cannot be loaded by {chosen.title} "
+            f"({reason})"
+        ) from None
+    for task, names in content["classes"].items():
+        logits = said.get(f"{task}_logits")
+        if logits is None:
+            raise InputError(f"--model: {folder}: its model does not answer {task}")
+        if logits.shape[-1] != len(names):
+            raise InputError(
+                f"--model: {folder}: classes.json names {len(names)} classes of {task}, its model "
+                f"has {logits.shape[-1]}"
+            )
+    return Predictor(
+        content["classes"],
+        infer,
+        chosen.described,
+        content["calibration"],
+        size_px,
+        content["resize"],
+        _sha256(folder / "classes.json", folder / "report.json"),
+    )
+
+
+def load_best(run: Run, *, model_file: Path | None = None) -> Predictor:
+    """A run's best model, or another of its models, in TensorFlow.
+
+    Raises:
+        InputError: no model yet.
+    """
+    classes = {task.name: read_classes(run.data_dir / task.classes) for task in run.spec.tasks}
+    model_file = model_file or run.best_model
+    model = load_network(model_file, run.spec, classes)
+    calibrations = saved_calibrations(run, model_file)
+    answer = numbers(model, calibrations)
+    return Predictor(
+        classes,
+        lambda image: {name: x.numpy() for name, x in answer(tf.constant(image)).items()},
+        RUNTIMES["tensorflow"].described,
+        calibrations,
+        run.spec.image_size,
+        run.spec.resize,
+        _sha256(model_file),
+    )
+
+
+def _sha256(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,0 +1,142 @@
+"""What runs an export's artifacts: each format's own library, loaded only when it is used.
+
+Every one becomes a function from pictures, float32 [batch, size, size, 3] in 0..255, to
+{output: array}: `{task}_logits` float32 [batch, classes], and `embedding` float32 [batch, width],
+the pooled features, where the artifact has it.
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from multitask.spec import InputError, expected
+
+EMBEDDING = "embedding"
+IMAGE = "image"
+PIXELS = "pixels"  # the SavedModel's signature of decoded pictures
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A library that runs artifacts.
+
+    Attributes:
+        title: for people.
+        module: to import.
+        extra: of this package that installs it; "" where it always is.
+        format: of the artifacts that it reads.
+        load: an artifact -> a function.
+    """
+
+    title: str
+    module: str
+    extra: str
+    format: str
+    load: Callable[[Path], Run]
+
+    @property
+    def installed(self) -> bool:
+        return importlib.util.find_spec(self.module) is not None
+
+    @property
+    def described(self) -> str:
+        """With its version, e.g. "ONNX Runtime 1.30"."""
+        return f"{self.title} {importlib.import_module(self.module).__version__.split('-')[0]}"
+
+
+def _onnxruntime(path: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors alone
+    session = onnxruntime.InferenceSession(
+        path, options, providers=onnxruntime.get_available_providers()
+    )
+    names = [output.name for output in session.get_outputs()]
+    return lambda image: dict(zip(names, session.run(names, {IMAGE: image}), strict=True))
+
+
+def _openvino(path: Path) -> Run:
+    import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(image: np.ndarray) -> dict[str, np.ndarray]:
+        found = compiled([image])
+        return {name: np.array(found[name]) for name in names}  # its memory is used again
+
+    return run
+
+
+def _litert(path: Path) -> Run:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+    signature = interpreter.get_signature_runner()
+    # The signature alone does not keep the interpreter alive.
+    return lambda image, kept=interpreter: signature(**{IMAGE: image})
+
+
+def _tensorflow(path: Path) -> Run:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    signature = loaded.signatures[PIXELS]
+
+    # The signature alone does not keep the variables alive.
+    def run(image: np.ndarray, kept=loaded) -> dict[str, np.ndarray]:
+        found = signature(tf.constant(image))
+        return {name: x.numpy() for name, x in found.items() if x.dtype == tf.float32}
+
+    return run
+
+
+# The fastest first, as `tools/benchmark.py serving` finds them on a CPU.
+RUNTIMES = {
+    "onnxruntime": Runtime("ONNX Runtime", "onnxruntime", "onnx", "onnx", _onnxruntime),
+    "litert": Runtime("LiteRT", "ai_edge_litert", "litert", "litert", _litert),
+    "openvino": Runtime("OpenVINO", "openvino", "openvino", "onnx", _openvino),
+    "tensorflow": Runtime("TensorFlow", "tensorflow", "", "savedmodel", _tensorflow),
+}
+AUTO = "auto"
+
+
+def choose(name: str, artifacts: Mapping[str, str]) -> str:
+    """The runtime to use.
+
+    Args:
+        name: of RUNTIMES, or AUTO: the fastest that is installed and has an artifact.
+        artifacts: format -> file, of an export.
+
+    Raises:
+        InputError: not installed, or there is no artifact for it.
+    """
+    if name == AUTO:
+        for one, runtime in RUNTIMES.items():
+            if runtime.installed and runtime.format in artifacts:
+                return one
+        wanted = {r.format: r.extra for r in RUNTIMES.values() if r.format in artifacts}
+        raise InputError(
+            f"--runtime: nothing that is installed runs {', '.join(artifacts)}"
+            + "".join(f"; pip install 'multitask[{extra}]'" for extra in wanted.values())
+        )
+    if name not in RUNTIMES:
+        raise InputError(f"--runtime: {name!r}. {expected(name, [AUTO, *RUNTIMES])}")
+    runtime = RUNTIMES[name]
+    if runtime.format not in artifacts:
+        raise InputError(
+            f"--runtime={name}: reads {runtime.format}, and the export has {', '.join(artifacts)}; "
+            f"`multitask export --format={runtime.format}` makes it"
+        )
+    if not runtime.installed:
+        raise InputError(
+            f"--runtime={name}: needs an extra: pip install 'multitask[{runtime.extra}]'"
+        )
+    return name
