@@ -23,8 +23,9 @@ COMMANDS = {
     "tune": "search better numbers for the heads of a spec",
     "evaluate": "examine a run's best model and write its reports",
     "compare": "set runs side by side, and say what is chance",
-    "export": "write a run's best model as one SavedModel",
+    "export": "write a run's best model in the formats that others run it in",
     "predict": "say what pictures show",
+    "serve": "answer pictures in a browser and over HTTP",
     "similar": "find the training pictures that are nearest to a picture",
 }
 GOES_ON = {

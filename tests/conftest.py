@@ -11,7 +11,7 @@ from PIL import Image
 
 from multitask.spec import parse_spec
 
-LONG = ("test_end_to_end.py", "test_exact_resume.py", "test_records.py")
+LONG = ("test_end_to_end.py", "test_exact_resume.py", "test_records.py", "test_app.py")
 
 
 def pytest_configure():
@@ -181,6 +181,12 @@ def tiny_trunk(monkeypatch):
 
     monkeypatch.setitem(TRUNKS, "tiny", _beside("tiny_trunk").two_blocks)
     return "tiny"
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The module tests/chromium.py."""
+    return _beside("chromium")
 
 
 # === The run whose answers are known ===

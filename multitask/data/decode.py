@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 MAX_PIXELS = 178_956_970  # Pillow's decompression-bomb limit; times 3 just within TF's 2**29 bytes
+OVER_LIMIT = "over the limit of"  # what an error says of a picture of more pixels
 RESIZE_KINDS = ("squash", "crop", "pad")
 MAX_ROW_SHRINK = 4  # up to here the input as floats is small
 
@@ -46,7 +47,7 @@ OTHER_KINDS = {  # how they begin (RE2), to be named when they are refused
 # === Decoding ===
 
 
-def decode_image(data, *, target_px):
+def decode_image(data, *, target_px, max_pixels=MAX_PIXELS):
     """An encoded picture as upright RGB of bounded size.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side stays >= target_px
@@ -55,19 +56,22 @@ def decode_image(data, *, target_px):
     Args:
         data: string [], the bytes of a JPEG, PNG or WebP file.
         target_px: int >= 1, the size in pixels that the caller will resize the picture to.
+        max_pixels: int in 1..MAX_PIXELS, what the original may have.
 
     Returns:
         uint8 [height, width, 3], both sides >= 1 and unknown until run.
 
     Raises:
-        ValueError: target_px < 1.
-        tf.errors.InvalidArgumentError: another format, an animation, more than MAX_PIXELS (told
+        ValueError: target_px < 1, or max_pixels that are none of those.
+        tf.errors.InvalidArgumentError: another format, an animation, more than max_pixels (told
             by the header, before any pixel is decoded), truncated or broken data. One line when
             eager; where a graph wraps it in more, `error_text` gives that line.
     """
     if target_px < 1:
         raise ValueError(f"target_px: must be at least 1. Received {target_px}.")
-    decode, data = _decoder(int(target_px)), tf.convert_to_tensor(data, tf.string)
+    if not 1 <= max_pixels <= MAX_PIXELS:
+        raise ValueError(f"max_pixels: expected 1 to {MAX_PIXELS}. Received {max_pixels}.")
+    decode, data = _decoder(int(target_px), int(max_pixels)), tf.convert_to_tensor(data, tf.string)
     try:
         return decode(data)
     except tf.errors.InvalidArgumentError as error:  # when eager; a graph fails when it is run
@@ -75,7 +79,7 @@ def decode_image(data, *, target_px):
 
 
 @functools.cache
-def _decoder(target_px):
+def _decoder(target_px, max_pixels):
     # A function of its own makes eager calls 50 times faster; a graph around it takes it in.
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def decode(data):
@@ -88,9 +92,9 @@ def _decoder(target_px):
         image = tf.switch_case(
             tf.where(is_jpeg, 0, tf.where(is_png, 1, tf.where(is_webp, 2, 3))),
             [
-                lambda: _decode_jpeg(data, target_px),
-                lambda: _decode_png(data),
-                lambda: _decode_webp(data),
+                lambda: _decode_jpeg(data, target_px, max_pixels),
+                lambda: _decode_png(data, max_pixels),
+                lambda: _decode_webp(data, max_pixels),
                 lambda: _decode_other(data),
             ],
         )
@@ -106,10 +110,10 @@ _apart = functools.partial(
 )
 
 
-def _decode_jpeg(data, target_px):
+def _decode_jpeg(data, target_px, max_pixels):
     # libjpeg's own reading of the header, so that nothing can hide from the bound.
     height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(data))
-    data = _bounded(data, height, width)
+    data = _bounded(data, height, width, max_pixels)
     # libjpeg rounds a scaled side up: ceil(shorter / ratio) >= target_px.
     shorter = tf.minimum(height, width)
     too_big = [shorter <= ratio * (target_px - 1) for ratio in JPEG_RATIOS[:-1]]
@@ -128,9 +132,9 @@ def _decode_jpeg(data, target_px):
 
 
 @_apart
-def _decode_png(data):
+def _decode_png(data, max_pixels):
     width, height = tf.unstack(_numbers(data, 16, 2, tf.int32))
-    data = _bounded(data, height, width)
+    data = _bounded(data, height, width, max_pixels)
     color_type = _numbers(data, 25, 1, tf.uint8)[0]
     trns_at, _ = _find(data, 8, functools.partial(_png_header, wanted=b"tRNS"))
     image = tf.cond(
@@ -143,7 +147,7 @@ def _decode_png(data):
 
 
 @_apart
-def _decode_webp(data):
+def _decode_webp(data, max_pixels):
     kind = _numbers(data, 12, 1, tf.int32)[0]
     vp8x, vp8l = kind == _word(b"VP8X"), kind == _word(b"VP8L")
     # VP8X: 24 bits each of width - 1 and height - 1; VP8L: 14 bits each; VP8: 14 of 16 bits each.
@@ -152,7 +156,7 @@ def _decode_webp(data):
     lossless = little(21, 1, tf.int32) // [1, 2**14] % 2**14 + 1
     lossy = little(26, 2, tf.uint16) % 2**14
     width, height = tf.unstack(tf.where(vp8x, canvas, tf.where(vp8l, lossless, lossy)))
-    data = _bounded(data, height, width)
+    data = _bounded(data, height, width, max_pixels)
     still = ~vp8x | (_numbers(data, 20, 1, tf.uint8)[0] // 2 % 2 == 0)
     data = _checked(data, still, "an animated WebP; only still pictures are read")
     frame = tf.io.decode_webp(data)[0]
@@ -193,12 +197,12 @@ def error_text(error):
     return " ".join(text.split())
 
 
-def _bounded(data, height, width):
+def _bounded(data, height, width, max_pixels):
     # Divided, as the product could overflow. A side read as negative is left to the decoder,
     # which refuses it.
-    fits = height <= MAX_PIXELS // tf.maximum(width, 1)
+    fits = height <= max_pixels // tf.maximum(width, 1)
     size = [tf.strings.as_string(width), " x ", tf.strings.as_string(height)]
-    limit = f" pixels, over the limit of {MAX_PIXELS}"
+    limit = f" pixels, {OVER_LIMIT} {max_pixels}"
     return _checked(data, fits, tf.strings.join(["picture of ", *size, limit]))
 
 

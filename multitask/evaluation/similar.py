@@ -171,6 +171,20 @@ def load_or_build(
     return _gallery(run, table, embedding, model_file.stem, digest, infer=infer, tell=tell)
 
 
+def read_gallery(run: Run, model_file: Path) -> Gallery | None:
+    """The gallery that `load_or_build` made of this model; None where none lies there or fits.
+
+    Raises:
+        InputError: what is wrong with the data.
+    """
+    folder = run.workdir / "similar" / model_file.stem
+    if not (folder / DESCRIPTION).is_file():
+        return None
+    table = load_table(run.spec, run.data_dir, left_out=left_out(run))
+    fingerprint = _fingerprint(run, table, hashlib.sha256(model_file.read_bytes()).hexdigest())
+    return _read(folder, fingerprint, table.classes, (SHARED, *table.classes))
+
+
 def _gallery(
     run: Run,
     table: Table,
@@ -182,14 +196,8 @@ def _gallery(
     tell: Callable[[str], None],
 ) -> Gallery:
     """The gallery `name`, by a model whose weights have that digest."""
-    rows, image_dir = table.rows(TRAIN), run.data_dir / run.spec.images
-    folder = run.workdir / "similar" / name
-    facts = hashlib.sha256()
-    facts.update(json.dumps([VERSION, digest, run.spec.image_size, run.spec.resize]).encode())
-    facts.update(json.dumps([*table.classes.items(), *table.paths[rows]]).encode())
-    facts.update(table.labels[rows].astype("<i4").tobytes())
-    facts.update(picture_sizes(table.paths[rows], image_dir).astype("<i8").tobytes())
-    fingerprint = facts.hexdigest()
+    rows, folder = table.rows(TRAIN), run.workdir / "similar" / name
+    fingerprint = _fingerprint(run, table, digest)
     gallery = _read(folder, fingerprint, table.classes, model.output)
     if gallery:
         return gallery
@@ -206,6 +214,17 @@ def _gallery(
                 _build(temporary, run, table, rows, model, fingerprint, infer, tell)
             gallery = _read(folder, fingerprint, table.classes, model.output)
     return gallery
+
+
+def _fingerprint(run: Run, table: Table, digest: str) -> str:
+    """Of all that a gallery depends on."""
+    rows, image_dir = table.rows(TRAIN), run.data_dir / run.spec.images
+    facts = hashlib.sha256()
+    facts.update(json.dumps([VERSION, digest, run.spec.image_size, run.spec.resize]).encode())
+    facts.update(json.dumps([*table.classes.items(), *table.paths[rows]]).encode())
+    facts.update(table.labels[rows].astype("<i4").tobytes())
+    facts.update(picture_sizes(table.paths[rows], image_dir).astype("<i8").tobytes())
+    return facts.hexdigest()
 
 
 def _build(

@@ -18,6 +18,7 @@ from multitask.commands import (
     export,
     predict,
     prepare,
+    serve,
     similar,
     spec_flags,
     train,
@@ -34,6 +35,7 @@ MODULES = {
     "compare": compare,
     "export": export,
     "predict": predict,
+    "serve": serve,
     "similar": similar,
 }
 
@@ -124,7 +126,7 @@ def test_a_flag_that_overrides_a_field_names_it_and_has_no_default():
         (
             ["trian"],
             'multitask: unknown command "trian". Expected one of: audit, prepare, train, tune, '
-            'evaluate, compare, export, predict, similar. Did you mean "train"?',
+            'evaluate, compare, export, predict, serve, similar. Did you mean "train"?',
         ),
         (
             ["train", "--batchsize=3"],
@@ -156,6 +158,8 @@ def test_a_flag_that_overrides_a_field_names_it_and_has_no_default():
         ),
         (["evaluate"], "multitask evaluate: --workdir is needed; --help lists the flags"),
         (["export"], "multitask export: --workdir is needed; --help lists the flags"),
+        (["serve"], "multitask serve: --model is needed; --help lists the flags"),
+        (["serve", "a.jpg"], "multitask serve: takes flags only, not 'a.jpg'"),
         (["predict", "a.jpg"], "multitask predict: give either --model=EXPORT or --workdir=RUN"),
         (
             ["predict", "--model=a", "--workdir=b", "a.jpg"],
@@ -173,7 +177,7 @@ def test_a_wrong_line_is_one_line(capsys, argv, line):
 def test_flags_may_stand_behind_what_is_predicted(capsys):
     """Else the flag would be taken for a picture's name."""
     said = wrong(capsys, "predict", "a.jpg", "--model=m", "--out=answers.txt")
-    assert said == "--out: answers.txt: expected a name that ends in .csv or .json"
+    assert said == "--out: answers.txt: Expected one of: .csv, .jsonl, .parquet."
 
 
 def test_commands_share_flags_in_one_process(capsys):
