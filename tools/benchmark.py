@@ -3,6 +3,7 @@
     python tools/benchmark.py input [--wikiart=DIR] [--out=FILE.json]
     python tools/benchmark.py frozen [--out=FILE.json]
     python tools/benchmark.py similar [--out=FILE.json]
+    python tools/benchmark.py serving [--timm_python=PYTHON] [--out=FILE.json]
 
 `input`: reading pictures. It paints what it reads, into a temporary folder: large originals as a
 museum has them, and small ones by the ten thousand (some minutes and 3 GB). Each pair is timed in
@@ -13,9 +14,13 @@ wikiart_csv/, the merging of the real CSVs is timed too.
 linear ones, which show what is left beside the heads themselves; and AdamW's step in one kernel.
 
 `similar`: the exact search for the nearest of as many vectors as WikiArt has training pictures.
+
+`serving`: wikiart.toml's network by every runtime, beside Keras and timm's PyTorch efficientnet_b2
+(where this Python, or the one of --timm_python, has timm); all the tasks beside one of them.
 """
 
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -196,7 +201,42 @@ def measure_rates(folder: Path, originals: int) -> list[dict]:
 
 
 def child(what: str, folder: Path) -> None:
-    """In a process of its own: prepare a data set, or read its records; prints the peak in MB."""
+    """In a process of its own: prepare a data set, read its records, or predict its pictures, with
+    their mean for a model; prints the peak in MB."""
+    if what == "predict":
+        predict_all(folder)
+    else:
+        prepare_and_read(what, folder)
+    # Not getrusage, whose peak is that of the parent where that was larger.
+    status = Path("/proc/self/status").read_text()
+    print(int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024)
+
+
+def predict_all(folder: Path) -> None:
+    from multitask.evaluation.calibration import Calibration
+    from multitask.serving.answers import Answers
+    from multitask.serving.predict import answer, find_pictures, predict_files
+    from multitask.serving.predictor import Predictor
+
+    classes = {"colour": ("red", "green", "blue")}
+    predictor = Predictor(
+        classes,
+        lambda image: {"colour_logits": image.mean(axis=(1, 2))},
+        "the mean",
+        {"colour": Calibration()},
+        224,
+        "squash",
+        "",
+    )
+    files = find_pictures([str(folder / "wikiart")])
+    (folder / "answers.parquet.partial").unlink(missing_ok=True)
+    answers = Answers(folder / "answers.parquet", {}, classes, resume=False)
+    for file, said in predict_files(predictor, files, batch_size=16):
+        answers.add(file, {t: answer(p, classes[t], min_confidence=0) for t, p in said.items()})
+    answers.finish()
+
+
+def prepare_and_read(what: str, folder: Path) -> None:
     from multitask.data.pipeline import training_dataset
     from multitask.data.records import prepare
     from multitask.data.table import TRAIN
@@ -207,9 +247,6 @@ def child(what: str, folder: Path) -> None:
         count = len(prepared.table.rows(TRAIN))
         for _ in training_dataset(prepared, spec).take(count // spec.batch_size):
             pass
-    # Not getrusage, whose peak is that of the parent where that was larger.
-    status = Path("/proc/self/status").read_text()
-    print(int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024)
 
 
 def peak_mb(what: str, folder: Path) -> float:
@@ -455,7 +492,210 @@ def measure_similar(values: flags.FlagValues) -> list[dict]:
     return rows
 
 
-BENCHMARKS = {"input": measure_input, "frozen": measure_frozen, "similar": measure_similar}
+SERVED_S = 0.4  # of each way, each round: short turns, as a machine gets faster and slower
+SERVING_ROUNDS, TIMM_EVERY = 12, 4
+TIMM = """
+import sys, time, torch, timm
+model = timm.create_model("efficientnet_b2", num_classes=60).eval()
+model = model.to(memory_format=torch.channels_last)
+for batch in (1, 16):
+    x = torch.rand(batch, 3, 224, 224).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        model(x), model(x)
+        began, best = time.perf_counter(), 1e9
+        while time.perf_counter() - began < float(sys.argv[1]):
+            start = time.perf_counter()
+            model(x)
+            best = min(best, time.perf_counter() - start)
+    print(batch / best)
+"""
+
+
+PREDICTED, FEW, MANY = 640, 1000, 100_000
+
+
+def measure_predicting(folder: Path, infer: Callable, runtime: str) -> list[dict]:
+    """Files in parallel with the model, beside the model alone; memory by their number."""
+    from multitask.evaluation.calibration import Calibration
+    from multitask.serving.predict import find_pictures, predict_files
+    from multitask.serving.predictor import Predictor
+
+    sizes = {"artist": 23, "style": 27, "genre": 10}
+    predictor = Predictor(
+        {task: tuple(map(str, range(count))) for task, count in sizes.items()},
+        infer,
+        runtime,
+        dict.fromkeys(sizes, Calibration()),
+        224,
+        "squash",
+        "",
+    )
+    data = paint_set(folder / "files", count=PREDICTED, size=SMALL, distinct=64)
+    files = find_pictures([str(data / "wikiart")])
+    images = np.random.default_rng(0).uniform(0, 255, (16, 224, 224, 3)).astype(np.float32)
+
+    def alone() -> float:
+        start = time.perf_counter()
+        for _ in range(PREDICTED // 16):
+            infer(images)
+        return PREDICTED / (time.perf_counter() - start)
+
+    def from_files() -> float:
+        answers = predict_files(predictor, files, batch_size=16)
+        batches = iter(lambda: list(itertools.islice(answers, 16)), [])
+        return rate(((batch,) for batch in batches), PREDICTED)
+
+    infer(images)
+    found = best_in_turns({"files": from_files, "alone": alone})
+    few, many = (
+        peak_mb("predict", paint_set(folder / f"{count}", count=count, size=SMALL, distinct=200))
+        for count in (FEW, MANY)
+    )
+    return [
+        {
+            "what": f"predicting {SMALL[0]}×{SMALL[1]} JPEG files against the model alone, batch "
+            f"16: {runtime}",
+            "fast": f"{found['files']:.1f}/s",
+            "plain": f"{found['alone']:.1f}/s",
+            "ratio": found["files"] / found["alone"],
+        },
+        {
+            "what": f"peak memory of predicting {MANY:,} files against {FEW:,}",
+            "fast": f"{many:,.0f} MB",
+            "plain": f"{few:,.0f} MB",
+            "ratio": many / few,
+        },
+    ]
+
+
+def measure_serving(values: flags.FlagValues) -> list[dict]:
+    """Pictures a second of one model by each runtime; what the tasks cost."""
+    import tensorflow as tf
+
+    from multitask.evaluation.calibration import Calibration
+    from multitask.evaluation.predictions import compiled
+    from multitask.model.network import build_network, connect, parts
+    from multitask.serving.formats import FORMATS, Source
+    from multitask.serving.runtimes import RUNTIMES
+    from multitask.spec import parse_spec
+
+    raw = spec_of().to_dict()
+    raw["trunk"]["weights"] = "none"
+    spec = parse_spec(raw, source="benchmark")
+    sizes = {"artist": 23, "style": 27, "genre": 10}
+    classes = {task: tuple(map(str, range(count))) for task, count in sizes.items()}
+    model = build_network(spec, classes)
+    trunk, heads = parts(model)
+    best_runtime = next(iter(RUNTIMES.values()))
+    rows = []
+    with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
+
+        def artifact(network, name: str, of: str) -> Path:
+            folder = Path(scratch) / of
+            folder.mkdir(exist_ok=True)
+            source = Source(
+                name="wikiart",
+                model=network,
+                classes=classes,
+                how=spec.resize,
+                calibrations=dict.fromkeys(classes, Calibration()),
+                description={},
+                representative=(),
+            )
+            return folder / FORMATS[name].write(source, folder, "none")
+
+        written = {name: artifact(model, name, "all") for name in ("savedmodel", "onnx", "litert")}
+        infer = compiled(model)
+        ways = {
+            "model.predict": lambda image: model.predict(image, verbose=0),
+            "tf.function": lambda image: infer(tf.constant(image)),
+            **{
+                runtime.title if name != "tensorflow" else "SavedModel": runtime.load(
+                    written[runtime.format]
+                )
+                for name, runtime in RUNTIMES.items()
+                if runtime.installed
+            },
+        }
+        best: dict[tuple[str, int], float] = {}
+        for number in tqdm(range(SERVING_ROUNDS), desc="rounds"):
+            for name, way in ways.items():
+                for batch in (1, 16):
+                    best[name, batch] = max(best.get((name, batch), 0), served(way, batch))
+            asked = number % TIMM_EVERY == 0
+            by_timm = timm_rates(values.timm_python) if asked else []
+            for batch, found in zip((1, 16), by_timm, strict=False):
+                best["timm, PyTorch", batch] = max(best.get(("timm, PyTorch", batch), 0), found)
+        for (name, batch), found in best.items():
+            plain = best["model.predict", batch]
+            rows.append(
+                {
+                    "what": f"{spec.trunk.name}, {spec.image_size} px, {len(classes)} tasks, batch "
+                    f"{batch}: {name} against model.predict",
+                    "fast": f"{found:.1f}/s",
+                    "plain": f"{plain:.1f}/s",
+                    "ratio": found / plain,
+                }
+            )
+        alone = {
+            task: best_runtime.load(
+                artifact(connect(trunk, {task: heads[task]}), best_runtime.format, task)
+            )
+            for task in classes
+        }
+        together = ways[best_runtime.title]
+        for batch in (1, 16):
+            found = best_in_turns(
+                {
+                    name: functools.partial(served, way, batch)
+                    for name, way in {"all": together, **alone}.items()
+                },
+                SERVING_ROUNDS,
+            )
+            first, every = next(iter(alone)), sum(1 / found[task] for task in alone)
+            for what, plain in ((f"{first} alone", 1 / found[first]), ("three models", every)):
+                rows.append(
+                    {
+                        "what": f"all tasks together against {what}, a picture, batch {batch}: "
+                        f"{best_runtime.title}",
+                        "fast": f"{1000 / found['all']:.1f} ms",
+                        "plain": f"{1000 * plain:.1f} ms",
+                        "ratio": 1 / found["all"] / plain,
+                    }
+                )
+        rows += measure_predicting(Path(scratch), together, best_runtime.title)
+    return rows
+
+
+def served(infer: Callable, batch: int) -> float:
+    """Pictures a second, the best call."""
+    image = np.random.default_rng(0).uniform(0, 255, (batch, 224, 224, 3)).astype(np.float32)
+    infer(image)
+    began, best = time.perf_counter(), np.inf
+    while time.perf_counter() - began < SERVED_S:
+        start = time.perf_counter()
+        infer(image)
+        best = min(best, time.perf_counter() - start)
+    return batch / best
+
+
+def timm_rates(python: str | None) -> list[float]:
+    """For batches of 1 and 16; nothing where timm is not installed."""
+    argv = [python or sys.executable, "-c", TIMM, str(SERVED_S)]
+    found = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if found.returncode:
+        reason = found.stderr.strip().split("\n")[-1]
+        print(f"timm was not measured: {reason}", file=sys.stderr)
+        return []
+    return [float(line) for line in found.stdout.split()]
+
+
+BENCHMARKS = {
+    "input": measure_input,
+    "frozen": measure_frozen,
+    "similar": measure_similar,
+    "serving": measure_serving,
+}
 
 
 # === Command line ===
@@ -479,6 +719,7 @@ def main(argv: list[str]) -> int:
     to = {"flag_values": values}
     flags.DEFINE_string("out", None, "Write the rows to this JSON file too.", **to)
     flags.DEFINE_string("wikiart", None, "Folder with ArtGAN's wikiart_csv/.", **to)
+    flags.DEFINE_string("timm_python", None, "A Python that has timm and PyTorch.", **to)
     flags.DEFINE_string("scratch", None, "Where to paint; default: the system's.", **to)
     flags.DEFINE_integer("originals", 480, "Large pictures.", lower_bound=96, **to)
     flags.DEFINE_integer("records", 50_000, "Small pictures.", lower_bound=2000, **to)

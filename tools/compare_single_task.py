@@ -26,6 +26,7 @@ The regression: standardised features, fitted on train, C the best by macro-F1 o
 """
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -138,7 +139,9 @@ class Clock:
         prepare_phase, training.prepare_phase = training.prepare_phase, begin
         training.prepare = timed(training.prepare, RECORDS)
         training.cache_features = timed(training.cache_features, "features")
-        report.evaluate = timed(report.evaluate, "evaluation")
+        # Without the gallery of similar pictures, which compares nothing.
+        plain = functools.partial(report.evaluate, similar=False)
+        report.evaluate = timed(plain, "evaluation")
 
 
 def hold_out_as(combined: Table, task: str) -> Callable[..., Table]:
