@@ -23,7 +23,7 @@ runs/demo/export/classes.json: runs/demo/results/metrics.json
 	$(BIN)/multitask export --workdir=runs/demo
 
 runs/demo/prediction.csv: runs/demo/export/classes.json
-	$(BIN)/multitask predict --model=runs/demo/export --out=$@ \
+	$(BIN)/multitask predict --model=runs/demo/export --resume --out=$@ \
 	  "$$(ls demo/wikiart/*/*.jpg | head -n 1)"
 
 test: install lint test-only

@@ -669,14 +669,10 @@ def measure_serving(values: flags.FlagValues) -> list[dict]:
 
 def served(infer: Callable, batch: int) -> float:
     """Pictures a second, the best call."""
+    from multitask.serving.agreement import speed
+
     image = np.random.default_rng(0).uniform(0, 255, (batch, 224, 224, 3)).astype(np.float32)
-    infer(image)
-    began, best = time.perf_counter(), np.inf
-    while time.perf_counter() - began < SERVED_S:
-        start = time.perf_counter()
-        infer(image)
-        best = min(best, time.perf_counter() - start)
-    return batch / best
+    return speed(infer, image, seconds=SERVED_S)
 
 
 def timm_rates(python: str | None) -> list[float]:

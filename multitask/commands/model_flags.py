@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from multitask.serving.runtimes import AUTO, RUNTIMES
 from multitask.spec import InputError
 
 if TYPE_CHECKING:  # flags do not wait for TensorFlow
@@ -17,9 +18,9 @@ def define_model_flags(values: flags.FlagValues, when: str = "") -> None:
     flags.DEFINE_enum(
         "runtime",
         "auto",
-        ["auto", "litert", "onnxruntime", "openvino", "tensorflow"],
-        f"{when}what runs it; auto is the fastest that is installed and that the export has an "
-        "artifact for",
+        [AUTO, *RUNTIMES],
+        f"{when}what runs it; auto is the first of the others that is installed and that the "
+        "export has an artifact for",
         **to,
     )
     flags.DEFINE_string(

@@ -80,7 +80,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         model = predictor.load_best(open_run(Path(values.workdir), data_dir))
     model = dataclasses.replace(model, calibrated=values.calibrated, tta=values.tta)
     thresholds = thresholds_of(model, least)
-    answers = None
+    answers, before = None, len(files)
     if out:
         settings = {
             "model": model.identity,
@@ -90,7 +90,6 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
             "tta": values.tta,
         }
         answers = Answers(out, settings, model.classes, resume=values.resume)
-        before = len(files)
         files = [file for file in files if not answers.has(file)]
         if len(files) < before:
             print(f"Going on: {before - len(files):,} of {before:,} were answered before")
@@ -125,5 +124,5 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
             shares = (f"{task} {uncertain[task] / readable:.1%}" for task in model.classes)
             print(f"Uncertain: {', '.join(shares)}")
         print(f"Written: {out}")
-    if files and not readable:
+    if len(files) == before and not readable:
         raise InputError(f"none of the {len(files)} pictures can be read")

@@ -207,11 +207,11 @@ def _entry(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[
     }
 
 
-def speed(infer: Infer, batch: np.ndarray) -> float:
-    """Pictures a second, after one call to warm up: the best of calls for TIMED_S."""
+def speed(infer: Infer, batch: np.ndarray, *, seconds: float = TIMED_S) -> float:
+    """Pictures a second, after one call to warm up: the best of the calls in that time."""
     infer(batch)
     began, best = time.perf_counter(), np.inf
-    while time.perf_counter() - began < TIMED_S:
+    while time.perf_counter() - began < seconds:
         start = time.perf_counter()
         infer(batch)
         best = min(best, time.perf_counter() - start)

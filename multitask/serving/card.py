@@ -12,17 +12,6 @@ from multitask.serving.agreement import BOUNDS
 from multitask.serving.formats import FORMATS
 from multitask.spec import InputError
 
-TAKES = {
-    "savedmodel": "signatures `serving_default` (encoded JPEG, PNG or WebP, string [batch]), "
-    "`pixels` (float32 [batch, height, width, 3] in 0..255), `pixels_uint8`, `embed` and "
-    "`attention`",
-    "onnx": "`image` float32 [batch, {size}, {size}, 3] in 0..255, RGB; class names in its "
-    "metadata",
-    "litert": "`image` float32 [batch, {size}, {size}, 3] in 0..255, RGB; class names in a zip "
-    "archive behind the network",
-    "keras": "`image` float32 [batch, {size}, {size}, 3] in 0..255, RGB; gives logits by task",
-}
-
 
 def model_card(
     run: Run,
@@ -52,7 +41,7 @@ def model_card(
         "",
     ]
     for name, where in artifacts.items():
-        takes = TAKES[name].format(size=spec.image_size)
+        takes = FORMATS[name].takes.format(size=spec.image_size)
         lines.append(f"- {FORMATS[name].title}, `{where}`: {takes}.")
     lines += [
         "",

@@ -68,6 +68,8 @@ def export(
     spec, model_file = run.spec, model_file or run.best_model
     _check(formats, quantize)
     tasks = _asked(spec.task_names, tasks)
+    if out:
+        _refuse_other_content(out)
     if not model_file.is_file():
         raise InputError(f"{model_file}: no such model; `multitask train` makes it")
     classes = {task.name: read_classes(run.data_dir / task.classes) for task in spec.tasks}
@@ -153,6 +155,16 @@ def _check(formats: Sequence[str], quantize: str) -> None:
     if quantize != "none" and not set(able) & set(formats):
         raise InputError(
             f"--quantize={quantize}: is for {' and '.join(able)}; asked is {', '.join(formats)}"
+        )
+
+
+def _refuse_other_content(out: Path) -> None:
+    """What is written replaces the folder whole, so that only an older export may stand there."""
+    ours = out.is_dir() and ((out / "classes.json").is_file() or not any(out.iterdir()))
+    if out.exists() and not ours:
+        raise InputError(
+            f"--out: {out}: holds something else than an export, which would be lost; name another "
+            "folder"
         )
 
 

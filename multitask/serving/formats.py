@@ -220,6 +220,7 @@ class Format:
 
     Attributes:
         title: for people.
+        takes: what it is given, for the model card; {size} is the picture's side.
         write: writes one of a source into a folder at a precision, and gives its name there.
         needs: modules that it is made and checked with.
         extra: of this package that installs them.
@@ -227,17 +228,38 @@ class Format:
     """
 
     title: str
+    takes: str
     write: Callable[[Source, Path, str], str]
     needs: tuple[str, ...] = ()
     extra: str = ""
     quantizes: bool = False
 
 
+PICTURES = "`image` float32 [batch, {size}, {size}, 3] in 0..255, RGB"
 FORMATS = {
-    "savedmodel": Format("SavedModel", _savedmodel),
-    "onnx": Format("ONNX", _onnx, ("onnx", "tf2onnx", "onnxruntime"), "onnx", True),
-    "litert": Format("LiteRT", _litert, ("ai_edge_litert",), "litert", True),
-    "keras": Format("Keras", _keras),
+    "savedmodel": Format(
+        "SavedModel",
+        "signatures `serving_default` (encoded JPEG, PNG or WebP, string [batch]), `pixels` "
+        "(float32 [batch, height, width, 3] in 0..255), `pixels_uint8`, `embed` and `attention`",
+        _savedmodel,
+    ),
+    "onnx": Format(
+        "ONNX",
+        f"{PICTURES}; class names in its metadata",
+        _onnx,
+        ("onnx", "tf2onnx", "onnxruntime"),
+        "onnx",
+        True,
+    ),
+    "litert": Format(
+        "LiteRT",
+        f"{PICTURES}; class names in a zip archive behind the network",
+        _litert,
+        ("ai_edge_litert",),
+        "litert",
+        True,
+    ),
+    "keras": Format("Keras", f"{PICTURES}; gives logits by task", _keras),
 }
 
 

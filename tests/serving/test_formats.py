@@ -410,6 +410,26 @@ def test_wrong_wishes_are_one_line(run, options, said):
     assert "\n" not in str(caught.value)
 
 
+def with_artifacts(folder, copy, artifacts):
+    shutil.copytree(folder, copy)
+    content = json.loads((copy / "classes.json").read_text())
+    (copy / "classes.json").write_text(json.dumps({**content, "artifacts": artifacts}))
+    return copy
+
+
+def test_only_an_older_export_is_replaced(run, tmp_path, capsys):
+    """A home folder, say; its content stays."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    for out in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
+        with pytest.raises(InputError, match="--out: .* holds something else than an export"):
+            export(run, out=out)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):  # an empty folder, then an export
+        assert export(run, out=tmp_path / "empty", tell=print) == tmp_path / "empty"
+
+
 def test_a_missing_extra_is_one_line(run, monkeypatch, folder, tmp_path):
     found = formats.importlib.util.find_spec
     monkeypatch.setattr(
@@ -420,11 +440,7 @@ def test_a_missing_extra_is_one_line(run, monkeypatch, folder, tmp_path):
         export(run, formats=["onnx"])
     with pytest.raises(InputError, match=r"--runtime=onnxruntime: needs an extra: pip install"):
         load_export(folder, runtime="onnxruntime")
-    only = tmp_path / "only"
-    shutil.copytree(folder, only)
-    content = json.loads((only / "classes.json").read_text())
-    content["artifacts"] = {"keras": "colours.keras"}
-    (only / "classes.json").write_text(json.dumps(content))
+    only = with_artifacts(folder, tmp_path / "only", {"keras": "colours.keras"})
     with pytest.raises(InputError, match="--runtime: nothing that is installed runs keras"):
         load_export(only)
     with pytest.raises(InputError, match="--runtime=litert: reads litert, and the export has ker"):
@@ -435,20 +451,12 @@ def test_a_missing_extra_is_one_line(run, monkeypatch, folder, tmp_path):
 
 def test_auto_is_the_first_that_is_there(folder, tmp_path):
     assert load_export(folder).runtime.startswith(next(iter(RUNTIMES.values())).title)
-    some = tmp_path / "some"
-    shutil.copytree(folder, some)
-    content = json.loads((some / "classes.json").read_text())
-    content["artifacts"] = {"savedmodel": "colours/1"}
-    (some / "classes.json").write_text(json.dumps(content))
+    some = with_artifacts(folder, tmp_path / "some", {"savedmodel": "colours/1"})
     assert load_export(some).runtime == f"TensorFlow {tf.__version__}"
 
 
 def test_an_artifact_outside_its_folder_is_refused(folder, tmp_path):
-    some = tmp_path / "some"
-    shutil.copytree(folder, some)
-    content = json.loads((some / "classes.json").read_text())
-    content["artifacts"] = {"onnx": "../elsewhere.onnx"}
-    (some / "classes.json").write_text(json.dumps(content))
+    some = with_artifacts(folder, tmp_path / "some", {"onnx": "../elsewhere.onnx"})
     with pytest.raises(InputError, match="not an export of multitask"):
         load_export(some)
 
