@@ -330,7 +330,8 @@ def build_app(
 
     @app.exception_handler(500)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": "the server failed; its console says more"}, 500)
+        # Outside of _Guard: FastAPI answers these before any middleware of ours.
+        return JSONResponse({"detail": "the server failed; its console says more"}, 500, headers)
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:

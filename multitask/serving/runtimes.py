@@ -100,8 +100,8 @@ def _tensorflow(path: Path) -> Run:
 
 # The fastest first, as `tools/benchmark.py serving` finds them on a CPU.
 RUNTIMES = {
-    "onnxruntime": Runtime("ONNX Runtime", "onnxruntime", "onnx", "onnx", _onnxruntime),
     "litert": Runtime("LiteRT", "ai_edge_litert", "litert", "litert", _litert),
+    "onnxruntime": Runtime("ONNX Runtime", "onnxruntime", "onnx", "onnx", _onnxruntime),
     "openvino": Runtime("OpenVINO", "openvino", "openvino", "onnx", _openvino),
     "tensorflow": Runtime("TensorFlow", "tensorflow", "", "savedmodel", _tensorflow),
 }

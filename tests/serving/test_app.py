@@ -103,7 +103,8 @@ def ask(port, data=b"", *, path="/predict", headers=PNG, method="POST"):
 
 def refused(port, data=b"", **how):
     """(status, its one line)."""
-    status, _, said = ask(port, data, **how)
+    status, headers, said = ask(port, data, **how)
+    assert headers["x-content-type-options"] == "nosniff"
     assert list(said) == ["detail"]
     assert "\n" not in said["detail"] and "Traceback" not in said["detail"]
     return status, said["detail"]
