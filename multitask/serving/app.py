@@ -200,10 +200,13 @@ class Answerer:
         return Picture(image.numpy(), reduced.numpy() if shown else None)
 
     def warm_up(self) -> Said:
-        """What is said of nothing, so that the first who asks does not wait for what is built."""
-        size_px = self.predictor.size_px
-        shown = None if isinstance(self.attention, str) else np.zeros((1, 1, 3), np.uint8)
-        return self.answer([Picture(np.zeros((size_px, size_px, 3), np.float32), shown)])[0]
+        """What is said of a black dot; later nobody waits for what is built or loaded once."""
+        dot = tf.io.encode_png(np.zeros((1, 1, 3), np.uint8)).numpy()
+        picture = self.read(dot, not isinstance(self.attention, str))
+        said = self.answer([picture])[0]
+        searched = said.embedding is not None and not isinstance(self.similar, str)
+        self.tell(picture, said, int(searched))
+        return said
 
     def answer(self, pictures: Sequence[Picture]) -> list[Said]:
         images = np.stack([picture.image for picture in pictures])
