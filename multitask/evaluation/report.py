@@ -106,6 +106,7 @@ def evaluate(
     if not model_file.is_file():
         raise InputError(f"{model_file}: no such model; `multitask train` makes it")
     table = load_table(run.spec, run.data_dir)
+    tell(f"Evaluating {model_file} on the exam pictures of {run.data_dir}")
     model = load_network(model_file, run.spec, table.classes)
     infer = compiled(examined_model(model))
     examine = functools.partial(
