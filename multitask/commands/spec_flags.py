@@ -88,6 +88,26 @@ OVERRIDES = {
         "what stays frozen in finetune: N = the first N layers, -N = all but the last N, none, "
         "all, or a block such as block5 or stage_2; instead of each task's freeze_depth",
     ),
+    "accumulate": (
+        "optimizer.accumulate",
+        flags.DEFINE_integer,
+        "steps whose gradients make one update: a larger batch in the same memory",
+    ),
+    "clip_norm": (
+        "optimizer.clip_norm",
+        flags.DEFINE_float,
+        "largest norm of each part's gradient; 0 = any",
+    ),
+    "ema": (
+        "optimizer.ema",
+        flags.DEFINE_float,
+        "momentum of the weights' moving average, which is what is evaluated; 0 = none",
+    ),
+    "trunk_layer_decay": (
+        "optimizer.trunk_layer_decay",
+        flags.DEFINE_float,
+        "the trunk's rate, from a block to the one below it; 1 = the same",
+    ),
 }
 # What decides which pictures are prepared, and how.
 OF_RECORDS = (
