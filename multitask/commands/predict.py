@@ -93,7 +93,8 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         files = [file for file in files if not answers.has(file)]
         if len(files) < before:
             print(f"Going on: {before - len(files):,} of {before:,} were answered before")
-        print(f"Predicting {len(files):,} pictures with {model.runtime}")
+        noun = "picture" if len(files) == 1 else "pictures"
+        print(f"Predicting {len(files):,} {noun} with {model.runtime}")
     readable, uncertain, began = 0, Counter(), time.perf_counter()
     try:
         for file, said in predict.predict_files(model, files, batch_size=values.batch_size):

@@ -4,8 +4,8 @@
 
 DIR holds wikiart/ and wikiart_csv/ as ArtGAN ships them. The pictures are prepared once, into
 records that later runs read too. Everything else goes to the workdir: config.json, models/, logs/,
-results/. The same command again goes on where it was stopped. A flag
-overrides a field of the spec, for this run."""
+results/. The same command again goes on where it was stopped. A flag overrides a field of the
+spec, for this run."""
 
 import os
 import re

@@ -15,11 +15,12 @@ import tensorflow as tf
 from PIL import Image
 
 from multitask.__main__ import main
+from multitask.commands.predict import SUFFIXES
 from multitask.data.table import load_table
 from multitask.evaluation.predictions import predict_exam
 from multitask.evaluation.views import TTA
 from multitask.model.network import load_network
-from multitask.serving.answers import Answers
+from multitask.serving.answers import WRITERS, Answers
 from multitask.serving.export import export
 from multitask.serving.predict import answer, answer_lines, find_pictures, predict_files
 from multitask.serving.predictor import load_best, load_export
@@ -381,6 +382,31 @@ def test_the_command_goes_on_after_a_kill(run, data, tmp_path, capsys):
     main([*common, f"--out={out}", "--resume", *files])
     assert f"Going on: 38 of {len(files)} were answered before" in capsys.readouterr().out
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_what_is_left_cannot_be_read(run, mixed, tmp_path, monkeypatch, capsys):
+    (good, bad, *_), _ = mixed
+    out = tmp_path / "answers.csv"
+    argv = ["predict", f"--model={run.workdir / 'export'}", f"--out={out}", str(good), str(bad)]
+
+    def interrupted(*args, **kwargs):
+        yield next(predict_files(*args, **kwargs))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("multitask.serving.predict.predict_files", interrupted)
+        with pytest.raises(SystemExit) as caught:
+            main(argv)
+        assert caught.value.code == 130
+    main([*argv, "--resume"])
+    assert "0 answered; 1 cannot be read" in capsys.readouterr().out
+    found = pd.read_csv(out)
+    assert list(found["path"]) == [str(good), str(bad)]
+    assert list(found["error"].isna()) == [True, False]
+
+
+def test_every_suffix_has_its_writer():
+    assert set(SUFFIXES) == set(WRITERS)  # the one without TensorFlow, the other with it
 
 
 @pytest.mark.parametrize(
