@@ -196,10 +196,14 @@ EVERYWHERE = [
 ]
 
 
-def test_asked_to_stop_everywhere(job, tmp_path, monkeypatch):
+SOME = [EVERYWHERE[1], "between", EVERYWHERE[7], EVERYWHERE[10]]
+
+
+@pytest.mark.parametrize("places", [SOME, pytest.param(EVERYWHERE, marks=pytest.mark.slow)])
+def test_asked_to_stop(job, tmp_path, monkeypatch, places):
     """By signals: each time what is done is saved, and the same command goes on from there."""
     go, whole = job(cached=True)
-    for number, place in enumerate(EVERYWHERE):
+    for number, place in enumerate(places):
         how = "raised" if isinstance(place, str) else ("SIGTERM", "Ctrl-C")[number % 2]
         stop(monkeypatch, go, tmp_path / "run", place, how)
     result = go(tmp_path / "run")
@@ -223,18 +227,20 @@ def test_thrown_out_everywhere(job, tmp_path, monkeypatch):
 def test_thrown_out_long_after_the_last_checkpoint(job, tmp_path, monkeypatch):
     """What came after the checkpoint (of an epoch's end) is trained again, to the same bits."""
     go, whole = job(cached=True)
-    for place in EVERYWHERE[1], EVERYWHERE[4], EVERYWHERE[9]:
+    for place in EVERYWHERE[4], EVERYWHERE[9]:
         stop(monkeypatch, go, tmp_path / "run", place, "raised before")
     go(tmp_path / "run")
     assert_same_end(tmp_path / "run", whole)
 
 
 @pytest.fixture
-def stopped_in_finetune(job, tmp_path, monkeypatch):
+def stopped_in_finetune(job, shelf, tmp_path, monkeypatch):
     """(how to go on, an uninterrupted run, a workdir with the checkpoints of two steps)."""
     go, whole = job(cached=False)
-    place = ("finetune", 0, "step", 3)
-    stop(monkeypatch, go, tmp_path / "run", place, "raised after", minutes=0.0)
+    if not (shelf / "stopped").exists():
+        place = ("finetune", 0, "step", 3)
+        stop(monkeypatch, go, shelf / "stopped", place, "raised after", minutes=0.0)
+    shutil.copytree(shelf / "stopped", tmp_path / "run")
     before, newest = sorted((tmp_path / "run" / "checkpoint").iterdir())
     steps = [json.loads((path / "progress.json").read_text())["step"] for path in (before, newest)]
     assert steps == [2, 3]

@@ -557,7 +557,11 @@ def test_the_real_pictures_are_all_there(tmp_path):
 # === Beam ===
 
 
-def test_beam_with_two_workers_makes_the_very_same_records(tiny_data, tiny_spec, monkeypatch):
+@pytest.mark.parametrize(
+    ("workers", "mode"),
+    [(1, "in_memory"), pytest.param(2, "multi_processing", marks=pytest.mark.slow)],
+)
+def test_beam_makes_the_very_same_records(tiny_data, tiny_spec, monkeypatch, workers, mode):
     pytest.importorskip("apache_beam")
     monkeypatch.setattr(records, "SHARD_PICTURES", 5)
     rows = [(f"Dots/{i:02}.jpg", i % 2) for i in range(24)]
@@ -571,7 +575,7 @@ def test_beam_with_two_workers_makes_the_very_same_records(tiny_data, tiny_spec,
         data,
         data / "beam",
         beam_runner="DirectRunner",
-        beam_options=["direct_num_workers=2", "direct_running_mode=multi_processing"],
+        beam_options=[f"direct_num_workers={workers}", f"direct_running_mode={mode}"],
     )
     assert beam.fresh
     assert beam.fingerprint == here.fingerprint

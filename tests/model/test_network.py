@@ -172,7 +172,14 @@ def build_drawn(spec):
     return model
 
 
-@pytest.mark.parametrize("name", OTHER_TRUNKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("efficientnetv2b0", marks=pytest.mark.slow),
+        "convnexttiny",
+        "efficientnet_lite2",
+    ],
+)
 def test_networks_of_other_trunks_are_saved_and_read(name, pictures, tmp_path):
     """In safe mode, layers of keras.applications' own among them."""
     spec = make_spec(name=name, stochastic_depth=0.3)
