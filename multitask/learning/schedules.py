@@ -6,7 +6,7 @@ from typing import Annotated
 import keras
 from keras import ops
 from keras.optimizers import schedules
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from multitask.spec import Kind, check_kind
 
@@ -60,6 +60,25 @@ def warmup_cosine(
     return schedules.CosineDecay(0.0, steps, warmup_target=rate, warmup_steps=warmup)
 
 
+def cosine(
+    steps_per_epoch: int,
+    *,
+    rate: PositiveFloat,
+    epochs: PositiveInt,
+    warmup: NonNegativeFloat = 0.5,
+):
+    """`warmup_cosine` in epochs: the same spec for few pictures and for many.
+
+    Args:
+        rate: at the end of the rise.
+        epochs: at whose end the rate is 0.
+        warmup: epochs of the rise, to the nearest step; the fall takes the others, or one step.
+    """
+    rise = round(warmup * steps_per_epoch)
+    fall = max(epochs * steps_per_epoch - rise, 1)
+    return warmup_cosine(steps_per_epoch, rate=rate, warmup=rise, steps=fall)
+
+
 def plateau(
     steps_per_epoch: int,
     *,
@@ -95,7 +114,7 @@ class OnPlateau(schedules.LearningRateSchedule):
 
 
 SCHEDULES = {
-    f.__name__: f for f in (constant, cosine_restarts, exponential, plateau, warmup_cosine)
+    f.__name__: f for f in (constant, cosine, cosine_restarts, exponential, plateau, warmup_cosine)
 }
 
 

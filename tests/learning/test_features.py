@@ -305,8 +305,12 @@ def weights_of(heads):
 
 
 def off(found, want):
-    """The largest difference, of the largest value."""
-    return np.abs(np.asarray(found) - np.asarray(want)).max() / np.abs(want).max()
+    """The difference's norm, of the norm.
+
+    Not the largest difference: Adam makes a whole step of a gradient that is almost nothing, so
+    that a single weight of hundreds goes by the rounding, which differs from CPU to CPU.
+    """
+    return np.linalg.norm(np.asarray(found) - np.asarray(want)) / np.linalg.norm(want)
 
 
 @pytest.mark.parametrize("kind", ["pooled", pytest.param("map", marks=pytest.mark.slow)])

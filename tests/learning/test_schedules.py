@@ -53,6 +53,11 @@ TABLES = {
             201_000: 2.5e-4,
         },
     ),
+    # 10 epochs of 10 steps: rate t / 4 for .4 epochs, then half a cosine over the other 96 steps.
+    "cosine": (
+        {"rate": 1e-3, "epochs": 10, "warmup": 0.4},
+        {0: 0, 1: 2.5e-4, 4: 1e-3, 28: 1e-3 * (1 - Q), 52: 5e-4, 76: 1e-3 * Q, 100: 0, 999: 0},
+    ),
     # -2 % at the end of each epoch of 10 steps, and the same within one.
     "exponential": (
         {"rate": 5e-4, "decay": 0.02},
@@ -113,6 +118,13 @@ def test_warmup_of_0_begins_at_the_rate():
     assert [rate_at(schedule, step) for step in (0, 50, 100, 101)] == pytest.approx(
         [1e-3, 5e-4, 0, 0], abs=1e-9
     )
+
+
+def test_a_cosine_rises_for_half_an_epoch_and_its_fall_takes_a_step_at_least():
+    schedule = built(kind="cosine", rate=1.0, epochs=2)  # 5 steps up, 15 down
+    assert [rate_at(schedule, s) for s in (4, 5, 10, 20)] == pytest.approx([0.8, 1, 0.75, 0])
+    schedule = built(kind="cosine", rate=1.0, epochs=1, warmup=3)
+    assert [rate_at(schedule, s) for s in (29, 30, 31)] == pytest.approx([29 / 30, 1, 0])
 
 
 def test_exponential_counts_the_epochs_of_this_run():
@@ -243,8 +255,8 @@ def test_other_kinds_have_nothing_of_their_own_to_lower(kind):
     [
         (
             {"kind": "cosine_restart", "rate": 1e-3},
-            '.kind: unknown kind "cosine_restart". Expected one of: constant, cosine_restarts, '
-            'exponential, plateau, warmup_cosine. Did you mean "cosine_restarts"?',
+            '.kind: unknown kind "cosine_restart". Expected one of: constant, cosine, '
+            'cosine_restarts, exponential, plateau, warmup_cosine. Did you mean "cosine_restarts"?',
         ),
         ({"kind": "constant"}, ': "constant" needs the option "rate"'),
         ({"kind": "constant", "rate": 0}, ".rate: 0: input should be greater than 0"),
