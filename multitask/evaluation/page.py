@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from multitask import figures
@@ -144,8 +145,8 @@ def chart(
         return left + along * (width - left - 8), (height - below) - up * (height - below - 8)
 
     def ticks(low: float, high: float, whole: bool = False) -> list[float]:
-        values = np.linspace(low, high, 5)
-        return sorted({float(round(v)) for v in values}) if whole else [float(v) for v in values]
+        values = MaxNLocator(4, steps=(1, 2, 2.5, 5, 10), integer=whole).tick_values(low, high)
+        return [float(v) for v in values if low <= v <= high]
 
     drawn = []
     for line in lines:

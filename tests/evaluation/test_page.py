@@ -94,6 +94,9 @@ def test_a_chart_puts_points_where_they_belong():
     assert box["y_ticks"][0] == (box["bottom"], "0")
     whole = chart([line], x=(1.0, 3.0), y=(0.0, 1.0), x_label="", whole_x=True)
     assert [text for _, text in whole["x_ticks"]] == ["1", "2", "3"]
+    loss = chart([line], x=(1.0, 1.0), y=(0.0, 3.04), x_label="", whole_x=True)
+    assert [text for _, text in loss["x_ticks"]] == ["1"]
+    assert [text for _, text in loss["y_ticks"]] == ["0", "1", "2", "3"]
 
 
 def test_the_page_of_a_whole_exam_stays_below_15_mb(known, tmp_path):
