@@ -327,8 +327,10 @@ def test_a_single_task_goes_through(data_dir, spec_file, tiny_trunk, tmp_path):
             "--image_size=32",
             "--epochs_heads=1",
             "--epochs_finetune=0",
+            "--nosimilar",
         ]
     )
+    assert not (tmp_path / "run" / "similar").exists()
     table = load_table(open_run(tmp_path / "run").spec, data_dir)
     assert table.labels.shape[1] == 1
     assert (table.labels[table.splits != VAL] != MISSING).all()

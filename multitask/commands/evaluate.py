@@ -9,7 +9,7 @@ the training history and the architecture."""
 from absl import flags
 
 from multitask.commands import import_tensorflow
-from multitask.commands.run_flags import define_run_flags, run_and_model
+from multitask.commands.run_flags import define_run_flags, define_similar, run_and_model
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -45,14 +45,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "centre too)",
         flag_values=values,
     )
-
-    flags.DEFINE_boolean(
-        "similar",
-        True,
-        "embed the training pictures too, once a model, for similar pictures and those that are "
-        "far from their class",
-        flag_values=values,
-    )
+    define_similar(values)
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:

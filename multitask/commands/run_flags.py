@@ -17,6 +17,16 @@ def define_run_flags(values: flags.FlagValues) -> None:
     )
 
 
+def define_similar(values: flags.FlagValues) -> None:
+    flags.DEFINE_boolean(
+        "similar",
+        True,
+        "when evaluating, embed the training pictures too, once a model, for similar pictures and "
+        "those that are far from their class",
+        flag_values=values,
+    )
+
+
 def run_and_model(
     values: flags.FlagValues, left: list[str], command: str
 ) -> tuple[Run, Path | None]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from multitask.commands import BACKENDS, DISTRIBUTIONS, import_tensorflow
+from multitask.commands.run_flags import define_similar
 from multitask.commands.spec_flags import (
     check_needed,
     define_records_dir,
@@ -76,6 +77,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "process_index", None, "of multihost: which this is, from 0 (default: as above)", **to
     )
     flags.DEFINE_boolean("evaluate", True, "evaluate the best model when training ends", **to)
+    define_similar(values)
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
@@ -122,7 +124,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     if not result.trained:
         print(f"Nothing is left to train in {run.workdir}.")
     if values.evaluate and (result.trained or not _is_evaluated(run)):
-        evaluate(run)
+        evaluate(run, similar=values.similar)
     print(f"\nModels:  {run.models}\nReports: {run.results}" if values.evaluate else run.models)
 
 
