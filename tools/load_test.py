@@ -50,7 +50,7 @@ def rates(model: Path, files: list[str]) -> tuple[float, float]:
 
     return (
         rate(lambda: len(predictor.answer(images)[0]) and len(images)),
-        # Many at once: of 200 the start of the reading would be a third of the time.
+        # Many at once: of 200 the start of the reading would be a sixth of the time.
         rate(lambda: len(list(predict_files(predictor, files * ROUNDS, batch_size=BATCH)))),
     )
 
