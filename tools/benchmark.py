@@ -679,7 +679,7 @@ def measure_serving(values: flags.FlagValues) -> list[dict]:
 
 def served(infer: Callable, batch: int) -> float:
     """Pictures a second, the best call."""
-    from multitask.serving.agreement import speed
+    from multitask.serving.runtimes import speed
 
     image = np.random.default_rng(0).uniform(0, 255, (batch, 224, 224, 3)).astype(np.float32)
     return speed(infer, image, seconds=SERVED_S)

@@ -31,33 +31,39 @@ ROUNDS = 10  # that files are read and answered
 OWN_S = 10.0  # that the model is timed alone
 
 
-def rates(model: Path, files: list[str]) -> tuple[float, float]:
-    """Pictures a second of the model alone, and read and answered as `multitask predict` does."""
+def rates(model: Path, files: list[str]) -> tuple[float, float, float]:
+    """Pictures a second of the model alone, and read and answered as `multitask predict` does; and
+    the CPU time in s that the model alone takes for one."""
     from multitask.data.pipeline import readable_pictures
     from multitask.serving.predict import predict_files
     from multitask.serving.predictor import load_export
 
-    predictor = load_export(model)
+    predictor = load_export(model, batch=BATCH)
     size = {"size_px": predictor.size_px, "how": predictor.how, "batch_size": BATCH}
     images = next(iter(readable_pictures(files, **size)))[1].numpy()
 
     def rate(ask):
         ask()
-        began, count = time.perf_counter(), 0
+        began, used, count = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - began < OWN_S:
             count += ask()
-        return count / (time.perf_counter() - began)
+        return count / (time.perf_counter() - began), (time.process_time() - used) / count
 
-    return (
-        rate(lambda: len(predictor.answer(images)[0]) and len(images)),
-        # Many at once: of 200 the start of the reading would be a sixth of the time.
-        rate(lambda: len(list(predict_files(predictor, files * ROUNDS, batch_size=BATCH)))),
-    )
+    alone, cpu = rate(lambda: len(predictor.answer(images)[0]) and len(images))
+    # Many at once: of 200 the start of the reading would be a sixth of the time.
+    reading, _ = rate(lambda: len(list(predict_files(predictor, files * ROUNDS, batch_size=BATCH))))
+    return alone, reading, cpu
 
 
 def resident_mb(pid: int) -> float:
     text = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) / 1e3
+
+
+def cpu_s(pid: int | str) -> float:
+    """That a process has taken, of all cores."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def load(port: int, pid: int, bodies: list[bytes], *, requests: int, people: int, seconds: float):
@@ -102,12 +108,13 @@ def main(argv: list[str]) -> None:
     files = files[:: max(1, len(files) // DISTINCT)][:DISTINCT]
     if not files:
         raise app.UsageError(f"--pictures: {asked.pictures}: no .jpg in it")
-    alone, reading = rates(Path(asked.model), files)
+    alone, reading, cpu = rates(Path(asked.model), files)
     command = [sys.executable, "-m", "multitask", "serve", "--port=0", f"--model={asked.model}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             address = next((x for x in server.stdout if "Serving" in x), "")
             port = int(re.search(r":(\d+) \(", address)[1])
+            before = cpu_s(server.pid), cpu_s("self")
             latencies, statuses, memory, seconds = load(
                 port,
                 server.pid,
@@ -116,6 +123,7 @@ def main(argv: list[str]) -> None:
                 people=asked.concurrency,
                 seconds=asked.seconds,
             )
+            taken = cpu_s(server.pid) - before[0], cpu_s("self") - before[1]
         finally:
             server.terminate()
     rate = len(latencies) / seconds
@@ -127,6 +135,8 @@ def main(argv: list[str]) -> None:
         f"failures: {failed} {dict(statuses)}\n"
         f"a second: {rate:.1f}; the model alone {alone:.1f} (ratio {rate / alone:.2f}), "
         f"`multitask predict` {reading:.1f} (ratio {rate / reading:.2f})\n"
+        f"CPU a request, ms: server {1000 * taken[0] / len(latencies):.1f}, this client "
+        f"{1000 * taken[1] / len(latencies):.1f}; the model alone a picture {1000 * cpu:.1f}\n"
         f"latency, ms: median {at[0]:.0f}, 90 % {at[1]:.0f}, 99 % {at[2]:.0f}, max {at[3]:.0f}\n"
         f"memory, MB: {first:.0f} after 5 %, {middle:.0f} after 50 %, {last:.0f} at the end, "
         f"{max(memory):.0f} at most"

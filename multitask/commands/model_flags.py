@@ -12,15 +12,15 @@ if TYPE_CHECKING:  # flags do not wait for TensorFlow
     from multitask.serving.predictor import Predictor
 
 
-def define_model_flags(values: flags.FlagValues, when: str = "") -> None:
-    """`when` says in the help when the runtime counts."""
+def define_model_flags(values: flags.FlagValues, when: str = "", measured: str = "") -> None:
+    """`when` and `measured` say in the help when the runtime counts, and is measured."""
     to = {"flag_values": values}
     flags.DEFINE_enum(
         "runtime",
         "auto",
         [AUTO, *RUNTIMES],
-        f"{when}what runs it; auto is the first of the others that is installed and that the "
-        "export has an artifact for",
+        f"{when}what runs it; auto is the fastest on this machine of those that are installed and "
+        f"that the export has an artifact for (measured once and remembered{measured})",
         **to,
     )
     flags.DEFINE_string(

@@ -80,7 +80,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
                 f"{MAX_PIXELS // 10**6}, which is what can be decoded"
             )
         folder = Path(values.model)
-        model = predictor.load_export(folder, runtime=values.runtime)
+        model = predictor.load_export(folder, runtime=values.runtime, batch=app.MAX_BATCH)
         model = dataclasses.replace(model, calibrated=values.calibrated)
         loopback = ipaddress.ip_address(listening.getsockname()[0]).is_loopback
         built = app.build_app(

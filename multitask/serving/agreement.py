@@ -1,7 +1,6 @@
 """An export's artifacts against the model they were made of, on real pictures, each run by its own
 library."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from multitask.evaluation.predictions import compiled, softmax
 from multitask.metrics import classification_metrics
 from multitask.run import silent
 from multitask.serving.formats import FLOAT32, FORMATS
-from multitask.serving.runtimes import RUNTIMES
+from multitask.serving.runtimes import RUNTIMES, speed
 from multitask.serving.signatures import SIGNATURE
 from multitask.spec import MISSING, InputError
 
@@ -165,7 +164,7 @@ def compare(
         if index and encoded[index - 1]:
             entry["difference_from_bytes"] = from_bytes[index - 1]
         entry["pictures_per_second"] = {
-            str(count): speed(answer, np.resize(batch, (count, *batch.shape[1:])))
+            str(count): speed(answer, np.resize(batch, (count, *batch.shape[1:])), seconds=TIMED_S)
             for count in BATCHES_TIMED
         }
         found.append(entry)
@@ -205,17 +204,6 @@ def _entry(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[
         "labelled": int(known.sum()),
         **{name: metrics[name] for name in METRICS},
     }
-
-
-def speed(infer: Infer, batch: np.ndarray, *, seconds: float = TIMED_S) -> float:
-    """Pictures a second, after one call to warm up: the best of the calls in that time."""
-    infer(batch)
-    began, best = time.perf_counter(), np.inf
-    while time.perf_counter() - began < seconds:
-        start = time.perf_counter()
-        infer(batch)
-        best = min(best, time.perf_counter() - start)
-    return len(batch) / best
 
 
 def why_refused(entry: Mapping[str, Any]) -> str | None:

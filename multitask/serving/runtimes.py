@@ -8,6 +8,7 @@ the pooled features, where the artifact has it.
 import importlib
 import importlib.util
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,7 @@ def _litert(path: Path) -> Run:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+    interpreter.allocate_tensors()  # now, and not with a note on stderr when it is first asked
     signature = interpreter.get_signature_runner()
     # The signature alone does not keep the interpreter alive.
     return lambda image, kept=interpreter: signature(**{IMAGE: image})
@@ -100,7 +102,7 @@ def _tensorflow(path: Path) -> Run:
     return run
 
 
-# The fastest first, as `tools/benchmark.py serving` finds them on a CPU.
+# The fastest to start first; which is the fastest to answer depends on the machine.
 RUNTIMES = {
     "litert": Runtime("LiteRT", "ai_edge_litert", "litert", "litert", _litert),
     "onnxruntime": Runtime("ONNX Runtime", "onnxruntime", "onnx", "onnx", _onnxruntime),
@@ -110,20 +112,20 @@ RUNTIMES = {
 AUTO = "auto"
 
 
-def choose(name: str, artifacts: Mapping[str, str]) -> str:
-    """The runtime to use.
+def able(name: str, artifacts: Mapping[str, str]) -> list[str]:
+    """The runtimes that may be used, in the order of RUNTIMES; at least one.
 
     Args:
-        name: of RUNTIMES, or AUTO: the fastest that is installed and has an artifact.
+        name: of RUNTIMES, or AUTO: all that are installed and have an artifact.
         artifacts: format -> file, of an export.
 
     Raises:
         InputError: not installed, or there is no artifact for it.
     """
     if name == AUTO:
-        for one, runtime in RUNTIMES.items():
-            if runtime.installed and runtime.format in artifacts:
-                return one
+        found = [n for n, r in RUNTIMES.items() if r.format in artifacts and r.installed]
+        if found:
+            return found
         wanted = {r.format: r.extra for r in RUNTIMES.values() if r.format in artifacts}
         raise InputError(
             f"--runtime: nothing that is installed runs {', '.join(artifacts)}"
@@ -141,4 +143,15 @@ def choose(name: str, artifacts: Mapping[str, str]) -> str:
         raise InputError(
             f"--runtime={name}: needs an extra: pip install 'multitask[{runtime.extra}]'"
         )
-    return name
+    return [name]
+
+
+def speed(infer: Run, batch: np.ndarray, *, seconds: float) -> float:
+    """Pictures a second, after one call to warm up: the best of the calls in that time."""
+    infer(batch)
+    began, best = time.perf_counter(), np.inf
+    while time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        infer(batch)
+        best = min(best, time.perf_counter() - start)
+    return len(batch) / best
