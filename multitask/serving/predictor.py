@@ -96,7 +96,8 @@ class Predictor:
 
 
 def read_export(folder: Path) -> dict[str, Any]:
-    """`classes.json` of an export, with classes as tuples and calibrations read.
+    """`classes.json` of an export, with classes as tuples, calibrations read, and the export's
+    `identity`.
 
     Raises:
         InputError: not such a folder, or of another version.
@@ -122,6 +123,7 @@ def read_export(folder: Path) -> dict[str, Any]:
         for where in artifacts.values():
             if not (folder / where).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"artifact {where!r}")
+        identity = _sha256(folder / "classes.json", folder / "report.json")
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -132,6 +134,7 @@ def read_export(folder: Path) -> dict[str, Any]:
         "calibration": calibrations,
         "image_size": size_px,
         "artifacts": artifacts,
+        "identity": identity,
     }
 
 
@@ -156,7 +159,7 @@ def load_export(
     """
     content = read_export(folder)
     size_px, artifacts = content["image_size"], content["artifacts"]
-    identity = _sha256(folder / "classes.json", folder / "report.json")
+    identity = content["identity"]
     names = able(runtime, artifacts)
     paths = {name: folder / artifacts[RUNTIMES[name].format] for name in names}
     name = names[0]

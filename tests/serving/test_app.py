@@ -9,6 +9,7 @@ import io
 import json
 import re
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -473,6 +474,7 @@ def test_attention_needs_a_saved_model(folder, tmp_path):
     content = json.loads((folder / "classes.json").read_text())
     del content["artifacts"]["savedmodel"]
     (tmp_path / "classes.json").write_text(json.dumps(content))
+    shutil.copy(folder / "report.json", tmp_path)
     assert load_attention(tmp_path).startswith("it takes a SavedModel; `multitask export")
 
 

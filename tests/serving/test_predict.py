@@ -580,6 +580,7 @@ def broken(change):
     [
         (shutil.rmtree, "no such folder"),
         (lambda folder: (folder / "classes.json").unlink(), "not an export of multitask"),
+        (lambda folder: (folder / "report.json").unlink(), "not an export of multitask"),
         (lambda folder: (folder / "classes.json").write_text("0 a\n1 b\n"), "not an export"),
         (lambda folder: (folder / "classes.json").write_text("[]"), "not an export"),
         (lambda folder: (folder / "classes.json").write_bytes(b"\xff\xfe"), "not an export"),
