@@ -17,7 +17,7 @@ from multitask.data.table import Table
 from multitask.evaluation.calibration import Calibration
 from multitask.evaluation.predictions import compiled, softmax
 from multitask.metrics import classification_metrics
-from multitask.run import silent
+from multitask.run import RunError, silent
 from multitask.serving.formats import FLOAT32, FORMATS
 from multitask.serving.runtimes import RUNTIMES, speed
 from multitask.serving.signatures import SIGNATURE
@@ -70,14 +70,28 @@ class Artifact:
         files = self.path.rglob("*") if self.path.is_dir() else [self.path]
         return sum(file.stat().st_size for file in files if file.is_file())
 
-    def open(self) -> tuple[str, Infer]:
-        """What runs it, and how."""
+    def open(self) -> list[tuple[str, Infer]]:
+        """Each library that is installed and reads it, and how it runs it.
+
+        Raises:
+            RunError: one of them cannot.
+        """
+        found = []
         for runtime in RUNTIMES.values():
             if runtime.format == self.format and runtime.installed:
-                with silent():
-                    return runtime.described, runtime.load(self.path)
+                try:
+                    with silent():
+                        found.append((runtime.described, runtime.load(self.path)))
+                except Exception as error:  # each raises kinds of its own
+                    reason = str(error).strip().split("\n")[0]
+                    raise RunError(
+                        f"the {FORMATS[self.format].title} export cannot be loaded by "
+                        f"{runtime.title} ({reason}); it was thrown away"
+                    ) from None
+        if found:
+            return found
         infer = compiled(keras.saving.load_model(self.path, compile=False, safe_mode=True))
-        return f"Keras {keras.__version__}", _with_logits(infer)
+        return [(f"Keras {keras.__version__}", _with_logits(infer))]
 
 
 def _with_logits(infer: Callable) -> Infer:
@@ -108,18 +122,20 @@ def compare(
         how: pictures are made to fit.
 
     Returns:
-        For each artifact what stands in `report.json`: format, precision, runtime, bytes, pictures,
-        the greatest difference of a probability and the share of equal answers a task, the metrics
-        of both, and pictures a second by batch size. The first is the model itself.
+        For each artifact and each library that runs it here what stands in `report.json`: format,
+        precision, runtime, bytes, pictures, the greatest difference of a probability and the share
+        of equal answers a task, the metrics of both, and pictures a second by batch size. The first
+        is the model itself.
 
     Raises:
         InputError: none of the pictures can be read.
     """
     size_px, infer = model.input_shape[1], compiled(model)
-    opened = [("the model", _with_logits(infer)), *(artifact.open() for artifact in artifacts)]
-    encoded = [_encoded(artifact) for artifact in artifacts]
+    opened: list[tuple[Artifact | None, str, Infer]] = [(None, "the model", _with_logits(infer))]
+    opened += [(artifact, *way) for artifact in artifacts for way in artifact.open()]
+    encoded = [artifact and _encoded(artifact) for artifact, *_ in opened]
     said: list[dict[str, list]] = [{task: [] for task in calibrations} for _ in opened]
-    from_bytes = [0.0] * len(artifacts)
+    from_bytes = [0.0] * len(opened)
     read, batch = [], None
     batches = readable_pictures(list(names), size_px=size_px, how=how, batch_size=BATCH)
     with tqdm(
@@ -128,7 +144,7 @@ def compare(
         for places, image in batches:
             batch = image.numpy() if batch is None else batch
             places, image = places.numpy(), image.numpy()
-            for (_, answer), found in zip(opened, said, strict=True):
+            for (*_, answer), found in zip(opened, said, strict=True):
                 answers = answer(image)
                 for task, values in found.items():
                     values.append(_probabilities(answers, task, calibrations[task]))
@@ -149,11 +165,10 @@ def compare(
     labels = table.labels[rows[np.concatenate(read)]]
     reference = {task: np.concatenate(values) for task, values in said[0].items()}
     found = []
-    for index, ((runtime, answer), answers) in enumerate(zip(opened, said, strict=True)):
+    for index, ((artifact, runtime, answer), answers) in enumerate(zip(opened, said, strict=True)):
         probabilities = {task: np.concatenate(values) for task, values in answers.items()}
         entry: dict[str, Any] = {"format": "model", "precision": FLOAT32, "runtime": runtime}
-        if index:
-            artifact = artifacts[index - 1]
+        if artifact:
             entry |= {"format": artifact.format, "precision": artifact.precision}
             entry["bytes"] = artifact.size_bytes
         entry["pictures"] = len(labels)
@@ -161,8 +176,8 @@ def compare(
             task: _entry(values, reference[task], labels[:, table.tasks.index(task)])
             for task, values in probabilities.items()
         }
-        if index and encoded[index - 1]:
-            entry["difference_from_bytes"] = from_bytes[index - 1]
+        if encoded[index]:
+            entry["difference_from_bytes"] = from_bytes[index]
         entry["pictures_per_second"] = {
             str(count): speed(answer, np.resize(batch, (count, *batch.shape[1:])), seconds=TIMED_S)
             for count in BATCHES_TIMED
@@ -230,6 +245,7 @@ def table_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         rows.append(
             {
                 "": FORMATS[entry["format"]].title if entry["format"] in FORMATS else "the model",
+                "run by": entry["runtime"] if entry["format"] in FORMATS else "",
                 "precision": entry["precision"],
                 "size": size,
                 "max |Δp|": f"{max(found['difference'] for found in tasks):.1e}",

@@ -114,8 +114,9 @@ def export(
         for entry in entries[1:]:
             if refused := why_refused(entry):
                 raise RunError(
-                    f"the {FORMATS[entry['format']].title} export disagrees with {model_file} "
-                    f"{refused} on {entry['pictures']} pictures; it was thrown away"
+                    f"the {FORMATS[entry['format']].title} export, run by {entry['runtime']}, "
+                    f"disagrees with {model_file} {refused} on {entry['pictures']} pictures; it "
+                    "was thrown away"
                 )
         where = {a.format: a.path.relative_to(folder).as_posix() for a in artifacts}
         write_json(

@@ -50,7 +50,7 @@ def fastest(
         "cores": os.cpu_count(),
         "model": identity,
         "batch": batch,
-        "runtimes": [RUNTIMES[name].described for name in artifacts],
+        "runtimes": [_described(name) for name in artifacts],
     }
     digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
     file = Path(platformdirs.user_cache_dir("multitask")) / "runtimes" / f"{digest[:32]}.json"
@@ -67,6 +67,13 @@ def fastest(
     with contextlib.suppress(OSError):  # a cache that cannot be written costs the next one seconds
         write_json(file, {**known, "pictures_per_second": rates, "chosen": chosen})
     return chosen
+
+
+def _described(name: str) -> str:
+    try:
+        return RUNTIMES[name].described
+    except Exception:  # half installed; `_rates` says of what
+        return f"{RUNTIMES[name].title}, which cannot be imported"
 
 
 def _rates(

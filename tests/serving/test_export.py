@@ -119,9 +119,10 @@ def test_classes_json_describes_it(exported, known):
 def test_the_console_says_what_was_checked(exported):
     first, head, model, savedmodel = exported[1]
     assert first.startswith("Checked on 32 pictures against best_model.keras (a task: top-1/macro")
-    assert head.split()[:2] == ["precision", "size"]
-    assert model.strip().startswith("the model float32")
-    assert float(savedmodel.split()[4]) <= 1e-5
+    assert head.split()[:4] == ["run", "by", "precision", "size"]
+    assert model.split()[:3] == ["the", "model", "float32"]
+    assert savedmodel.split()[:4] == ["SavedModel", "TensorFlow", tf.__version__, "float32"]
+    assert float(savedmodel.split()[6]) <= 1e-5
 
 
 def files(folder):

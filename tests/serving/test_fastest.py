@@ -131,6 +131,15 @@ def test_one_that_cannot_run_it_is_named_and_not_taken(cache, three):
     assert lines[0] == "First cannot run first: no such operation"
 
 
+def test_a_half_installed_one_is_named_and_not_taken(cache, three, monkeypatch):
+    artifacts, _ = three(0.0, 0.01, 0.0)
+    gone = dataclasses.replace(RUNTIMES["third"], module="json.gone", load=lambda path: 1 / 0)
+    monkeypatch.setitem(RUNTIMES, "third", gone)
+    lines = []
+    assert fastest(artifacts, **ASKED, tell=lines.append) == "first"
+    assert lines[0] == "Third cannot run third: division by zero"
+
+
 def test_where_none_can_nothing_is_remembered(cache, three):
     artifacts, loaded = three(None, None, None)
     for _ in range(2):

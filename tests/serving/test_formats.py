@@ -1,5 +1,6 @@
 """Every format and runtime, against answers that SciPy gives; and what is refused."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -253,7 +254,7 @@ def test_every_kind_of_head(random_run, known):
     # The two constants of the normalisation are no inputs.
     session = onnxruntime.InferenceSession(folder / "colours.onnx")
     assert [i.name for i in session.get_inputs()] == ["image"]
-    for runtime in ("onnxruntime", "litert", "tensorflow"):
+    for runtime in RUNTIMES:
         predictor = load_export(folder, runtime=runtime)
         found, embedding = predictor.answer(images)
         np.testing.assert_allclose(embedding, shared, atol=1e-4)
@@ -298,14 +299,19 @@ def test_less_precision_is_smaller_and_stays_within_its_bound(
         tell=lambda line: None,
     )
     report = json.loads((out / "report.json").read_text())["artifacts"]
-    assert [entry["precision"] for entry in report] == ["float32", "float32", precision, precision]
+    entries = {entry["runtime"].split(" ")[0]: entry for entry in report}
+    assert {name: entry["precision"] for name, entry in entries.items()} == {
+        **dict.fromkeys(["the", "TensorFlow"], "float32"),
+        **dict.fromkeys(["ONNX", "OpenVINO", "LiteRT"], precision),
+    }
     first = sorted(data.painted, key=list(data.painted).index)[0]  # the contradictory one
     exam = {path for labels in data.labels.values() for path in labels} | {first}
     val = [path for path in data.labels["shade"] if path not in data.missing]
     wanted = expected(known, np.array([data.painted[path] for path in val]))["shade"][1]
     labels = np.array([data.labels["shade"][path] for path in val])
     paths = [str(data.folder / "pictures" / path) for path in val]
-    for entry, runtime in ((report[2], "onnxruntime"), (report[3], "litert")):
+    for name, runtime in (("ONNX", "onnxruntime"), ("OpenVINO", "openvino"), ("LiteRT", "litert")):
+        entry = entries[name]
         bound = agreement.BOUNDS[precision]
         assert all(found["difference"] <= bound.difference for found in entry["tasks"].values())
         assert entry["pictures"] == len(exam - set(data.missing))
@@ -377,10 +383,38 @@ def test_one_bad_artifact_leaves_the_older_export(run, folder, monkeypatch):
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     halve = formats._halve_weights
     monkeypatch.setattr(formats, "_halve_weights", lambda model: spoil(model, halve))
-    with pytest.raises(RunError, match=r"the ONNX export disagrees with .*; it was thrown away"):
+    with pytest.raises(RunError, match=r"ONNX Runtime \S+, disagrees with .*; it was thrown away"):
         export(run, formats=["onnx"], quantize="float16", tell=print)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     assert not list(run.workdir.glob(".*"))
+
+
+def test_every_library_that_reads_an_artifact_must_agree(run, folder, monkeypatch):
+    """OpenVINO reads the ONNX that ONNX Runtime was right about, and is off by a thousandth."""
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    openvino = RUNTIMES["openvino"]
+
+    def off(path):
+        infer = openvino.load(path)
+        return lambda image: {
+            name: values + 1e-3 * name.endswith("_probabilities")
+            for name, values in infer(image).items()
+        }
+
+    monkeypatch.setitem(RUNTIMES, "openvino", dataclasses.replace(openvino, load=off))
+    with pytest.raises(RunError, match=r"ONNX export, run by OpenVINO .* by 0\.001 in probability"):
+        export(run, formats=["onnx"], tell=print)
+
+    def broken(path):
+        raise ValueError("no such operation\nand more")
+
+    monkeypatch.setitem(RUNTIMES, "openvino", dataclasses.replace(openvino, load=broken))
+    with pytest.raises(RunError) as caught:
+        export(run, formats=["onnx"], tell=print)
+    assert str(caught.value) == (
+        "the ONNX export cannot be loaded by OpenVINO (no such operation); it was thrown away"
+    )
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
 def spoil(model, halve):
