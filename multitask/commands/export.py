@@ -4,8 +4,9 @@
   multitask export --workdir=runs/first --format=savedmodel,onnx,litert,keras
   multitask export --workdir=runs/first --format=litert --quantize=int8 --out=phone
 
-Writes export/ in the workdir, after each artifact was run on real pictures, by its own
-library, and agrees with the Keras model. This package is not needed to use them.
+Writes export/ in the workdir, after each artifact was run on real pictures, by every
+installed library that reads it, and agrees with the Keras model. This package is not
+needed to use them.
 
   savedmodel  TensorFlow, TensorFlow Serving; takes encoded pictures
   onnx        ONNX Runtime, OpenVINO      (needs the extra [onnx])

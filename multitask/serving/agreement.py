@@ -1,5 +1,5 @@
-"""An export's artifacts against the model they were made of, on real pictures, each run by its own
-library."""
+"""An export's artifacts against the model they were made of, on real pictures, each run by every
+installed library that reads it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

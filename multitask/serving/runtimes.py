@@ -1,4 +1,4 @@
-"""What runs an export's artifacts: each format's own library, loaded only when it is used.
+"""What runs an export's artifacts: the libraries of each format, loaded only when it is used.
 
 Every one becomes a function from pictures, float32 [batch, size, size, 3] in 0..255, to
 {output: array}: `{task}_logits` float32 [batch, classes], and `embedding` float32 [batch, width],
