@@ -649,10 +649,8 @@ def measure_serving(values: flags.FlagValues) -> list[dict]:
             "model.predict": lambda image: model.predict(image, verbose=0),
             "tf.function": lambda image: infer(tf.constant(image)),
             **{
-                runtime.title if name != "tensorflow" else "SavedModel": runtime.load(
-                    written[runtime.format]
-                )
-                for name, runtime in RUNTIMES.items()
+                runtime.title: runtime.load(written[runtime.format])
+                for runtime in RUNTIMES.values()
                 if runtime.installed
             },
         }
