@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import app, flags, logging
 
 from multitask import __version__
-from multitask.run import RunError
+from multitask.files import RunError
 from multitask.spec import InputError, expected, near
 
 COMMANDS = {

@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # of arrays alone, and run.py just above the spec, do not need each other.
 FLOORS = (
     ("multitask", "spec"),
+    ("files",),
     ("run",),
     ("bootstrap",),
     ("metrics", "figures"),
@@ -103,7 +104,7 @@ def test_only_commands_know_absl_flags(path):
     assert not [name for name in imports(path) if name.split(".")[0] == "absl"]
 
 
-@pytest.mark.parametrize("name", ["metrics", "figures", "spec", "run"])
+@pytest.mark.parametrize("name", ["metrics", "figures", "spec", "files", "run"])
 def test_arrays_need_no_tensorflow(name):
     """Neither directly nor through a module of ours."""
     seen, todo = set(), [f"multitask.{name}"]

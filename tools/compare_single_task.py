@@ -47,15 +47,8 @@ from multitask.commands import BACKENDS, import_tensorflow
 from multitask.commands.spec_flags import define_records_dir, define_spec_flags, resolve_spec
 from multitask.data import table as tables
 from multitask.data.table import NOT_DRAWN, TRAIN, Table
-from multitask.run import (
-    RunError,
-    check_writable,
-    locked,
-    open_run,
-    refuse_other_settings,
-    replacing,
-    write_json,
-)
+from multitask.files import RunError, check_writable, locked, replacing, write_json
+from multitask.run import open_run, refuse_other_settings
 from multitask.spec import MISSING, DataSpec, InputError, parse_spec
 
 CHILD, ALL, REGRESSION = "child", "all", "logistic-regression"  # a task's name has no hyphen

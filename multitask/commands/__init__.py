@@ -3,7 +3,7 @@
 import importlib.util
 import os
 
-from multitask.run import silent
+from multitask.files import silent
 from multitask.spec import InputError, expected
 
 BACKENDS = ("tensorflow", "jax")

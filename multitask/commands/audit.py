@@ -25,7 +25,7 @@ from multitask.commands.spec_flags import (
     folder_or_none,
     resolve_spec,
 )
-from multitask.run import check_writable, replacing, write_json
+from multitask.files import check_writable, replacing, write_json
 
 FOUND = 3
 

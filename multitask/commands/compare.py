@@ -12,7 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from multitask.run import check_writable, open_run
+from multitask.files import check_writable
+from multitask.run import open_run
 from multitask.spec import InputError
 
 

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from multitask.data.decode import decode_image, resize_image
 from multitask.data.files import why_unreadable
 from multitask.data.table import VAL, Table
-from multitask.run import replacing
+from multitask.files import replacing
 
 MAX_DISTANCE = 66  # bits
 SIDE = 16  # frequencies each way

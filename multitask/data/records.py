@@ -60,7 +60,7 @@ from multitask.data.table import (
     drop_paths,
     merge_tables,
 )
-from multitask.run import check_writable, locked
+from multitask.files import check_writable, locked
 from multitask.spec import DataSpec, InputError
 
 VERSION = "1.0.0"  # of what a record holds and how it is made; another one makes new records

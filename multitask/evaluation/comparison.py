@@ -17,7 +17,8 @@ from scipy.special import bdtr
 
 from multitask.bootstrap import DRAWS, SEED, Exam, bootstrap, label_rank
 from multitask.evaluation import pages
-from multitask.run import Run, flatten, replacing
+from multitask.files import replacing
+from multitask.run import Run, flatten
 from multitask.spec import InputError
 
 OF_THE_EXAM = ("labelled", "classes", "classes_present")  # the same for every run

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from multitask.data.files import refuse_missing, why_unreadable
 from multitask.data.pipeline import file_names, readable_pictures
 from multitask.data.table import VAL, Table
+from multitask.files import replacing
 from multitask.model.network import ANSWERS, VECTORS, examined_model
-from multitask.run import replacing
 from multitask.spec import MISSING, DataSpec, InputError
 
 

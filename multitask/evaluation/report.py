@@ -40,9 +40,10 @@ from multitask.evaluation.similar import (
 )
 from multitask.evaluation.trained_on import left_out, near_duplicate_pairs
 from multitask.evaluation.views import TTA
+from multitask.files import replacing, write_json
 from multitask.model.network import VECTORS, examined_model, load_network, parts
 from multitask.model.trunks import group_of
-from multitask.run import Run, name_in_run, package_versions, replacing, write_json
+from multitask.run import Run, name_in_run, package_versions
 from multitask.spec import InputError
 
 PICTURED_OUTLIERS = 24

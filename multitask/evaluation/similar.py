@@ -30,13 +30,14 @@ from multitask.data.pipeline import file_names, readable_pictures
 from multitask.data.table import TRAIN, Table, load_table
 from multitask.evaluation.predictions import Predictions, compiled
 from multitask.evaluation.trained_on import left_out
+from multitask.files import check_writable, locked, replacing, write_json
 from multitask.model.network import (
     build_network,
     embedding_model,
     load_network,
     parts,
 )
-from multitask.run import Run, check_writable, locked, replacing, write_json
+from multitask.run import Run
 from multitask.spec import MISSING, SHARED, DataSpec, InputError, expected
 
 VERSION = 1  # of how a gallery is computed and stored

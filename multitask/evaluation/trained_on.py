@@ -12,7 +12,8 @@ from multitask.data.records import (
     near_pairs,
 )
 from multitask.data.table import merge_tables
-from multitask.run import Run, replacing
+from multitask.files import replacing
+from multitask.run import Run
 
 
 def left_out(run: Run) -> pd.DataFrame | None:

@@ -14,11 +14,12 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
+from multitask.files import RunError, replacing
 from multitask.learning.backend import has_strategy, synchronise, synchronise_batchnorm
 from multitask.learning.checkpoints import BEST, Progress, save_checkpoint
 from multitask.learning.optimizers import current_rates
 from multitask.learning.phases import PhaseModel
-from multitask.run import Run, RunError, replacing
+from multitask.run import Run
 from multitask.spec import DataSpec
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from multitask.run import replacing
+from multitask.files import replacing
 from multitask.spec import InputError
 
 BEST = "macro_f1"  # the key of the model that is best over all tasks

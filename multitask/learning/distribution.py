@@ -24,10 +24,10 @@ import numpy as np
 import tensorflow as tf
 
 from multitask.data.sampling import UNSHARDED, Shard
+from multitask.files import RunError
 from multitask.learning.backend import on_tensorflow
 from multitask.learning.phases import contrastive_weights
 from multitask.model.trunks import finalize_normalization
-from multitask.run import RunError
 from multitask.spec import DataSpec, InputError, SpecError
 
 # In what JAX says where another process does not answer.

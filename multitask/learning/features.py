@@ -28,10 +28,10 @@ from multitask.data.pipeline import readable_pictures, sharded_labels, targets, 
 from multitask.data.records import Prepared
 from multitask.data.sampling import UNSHARDED, Shard, batch_places, epoch_rows
 from multitask.data.table import SELECTION, TRAIN, Table
+from multitask.files import locked, write_json
 from multitask.learning.backend import jit_compile
 from multitask.learning.distribution import local_copy
 from multitask.model.network import connect_features, parts
-from multitask.run import locked, write_json
 from multitask.spec import MISSING, DataSpec, InputError
 
 VERSION = 1  # of how features are computed and stored

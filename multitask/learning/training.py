@@ -22,6 +22,7 @@ from multitask.data.records import (
 )
 from multitask.data.sampling import describe_sampler, row_chances
 from multitask.data.table import SELECTION, TRAIN, Table, class_weights, read_classes
+from multitask.files import replacing
 from multitask.learning.backend import be_deterministic, has_accelerator
 from multitask.learning.balancing import build_balancing
 from multitask.learning.callbacks import (
@@ -54,7 +55,7 @@ from multitask.learning.phases import (
 from multitask.learning.schedules import build_schedule
 from multitask.model.network import build_network, load_network, parameter_table, parts
 from multitask.model.trunks import check_trunk, merged_frozen_count
-from multitask.run import Run, check_same_data, check_workdir, replacing, start_run
+from multitask.run import Run, check_same_data, check_workdir, start_run
 from multitask.spec import BALANCING, PHASES, DataSpec, InputError, SpecError
 
 

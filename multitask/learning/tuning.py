@@ -30,6 +30,7 @@ from tqdm import tqdm
 from multitask.data.records import describe_table, prepare
 from multitask.data.table import SELECTION, TRAIN, Table, class_weights, read_classes
 from multitask.figures import tuning_history
+from multitask.files import RunError, check_writable, locked, replacing, write_json
 from multitask.learning.backend import be_deterministic, has_accelerator
 from multitask.learning.callbacks import EpochMemory, StopOnNonFinite, say, selection_scores
 from multitask.learning.checkpoints import BEST, Progress
@@ -41,15 +42,7 @@ from multitask.learning.training import check_spec
 from multitask.model.heads import HEADS
 from multitask.model.network import build_heads, computing_in, connect
 from multitask.model.trunks import build_trunk
-from multitask.run import (
-    RunError,
-    check_writable,
-    locked,
-    package_versions,
-    refuse_other_settings,
-    replacing,
-    write_json,
-)
+from multitask.run import package_versions, refuse_other_settings
 from multitask.spec import (
     PHASES,
     TRUNK,

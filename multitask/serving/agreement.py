@@ -16,8 +16,8 @@ from multitask.data.pipeline import readable_pictures
 from multitask.data.table import Table
 from multitask.evaluation.calibration import Calibration
 from multitask.evaluation.predictions import compiled, softmax
+from multitask.files import RunError, silent
 from multitask.metrics import classification_metrics
-from multitask.run import RunError, silent
 from multitask.serving.formats import FLOAT32, FORMATS
 from multitask.serving.runtimes import RUNTIMES, speed
 from multitask.serving.signatures import SIGNATURE

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from multitask.run import refuse_other_settings, replacing
+from multitask.files import replacing
+from multitask.run import refuse_other_settings
 from multitask.serving.predict import TOP
 from multitask.spec import InputError
 

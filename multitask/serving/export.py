@@ -20,8 +20,9 @@ from multitask.data.records import prepare
 from multitask.data.table import SPLITS, TRAIN, VAL, Table, load_table, read_classes
 from multitask.evaluation.calibration import saved_calibrations
 from multitask.evaluation.trained_on import left_out
+from multitask.files import RunError, replacing, silent, write_json
 from multitask.model.network import connect, load_network, parts
-from multitask.run import Run, RunError, package_versions, replacing, silent, write_json
+from multitask.run import Run, package_versions
 from multitask.serving.agreement import Artifact, compare, table_lines, why_refused
 from multitask.serving.card import model_card
 from multitask.serving.formats import FLOAT32, FORMATS, PRECISIONS, Source, check_installed

@@ -16,7 +16,7 @@ import numpy as np
 import platformdirs
 from tqdm import tqdm
 
-from multitask.run import silent, write_json
+from multitask.files import silent, write_json
 from multitask.serving.runtimes import RUNTIMES, speed
 
 ROUNDS, TURN_S = 5, 0.2  # short turns, as a machine gets faster and slower

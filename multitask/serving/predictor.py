@@ -16,8 +16,9 @@ from multitask.data.table import read_classes
 from multitask.evaluation.calibration import Calibration, saved_calibrations
 from multitask.evaluation.predictions import softmax
 from multitask.evaluation.views import TTA
+from multitask.files import silent
 from multitask.model.network import load_network
-from multitask.run import Run, silent
+from multitask.run import Run
 from multitask.serving.export import FORMAT
 from multitask.serving.fastest import fastest
 from multitask.serving.runtimes import AUTO, EMBEDDING, RUNTIMES, able

@@ -15,9 +15,10 @@ from PIL import Image
 from multitask.__main__ import main
 from multitask.data.files import why_unreadable
 from multitask.evaluation.predictions import Predictions
+from multitask.files import write_json
 from multitask.learning import training
 from multitask.metrics import classification_metrics
-from multitask.run import open_run, start_run, write_json
+from multitask.run import open_run, start_run
 from multitask.spec import MISSING, find_spec, load_spec
 
 SPEC = """

@@ -24,7 +24,7 @@ from multitask.commands import (
     train,
     tune,
 )
-from multitask.run import RunError
+from multitask.files import RunError
 
 MODULES = {
     "audit": audit,

@@ -30,7 +30,8 @@ from multitask.evaluation.comparison import (
     write_comparison,
 )
 from multitask.evaluation.predictions import Predictions
-from multitask.run import open_run, start_run, write_json
+from multitask.files import write_json
+from multitask.run import open_run, start_run
 from multitask.spec import MISSING, InputError
 
 NAMES = {"style": tuple("qwertyu"), "genre": ("x", "y", "z")}

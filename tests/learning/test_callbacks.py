@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from multitask.files import RunError
 from multitask.learning import callbacks
 from multitask.learning.callbacks import (
     Checkpointer,
@@ -24,7 +25,7 @@ from multitask.learning.checkpoints import Progress, find_checkpoint
 from multitask.learning.phases import prepare_phase
 from multitask.model.heads import build_head
 from multitask.model.network import connect, parts
-from multitask.run import Run, RunError
+from multitask.run import Run
 from multitask.spec import parse_spec
 
 TASKS = ("colour", "shape")

@@ -22,6 +22,7 @@ from multitask.data.pipeline import (
 from multitask.data.records import prepare
 from multitask.data.sampling import Shard, epoch_rows
 from multitask.data.table import SELECTION, TRAIN
+from multitask.files import locked
 from multitask.learning import features
 from multitask.learning.checkpoints import find_checkpoint
 from multitask.learning.features import (
@@ -37,7 +38,6 @@ from multitask.learning.features import (
 from multitask.learning.optimizers import PartAdamW
 from multitask.learning.training import train
 from multitask.model.network import build_network, load_network, parts
-from multitask.run import locked
 from multitask.spec import MISSING, InputError, Kind, override
 
 STRONG = {"flip": True, "brightness": 0.3, "contrast": [0.5, 1.5], "crop": [0.5, 0.9]}

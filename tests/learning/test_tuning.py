@@ -17,6 +17,7 @@ import tomli_w
 from optuna.trial import TrialState
 from PIL import Image
 
+from multitask.files import RunError
 from multitask.learning import tuning
 from multitask.learning.training import train
 from multitask.learning.tuning import (
@@ -28,7 +29,6 @@ from multitask.learning.tuning import (
     with_values,
 )
 from multitask.model import trunks
-from multitask.run import RunError
 from multitask.spec import InputError, load_spec, parse_spec
 
 TRIALS, EPOCHS = 4, 3

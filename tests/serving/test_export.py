@@ -12,7 +12,8 @@ from PIL import Image
 
 from multitask.data.table import load_table
 from multitask.evaluation.calibration import Calibration
-from multitask.run import RunError, start_run
+from multitask.files import RunError
+from multitask.run import start_run
 from multitask.serving import agreement, signatures
 from multitask.serving.card import model_card
 from multitask.serving.export import export

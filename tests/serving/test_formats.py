@@ -21,8 +21,9 @@ from PIL import Image
 from multitask.__main__ import main
 from multitask.data.decode import resize_image
 from multitask.evaluation.attention import activation_maps
+from multitask.files import RunError
 from multitask.model.network import build_network, embedding_model, parts
-from multitask.run import RunError, start_run
+from multitask.run import start_run
 from multitask.serving import agreement, formats
 from multitask.serving.agreement import Bound, why_refused
 from multitask.serving.export import export

@@ -16,7 +16,7 @@ from sklearn.metrics import classification_report
 
 from multitask.data import table as tables
 from multitask.data.table import SPLITS, load_table
-from multitask.run import RunError, locked
+from multitask.files import RunError, locked
 from multitask.spec import MISSING, load_spec, override, parse_spec, select_tasks
 
 TOOLS = Path(__file__).parents[2] / "tools"
