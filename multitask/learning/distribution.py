@@ -172,15 +172,13 @@ def check_distribution(spec: DataSpec, distribution: Distribution) -> None:
         "optimizer.clip_norm": options.clip_norm > 0,
         "optimizer.ema": options.ema > 0,
         "optimizer.accumulate": options.accumulate > 1,
-        "balancing": spec.balancing is not None and spec.balancing.kind == "famo",
         "contrastive": bool(contrastive_weights(spec)),
     }
     for field, asked in alone.items():
         if asked:
             raise SpecError(
                 f"{spec.place(None, field)}: --distribute=mirrored cannot do that with "
-                "TensorFlow; leave it out, or train on one device"
-                + (" or with --backend=jax" if field != "balancing" else "")
+                "TensorFlow; leave it out, or train on one device or with --backend=jax"
             )
 
 

@@ -85,21 +85,3 @@ class MultitaskModel(keras.Model):
             for metric in metrics:
                 metric.update_state(labels, y_pred[task], sample_weight=weights)
         return self.get_metrics_result()
-
-
-class SecondForwardModel(MultitaskModel):
-    """One whose balancing sees each batch again after the step. TensorFlow's alone."""
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        if training:  # kept past Keras' tracking, which would take it for state
-            before = self.task_means(y, y_pred, sample_weight)
-            object.__setattr__(self, "_before", before)
-        return super().compute_loss(x, y, y_pred, sample_weight, training)
-
-    def train_step(self, data):
-        logs = super().train_step(data)
-        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
-        before, counts = self._before
-        after, _ = self.task_means(y, self(x, training=True), weights)
-        self.balancing.update(before, after, counts)
-        return logs

@@ -10,13 +10,12 @@ import numpy as np
 from multitask.learning.backend import (
     has_strategy,
     jit_compile,
-    on_tensorflow,
     synchronise_batchnorm,
 )
 from multitask.learning.balancing import build_balancing
 from multitask.learning.checkpoints import restore_variables
 from multitask.learning.contrastive import projection
-from multitask.learning.engine import MultitaskModel, SecondForwardModel
+from multitask.learning.engine import MultitaskModel
 from multitask.learning.losses import build_losses
 from multitask.learning.optimizers import Part, build_optimizer, network_parts
 from multitask.model.network import TRUNK, connect, connect_features, parts
@@ -26,7 +25,7 @@ from multitask.model.trunks import (
     freeze_trunk,
     merged_frozen_count,
 )
-from multitask.spec import BALANCING, CONTRASTIVE, PHASES, DataSpec, Kind, SpecError
+from multitask.spec import BALANCING, CONTRASTIVE, PHASES, DataSpec, Kind
 
 
 @dataclass(frozen=True)
@@ -119,13 +118,7 @@ def prepare_phase(
         place = spec.place(None, BALANCING)
         parts_of[BALANCING] = Part(balancing.trainable_variables, constant, place)
 
-    if balancing.needs_second_forward and not on_tensorflow():
-        raise SpecError(
-            f'{spec.place(None, BALANCING)}.kind: "{spec.balancing.kind}" needs a train step of '
-            "its own, which is TensorFlow's alone; choose another kind, or that backend"
-        )
-    kind = SecondForwardModel if balancing.needs_second_forward else MultitaskModel
-    model = kind(
+    model = MultitaskModel(
         graph.inputs[0],
         graph.output,
         losses=build_losses(spec, class_weights),

@@ -190,17 +190,11 @@ def check_spec(spec: DataSpec) -> None:
     build_schedule(spec.trunk.schedule, place=spec.place(None, "trunk.schedule"), steps_per_epoch=1)
     for task in spec.tasks:
         build_schedule(task.schedule, place=spec.place(task.name, "schedule"), steps_per_epoch=1)
-    balancing = build_balancing(
+    build_balancing(
         spec.balancing,
         {task.name: task.weight for task in spec.tasks},
         place=spec.place(None, BALANCING),
     )
-    if balancing.needs_second_forward and spec.optimizer.accumulate > 1:
-        raise SpecError(
-            f"{spec.place(None, 'optimizer.accumulate')}: {spec.optimizer.accumulate}: the "
-            f'balancing "{spec.balancing.kind}" learns from what each step changed; leave out one '
-            "of them"
-        )
     wants_cache(spec)
     if spec.mix is not None and contrastive_weights(spec):
         raise SpecError(

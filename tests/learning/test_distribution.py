@@ -124,7 +124,6 @@ def test_two_mirrored_devices_train_as_one(start, tmp_path):
         ({"optimizer": {"clip_norm": 1.0}}, "optimizer.clip_norm: --distribute=mirrored cannot"),
         ({"optimizer": {"ema": 0.9}}, "optimizer.ema: --distribute=mirrored cannot"),
         ({"optimizer": {"accumulate": 2}}, "optimizer.accumulate: --distribute=mirrored cannot"),
-        ({"balancing": {"kind": "famo", "rate": 0.1}}, "balancing: --distribute=mirrored cannot"),
         ({"contrastive": {"weight": 0.1, "width": 4}}, "contrastive: --distribute=mirrored cannot"),
     ],
 )

@@ -7,8 +7,8 @@ import scipy.special
 import sklearn.metrics
 import tensorflow as tf
 
-from multitask.learning.balancing import Famo, build_balancing
-from multitask.learning.engine import MultitaskModel, SecondForwardModel
+from multitask.learning.balancing import build_balancing
+from multitask.learning.engine import MultitaskModel
 from multitask.learning.losses import MaskedLoss, cross_entropy, focal_loss
 from multitask.model.network import EMBEDDING
 from multitask.spec import Kind
@@ -51,7 +51,7 @@ def given_logits(classes, *, kind=None, weights=None, **options):
 def linear(*, kind=None, weights=None, rate=0.1, eager=False, **options):
     """logits = x W + b of each task, trained by plain gradient descent."""
     inputs = keras.Input((WIDTH,))
-    model = (SecondForwardModel if kind == "famo" else MultitaskModel)(
+    model = MultitaskModel(
         inputs,
         {task: keras.layers.Dense(count, name=task)(inputs) for task, count in CLASSES.items()},
         losses=losses_of(CLASSES),
@@ -228,10 +228,10 @@ def means_by_hand(model, x, labels):
     }
 
 
-@pytest.mark.parametrize("kind", ["fixed", "uncertainty", "famo"])
+@pytest.mark.parametrize("kind", ["fixed", "uncertainty"])
 def test_the_total_by_hand(kind):
     x, labels = batch()
-    weights = {"colour": 1.0, "shape": 1.0} if kind == "famo" else {"colour": 0.3, "shape": 2.0}
+    weights = {"colour": 0.3, "shape": 2.0}
     model = linear(kind=kind, weights=weights)
     mean = means_by_hand(model, x, labels)
     match kind:
@@ -242,10 +242,6 @@ def test_the_total_by_hand(kind):
                 variable.assign(value)
             total = np.exp(-0.5) * 0.3 * mean["colour"] + 0.5 / 2
             total += np.exp(1.0) * 2 * mean["shape"] - 1.0 / 2
-        case "famo":
-            model.balancing.logits.assign([0.5, -1.0])
-            z = scipy.special.softmax([0.5, -1.0])
-            total = 1 / (z[0] / mean["colour"] + z[1] / mean["shape"])
     result = evaluated(model, x, labels, len(x))
     assert result["loss"] == pytest.approx(total, rel=1e-5)
     for task in CLASSES:  # what is told of a task is its plain mean
@@ -281,37 +277,6 @@ def test_uncertainties_are_learnt_with_the_network():
     # The slope of exp(-s) L + s / 2 at s = 0 is 1 / 2 - L.
     for task, variable in zip(CLASSES, model.balancing.log_variances, strict=True):
         assert float(variable) == pytest.approx(-0.1 * (0.5 - mean[task]), rel=1e-4)
-
-
-def test_famo_sees_the_same_batch_before_and_after_each_step():
-    """In a compiled step; the third batch has labels of one task alone."""
-    model = linear(kind="famo", rate=0.5)
-    alone = Famo(dict.fromkeys(CLASSES, 1.0), model.balancing.rate, model.balancing.decay)
-    for step in range(4):
-        x, labels = batch(step)
-        if step == 2:
-            labels["shape"][:] = -1
-        before = means_by_hand(model, x, labels)
-        model.train_on_batch(x, labels, sample_weight=weights_of(labels))
-        after = means_by_hand(model, x, labels)
-        assert after["colour"] < before["colour"]
-        counts = {task: (y >= 0).sum() for task, y in labels.items()}
-        floats = [{t: np.float32(v) for t, v in d.items()} for d in (before, after, counts)]
-        alone.update(*floats)
-        for mine, theirs in zip(model.balancing.variables, alone.variables, strict=True):
-            np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=1e-3, atol=1e-6)
-        assert model.balancing.steps.numpy().tolist() == [step + 1, step + 1 - (step >= 2)]
-    assert np.abs(model.balancing.logits.numpy()).min() > 1e-3
-
-
-def test_a_test_does_not_move_famo():
-    x, labels = batch()
-    model = linear(kind="famo")
-    model.train_on_batch(x, labels, sample_weight=weights_of(labels))
-    before = [v.numpy() for v in model.balancing.variables]
-    evaluated(model, x, labels, 3)
-    for mine, theirs in zip(model.balancing.variables, before, strict=True):
-        np.testing.assert_array_equal(mine.numpy(), theirs)
 
 
 # === The contrastive loss ===
@@ -363,7 +328,7 @@ def test_a_task_without_a_contrastive_loss_has_none():
 # === Batches without labels ===
 
 
-@pytest.mark.parametrize("kind", ["fixed", "uncertainty", "famo"])
+@pytest.mark.parametrize("kind", ["fixed", "uncertainty"])
 @pytest.mark.parametrize("width", [1, 2])  # labels of plain and of mixed pictures
 def test_a_batch_without_any_label_changes_nothing(kind, width):
     model = linear(kind=kind, eager=True)
@@ -377,8 +342,6 @@ def test_a_batch_without_any_label_changes_nothing(kind, width):
     assert [logs[f"{task}_labelled"] for task in CLASSES] == [0, 0]
     for mine, theirs in zip(model.trainable_variables, before, strict=True):
         np.testing.assert_array_equal(mine.numpy(), theirs)
-    if kind == "famo":
-        assert model.balancing.logits.numpy().tolist() == [0, 0]
 
 
 def test_a_contrastive_loss_without_any_label_is_0():

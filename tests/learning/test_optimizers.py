@@ -16,7 +16,6 @@ from multitask.learning.optimizers import (
     network_parts,
 )
 from multitask.learning.phases import prepare_phase
-from multitask.learning.training import check_spec
 from multitask.model.heads import build_head
 from multitask.model.network import connect, load_network, parts
 from multitask.model.trunks import freeze_trunk
@@ -506,12 +505,6 @@ def test_accumulation_in_the_fused_kernel():
         take_step(of_theirs, theirs, [(a + b) / 2 for a, b in zip(*pair, strict=True)])
         for one, other in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
-
-
-def test_accumulation_and_a_balancing_that_looks_at_each_step():
-    changes = {"optimizer": {"accumulate": 2}, "balancing": {"kind": "famo"}}
-    with pytest.raises(SpecError, match="optimizer.accumulate: 2: the balancing .famo. learns"):
-        check_spec(make_spec(**changes))
 
 
 # === Moving averages ===
