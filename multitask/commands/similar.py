@@ -28,14 +28,6 @@ def define_flags(values: flags.FlagValues) -> None:
         **to,
     )
     flags.DEFINE_string("out", None, "folder for the figures, instead of results/", **to)
-    flags.DEFINE_enum(
-        "index",
-        "auto",
-        ["auto", "exact", "usearch"],
-        "exact compares with every picture; usearch (extra `similar`) is approximate and reads its "
-        "index from the disk; auto is exact unless the vectors exceed half of the free memory",
-        **to,
-    )
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
@@ -51,7 +43,6 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         model_file=model_file,
         task=values.task,
         top_k=values.top_k,
-        index=values.index,
         out=Path(values.out) if values.out else None,
     )
     for one in found:

@@ -36,7 +36,8 @@ from multitask.evaluation.similar import (
     Gallery,
     class_distances,
     load_or_build,
-    similar_quality,
+    normalised,
+    retrieval_quality,
 )
 from multitask.evaluation.trained_on import left_out, near_duplicate_pairs
 from multitask.evaluation.views import TTA
@@ -145,8 +146,12 @@ def evaluate(
             infer=lambda image: infer(image)[VECTORS],
             tell=tell,
         )
-        details["similar"] = similar_quality(
-            run, model, gallery, predictions, near_duplicates=near_duplicate_pairs(run), tell=tell
+        details["similar"] = retrieval_quality(
+            {name: normalised(vectors) for name, vectors in predictions.vectors.items()},
+            predictions.paths,
+            predictions.labels,
+            gallery,
+            near_duplicates=near_duplicate_pairs(run),
         )
     evaluation = Evaluation(
         predictions,

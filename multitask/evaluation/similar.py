@@ -4,7 +4,6 @@ those have its class.
   WORKDIR/similar/{model}/
       {name}.npy         float16 [rows, width], of length 1; of the pooled features and each task
       gallery.json       what they are of: paths and labels of the rows, and a fingerprint
-      {name}.usearch     the index, where one was asked for
 
 Two pictures are as far apart as their embeddings' cosine is below 1.
 """
@@ -32,20 +31,15 @@ from multitask.evaluation.predictions import Predictions, compiled
 from multitask.evaluation.trained_on import left_out
 from multitask.files import check_writable, locked, replacing, write_json
 from multitask.model.network import (
-    build_network,
     embedding_model,
     load_network,
-    parts,
 )
 from multitask.run import Run
 from multitask.spec import MISSING, SHARED, DataSpec, InputError, expected
 
 VERSION = 1  # of how a gallery is computed and stored
 DESCRIPTION = "gallery.json"
-FROZEN_TRUNK = "frozen_trunk"
 BATCH = 32
-INDEXES = ("auto", "exact", "usearch")
-MEMORY_SHARE = 0.5  # of what is free, for the vectors of an exact search
 BLOCK_NUMBERS = 2**24  # similarities that are held at once
 ROUNDING = 1e-5  # of a cosine in float32, with room to spare
 THUMBNAIL_PX = 400
@@ -349,69 +343,6 @@ def _distances(vectors: np.ndarray, rows: np.ndarray, query: np.ndarray) -> np.n
     return np.clip(1 - cosines, 0, 2)
 
 
-def search(
-    gallery: Gallery, name: str, queries: np.ndarray, top_k: int, *, index: str = "auto"
-) -> tuple[np.ndarray, np.ndarray]:
-    """`nearest` in a gallery, or by an index that is read from the disk.
-
-    Args:
-        gallery: from load_or_build.
-        name: SHARED or a task.
-        queries: float32 [q, width], of length 1.
-        top_k: how many.
-        index: `exact`; `usearch`: approximate (HNSW, Malkov and Yashunin 2018); `auto`: exact as
-            long as the vectors fit into half of the free memory.
-
-    Raises:
-        InputError: unknown index, or usearch is asked for (or needed) and not installed.
-    """
-    if index not in INDEXES:
-        raise InputError(f'--index: "{index}". {expected(index, INDEXES)}')
-    vectors = gallery.vectors[name]
-    if index == "auto":
-        fits = 4 * vectors.size <= MEMORY_SHARE * _free_bytes()
-        index = "exact" if fits else "usearch"
-    if index == "exact":
-        return nearest(gallery.loaded(name), queries, top_k)
-    Index = _usearch()
-    file = gallery.folder / f"{name}.usearch"
-    if not file.is_file():
-        made = Index(ndim=vectors.shape[1], metric="cos", dtype="f16")
-        for start in range(0, len(vectors), 4096):
-            some = np.arange(start, min(start + 4096, len(vectors)))
-            made.add(some, np.asarray(vectors[some], np.float32))
-        with replacing(file) as temporary:
-            made.save(str(temporary))
-    viewed = Index.restore(str(file), view=True)
-    count = min(top_k, len(vectors))
-    rows = np.full((len(queries), count), -1, np.int64)
-    distances = np.full((len(queries), count), np.inf, np.float32)
-    for place, query in enumerate(queries):
-        found = viewed.search(query, count)
-        rows[place, : len(found)], distances[place, : len(found)] = found.keys, found.distances
-    return rows, np.clip(distances, 0, None)
-
-
-def _usearch() -> type:
-    try:
-        from usearch.index import Index
-    except ImportError:
-        raise InputError(
-            "--index=usearch (which auto takes where the vectors exceed half of the free memory): "
-            "needs an extra: pip install 'multitask[similar]'; or give --index=exact"
-        ) from None
-    return Index
-
-
-def _free_bytes() -> float:
-    """What the system says is available; without end where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return float("inf")
-
-
 # === A query ===
 
 
@@ -437,7 +368,6 @@ def find_similar(
     model_file: Path | None = None,
     task: str | None = None,
     top_k: int = 5,
-    index: str = "auto",
     out: Path | None = None,
     tell: Callable[[str], None] = print,
 ) -> list[Found]:
@@ -449,7 +379,6 @@ def find_similar(
         model_file: another model of the run; None: the best over all.
         task: as its head sees them; None: as the trunk does.
         top_k: how many, at least 1.
-        index: as for `search`.
         out: folder of `similar_{query's stem}.png`; None: the run's results.
         tell: shows a line.
 
@@ -472,8 +401,6 @@ def find_similar(
         raise InputError(
             f"--query: two pictures would be similar_{twice[0]}.png; ask for one at a time"
         )
-    if index == "usearch":
-        _usearch()
     check_writable(out, flag="--out")
     image_dir = run.data_dir / spec.images
     table = load_table(spec, run.data_dir, left_out=left_out(run))
@@ -484,10 +411,8 @@ def find_similar(
         embedding_model(model), [str(file) for file in queries], spec, what="embedding queries"
     )
     found = []
-    every = zip(queries, *search(gallery, name, vectors[name], top_k, index=index), strict=True)
-    for file, found_rows, found_distances in every:
-        there = found_rows >= 0  # an approximate search may find fewer
-        rows, distances = found_rows[there], found_distances[there]
+    every = zip(queries, *nearest(gallery.loaded(name), vectors[name], top_k), strict=True)
+    for file, rows, distances in every:
         neighbours = pd.DataFrame(
             {
                 "rank": rank,
@@ -530,60 +455,6 @@ def neighbour_lines(found: Found) -> list[str]:
 
 
 # === Quality ===
-
-
-def similar_quality(
-    run: Run,
-    model: keras.Model,
-    gallery: Gallery,
-    exam: Predictions,
-    *,
-    near_duplicates: pd.DataFrame | None = None,
-    tell: Callable[[str], None] = print,
-) -> dict[str, dict[str, Any]]:
-    """How well each embedding finds pictures of the query's class, beside the frozen trunk's.
-
-    Args:
-        run: from open_run.
-        model: from load_network.
-        gallery: of that model.
-        exam: its predictions of the val pictures, with their vectors.
-        near_duplicates: pairs as `describe_pairs` gives them; such a picture is no neighbour.
-        tell: shows a line.
-
-    Returns:
-        As `retrieval_quality`; and under "frozen_trunk" the figures by the pooled features of the
-        trunk as training began (those of "shared" where it is still the same), None where its
-        weights cannot be had or were random.
-    """
-    judge = functools.partial(
-        retrieval_quality, paths=exam.paths, labels=exam.labels, near_duplicates=near_duplicates
-    )
-    found = judge(
-        {name: normalised(vectors) for name, vectors in exam.vectors.items()}, gallery=gallery
-    )
-    first = None
-    if run.spec.trunk.weights != "none":
-        first = first_network(run, gallery.classes, tell=tell)
-    weights = None if first is None else parts(first)[0].get_weights()
-    if first is None:
-        frozen = {task: {SHARED: None} for task in found}
-    elif _equal(weights, parts(model)[0].get_weights()):
-        frozen = found
-    else:
-        digest = hashlib.sha256(b"".join(w.tobytes() for w in weights)).hexdigest()
-        pooled = embedding_model(first, tasks=())
-        infer = compiled(pooled)
-        table = load_table(run.spec, run.data_dir, left_out=left_out(run))
-        before = _gallery(run, table, pooled, FROZEN_TRUNK, digest, infer=infer, tell=tell)
-        image_dir = run.data_dir / run.spec.images
-        names = [str(image_dir / path) for path in exam.paths]
-        what = "embedding the exam"
-        read, vectors = embed_all(pooled, names, run.spec, what=what, infer=infer)
-        if len(read) < len(names):
-            raise InputError(f"{image_dir}: pictures vanished while they were examined")
-        frozen = judge(vectors, gallery=before)
-    return {task: figures | {FROZEN_TRUNK: frozen[task][SHARED]} for task, figures in found.items()}
 
 
 def class_distances(gallery: Gallery, exam: Predictions) -> dict[str, np.ndarray]:
@@ -681,22 +552,3 @@ def _partners(
         for path, row in zip(ends[rows >= 0, 0], rows[rows >= 0], strict=True):
             of.setdefault(path, set()).add(int(row))
     return [np.asarray(sorted(of.get(path, ())), np.int64) for path in paths]
-
-
-def first_network(
-    run: Run, classes: Mapping[str, Sequence[str]], *, tell: Callable[[str], None]
-) -> keras.Model | None:
-    """The network as the run's training began, unless that was with `--init_from`.
-
-    None, and a line that says so, where its weights cannot be had.
-    """
-    keras.utils.set_random_seed(run.spec.seed)  # as training does, for weights drawn at random
-    try:
-        return build_network(run.spec, classes)
-    except InputError as error:
-        tell(f"Similar pictures: no figures of the trunk as training began: {error}")
-        return None
-
-
-def _equal(weights: list[np.ndarray], others: list[np.ndarray]) -> bool:
-    return len(weights) == len(others) and all(map(np.array_equal, weights, others))

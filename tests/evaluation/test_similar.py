@@ -1,6 +1,5 @@
 """Neighbours that are known from the pictures' colours, and the search against NumPy."""
 
-import builtins
 import dataclasses
 import json
 import shutil
@@ -24,8 +23,6 @@ from multitask.evaluation.similar import (
     neighbour_lines,
     normalised,
     retrieval_quality,
-    search,
-    similar_quality,
 )
 from multitask.model.network import load_network
 from multitask.spec import MISSING, SHARED, InputError
@@ -98,55 +95,6 @@ def test_a_vector_of_nothing_is_far_from_all_and_no_nan():
     np.testing.assert_array_equal(rows, [[0, 1]])
     np.testing.assert_array_equal(distances, [[1, 1]])
     assert nearest(vectors[:0], vectors, 3)[0].shape == (2, 0)
-
-
-def test_usearch_finds_nearly_all_of_the_exact_neighbours(tmp_path):
-    pytest.importorskip("usearch")
-    vectors, asked = drawn(3000, 32), drawn(50, 32, seed=1)
-    np.save(tmp_path / "v.npy", vectors.astype(np.float16))
-    stored = np.load(tmp_path / "v.npy", mmap_mode="r")
-    paths, labels = np.arange(3000).astype(str), np.zeros((3000, 0), np.int32)
-    gallery = Gallery({}, paths, labels, {"v": stored}, tmp_path)
-    exact, distances = search(gallery, "v", asked, 10, index="exact")
-    for _ in range(2):  # made, then viewed
-        found, nearly = search(gallery, "v", asked, 10, index="usearch")
-        recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, found, strict=True)])
-        assert recall > 0.9
-        np.testing.assert_allclose(nearly[:, 0], distances[:, 0], atol=2e-2)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["v.npy", "v.usearch"]
-
-
-def test_what_exceeds_the_memory_is_left_to_the_index(tmp_path, monkeypatch):
-    asked = []
-    vectors = {"v": drawn(10, 4).astype(np.float16)}
-    gallery = Gallery({}, np.arange(10), np.zeros((10, 0)), vectors, tmp_path)
-
-    def no_usearch():
-        asked.append("usearch")
-        raise InputError("none")
-
-    monkeypatch.setattr(similar, "_usearch", no_usearch)
-    monkeypatch.setattr(similar, "_free_bytes", lambda: 2 * 10 * 4 * 4)
-    search(gallery, "v", drawn(1, 4), 1)
-    assert asked == []
-    monkeypatch.setattr(similar, "_free_bytes", lambda: 2 * 10 * 4 * 4 - 1)
-    with pytest.raises(InputError, match="none"):
-        search(gallery, "v", drawn(1, 4), 1)
-    search(gallery, "v", drawn(1, 4), 1, index="exact")
-    assert asked == ["usearch"]
-
-
-def test_without_the_extra_a_line_names_it(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("usearch"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"multitask\[similar\]"):
-        similar._usearch()
 
 
 # === Gallery ===
@@ -365,31 +313,15 @@ def test_quality_is_that_of_a_loop():
     assert plain != found
 
 
-@pytest.fixture
-def first(known, monkeypatch):
-    """What `build_network` gives as the network that training began with."""
-
-    def give(network):
-        monkeypatch.setattr(similar, "build_network", lambda spec, classes: network)
-
-    return give
-
-
-def quality(run, model, tell=str, weights="imagenet"):
-    trunk = run.spec.trunk.model_copy(update={"weights": weights})
-    run = dataclasses.replace(run, spec=run.spec.model_copy(update={"trunk": trunk}))
+def test_quality_of_a_run(run, known, data):
+    """By the colours; the head of a linear model sees what the trunk sees."""
+    model = load_network(run.best_model, run.spec, known.CLASSES)
     table = load_table(run.spec, run.data_dir)
     images = run.data_dir / run.spec.images
-    exam, _ = predict_exam(model, table, run.spec, images, batch_size=7, max_missing=1)
+    predictions, _ = predict_exam(model, table, run.spec, images, batch_size=7, max_missing=1)
+    queries = {name: normalised(vectors) for name, vectors in predictions.vectors.items()}
     gallery = load_or_build(run, model, run.best_model, tell=str)
-    return similar_quality(run, model, gallery, exam, tell=tell)
-
-
-def test_quality_of_a_run(run, known, data, first):
-    """By the colours; the head of a linear model sees what the trunk sees."""
-    first(known.colour_model())
-    model = load_network(run.best_model, run.spec, known.CLASSES)
-    found = quality(run, model)
+    found = retrieval_quality(queries, predictions.paths, predictions.labels, gallery)
     names = sorted(data.train_labels["shade"])
     vectors = normalised([data.painted[path] for path in names])
     for task in ("shade", "warmth"):
@@ -405,86 +337,9 @@ def test_quality_of_a_run(run, known, data, first):
             "queries": len(asked),
             "shared": expected,
             "head": expected,
-            "frozen_trunk": expected,
         }
     assert found["empty"]["queries"] == 0
-    assert set(found["empty"]["frozen_trunk"].values()) == {None}
     assert json.loads(json.dumps(found)) == found
-    # The trunk is as it was, so nothing was computed twice.
-    assert not (run.workdir / "similar" / "frozen_trunk").exists()
-
-
-def test_the_frozen_trunk_is_another_one_where_training_changed_it(run, known, data, first):
-    import keras
-
-    network = known.colour_model()
-    image = keras.Input((known.SIZE_PX, known.SIZE_PX, 3))
-    mixed = keras.layers.Conv2D(2, 8, strides=8, use_bias=False, name="stem_conv")
-    trunk = keras.Model(image, mixed(image), name="trunk")
-    mix = np.array([[1.0, -0.5], [-1.0, 0.2], [0.3, 1.0]], np.float32)
-    mixed.set_weights([np.broadcast_to(mix / 64 / 255, (8, 8, 3, 2))])
-    heads = {
-        task: keras.Sequential(
-            [
-                keras.Input(trunk.output_shape[1:]),
-                keras.layers.GlobalAveragePooling2D(),
-                keras.layers.Dense(len(names), name=f"{task}_logits"),
-            ],
-            name=task,
-        )
-        for task, names in known.CLASSES.items()
-    }
-    from multitask.model.network import connect
-
-    first(connect(trunk, heads))
-    found = quality(run, network)
-    names = sorted(data.train_labels["shade"])
-    asked = sorted(data.labels["shade"].keys() - set(data.missing))
-    expected = by_hand(
-        normalised(np.array([data.painted[path] for path in asked]) @ mix),
-        [data.labels["shade"][path] for path in asked],
-        normalised(np.array([data.painted[path] for path in names]) @ mix),
-        [data.train_labels["shade"][path] for path in names],
-        [()] * len(asked),
-    )
-    assert found["shade"]["frozen_trunk"] == expected
-    assert found["shade"]["shared"] != expected
-    stored = run.workdir / "similar" / "frozen_trunk"
-    assert sorted(p.name for p in stored.iterdir()) == ["gallery.json", "shared.npy"]
-
-
-def test_random_weights_are_no_baseline(run, known):
-    found = quality(run, known.colour_model(), weights="none")
-    assert found["shade"]["frozen_trunk"] is None
-    assert found["shade"]["shared"]["recall_at_10"] > 0
-
-
-def test_without_the_first_weights_a_line_says_so(run, known, monkeypatch):
-    def none(spec, classes):
-        raise InputError("no network")
-
-    monkeypatch.setattr(similar, "build_network", none)
-    told = []
-    found = quality(run, known.colour_model(), tell=told.append)
-    assert found["shade"]["frozen_trunk"] is None
-    assert found["shade"]["shared"]["recall_at_10"] > 0
-    assert told[-1].endswith("no network")
-
-
-def test_the_first_network_is_that_of_training(run, known, tiny_trunk, data):
-    """Random weights, drawn as training draws them."""
-    import keras
-
-    from multitask.model.network import build_network
-
-    trunk = run.spec.trunk.model_copy(update={"name": tiny_trunk})
-    run = dataclasses.replace(run, spec=run.spec.model_copy(update={"trunk": trunk}))
-    classes = load_table(run.spec, run.data_dir).classes
-    keras.utils.set_random_seed(run.spec.seed)
-    expected = build_network(run.spec, classes).get_weights()
-    np.random.default_rng().normal(size=3)
-    found = similar.first_network(run, classes, tell=str).get_weights()
-    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 # === Far from its class ===
