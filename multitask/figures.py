@@ -560,18 +560,14 @@ def _count_bars(axes: Axes, counts: np.ndarray, names: Sequence[str], colours: l
 
 # === Architecture ===
 
-_BOX_IN = (2.75, 0.56)  # width and height of a box
-_STEP_IN = 0.86  # from one rank of boxes to the next
-_GUTTER_IN = 0.62  # between two boxes side by side: the wires of skip connections run here
-_ROWS = 14  # ranks that fit in one column of the page
+_BOX_IN = (5.6, 0.36)  # width and height of a box
+_STEP_IN = 0.56  # from one box to the next
 
 
 def architecture(path, nodes: Sequence[dict], *, task: str) -> Path:
-    """The layers as boxes from top to bottom, with arrows for what feeds what.
+    """The layers as boxes from top to bottom, each fed by the one above it.
 
-    A box stands below everything that feeds it, in the lane of its first input; a second branch
-    opens a lane to the right. A connection that skips boxes runs in the gutter between two lanes,
-    which no box enters. What is too tall for one column goes on in a second or third.
+    An input from any other box, such as the shortcut of a residual block, is an arc on the right.
 
     Args:
         path: the PNG to write.
@@ -588,36 +584,35 @@ def architecture(path, nodes: Sequence[dict], *, task: str) -> Path:
     """
     if not nodes:
         return _message(path, task, "architecture", "no layers")
-    places, heights, lanes = layout(nodes)
-    columns = len(heights)
-    left = np.concatenate([[0], np.cumsum([n * (_BOX_IN[0] + _GUTTER_IN) for n in lanes])])
-    left = left + np.arange(columns + 1) * 0.3
-
-    def centre(node) -> tuple[float, float]:
-        column, rank, lane = places[node["name"]]
-        x = left[column] + lane * (_BOX_IN[0] + _GUTTER_IN) + _BOX_IN[0] / 2
-        return float(x), -rank * _STEP_IN
-
-    width = left[-1] - 0.3 - _GUTTER_IN
-    height = (max(heights) - 1) * _STEP_IN + _BOX_IN[1]
-    with _figure(path, (width + 1.2, height + 1.4), layout=None) as figure:
+    arrows = connections(nodes)
+    width, height = _BOX_IN
+    bulges = [0.35 + 0.15 * min(target - source, 12) for source, target in arrows]
+    right = width + max(
+        (b for b, (s, t) in zip(bulges, arrows, strict=True) if t > s + 1), default=0
+    )
+    bottom = (len(nodes) - 1) * _STEP_IN + height
+    with _figure(path, (right + 0.6, bottom + 1.1), layout=None) as figure:
         # One inch is one unit, so that boxes and letters keep their size in every diagram.
         axes = figure.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(-0.6, width + 0.6), ylim=(-height + 0.1, 1.5))
+        axes.set(xlim=(-0.3, right + 0.3), ylim=(-bottom - 0.1, 1.0))
         axes.set_axis_off()
-        for node in nodes:
-            _draw_box(axes, node, *centre(node))
-        for points in _wires(nodes, places, centre):
-            axes.add_patch(
-                FancyArrowPatch(
-                    path=Polyline(points), arrowstyle="-|>", mutation_scale=9, color=MUTED,
-                    linewidth=1, joinstyle="round",
-                )
-            )  # fmt: skip
+        for row, node in enumerate(nodes):
+            _draw_box(axes, node, -row * _STEP_IN)
+        for bulge, (source, target) in zip(bulges, arrows, strict=True):
+            start, end = -source * _STEP_IN, -target * _STEP_IN
+            if target == source + 1:
+                line = Polyline([(width / 2, start - height), (width / 2, end)])
+            else:  # a cubic curve reaches three quarters of the way to its control points
+                out = width + bulge / 0.75
+                points = [(width, start - height / 2), (out, start - height / 2)]
+                points += [(out, end - height / 2), (width, end - height / 2)]
+                line = Polyline(points, [Polyline.MOVETO, *3 * [Polyline.CURVE4]])
+            look = {"arrowstyle": "-|>", "mutation_scale": 9, "color": MUTED, "linewidth": 1}
+            axes.add_patch(FancyArrowPatch(path=line, **look))
         kinds = (("trainable", True), ("frozen", False), ("no weights", None))
         axes.legend(
             handles=[Patch(label=label, **_LOOKS[trainable]) for label, trainable in kinds],
-            loc="upper left", bbox_to_anchor=(-0.05, 0.85), bbox_transform=axes.transData,
+            loc="lower left", bbox_to_anchor=(0, 0.15), bbox_transform=axes.transData,
             ncols=3, frameon=False, borderaxespad=0,
         )  # fmt: skip
         total = sum(node["parameters"] for node in nodes)
@@ -626,156 +621,47 @@ def architecture(path, nodes: Sequence[dict], *, task: str) -> Path:
     return Path(path)
 
 
-def layout(nodes: Sequence[dict]) -> tuple[dict[str, tuple[int, int, int]], list[int], list[int]]:
-    """Where each box of `architecture` stands.
-
-    Returns:
-        {name: (column, rank within the column, lane within the column)}, and of each column the
-        number of ranks and of lanes. No two boxes share a place.
+def connections(nodes: Sequence[dict]) -> list[tuple[int, int]]:
+    """(row of the source, row of the target) of each input of `architecture`'s boxes.
 
     Raises:
-        ValueError: as `architecture`.
+        ValueError: a name that occurs twice, or an input that is no earlier node.
     """
-    ranks: dict[str, int] = {}
-    for node in nodes:
-        unknown = [name for name in node["inputs"] if name not in ranks]
-        if unknown or node["name"] in ranks:
+    rows: dict[str, int] = {}
+    for row, node in enumerate(nodes):
+        unknown = [name for name in node["inputs"] if name not in rows]
+        if unknown:
             raise ValueError(
-                f'node "{node["name"]}" '
-                + (
-                    f'has the input "{unknown[0]}", no earlier node.'
-                    if unknown
-                    else "occurs twice."
-                )
+                f'node "{node["name"]}" has the input "{unknown[0]}", no earlier node.'
             )
-        ranks[node["name"]] = 1 + max((ranks[name] for name in node["inputs"]), default=-1)
-    starts = [0, *_column_breaks(nodes, ranks)]
-    heights = [int(n) for n in np.diff([*starts, max(ranks.values()) + 1])]
-    # Of two branches the longer one keeps the lane: boxes below it to the end of the network.
-    below = dict.fromkeys(ranks, 0)
-    for node in reversed(nodes):
-        for name in node["inputs"]:
-            below[name] = max(below[name], below[node["name"]] + 1)
-    places: dict[str, tuple[int, int, int]] = {}
-    for node in sorted(nodes, key=lambda node: (ranks[node["name"]], -below[node["name"]])):
-        column = int(np.searchsorted(starts, ranks[node["name"]], side="right")) - 1
-        row = (column, ranks[node["name"]] - starts[column])
-        taken = {place[2] for place in places.values() if place[:2] == row}
-        parents = [places[name] for name in node["inputs"]]
-        wanted = [lane for parent_column, _, lane in parents if parent_column == column]
-        lane = next(lane for lane in (*wanted, *range(len(nodes))) if lane not in taken)
-        places[node["name"]] = (*row, lane)
-    lanes = [1 + max(p[2] for p in places.values() if p[0] == c) for c in range(len(starts))]
-    return places, heights, lanes
-
-
-def _column_breaks(nodes: Sequence[dict], ranks: dict[str, int]) -> list[int]:
-    """The first rank of the second and third column, [] where one column is enough."""
-    rows = max(ranks.values()) + 1
-    columns = min(3, math.ceil(rows / _ROWS))
-    edges = [(ranks[name], ranks[node["name"]]) for node in nodes for name in node["inputs"]]
-    # A break is clean where one box of the rank above feeds the rank below and nothing skips over.
-    clean = [
-        rank
-        for rank in range(1, rows)
-        if sum(r == rank - 1 for r in ranks.values()) == 1
-        and not any(a < rank <= b and (a, b) != (rank - 1, rank) for a, b in edges)
-    ]
-    trunk = [ranks[node["name"]] for node in nodes if "trunk" in node["kind"].lower()]
-    after_trunk = max(trunk, default=-1) + 1
-
-    def cost(breaks: tuple[int, ...]) -> int:
-        # As even as can be, but a head that begins a column of its own is worth a few rows.
-        tallest = max(np.diff([0, *breaks, rows]))
-        return int(tallest) + (0 if after_trunk in breaks else 4)
-
-    choices = itertools.combinations(clean, min(columns - 1, len(clean)))
-    return list(min(choices, key=cost, default=()))
-
-
-def _wires(nodes, places, centre) -> Iterator[list[tuple[float, float]]]:
-    """The corners of each connection, from the bottom or side of one box to that of another."""
-    half_width, half_height = _BOX_IN[0] / 2, _BOX_IN[1] / 2
-    by_name = {node["name"]: node for node in nodes}
-    occupied = set(places.values())
-    tracks: dict[tuple[int, int], list[list[tuple[int, int]]]] = {}
-    edges = [(name, node["name"]) for node in nodes for name in node["inputs"]]
-    # Short spans first: they take the inner tracks, and a longer one runs around them.
-    for source, target in sorted(edges, key=lambda e: places[e[1]][1] - places[e[0]][1]):
-        (column, rank, lane), (to_column, to_rank, to_lane) = places[source], places[target]
-        (x, y), (to_x, to_y) = centre(by_name[source]), centre(by_name[target])
-        below, gap = y - half_height, (_STEP_IN - _BOX_IN[1]) / 2
-        if column != to_column:
-            # Around the end of the column and over the top of the next one.
-            between = (
-                to_x - to_lane * (_BOX_IN[0] + _GUTTER_IN) - half_width - _GUTTER_IN / 2 - 0.15
-            )
-            yield [
-                (x, below), (x, below - gap), (between, below - gap),
-                (between, half_height + gap), (to_x, half_height + gap), (to_x, to_y + half_height),
-            ]  # fmt: skip
-        elif to_rank == rank + 1:
-            middle = below - gap
-            bend = [(x, middle), (to_x, middle)] if lane != to_lane else []
-            yield [(x, below), *bend, (to_x, to_y + half_height)]
-        elif abs(lane - to_lane) == 1 and not any(
-            (column, between, lane) in occupied for between in range(rank + 1, to_rank + 1)
-        ):
-            # The source's own lane is empty down to the target: straight down, then in by its side.
-            side = to_x + math.copysign(half_width, x - to_x)
-            yield [(x, below), (x, to_y), (side, to_y)]
-        else:
-            right = to_lane <= lane  # the gutter on this side of the target
-            gutter = to_lane if right else to_lane - 1
-            levels = tracks.setdefault((column, gutter), [])
-            level = next(
-                (
-                    level
-                    for level, spans in enumerate(levels)
-                    if all(to_rank < a or b < rank for a, b in spans)
-                ),
-                len(levels),
-            )
-            if level == len(levels):
-                levels.append([])
-            levels[level].append((rank, to_rank))
-            side = to_x + (half_width if right else -half_width)
-            run = side - (0 if right else _GUTTER_IN) + min(0.2 + 0.12 * level, _GUTTER_IN - 0.06)
-            if lane in (gutter, gutter + 1):
-                start = [(x + math.copysign(half_width, run - x), y), (run, y)]
-            else:
-                start = [(x, below), (x, below - gap), (run, below - gap)]
-            yield [*start, (run, to_y), (side, to_y)]
+        if node["name"] in rows:
+            raise ValueError(f'node "{node["name"]}" occurs twice.')
+        rows[node["name"]] = row
+    return [(rows[name], row) for row, node in enumerate(nodes) for name in node["inputs"]]
 
 
 _LOOKS = {
     True: {"facecolor": "#FDE3C8", "edgecolor": ORANGE},
-    False: {"facecolor": "#DCE5EE", "edgecolor": "#7C93AB", "hatch": "////"},
+    False: {"facecolor": "#DCE5EE", "edgecolor": "#7C93AB"},
     None: {"facecolor": "white", "edgecolor": "#9CA3AF"},
 }
 
 
-def _draw_box(axes: Axes, node: dict, x: float, y: float) -> None:
-    """One box with its name above and its kind, output shape and parameters below."""
+def _draw_box(axes: Axes, node: dict, top: float) -> None:
+    """One box: the name on the left; kind, output shape and parameters on the right."""
     width, height = _BOX_IN
-    corner = (x - width / 2, y - height / 2)
-    frozen = node["trainable"] is False
-    style = "round,pad=0,rounding_size=0.09"
-    look = {"linewidth": 1.1, "zorder": 2} | _LOOKS[node["trainable"]]
-    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, **look))
-    if frozen:  # the hatch stays a rim: letters on stripes are hard to read
-        inner = (corner[0] + 0.12, corner[1] + 0.05)
-        plain = {"facecolor": look["facecolor"], "edgecolor": "none", "zorder": 2}
-        axes.add_patch(FancyBboxPatch(inner, width - 0.24, height - 0.1, boxstyle=style, **plain))
+    style = "round,pad=0,rounding_size=0.07"
+    look = {"linewidth": 1.1} | _LOOKS[node["trainable"]]
+    axes.add_patch(FancyBboxPatch((0, top - height), width, height, boxstyle=style, **look))
+    middle = {"y": top - height / 2, "va": "center"}
     name = _shorten(node["name"], 30, spaces=False)
-    axes.text(x, y + 0.115, name, ha="center", va="center", size=8.5, weight="bold")
+    axes.text(x=0.12, s=name, size=8.5, weight="bold", **middle)
     parts = [_shorten(node["kind"], 22), _shorten(node["shape"], 16)]
     if node["parameters"]:
         parts.append(_magnitude(node["parameters"]))
-    if frozen:
+    if node["trainable"] is False:
         parts.append("frozen")
-    text = _shorten(" · ".join(parts), 46)
-    axes.text(x, y - 0.12, text, ha="center", va="center", size=7, color="#374151")
+    axes.text(x=width - 0.12, s=" · ".join(parts), ha="right", size=7.5, color=INK, **middle)
 
 
 def _magnitude(count: int) -> str:

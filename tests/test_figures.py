@@ -284,62 +284,25 @@ RESIDUAL = [
 ]
 
 
-def random_graph(seed, size=24):
-    rng = np.random.default_rng(seed)
-    nodes = []
-    for k in range(size):
-        count = min(k, rng.choice([1, 1, 1, 2, 3]))
-        # Mostly near ones, at times any: chains, branches and long skips.
-        near = rng.choice(np.arange(max(0, k - 3), k), min(count, 3), replace=False) if k else []
-        far = [int(rng.integers(0, k))] if k and rng.random() < 0.1 else []
-        nodes.append(node(f"n{k}", *(f"n{i}" for i in sorted({*map(int, near), *far}))))
-    return nodes
+def test_every_input_is_one_connection():
+    """A residual block with squeeze-and-excitation, by hand."""
+    assert figures.connections([node("start"), *RESIDUAL]) == [
+        (0, 1), (0, 2), (2, 3), (3, 4), (4, 5), (3, 6), (5, 6), (1, 7), (6, 7), (7, 8),
+    ]  # fmt: skip
 
 
-def test_layout_keeps_the_long_branch_straight():
-    places, heights, lanes = figures.layout([node("start"), *RESIDUAL])
-    assert heights == [8] and lanes == [2]
-    assert places["shortcut"] == (0, 1, 1)
-    assert {places[name][2] for name in ("start", "main", "relu", "squeeze", "scale")} == {0}
-    assert places["logits"][1] == 7
-
-
-def test_layout_begins_a_column_with_the_head():
-    trunk = [node("image", kind="Input"), *chain(11, "trunk block", "image", "block")]
-    head = [*chain(4, "Dense", "block10"), node("start", "n3"), *RESIDUAL]
-    places, heights, _ = figures.layout([*trunk, *head])
-    assert heights == [12, 12]
-    assert places["block10"][:2] == (0, 11) and places["n0"][:2] == (1, 0)
-
-
-def test_layout_wraps_into_three_columns():
-    _, heights, lanes = figures.layout(chain(40, "Dense"))
-    assert len(heights) == 3 and max(heights) <= 14 and lanes == [1, 1, 1]
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_no_wire_crosses_a_box(seed):
-    nodes = random_graph(seed)
-    if seed % 2:  # a chain after it, so that there are column breaks too
-        nodes = [*nodes, *chain(20, "Dense", "n23", "tail")]
-    places, _, lanes = figures.layout(nodes)
-    assert len(set(places.values())) == len(nodes)
-    pitch = figures._BOX_IN[0] + figures._GUTTER_IN
-    left = [sum(lanes[:column]) * pitch + 0.3 * column for column in range(len(lanes))]
-
-    def centre(node):
-        column, rank, lane = places[node["name"]]
-        return left[column] + lane * pitch + figures._BOX_IN[0] / 2, -rank * figures._STEP_IN
-
-    boxes = np.array([centre(node) for node in nodes])
-    half = np.array(figures._BOX_IN) / 2 - 1e-6  # the border belongs to the outside
-    wires = list(figures._wires(nodes, places, centre))
-    assert len(wires) == sum(len(node["inputs"]) for node in nodes)
-    for wire in wires:
-        for start, end in itertools.pairwise(wire):
-            assert start[0] == pytest.approx(end[0]) or start[1] == pytest.approx(end[1])
-            low, high = np.minimum(start, end), np.maximum(start, end)
-            assert not ((low < boxes + half) & (high > boxes - half)).all(axis=1).any()
+def test_boxes_keep_their_size_and_the_arcs_their_room(tmp_path):
+    """A chain grows by a step a box; an arc widens the figure, a chain does not."""
+    sizes = {}
+    for name, nodes in (
+        ("two", chain(2, "Dense")),
+        ("six", chain(6, "Dense")),
+        ("arc", [*chain(5, "Dense"), node("n5", "n4", "n1")]),
+    ):
+        with Image.open(figures.architecture(tmp_path / f"{name}.png", nodes, task="t")) as image:
+            sizes[name] = np.array(image.size) / figures.DPI
+    assert sizes["six"] - sizes["two"] == pytest.approx([0, 4 * figures._STEP_IN], abs=0.02)
+    assert sizes["arc"] - sizes["six"] == pytest.approx([0.35 + 0.15 * 4, 0], abs=0.02)
 
 
 @pytest.mark.parametrize(
