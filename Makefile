@@ -16,10 +16,10 @@ demo: runs/demo/prediction.csv
 demo/demo.json: | install
 	$(BIN)/python tools/paint_demo.py --out=demo
 
-runs/demo/results/metrics.json: | demo/demo.json
+runs/demo/results/evaluation.json: | demo/demo.json
 	$(BIN)/multitask train --spec=demo --data_dir=demo --workdir=runs/demo
 
-runs/demo/export/classes.json: runs/demo/results/metrics.json
+runs/demo/export/classes.json: runs/demo/results/evaluation.json
 	$(BIN)/multitask export --workdir=runs/demo
 
 runs/demo/prediction.csv: runs/demo/export/classes.json

@@ -13,7 +13,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import app, flags, logging
 
 from multitask import __version__
-from multitask.files import RunError
+from multitask.console import flush_output, open_standard_streams, quiet_pipes
+from multitask.files import RunError, disk_error
 from multitask.spec import InputError, expected, near
 
 COMMANDS = {
@@ -64,7 +65,7 @@ def _parse(module: ModuleType, name: str, argv: list[str]) -> tuple[flags.FlagVa
     if values.help:
         print(module.__doc__.strip())
         print("\nFlags:")
-        print(_flags_help(values))
+        print(_flags_help(values), flush=True)
         raise SystemExit(0)
     return values, left
 
@@ -106,33 +107,52 @@ def _terminated(number: int, frame: object) -> None:
     raise SystemExit(TERMINATED)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run one command. Exit status: 0 done, 1 the run failed, 2 wrong input, 130/143 stopped."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if hasattr(sys.stdout, "reconfigure"):  # a file's name may be no text; stderr does so already
-        sys.stdout.reconfigure(errors="backslashreplace")
+def _run(argv: list[str]) -> None:
+    """Run what a command line asks for; it ends in SystemExit where the status is not 0."""
     if not argv or argv[0] in ("-h", "--help", "--helpfull", "help"):
-        print(usage())
-        sys.exit(0 if argv else 2)
+        print(usage(), flush=True)
+        raise SystemExit(0 if argv else 2)
     if argv[0] == "--version":
-        print(__version__)
-        sys.exit(0)
+        print(__version__, flush=True)
+        raise SystemExit(0)
     name, *rest = argv
-    signal.signal(signal.SIGTERM, _terminated)
+    if name not in COMMANDS:
+        raise InputError(
+            f'multitask: unknown command "{name}". Expected one of: '
+            f"{', '.join(COMMANDS)}.{near(name, COMMANDS)}"
+        )
+    module = importlib.import_module(f"multitask.commands.{name}")
+    flags.FLAGS(argv[:1])  # app.run insists; our flags are the command's own
+    logging.set_verbosity(logging.WARNING)
     try:
-        if name not in COMMANDS:
-            raise InputError(
-                f'multitask: unknown command "{name}". Expected one of: '
-                f"{', '.join(COMMANDS)}.{near(name, COMMANDS)}"
-            )
-        module = importlib.import_module(f"multitask.commands.{name}")
-        flags.FLAGS(argv[:1])  # app.run insists; our flags are the command's own
-        logging.set_verbosity(logging.WARNING)
         app.run(
             lambda parsed: module.main(*parsed),
             argv=argv,
             flags_parser=lambda _: _parse(module, name, rest),
         )
+    except SystemExit as error:
+        if error.code is not None:  # app.run ends a command that is done with sys.exit(None)
+            raise
+    sys.stdout.flush()  # so that `main` handles its error, not the interpreter's exit
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command. Exit status: 0 done, 1 the run failed, 2 wrong input, 130/143 stopped, 141
+    nobody reads the output any more."""
+    open_standard_streams()
+    with quiet_pipes(_exit):
+        _main(argv)
+
+
+def _main(argv: list[str] | None) -> None:
+    """Run one command; whatever ends it is one line and a status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name may be no text; stderr does so already
+        sys.stdout.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminated)
+    name = argv[0] if argv else ""
+    try:
+        _run(argv)
     except InputError as error:
         _stop(str(error), 2)
     except KeyboardInterrupt:
@@ -140,15 +160,37 @@ def main(argv: list[str] | None = None) -> None:
     except SystemExit as error:
         if error.code == TERMINATED:
             _stop(f"terminated{GOES_ON.get(name, '')}", TERMINATED)
-        if error.code is not None:  # app.run ends a command that is done with sys.exit(None)
-            raise
+        raise
     except RunError as error:
         _stop(str(error), 1)
+    except Exception as error:
+        found = disk_error(error)
+        if found is None:
+            raise
+        if found.folder is None:  # print() failed, or a library that names the file in its text
+            place = "standard output" if isinstance(error, OSError) else str(error).split("\n")[0]
+            _stop(f"{place}: {found}", 1)
+        _stop(str(found), 1)
 
 
 def _stop(text: str, status: int) -> None:
-    sys.stdout.flush()
-    print(" ".join(text.split()), file=sys.stderr, flush=True)
+    line = " ".join(text.split())
+    # A name in it may hold what moves a terminal's cursor.
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    try:
+        flush_output()
+    except OSError:  # drop what it holds, or the interpreter's exit would report it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:  # `quiet_pipes` ends the process
+        raise
+    except OSError:  # stderr cannot be written either
+        pass
+    _exit(status)
+
+
+def _exit(status: int) -> None:
     distribution = sys.modules.get("multitask.learning.distribution")
     if distribution and distribution.joined():
         os._exit(status)  # at once: a farewell would keep the other processes waiting

@@ -10,6 +10,9 @@ from scipy.sparse import csr_array
 
 DRAWS = 1000
 SEED = 0
+# Of fewer examples no 95 % interval is shown. For an accuracy between .3 and .9 it holds the right
+# value in at least 88 % of the cases from 20 examples on, in 78 % of 15, 65 % of 10 and 40 % of 5.
+FEWEST_EXAMPLES = 20
 _CELLS = 4_000_000  # of a part of the draws: 32 MB
 
 

@@ -19,7 +19,8 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from multitask.bootstrap import DRAWS, SEED, Exam, bootstrap, label_rank
+from multitask.bootstrap import DRAWS, FEWEST_EXAMPLES, SEED, Exam, bootstrap, label_rank
+from multitask.spec import NO_TEST_SET
 
 
 def classification_metrics(labels, probabilities, *, classes: int) -> dict[str, float | int | None]:
@@ -126,6 +127,47 @@ def confusion(labels, predictions, *, classes: int) -> np.ndarray:
     return counts.reshape(classes, classes)
 
 
+def confusion_pairs(labels, predictions, *, classes: int) -> pd.DataFrame:
+    """The cells of `confusion` that are not 0: no larger than the number of examples.
+
+    Returns:
+        Columns true, predicted and count, int; the highest count first, equal ones by class.
+
+    Raises:
+        ValueError: lengths that do not match, an index out of range.
+    """
+    labels, predictions = _check_predictions(labels, predictions, classes)
+    cells, counts = np.unique(labels * classes + predictions, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    true, predicted = np.divmod(cells[order], classes)
+    return pd.DataFrame({"true": true, "predicted": predicted, "count": counts[order]})
+
+
+def most_confused(pairs: pd.DataFrame, *, classes: int, limit: int) -> np.ndarray:
+    """The classes that are most often confused with each other.
+
+    Pairs of classes are counted in both directions. The classes of the most frequent pairs are
+    taken, pair by pair, and then those with the most examples.
+
+    Args:
+        pairs: as `confusion_pairs` gives them.
+        classes: how many there are.
+        limit: how many are wanted, at least 1.
+
+    Returns:
+        int [min(limit, classes)], ascending.
+    """
+    wrong = pairs[pairs["true"] != pairs["predicted"]]
+    ends = np.sort(wrong[["true", "predicted"]].to_numpy(np.int64).reshape(-1, 2), axis=1)
+    both, which = np.unique(ends, axis=0, return_inverse=True)
+    counts = np.bincount(which.reshape(-1), weights=wrong["count"], minlength=len(both))
+    both = both[np.argsort(-counts, kind="stable")]
+    support = np.bincount(pairs["true"], weights=pairs["count"], minlength=classes)
+    ranked = np.append(both.reshape(-1), np.argsort(-support, kind="stable"))
+    _, first = np.unique(ranked, return_index=True)
+    return np.sort(ranked[np.sort(first)][:limit])
+
+
 def confusion_order(counts) -> np.ndarray:
     """An order of the classes in which those that are taken for each other stand together.
 
@@ -158,7 +200,8 @@ def report_text(labels, predictions, *, names: Sequence[str]) -> str:
     Returns:
         Text that ends in a newline. Its first line says how many examples are labelled and how
         many classes have a label. "macro avg" is scikit-learn's, over every class;
-        "macro avg (present)" is the one that the project reports. "n/a (0 labelled)" where n is 0.
+        "macro avg (present)" is the one that the project reports. "n/a (no test set)" where n
+        is 0.
 
     Raises:
         ValueError: lengths that do not match, an index out of range.
@@ -166,7 +209,7 @@ def report_text(labels, predictions, *, names: Sequence[str]) -> str:
     table = per_class(labels, predictions, classes=len(names))
     total = int(table["support"].sum())
     if not total:
-        return "n/a (0 labelled)\n"
+        return f"n/a ({NO_TEST_SET})\n"
     average = "macro avg (present)"
     # The report is as wide as its longest name: padding makes room for the line added below.
     padded = [str(name).rjust(len(average)) for name in names]
@@ -211,14 +254,15 @@ def bootstrap_intervals(
 
     Returns:
         (low, high) of "top1", "top5", "macro_f1", "weighted_f1" and "balanced_accuracy", each None
-        where n is 0.
+        where n is below FEWEST_EXAMPLES, or where all draws agree: examples without an error do
+        not show how rare errors are.
 
     Raises:
         ValueError: as `classification_metrics`.
     """
     labels, probabilities = _check_probabilities(labels, probabilities, classes)
     names = ("top1", "top5", "macro_f1", "weighted_f1", "balanced_accuracy")
-    if not len(labels):
+    if len(labels) < FEWEST_EXAMPLES:
         return dict.fromkeys(names)
     exam = Exam(
         labels,
@@ -227,7 +271,8 @@ def bootstrap_intervals(
     )
     figures = bootstrap(exam, draws=draws, seed=seed)
     tails = (1 - level) / 2, (1 + level) / 2
-    return {name: tuple(map(float, np.quantile(figures[name], tails))) for name in names}
+    found = {name: tuple(map(float, np.quantile(figures[name], tails))) for name in names}
+    return {name: ends if ends[0] < ends[1] else None for name, ends in found.items()}
 
 
 def reliability(labels, probabilities, *, bins: int = 15) -> pd.DataFrame:

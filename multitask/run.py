@@ -11,17 +11,25 @@ similar/                what `similar` embedded, by model
 
 import contextlib
 import importlib.metadata
-import json
 import platform
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from multitask import __version__
-from multitask.files import check_writable, write_json
-from multitask.spec import DataSpec, InputError, parse_spec
+from multitask.files import LEFTOVER, check_writable, clear_leftovers, read_json, write_json
+from multitask.spec import (
+    CONTROL,
+    DataSpec,
+    InputError,
+    outside_paths,
+    parse_spec,
+    quoted,
+    refuse_outside,
+    shown,
+)
 
+FOLDERS = ("models", "logs", "checkpoint", "results", "export", "similar")
 PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pandas", "scikit-learn")
 
 
@@ -87,9 +95,11 @@ def name_in_run(run: Run, model_file: Path) -> str:
 def _read_config(workdir: Path) -> dict[str, Any]:
     path = workdir / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         if not isinstance(config["spec"], dict) or not isinstance(config["data_dir"], str):
             raise ValueError("spec or data_dir is of another type")
+        if "\0" in config["data_dir"]:
+            raise ValueError(f"data_dir: {shown(config['data_dir'])}: {CONTROL}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a run's configuration: {error}") from None
     return config
@@ -106,19 +116,36 @@ def check_workdir(workdir: Path, spec: DataSpec) -> bool:
         raise InputError(f"--workdir: {workdir}: is a file, not a folder")
     parent = check_writable(workdir, flag="--workdir")
     if not (workdir / "config.json").exists():
-        ours = (
-            [p for p in workdir.iterdir() if not p.name.startswith(".")]
-            if parent == workdir
-            else []
-        )
-        if ours:
+        others = _others(workdir) if parent == workdir else []
+        if others:
             raise InputError(
-                f"--workdir: {workdir}: holds other files ({ours[0].name}, …) and no run; "
+                f"--workdir: {workdir}: holds other files ({others[0].name}, …) and no run; "
                 "name a new or empty folder"
             )
         return False
     refuse_other_settings(workdir, _read_config(workdir)["spec"], spec.to_dict(), what="run")
     return True
+
+
+def _others(workdir: Path) -> list[Path]:
+    """What lies in a folder without a config.json beside what the start of a run leaves there.
+
+    A start that was stopped leaves hidden files, and those of FOLDERS, in which no file has come
+    to its end.
+    """
+    return [
+        path
+        for path in sorted(workdir.iterdir())
+        if not path.name.startswith(".") and not (path.name in FOLDERS and _is_empty(path))
+    ]
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether there is nothing in a folder but folders and what was never finished."""
+    return folder.is_dir() and all(
+        LEFTOVER.fullmatch(path.name) or (not path.is_symlink() and _is_empty(path))
+        for path in folder.iterdir()
+    )
 
 
 def refuse_other_settings(
@@ -141,10 +168,13 @@ def refuse_other_settings(
     old, new = flatten(there), flatten(asked)
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if changed:
-        shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked" for k in changed[:4])
+        first = "; ".join(
+            f"{quoted(k)[1:-1]}: {shown(old.get(k))} there, {shown(new.get(k))} asked"
+            for k in changed[:4]
+        )
         more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise InputError(
-            f"{flag}: {workdir}: holds a {what} with other settings ({shown}{more}); "
+            f"{flag}: {workdir}: holds a {what} with other settings ({first}{more}); "
             "name another folder, or give the same settings to go on"
         )
 
@@ -164,6 +194,8 @@ def start_run(
 ) -> Run:
     """Make the workdir with its config.json, or go on with the one that is there.
 
+    config.json comes first: a workdir that has anything else of a run says which run it is.
+
     Args:
         workdir: the run's folder.
         spec: with the flags' overrides.
@@ -171,29 +203,34 @@ def start_run(
         fingerprint: of the pictures and labels.
     """
     run = Run(workdir, spec, data_dir)
-    for folder in (run.workdir, run.models, run.logs):
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".tmp-*"):  # of a process that was killed while writing
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     write_json(
         workdir / "config.json",
         {
             "data_dir": str(data_dir.resolve()),
             "data_fingerprint": fingerprint,
             "spec_file": spec.source_file,
+            # Allowed when the run was made, or it would not be here.
+            "allow_outside": any(outside_paths(spec)),
             "versions": package_versions(),
             "spec": spec.to_dict(),
         },
     )
+    for folder in (run.models, run.logs):
+        folder.mkdir(exist_ok=True)
+    for folder in (run.workdir, *(workdir / name for name in FOLDERS)):
+        if folder.is_dir():
+            clear_leftovers(folder)
     return run
 
 
-def open_run(workdir: Path, data_dir: Path | None = None) -> Run:
+def open_run(workdir: Path, data_dir: Path | None = None, *, allow_outside: bool = False) -> Run:
     """A run that exists, from its workdir alone.
 
     Args:
         workdir: what `train` was given.
         data_dir: where the data has moved to; None: where it was in training.
+        allow_outside: whether the spec's paths may leave the data folder, as they may where
+            training allowed it.
 
     Raises:
         InputError: no such run, or its config.json is broken.
@@ -203,4 +240,5 @@ def open_run(workdir: Path, data_dir: Path | None = None) -> Run:
         raise InputError(f"--workdir: {workdir}: {near}; `multitask train` makes one")
     config = _read_config(workdir)
     spec = parse_spec(config["spec"], source=str(workdir / "config.json"))
+    refuse_outside(spec, allowed=allow_outside or config.get("allow_outside") is True)
     return Run(workdir, spec, data_dir or Path(config["data_dir"]))

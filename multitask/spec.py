@@ -7,28 +7,42 @@ build them; they check their own part with `check_kind` and raise SpecError with
 import difflib
 import inspect
 import json
+import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from multitask.reading import read_text
+
 MISSING = -1  # the label of an image that a task has no label for
+NO_TEST_SET = "no test set"  # of a task; what every output says of it
 PHASES = ("heads", "finetune")
-# What else than a task has a learning rate or an embedding of its own; no task may be called so.
-TRUNK, BALANCING, CONTRASTIVE, SHARED = RESERVED = ("trunk", "balancing", "contrastive", "shared")
+# Keys of our own in mappings from the tasks' names. No task's name begins with an underscore.
+TRUNK, BALANCING, CONTRASTIVE, SHARED = "_trunk", "_balancing", "_contrastive", "_shared"
 BUILT_IN_FOLDERS = (  # in a wheel, and in a checkout
     Path(__file__).parent / "data_specs",
     Path(__file__).parent.parent / "data_specs",
 )
 
+CONTROL = "control characters are refused"
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # but for line breaks and tabs
+DEEPEST = 20  # tables and lists within each other; a spec of all fields has 5
+TOO_DEEP = f"more than {DEEPEST} tables or lists within each other"
+LARGEST = 2**63  # of whole numbers; what TOML promises
+TOO_LARGE = "a whole number has 64 bits at most"
+MOST_TEXT, MOST_LINE = 1_000_000, 10_000  # characters of a spec, and of its lines
+LONGEST = 200  # characters of a word that is compared with others
+
 Share = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-# The name becomes an output, a file name and a layer's name.
+# The name becomes an output, a file name and a part of columns' and layers' names. What the pattern
+# excludes (a slash, a hyphen, a first underscore) keeps them apart from our own: see `field_of`.
 TaskName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
 
 
@@ -40,9 +54,33 @@ class SpecError(InputError):
     """A field of a spec, or the flag that overrides it, is wrong."""
 
 
+def field_of(owner: str, field: str) -> str:
+    """The name of a value in flat tables, logs and files: `artist/top1`, `trunk_rate`.
+
+    A task's has a slash and ours have none, so that they never meet; two tasks' differ before it.
+
+    Args:
+        owner: a task's name, or one of our keys (TRUNK, …).
+        field: one of ours, without a slash.
+    """
+    return f"{owner[1:]}_{field}" if owner.startswith("_") else f"{owner}/{field}"
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value as messages quote it: control characters escaped, cut to `most` characters."""
+    text = repr(value[:most] if isinstance(value, str) else value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def quoted(name: Any) -> str:
+    """A name in double quotes, as `shown` cuts and escapes it."""
+    text = shown(str(name))
+    return f'"{text[1:-1] if text[-1] == text[0] else text[1:]}"'
+
+
 def near(word: str, choices: Iterable[str]) -> str:
     """` Did you mean "…"?`, or nothing where no choice is near."""
-    matches = difflib.get_close_matches(str(word), list(choices), n=1)
+    matches = difflib.get_close_matches(str(word)[:LONGEST], list(choices), n=1)
     return f' Did you mean "{matches[0]}"?' if matches else ""
 
 
@@ -50,6 +88,11 @@ def expected(word: str, choices: Iterable[str]) -> str:
     """`Expected one of: … Did you mean "…"?`, the same in every message."""
     names = sorted(choices)
     return f"Expected one of: {', '.join(names)}.{near(word, names)}"
+
+
+def install(extra: str) -> str:
+    """How to install an extra. Of PyPI, `multitask` is another project, so not by that name."""
+    return f"pip install '.[{extra}]' (in the folder of this project)"
 
 
 class _Strict(pydantic.BaseModel):
@@ -102,7 +145,7 @@ class Task(_Strict):
 
     name: TaskName
     train: str
-    val: str
+    val: str | None = None  # None: the task has no test set
     classes: str
     head: Kind
     loss: Kind
@@ -225,8 +268,6 @@ class DataSpec(_Strict):
         for index, task in enumerate(self.tasks):
             if task.name in seen:
                 raise ValueError(f'task[{index}]: name: two tasks are called "{task.name}"')
-            if task.name in RESERVED:
-                raise ValueError(f'task[{index}]: name: "{task.name}" is taken; name it otherwise')
             seen.add(task.name)
         return self
 
@@ -253,8 +294,7 @@ class DataSpec(_Strict):
         try:
             import tomli_w
         except ImportError:
-            needed = 'pip install "multitask[tune]"'
-            raise InputError(f"writing a spec needs tomli_w: {needed}") from None
+            raise InputError(f"writing a spec needs tomli_w: {install('tune')}") from None
         return tomli_w.dumps(_without_none(self.to_dict()))
 
 
@@ -273,9 +313,14 @@ def _location(loc: tuple, raw: Mapping[str, Any]) -> tuple[str, str]:
     if len(loc) >= 2 and loc[0] == "task" and isinstance(loc[1], int):
         tasks = raw.get("task")
         task = tasks[loc[1]] if isinstance(tasks, list) and loc[1] < len(tasks) else None
-        name = f' "{task["name"]}"' if isinstance(task, dict) and "name" in task else ""
-        return f"task[{loc[1]}]{name}: ", ".".join(str(part) for part in loc[2:])
-    return "", ".".join(str(part) for part in loc)
+        name = f" {quoted(task['name'])}" if isinstance(task, dict) and "name" in task else ""
+        return f"task[{loc[1]}]{name}: ", ".".join(_part(part) for part in loc[2:])
+    return "", ".".join(_part(part) for part in loc)
+
+
+def _part(name: str | int) -> str:
+    """Of a field's place, which may be a name that nobody knows."""
+    return quoted(name)[1:-1]
 
 
 def _fields_at(loc: tuple) -> list[str]:
@@ -311,9 +356,7 @@ def _reason(error: Mapping[str, Any]) -> str:
         text = expected(value, re.findall(r"'([^']*)'", error["ctx"]["expected"]))
     elif error["loc"][-1:] in (("int",), ("str",)):
         text = "input should be a whole number or a text"
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-    return f"{shown}: {text}"
+    return f"{shown(value)}: {text}"
 
 
 def _message(errors: list[Mapping[str, Any]], raw: Mapping[str, Any]) -> str:
@@ -325,7 +368,8 @@ def _message(errors: list[Mapping[str, Any]], raw: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         *table, name = error["loc"]
         where = f"{field.rsplit('.', 1)[0]}: " if "." in field else ""
-        return f'{place}{where}unknown field "{name}". {expected(name, _fields_at(tuple(table)))}'
+        allowed = expected(name, _fields_at(tuple(table)))
+        return f"{place}{where}unknown field {quoted(name)}. {allowed}"
     if error["type"] == "missing":
         return f"{place}{field}: this field is missing"
     if error["type"] == "tuple_type" and error["loc"] == ("task",):
@@ -350,6 +394,7 @@ def parse_spec(raw: Mapping[str, Any], *, source: str) -> DataSpec:
     Raises:
         SpecError: the first wrong field, as one line.
     """
+    _check_values(raw, source)
     try:
         spec = _validate(DataSpec, raw)
     except pydantic.ValidationError as error:
@@ -358,12 +403,71 @@ def parse_spec(raw: Mapping[str, Any], *, source: str) -> DataSpec:
     return spec
 
 
+def _check_values(raw: Any, source: str) -> None:
+    """What no field may hold, before a library meets it: SpecError with its place."""
+    todo: list[tuple[tuple[str, ...], Any]] = [((), raw)]
+    while todo:
+        place, value = todo.pop()
+        reason = None
+        if isinstance(value, Mapping | list):
+            pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+            if len(place) > DEEPEST:
+                reason = TOO_DEEP
+            else:
+                todo += [((*place, str(key)), inner) for key, inner in pairs]
+        elif isinstance(value, int) and not -LARGEST <= value < LARGEST:
+            reason = TOO_LARGE
+        elif isinstance(value, str) and _CONTROL.search(value):
+            reason = f"{shown(value)}: {CONTROL}"
+        if reason:
+            field = ".".join(_part(part) for part in place[:3]) + ".…" * (len(place) > 3)
+            raise SpecError(f"{source}: {field}: {reason}")
+
+
+def why_unsafe(path: str) -> str | None:
+    """What a path that starts at a folder must not have; None where it has nothing of it."""
+    windows = PureWindowsPath(path)
+    if PurePosixPath(path).is_absolute() or windows.root or windows.drive:
+        return "absolute paths are refused"
+    if ".." in windows.parts:  # splits at both kinds of slash
+        return "paths with `..` are refused"
+    if any(ord(c) < 32 for c in path):
+        return CONTROL
+    return None
+
+
+def outside_paths(spec: DataSpec) -> Iterator[tuple[str, str, str]]:
+    """Place, path and reason of the paths that may leave the data folder.
+
+    By their text alone: a link inside the folder was put there by the folder's owner, and large
+    collections are made of links.
+    """
+    paths = [(None, "images", spec.images)]
+    for task in spec.tasks:
+        paths += [(task.name, field, getattr(task, field)) for field in ("train", "val", "classes")]
+    for task, field, path in paths:
+        if path is not None and (reason := why_unsafe(path)):
+            yield spec.place(task, field), path, reason
+
+
+def refuse_outside(spec: DataSpec, *, allowed: bool) -> None:
+    """SpecError where a path leaves the data folder, unless that is `allowed`."""
+    for place, path, reason in outside_paths(spec):
+        if reason == CONTROL:
+            raise SpecError(f"{place}: {shown(path)}: {reason}")
+        if not allowed:
+            raise SpecError(
+                f"{place}: {shown(path)}: {reason}; name a path inside the data folder, or allow "
+                "it with --allow_outside"
+            )
+
+
 def find_spec(name: str) -> Path:
     """The name of a spec that is shipped (`wikiart`), or a path -> the file."""
     path, shipped = Path(name), shipped_specs()
     if name in shipped:
         return shipped[name]
-    if path.is_file():
+    if os.path.exists(path):  # whoever reads it says what it is
         return path
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise SpecError(f"--spec: {name}: no such file.{near(path.stem, shipped)}")
@@ -374,16 +478,37 @@ def shipped_specs() -> dict[str, Path]:
     return {p.stem: p for folder in BUILT_IN_FOLDERS for p in sorted(folder.glob("*.toml"))}
 
 
-def load_spec(name: str) -> DataSpec:
-    """Read and check a spec file; a bare name finds one that is shipped."""
+def load_spec(name: str, *, allow_outside: bool = False) -> DataSpec:
+    """Read and check a spec file.
+
+    Args:
+        name: of a spec that is shipped, or a file.
+        allow_outside: whether its paths may leave the data folder.
+
+    Raises:
+        SpecError: no such file, not TOML, or the first wrong field.
+    """
     path = find_spec(name)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = read_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from None
+    # The parser takes minutes over a long dotted key.
+    if len(text) > MOST_TEXT or any(len(line) > MOST_LINE for line in text.split("\n")):
+        raise SpecError(
+            f"{path}: too large for a spec: at most {MOST_TEXT:,} characters, {MOST_LINE:,} a line"
+        )
+    try:
+        raw = tomllib.loads(text)
+    except RecursionError:
+        raise SpecError(f"{path}: {TOO_DEEP}") from None
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
-    return parse_spec(raw, source=str(path))
+    except ValueError:  # Python's own limit, of digits
+        raise SpecError(f"{path}: {TOO_LARGE}") from None
+    spec = parse_spec(raw, source=str(path))
+    refuse_outside(spec, allowed=allow_outside)
+    return spec
 
 
 def override(spec: DataSpec, changes: Mapping[str, Any]) -> DataSpec:
@@ -452,7 +577,7 @@ def check_kind(choice: Kind, registry: Mapping[str, Callable], *, place: str) ->
     """
     if choice.kind not in registry:
         raise SpecError(
-            f'{place}.kind: unknown kind "{choice.kind}". {expected(choice.kind, registry)}'
+            f"{place}.kind: unknown kind {quoted(choice.kind)}. {expected(choice.kind, registry)}"
         )
     parameters = {
         name: parameter
@@ -462,7 +587,7 @@ def check_kind(choice: Kind, registry: Mapping[str, Callable], *, place: str) ->
     for option in choice.options:
         if option not in parameters:
             raise SpecError(
-                f'{place}: unknown option "{option}" of "{choice.kind}". '
+                f'{place}: unknown option {quoted(option)} of "{choice.kind}". '
                 f"{expected(option, parameters)}"
             )
     fields = {
@@ -475,7 +600,7 @@ def check_kind(choice: Kind, registry: Mapping[str, Callable], *, place: str) ->
         checked = _validate(model, choice.options)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        option = ".".join(str(part) for part in first["loc"])
+        option = ".".join(_part(part) for part in first["loc"])
         if first["type"] == "missing" and len(first["loc"]) == 1:
             raise SpecError(f'{place}: "{choice.kind}" needs the option "{option}"') from None
         raise SpecError(f"{place}.{option}: {_reason(first)}") from None

@@ -1,5 +1,6 @@
 """A three-task data set of a few small pictures in ArtGAN's layout, and the spec that reads it."""
 
+import contextlib
 import importlib.util
 import signal
 import sys
@@ -181,6 +182,33 @@ def tiny_trunk(monkeypatch):
 
     monkeypatch.setitem(TRUNKS, "tiny", _beside("tiny_trunk").two_blocks)
     return "tiny"
+
+
+@pytest.fixture(scope="session")
+def mount_disk():
+    """A function: folder, bytes -> a context with a `Disk` of tests/small_disk.py."""
+
+    def mount(folder, size):
+        folder.mkdir()
+        try:
+            return contextlib.closing(_beside("small_disk").Disk(folder, size))
+        except OSError as error:
+            pytest.skip(f"needs a mount namespace of its own: {error}")
+
+    return mount
+
+
+@pytest.fixture
+def small_disk(mount_disk, tmp_path):
+    """A function: bytes -> a `Disk`, which is there until the test ends."""
+    with contextlib.ExitStack() as opened:
+        yield lambda size: opened.enter_context(mount_disk(tmp_path / "disk", size))
+
+
+@pytest.fixture(scope="session")
+def renames():
+    """The module tests/renames.py."""
+    return _beside("renames")
 
 
 @pytest.fixture(scope="session")

@@ -213,19 +213,21 @@ def test_evaluation_export_and_prediction_agree(workdir, data_dir, capsys):
     for predictor in (load_export(workdir / "export"), load_best(run)):
         for row, (_, answers) in enumerate(predict_files(predictor, files, batch_size=4)):
             for task in run.spec.task_names:
-                sure = frame[f"{task}_calibrated_confidence"][row]
+                sure = frame[f"{task}/calibrated_confidence"][row]
                 assert answers[task].max() == pytest.approx(sure, abs=1e-4)
         raw = dataclasses.replace(predictor, calibrated=False)
         for row, (_, answers) in enumerate(predict_files(raw, files, batch_size=4)):
             for task in run.spec.task_names:
-                np.testing.assert_allclose(answers[task], saved[task][row], atol=1e-5)
+                np.testing.assert_allclose(
+                    answers[task], saved[f"{task}/probabilities"][row], atol=1e-5
+                )
     out = workdir.parent / "answers.csv"
     capsys.readouterr()
     main(["predict", f"--model={workdir / 'export'}", f"--out={out}", str(files[0])])
     answers, said = pd.read_csv(out), capsys.readouterr().out
     assert "1 answered" in said
     for task in run.spec.task_names:
-        assert answers[task][0] == frame[f"{task}_predicted"][0]
+        assert answers[f"{task}/predicted"][0] == frame[f"{task}/predicted"][0]
 
 
 def test_metrics_are_those_of_the_predictions(workdir, data_dir):
@@ -233,7 +235,7 @@ def test_metrics_are_those_of_the_predictions(workdir, data_dir):
     metrics = json.loads((workdir / "results" / "metrics.json").read_text())["metrics"]
     frame = pd.read_csv(workdir / "results" / "predictions.csv", keep_default_na=False)
     for task in ("artist", "style", "genre"):
-        exam = frame[frame[f"{task}_true"] != ""]
+        exam = frame[frame[f"{task}/true"] != ""]
         rows = pd.read_csv(
             data_dir / "wikiart_csv" / f"{task}_val.csv", header=None, names=["path", "label"]
         )
@@ -244,7 +246,7 @@ def test_metrics_are_those_of_the_predictions(workdir, data_dir):
         label_of = {path: names[label] for path, label in rows.itertuples(index=False)}
         right = [
             said == label_of[path]
-            for path, said in zip(exam["path"], exam[f"{task}_predicted"], strict=True)
+            for path, said in zip(exam["path"], exam[f"{task}/predicted"], strict=True)
         ]
         assert metrics[f"{task}/labelled"] == len(right)
         assert metrics[f"{task}/top1"] == pytest.approx(np.mean(right))
@@ -342,7 +344,7 @@ def test_a_single_task_goes_through(data_dir, spec_file, tiny_trunk, tmp_path):
 @pytest.mark.slow
 def test_the_same_command_on_keras_jax_backend(data_dir, spec_file, tmp_path):
     """Trained with JAX, both phases; TensorFlow then reads the model and says the same."""
-    pytest.importorskip("jax", reason="pip install 'multitask[jax]'")
+    pytest.importorskip("jax", reason="pip install '.[jax]'")
     folder = tmp_path / "run"
     command = [
         *(sys.executable, "-m", "multitask", "train", "--backend=jax"),
@@ -363,11 +365,11 @@ def test_the_same_command_on_keras_jax_backend(data_dir, spec_file, tmp_path):
     assert np.isfinite(history["loss"]).all()
     assert history["loss"].iloc[3] < history["loss"].iloc[2]
     with np.load(folder / "results" / "probabilities.npz") as file:
-        by_jax = {task: file[task] for task in ("artist", "style", "genre")}
+        by_jax = {task: file[f"{task}/probabilities"] for task in ("artist", "style", "genre")}
     main(["evaluate", f"--workdir={folder}"])
     with np.load(folder / "results" / "probabilities.npz") as by_tensorflow:
         for task, said in by_jax.items():
-            np.testing.assert_allclose(by_tensorflow[task], said, atol=1e-4)
+            np.testing.assert_allclose(by_tensorflow[f"{task}/probabilities"], said, atol=1e-4)
     # Nothing is left to train, whichever backend is asked.
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

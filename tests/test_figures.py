@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from multitask import figures
@@ -119,7 +121,12 @@ def test_f1_scores_refuses_other_lengths(tmp_path):
         figures.f1_scores(tmp_path / "a.png", [1.0], [1, 2], ["a", "b"], task="t", macro_f1=1)
 
 
+NAN = np.nan
+
+
 def history(epochs=6, **columns):
+    """The column `t/loss` is given as `t__loss`."""
+    columns = {name.replace("__", "/"): values for name, values in columns.items()}
     phases = ["heads"] * (epochs // 2) + ["finetune"] * (epochs - epochs // 2)
     return pd.DataFrame({"epoch": range(1, epochs + 1), "phase": phases, **columns})
 
@@ -131,8 +138,8 @@ def history(epochs=6, **columns):
         history(0),
         history(),
         history(1, loss=[1.0]),
-        history(t_loss=[3, 2, np.inf, np.nan, 1, 1], val_t_macro_f1=[0.1, 0.2, np.nan, 0.4, 0, 0]),
-        history(val_t_top1=np.linspace(0, 1, 6), t_rate=[1e-3, 5e-4, 0, 1e-4, 5e-5, 1e-5]),
+        history(t__loss=[3, 2, np.inf, NAN, 1, 1], t__val_macro_f1=[0.1, 0.2, NAN, 0.4, 0, 0]),
+        history(t__val_top1=np.linspace(0, 1, 6), t__rate=[1e-3, 5e-4, 0, 1e-4, 5e-5, 1e-5]),
         history(loss=[3, 2, 1, 1, 1, 1]).drop(columns=["phase", "epoch"]),
     ],
 )
@@ -143,8 +150,8 @@ def test_training_history(tmp_path, table):
 
 
 def test_best_epoch():
-    assert figures.best_epoch(history(val_t_macro_f1=[0, np.nan, 5, 5, 1, 2]), task="t") == 2
-    assert figures.best_epoch(history(val_t_macro_f1=[np.nan] * 6), task="t") is None
+    assert figures.best_epoch(history(t__val_macro_f1=[0, np.nan, 5, 5, 1, 2]), task="t") == 2
+    assert figures.best_epoch(history(t__val_macro_f1=[np.nan] * 6), task="t") is None
     assert figures.best_epoch(history(), task="t") is None
 
 
@@ -161,7 +168,7 @@ def test_outliers(tmp_path, pictures):
 
 def test_outliers_says_how_many_there_are(tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr(figures, "_title", lambda figure, task, text: titles.append(text))
+    monkeypatch.setattr(figures, "write_title", lambda figure, task, text: titles.append(text))
     for total in (None, 1, 1300):
         figures.outliers(tmp_path / "a.png", [None], ["a"], task="t", total=total)
     assert titles == [
@@ -226,10 +233,11 @@ def test_label_coverage(tmp_path, sets):
 def test_counts_are_drawn_largest_first_with_the_ratio_in_the_title(tmp_path, monkeypatch):
     drawn, titles = [], []
     monkeypatch.setattr(figures, "_count_bars", lambda axes, *drawing: drawn.append(drawing))
-    monkeypatch.setattr(figures, "_title", lambda figure, task, text: titles.append(text))
+    monkeypatch.setattr(figures, "write_title", lambda figure, task, text: titles.append(text))
     path = tmp_path / "a.png"
     figures.class_counts(path, [3, 0, 1200, 3], list("abcd"), task="t", rare=2)
-    ((counts, names, colours),) = drawn
+    ((places, counts, names, colours),) = drawn
+    assert places.tolist() == [0, 1, 2, 3]
     assert counts.tolist() == [1200, 3, 3, 0]
     assert names == ["c", "a", "d", "b"]
     assert colours == [figures.BLUE] * 3 + [figures.ORANGE]
@@ -244,6 +252,132 @@ def test_counts_refuse_other_lengths(tmp_path):
             figures.label_coverage(tmp_path / "a.png", counts, names, title="t")
 
 
+# === More classes than there is room for ===
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    saved, save = [], Figure.savefig
+
+    def keep(self, *args, **options):
+        save(self, *args, **options)
+        saved.append(self)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return saved
+
+
+def shown_names(axis):
+    """The names beside the bars or cells; none covers its neighbour, all are large enough."""
+    labels = axis.get_ticklabels()
+    assert min(label.get_fontsize() for label in labels) >= 7
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.y0)
+    if labels[0].get_rotation() == 0:
+        assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(boxes))
+    return [label.get_text() for label in labels]
+
+
+MANY = [300, 1000, 3000]
+
+
+@pytest.mark.parametrize("others", [1, 960, 12_345])
+def test_confusion_matrix_of_some_classes_and_all_others(tmp_path, drawn, others):
+    matrix = np.random.default_rng(0).integers(0, 9, (41, 41))
+    matrix[2] = 0
+    names = [f"class_number_{i}" for i in range(40)]
+    path = tmp_path / "matrix.png"
+    figures.confusion_matrix(path, matrix, names, task="t", others=others, right=7)
+    check(path, tmp_path)
+    (figure,) = drawn
+    axes = figure.axes[0]
+    last = {1: "1 other", 960: "960 others", 12_345: "12,345 others"}[others]
+    assert shown_names(axes.xaxis) == [*(name.replace("_", " ") for name in names), last]
+    assert shown_names(axes.yaxis)[-1] == f"{last}  ({matrix[-1].sum():,})"
+    total = matrix.sum()
+    assert figure.get_suptitle() == (
+        f"t: confusion matrix, 40 of {40 + others:,} classes, those most often confused; "
+        f"{700 / total:.1f} % of all {total:,} right"
+    )
+    # Right and wrong ones together are neither: that cell and the empty row have no colour.
+    mask = axes.collections[0].get_array().mask.reshape(41, 41)
+    assert mask[-1, -1] and mask[2].all() and mask.sum() == 42
+    with pytest.raises(ValueError, match="does not match"):
+        figures.confusion_matrix(path, matrix, names, task="t")
+
+
+@pytest.mark.parametrize("classes", MANY)
+def test_f1_of_the_best_and_the_worst_of_many_classes(tmp_path, drawn, classes):
+    rng = np.random.default_rng(classes)
+    f1, support = rng.beta(2, 2, classes).round(2), rng.integers(0, 50, classes)
+    path = tmp_path / "f1.png"
+    names = [str(i) for i in range(classes)]
+    figures.f1_scores(path, f1, support, names, task="t", macro_f1=0.5)
+    check(path, tmp_path)
+    bars, distribution = drawn[0].axes
+    present = [i for i in range(classes) if support[i]]
+    best = sorted(present, key=lambda i: (-f1[i], -support[i], i))[:20]
+    worst = sorted(set(present) - set(best), key=lambda i: (-f1[i], support[i], i))[-20:]
+    assert shown_names(bars.yaxis) == [str(i) for i in best + worst]
+    widths = [bar.get_width() for bar in bars.patches]
+    np.testing.assert_allclose(widths, f1[best + worst])
+    assert sum(bar.get_height() for bar in distribution.patches) == len(present)
+    assert f"{len(present) - 40:,} classes between" in " ".join(t.get_text() for t in bars.texts)
+    assert drawn[0].get_suptitle() == (
+        f"t: F1 by class, the 20 best and the 20 worst, macro-F1 0.500 over {len(present):,} of "
+        f"{classes:,} classes"
+    )
+
+
+def test_f1_of_equal_classes_shows_no_class_twice(tmp_path, drawn):
+    names = [str(i) for i in range(200)]
+    figures.f1_scores(tmp_path / "a.png", np.zeros(200), range(1, 201), names, task="t", macro_f1=0)
+    assert len(set(shown_names(drawn[0].axes[0].yaxis))) == 40
+
+
+def test_f1_of_many_classes_of_which_few_are_examined(tmp_path, drawn):
+    support = np.zeros(1000, int)
+    support[[5, 7, 900]] = 3
+    names = [str(i) for i in range(1000)]
+    figures.f1_scores(
+        tmp_path / "a.png", np.linspace(0, 1, 1000), support, names, task="t", macro_f1=1
+    )
+    assert shown_names(drawn[0].axes[0].yaxis) == ["900", "7", "5"]
+    figures.f1_scores(
+        tmp_path / "a.png", support * 0.0, support * 0, names, task="t", macro_f1=None
+    )
+    check(tmp_path / "a.png", tmp_path)
+
+
+@pytest.mark.parametrize("classes", MANY)
+def test_counts_of_the_largest_and_the_smallest_of_many_classes(tmp_path, drawn, classes):
+    counts = np.random.default_rng(0).zipf(1.5, classes).clip(max=10**6)
+    counts[::7] = 0
+    path = tmp_path / "classes.png"
+    names = [str(i) for i in range(classes)]
+    figures.class_counts(path, counts, names, task="t", rare=5)
+    check(path, tmp_path)
+    present = sorted(np.flatnonzero(counts), key=lambda i: (-counts[i], i))
+    bars, distribution = drawn[0].axes
+    assert shown_names(bars.yaxis) == [str(i) for i in present[:20] + present[-20:]]
+    assert sum(bar.get_height() for bar in distribution.patches) == len(present)
+    assert "the 20 largest and the 20 smallest classes" in drawn[0].get_suptitle()
+    for other in (0, 1, 2):  # no labels at all; as many of each class
+        figures.class_counts(path, counts * 0 + other, names, task="t")
+        check(path, tmp_path)
+    for figure in drawn:
+        assert not any("$" in text.get_text() for text in figure.findobj(Text))
+
+
+def test_coverage_of_many_sets(tmp_path, drawn):
+    names = [f"set {i}" for i in range(1024)]
+    path = tmp_path / "coverage.png"
+    figures.label_coverage(path, np.arange(1024)[::-1], names, title="t")
+    check(path, tmp_path)
+    assert shown_names(drawn[0].axes[0].yaxis) == names[:40]
+    assert "40 of 1,024 sets of labels" in drawn[0].get_suptitle()
+
+
 def test_tile_shows_the_whole_picture():
     picture = np.zeros((100, 200, 3), dtype=np.uint8)
     tile = figures._tile(picture, side_px=80)
@@ -252,95 +386,7 @@ def test_tile_shows_the_whole_picture():
     assert dark.sum() == 40 and dark[20:60].all()
 
 
-# === Architecture ===
-
-
-def node(name, *inputs, kind="Dense", trainable=True):
-    return {
-        "name": name,
-        "kind": kind,
-        "shape": "7×7×1408",
-        "parameters": 1234567,
-        "trainable": trainable,
-        "inputs": list(inputs),
-    }
-
-
-def chain(length, kind, first=None, prefix="n"):
-    names = [f"{prefix}{k}" for k in range(length)]
-    befores = [[first] if first else [], *([name] for name in names)]
-    return [node(name, *before, kind=kind) for name, before in zip(names, befores, strict=False)]
-
-
-RESIDUAL = [
-    node("shortcut", "start"),
-    node("main", "start"),
-    node("relu", "main", trainable=None),
-    node("squeeze", "relu"),
-    node("excite", "squeeze"),
-    node("scale", "relu", "excite", trainable=None),
-    node("add", "shortcut", "scale", trainable=None),
-    node("logits", "add"),
-]
-
-
-def test_every_input_is_one_connection():
-    """A residual block with squeeze-and-excitation, by hand."""
-    assert figures.connections([node("start"), *RESIDUAL]) == [
-        (0, 1), (0, 2), (2, 3), (3, 4), (4, 5), (3, 6), (5, 6), (1, 7), (6, 7), (7, 8),
-    ]  # fmt: skip
-
-
-def test_boxes_keep_their_size_and_the_arcs_their_room(tmp_path):
-    """A chain grows by a step a box; an arc widens the figure, a chain does not."""
-    sizes = {}
-    for name, nodes in (
-        ("two", chain(2, "Dense")),
-        ("six", chain(6, "Dense")),
-        ("arc", [*chain(5, "Dense"), node("n5", "n4", "n1")]),
-    ):
-        with Image.open(figures.architecture(tmp_path / f"{name}.png", nodes, task="t")) as image:
-            sizes[name] = np.array(image.size) / figures.DPI
-    assert sizes["six"] - sizes["two"] == pytest.approx([0, 4 * figures._STEP_IN], abs=0.02)
-    assert sizes["arc"] - sizes["six"] == pytest.approx([0.35 + 0.15 * 4, 0], abs=0.02)
-
-
-@pytest.mark.parametrize(
-    "nodes",
-    [
-        [],
-        [node("a $x$ <b>", kind="K" * 90, trainable=None)],
-        [*chain(12, "trunk block", None, "block"), node("start", "block11"), *RESIDUAL],
-        [node("é" * 99, trainable=False), node("b", "é" * 99)],
-    ],
-)
-def test_architecture(tmp_path, nodes):
-    path = tmp_path / "architecture.png"
-    assert figures.architecture(path, nodes, task="t") == path
-    check(path, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "nodes, message",
-    [
-        ([node("a", "b")], 'node "a" has the input "b", no earlier node'),
-        ([node("a"), node("a")], 'node "a" occurs twice'),
-    ],
-)
-def test_architecture_errors(tmp_path, nodes, message):
-    with pytest.raises(ValueError, match=message):
-        figures.architecture(tmp_path / "a.png", nodes, task="t")
-    assert list(tmp_path.iterdir()) == []
-
-
 # === Shared ===
-
-
-def test_shorten():
-    assert figures._shorten("Mannerism_Late_Renaissance", 30) == "Mannerism Late Renaissance"
-    assert figures._shorten("a\n b__c", 30) == "a b c"
-    assert figures._shorten("abcdefghij", 7) == "abc…hij"
-    assert all(len(figures._shorten("x_y" * 40, limit)) <= limit for limit in range(4, 40))
 
 
 @pytest.mark.parametrize(
@@ -349,20 +395,20 @@ def test_shorten():
         lambda path: figures.confusion_matrix(path, np.eye(12), ["name_" * 6] * 12, task="t"),
         lambda path: figures.confusion_matrix(path, np.eye(2), ["a", "b"], task="t"),
         lambda path: figures.f1_scores(path, [1], [1], ["a"], task="t", macro_f1=1.0),
-        lambda path: figures.training_history(path, history(val_t_macro_f1=range(6)), task="t"),
+        lambda path: figures.training_history(path, history(t__val_macro_f1=range(6)), task="t"),
         lambda path: figures.outliers(path, [None] * 7, ["a\nb\nc"] * 7, task="t"),
         lambda path: figures.similar(path, None, [None] * 7, ["a\nb"] * 7, title="t", text="x"),
     ],
 )
 def test_the_title_stands_clear_of_the_panels(tmp_path, monkeypatch, draw):
     drawn = []
-    save = figures.Figure.savefig
+    save = Figure.savefig
 
     def keep(self, *args, **options):
         save(self, *args, **options)
         drawn.append(self)
 
-    monkeypatch.setattr(figures.Figure, "savefig", keep)
+    monkeypatch.setattr(Figure, "savefig", keep)
     draw(tmp_path / "figure.png")
     (figure,) = drawn
     title = figure._suptitle.get_window_extent()
@@ -378,8 +424,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         target.write_bytes(b"half a pic")
         raise OSError("disk full")
 
-    monkeypatch.setattr(figures.Figure, "savefig", fail)
+    monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        figures.architecture(path, [], task="t")
+        figures.training_history(path, pd.DataFrame(), task="t")
     assert list(path.parent.iterdir()) == [path]
     assert path.read_bytes() == before

@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 
 from multitask import metrics
+from multitask.bootstrap import FEWEST_EXAMPLES
 
 # Six examples of four classes; class 3 has no label, but is predicted once (example 4).
 LABELS = np.array([0, 0, 0, 1, 1, 2])
@@ -84,7 +86,7 @@ def test_no_labelled_example():
     assert (result.pop("labelled"), result.pop("classes_present")) == (0, 0)
     assert list(result) == ["top1", "top5", "macro_f1", "weighted_f1", "balanced_accuracy"]
     assert set(result.values()) == {None}
-    assert metrics.report_text([], [], names=["a", "b"]) == "n/a (0 labelled)\n"
+    assert metrics.report_text([], [], names=["a", "b"]) == "n/a (no test set)\n"
     assert metrics.confusion([], [], classes=3).tolist() == [[0] * 3] * 3
     table = metrics.per_class([], [], classes=3)
     assert table["support"].tolist() == [0, 0, 0] and table["f1"].isna().all()
@@ -241,10 +243,33 @@ def test_bootstrap_intervals_by_a_loop_over_drawn_examples():
 
 
 def test_bootstrap_intervals_where_nothing_can_move():
-    one = metrics.bootstrap_intervals([1] * 9, np.tile([0, 1.0, 0], (9, 1)), classes=3)
-    assert set(one.values()) == {(1.0, 1.0)}
+    """Of thirty faultless examples, an interval from 1 to 1 would claim that there are no others;
+    nine in ten of any are as likely as not among them."""
+    one = metrics.bootstrap_intervals([1] * 30, np.tile([0, 1.0, 0], (30, 1)), classes=3)
+    assert set(one.values()) == {None}
     none = metrics.bootstrap_intervals([], np.ones((0, 3)), classes=3)
     assert set(none.values()) == {None}
+
+
+@pytest.mark.parametrize("count", [1, 2, FEWEST_EXAMPLES - 1, FEWEST_EXAMPLES])
+def test_of_few_examples_there_is_no_interval(count):
+    labels = np.arange(count) % 3
+    probabilities = np.eye(3)[(labels + (np.arange(count) % 4 == 0)) % 3]
+    found = metrics.bootstrap_intervals(labels, probabilities, classes=3)
+    assert (found["top1"] is None) == (count < FEWEST_EXAMPLES)
+
+
+@pytest.mark.parametrize("accuracy", [0.3, 0.5, 0.7, 0.9])
+def test_from_the_least_number_on_intervals_hold_what_they_say(accuracy):
+    """Exactly, over all outcomes: the interval of k right ones among n is the binomial's."""
+    coverage = {}
+    for count in (FEWEST_EXAMPLES, 5):
+        right = np.arange(count + 1)
+        low, high = (scipy.stats.binom.ppf(q, count, right / count) for q in (0.025, 0.975))
+        holds = (low <= accuracy * count + 1e-9) & (accuracy * count <= high + 1e-9)
+        coverage[count] = scipy.stats.binom.pmf(right, count, accuracy)[holds].sum()
+    assert coverage[FEWEST_EXAMPLES] > 0.87
+    assert coverage[5] < coverage[FEWEST_EXAMPLES]
 
 
 # === Confidence ===
@@ -277,6 +302,48 @@ def test_coverage_curve_of_nothing_and_of_what_does_not_match():
     assert len(metrics.coverage_curve([], [])) == 0
     with pytest.raises(ValueError, match="does not match"):
         metrics.coverage_curve([0.5], [True, False])
+
+
+@pytest.mark.parametrize("count", [0, 1, 500])
+def test_confusion_pairs_are_the_cells_that_are_not_0(count):
+    rng = np.random.default_rng(count)
+    labels, predictions = rng.integers(0, 30, (2, count))
+    counts = metrics.confusion(labels, predictions, classes=30)
+    pairs = metrics.confusion_pairs(labels, predictions, classes=30)
+    cells = [(t, p, counts[t, p]) for t in range(30) for p in range(30) if counts[t, p]]
+    cells.sort(key=lambda cell: -cell[2])
+    assert list(pairs.itertuples(index=False, name=None)) == cells
+    assert list(pairs.columns) == ["true", "predicted", "count"]
+
+
+def most_confused_by_hand(counts, limit):
+    """Pair by pair, as somebody would with a pencil."""
+    classes, chosen = len(counts), []
+    both = {(a, b): counts[a, b] + counts[b, a] for a in range(classes) for b in range(a)}
+    pairs = sorted((pair for pair in both if both[pair]), key=lambda p: (-both[p], p[1], p[0]))
+    for a, b in pairs:
+        chosen += [c for c in (b, a) if c not in chosen]
+    rest = sorted(range(classes), key=lambda c: -counts[c].sum())
+    chosen += [c for c in rest if c not in chosen]
+    return sorted(chosen[:limit])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("limit", [1, 2, 7, 30, 99])
+def test_most_confused_by_hand(seed, limit):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 30, 60 * seed)
+    predictions = np.where(rng.random(len(labels)) < 0.6, labels, rng.integers(0, 30, len(labels)))
+    pairs = metrics.confusion_pairs(labels, predictions, classes=30)
+    found = metrics.most_confused(pairs, classes=30, limit=limit)
+    counts = metrics.confusion(labels, predictions, classes=30)
+    assert found.tolist() == most_confused_by_hand(counts, limit)
+
+
+def test_most_confused_of_a_model_that_makes_no_mistake():
+    labels = np.repeat([4, 1, 3], [5, 9, 7])
+    pairs = metrics.confusion_pairs(labels, labels, classes=6)
+    assert metrics.most_confused(pairs, classes=6, limit=2).tolist() == [1, 3]
 
 
 def test_confusion_order_puts_together_what_is_confused():

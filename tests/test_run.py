@@ -74,6 +74,49 @@ def test_a_folder_with_other_things_is_refused(tmp_path, tiny_spec):
     assert names_in(tmp_path) == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("folders", [("models", "logs"), ("logs/tensorboard", "checkpoint")])
+def test_a_start_that_was_stopped_before_its_config_is_taken_up(tmp_path, tiny_spec, folders):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    for leftover in (".tmp-999999999-config.json", f"{folders[1]}/.tmp-999999999-a.keras"):
+        (tmp_path / leftover).write_text("half")
+    assert check_workdir(tmp_path, tiny_spec()) is False
+    start_run(tmp_path, tiny_spec(), tmp_path)
+    assert check_workdir(tmp_path, tiny_spec()) is True
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("name", ["models/best_model.keras", "logs/notes.txt", "photos/a.jpg"])
+def test_a_file_in_a_folder_that_is_called_as_ours_is_not_taken(tmp_path, tiny_spec, name):
+    path = tmp_path / name
+    path.parent.mkdir()
+    path.write_text("precious")
+    message = refusal(tmp_path, tiny_spec())
+    assert message.startswith(f"holds other files ({path.parent.name}, …) and no run")
+    assert path.read_text() == "precious"
+
+
+def test_folders_without_a_file_are_not_taken_under_another_name(tmp_path, tiny_spec):
+    (tmp_path / "photos").mkdir()
+    assert refusal(tmp_path, tiny_spec()).startswith("holds other files (photos, …)")
+    (tmp_path / "photos").rmdir()
+    (tmp_path / "models").symlink_to(tmp_path / "nowhere")
+    assert refusal(tmp_path, tiny_spec()).startswith("holds other files (models, …)")
+
+
+def test_the_config_is_the_first_file_of_a_run(tmp_path, tiny_spec, monkeypatch):
+    seen = []
+    replace = os.replace
+
+    def look(source, target):
+        seen.append(names_in(tmp_path / "run"))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    start_run(tmp_path / "run", tiny_spec(), tmp_path)
+    assert seen == [[f".tmp-{os.getpid()}-config.json"]]
+
+
 def test_a_file_is_no_workdir_nor_is_anything_below_it(tmp_path, tiny_spec):
     file = tmp_path / "file"
     file.write_text("x")
@@ -145,9 +188,9 @@ def test_the_data_folder_is_kept_whole(tmp_path, tiny_spec, monkeypatch):
 def test_starting_again_keeps_the_models_and_clears_what_was_half_written(tmp_path, tiny_spec):
     run = start_run(tmp_path / "run", tiny_spec(), tmp_path)
     run.best_model.write_text("model")
-    (run.models / ".tmp-123-best_model.keras").write_text("half")
-    (run.workdir / ".tmp-123-checkpoint").mkdir()
-    (run.workdir / ".tmp-123-checkpoint/part").write_text("half")
+    (run.models / ".tmp-999999999-best_model.keras").write_text("half")
+    (run.workdir / ".tmp-999999999-checkpoint").mkdir()
+    (run.workdir / ".tmp-999999999-checkpoint/part").write_text("half")
     start_run(tmp_path / "run", tiny_spec(), tmp_path)
     assert names_in(run.models) == ["best_model.keras"]
     assert names_in(run.workdir) == ["config.json", "logs", "models"]

@@ -10,19 +10,27 @@ import pytest
 from pydantic import Field, PositiveInt
 
 from multitask.spec import (
+    BALANCING,
+    CONTRASTIVE,
+    TRUNK,
     Augmentation,
     DataSpec,
     InputError,
     Kind,
     SpecError,
     check_kind,
+    field_of,
     find_spec,
     load_spec,
     near,
     override,
     parse_spec,
+    quoted,
+    refuse_outside,
     select_tasks,
     shipped_specs,
+    shown,
+    why_unsafe,
 )
 
 TASK = {
@@ -92,10 +100,26 @@ def test_an_unknown_field_is_named_with_its_place_and_what_is_near(where, place,
     assert allowed == sorted(allowed)
 
 
-@pytest.mark.parametrize("name", ["trunk", "balancing", "contrastive"])
-def test_a_task_may_not_be_called_as_a_part_of_the_engine(name):
-    message = refusal(changed("task.1.name", name))
-    assert message == f'task[1]: name: "{name}" is taken; name it otherwise'
+@pytest.mark.parametrize("name", ["trunk", "balancing", "contrastive", "shared"])
+def test_a_task_may_be_called_as_a_part_of_ours(name):
+    assert parse_spec(changed("task.1.name", name), source="a.toml").task_names[1] == name
+
+
+@pytest.mark.parametrize("name", ["_trunk", "a/b", "a-head", "Trunk", ""])
+def test_no_name_of_a_task_reaches_the_keys_of_ours(name):
+    assert refusal(changed("task.1.name", name)).startswith(f'task[1] "{name}": name: ')
+
+
+def test_names_of_fields_never_meet():
+    """Whatever two tasks are called: of these many pairs `_` between them is ambiguous."""
+    tasks = ["x", "x_1", "x_true", "val_x", "trunk", "val", "loss", "val_loss", "trunk_rate"]
+    fields = ["true", "1", "1_true", "loss", "val_loss", "rate", "x_1"]
+    owners = [*tasks, TRUNK, BALANCING, CONTRASTIVE]
+    names = [field_of(owner, field) for owner in owners for field in fields]
+    assert len(set(names)) == len(owners) * len(fields)
+    assert (field_of("x", "top1"), field_of(TRUNK, "rate")) == ("x/top1", "trunk_rate")
+    joined = {f"{task}_{field}" for task in tasks for field in fields}
+    assert len(joined) < len(tasks) * len(fields)
 
 
 def test_a_misspelt_field_is_told_rather_than_that_it_is_missing():
@@ -114,7 +138,7 @@ def test_a_misspelt_field_is_told_rather_than_that_it_is_missing():
         ("task.1.name", "task[1]: name: this field is missing"),
         *(
             (f"task.2.{field}", f'task[2] "genre": {field}: this field is missing')
-            for field in ("train", "val", "classes", "head", "loss", "schedule")
+            for field in ("train", "classes", "head", "loss", "schedule")
         ),
         ("task.0.head.kind", 'task[0] "artist": head.kind: this field is missing'),
         ("phases.heads.epochs", "phases.heads.epochs: this field is missing"),
@@ -499,7 +523,7 @@ def test_a_spec_as_toml_is_the_same_spec(tmp_path, monkeypatch):
         (tmp_path / "again.toml").write_text(spec.to_toml(), encoding="utf-8")
         assert load_spec(str(tmp_path / "again.toml")).to_dict() == spec.to_dict()
     monkeypatch.setitem(sys.modules, "tomli_w", None)
-    with pytest.raises(InputError, match=r"needs tomli_w: pip install \"multitask\[tune\]\""):
+    with pytest.raises(InputError, match=r"needs tomli_w: pip install '\.\[tune\]'"):
         spec.to_toml()
 
 
@@ -620,3 +644,74 @@ def test_the_wikiart_spec_is_the_recipe_that_was_asked_for():
     )
     assert style.augment == Augmentation(**gentle, crop=(0.9, 1.0))
     assert genre.augment == Augmentation(**gentle, crop=(0.95, 1.0), crop_probability=0.5)
+
+
+# === Hostile values, and paths that leave the data folder ===
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a", "'a'"),
+        ("a\x1b\0\n\u202eb", r"'a\x1b\x00\n\u202eb'"),
+        ("x" * 10_000_000, "'" + "x" * 36 + "..."),
+        ([1, "b"], "[1, 'b']"),
+        ("x" * 38, "'" + "x" * 38 + "'"),
+    ],
+)
+def test_a_value_is_quoted_escaped_and_in_short(value, text):
+    assert shown(value, 40) == text
+
+
+def test_a_name_is_quoted_as_a_value_is():
+    assert quoted("trian") == '"trian"'
+    assert quoted("a\tb") == r'"a\tb"'
+    assert quoted("x" * 5000) == '"' + "x" * 76 + '..."'
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("a/b.csv", None),
+        ("a..b/c...csv", None),
+        (".", None),
+        ("", None),
+        ("~/a", None),  # a name like another: nothing expands it
+        ("/etc/passwd", "absolute"),
+        ("\\\\host\\share\\a", "absolute"),
+        ("\\a", "absolute"),
+        ("C:\\a", "absolute"),
+        ("c:a", "absolute"),
+        ("..", "`..`"),
+        ("a/../../b", "`..`"),
+        ("a\\..\\b", "`..`"),
+        ("a\0b", "control characters"),
+        ("a\nb", "control characters"),
+    ],
+)
+def test_what_a_path_must_not_have(path, reason):
+    found = why_unsafe(path)
+    assert (found is None) == (reason is None)
+    assert reason is None or reason in found
+
+
+@pytest.mark.parametrize("field", ["images", "task.1.train", "task.1.val", "task.1.classes"])
+def test_a_path_that_leaves_the_data_is_refused_unless_allowed(field):
+    for path in ("/abs/a", "../a", "a/../../b", "C:a"):
+        spec = parse_spec(changed(field, path), source="s.toml")
+        with pytest.raises(SpecError) as caught:
+            refuse_outside(spec, allowed=False)
+        place = "images" if field == "images" else f'task[1] "style": {field.split(".")[-1]}'
+        assert str(caught.value).startswith(f"s.toml: {place}: {path!r}: ")
+        assert "--allow_outside" in str(caught.value)
+        refuse_outside(spec, allowed=True)
+    spec = parse_spec(changed(field, "a\nb"), source="s.toml")
+    for allowed in (False, True):
+        with pytest.raises(SpecError, match="control characters are refused$"):
+            refuse_outside(spec, allowed=allowed)
+    refuse_outside(parse_spec(changed(field, "a/b..c"), source="s.toml"), allowed=False)
+
+
+def test_shipped_specs_stay_inside():
+    for name in shipped_specs():
+        refuse_outside(load_spec(name), allowed=False)

@@ -7,7 +7,7 @@ process of its own, and fits scikit-learn's logistic regression to the frozen tr
 seed an invocation; the same command goes on where it was stopped. It takes the flags with which
 `multitask train` overrides a spec.
 
-  OUT/seed-0/all/, artist/, …    the runs (all: the combined one)
+  OUT/seed-0/all-tasks/, artist/, …    the runs
   OUT/seed-0.json                what came of a seed
   OUT/comparison.csv, .png       means over all seeds in OUT, ± sample standard deviation
   OUT/records/seed-0/…           the records and features of each run
@@ -49,9 +49,9 @@ from multitask.data import table as tables
 from multitask.data.table import NOT_DRAWN, TRAIN, Table
 from multitask.files import RunError, check_writable, locked, replacing, write_json
 from multitask.run import open_run, refuse_other_settings
-from multitask.spec import MISSING, DataSpec, InputError, parse_spec
+from multitask.spec import MISSING, DataSpec, InputError, field_of, parse_spec
 
-CHILD, ALL, REGRESSION = "child", "all", "logistic-regression"  # a task's name has no hyphen
+CHILD, ALL, REGRESSION = "child", "all-tasks", "logistic-regression"  # a task's name has no hyphen
 METRICS = {"top1": "top-1", "macro_f1": "macro-F1"}
 MODELS = {
     "majority": "commonest class",
@@ -301,7 +301,7 @@ def seed_figures(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         rows: task, metric and the values of those of MODELS that have one; seconds have the task
-        `all`, where `single` is the sum. labels: how many labels of each task were learnt from,
+        ALL, where `single` is the sum. labels: how many labels of each task were learnt from,
         in all epochs. regression, jobs: as they were noted.
     """
     jobs = {n: read_json(folder / f"{n}.time.json") for n in (ALL, *tasks, REGRESSION)}
@@ -335,9 +335,13 @@ def labels_learnt(folder: Path, task: str) -> int:
     counts, exams = [], []
     for name in (ALL, task):
         history = pd.read_csv(folder / name / "logs" / "history.csv")
-        counts.append(history[[f"{task}_labelled", f"val_{task}_labelled"]].astype(int))
-        exam = read_csv(folder / name / "results" / "predictions.csv")[["path", f"{task}_true"]]
-        exams.append(exam[exam[f"{task}_true"] != ""].reset_index(drop=True))
+        own = [field_of(task, f) for f in ("labelled", "val_labelled", "true")]
+        exam = read_csv(folder / name / "results" / "predictions.csv")
+        if not {*own[:2]} <= {*history} or own[2] not in exam:
+            raise RunError(f"{folder / name}: made by an earlier version; begin in another --out")
+        counts.append(history[own[:2]].astype(int))
+        exam = exam[["path", own[2]]]
+        exams.append(exam[exam[own[2]] != ""].reset_index(drop=True))
     for what, (one, other) in (("labels", counts), ("exams", exams)):
         if not one.equals(other):
             raise RunError(f"{folder}: {task}: the {what} of the two runs are not the same")

@@ -3,10 +3,11 @@
 import importlib.util
 import os
 
-from multitask.files import silent
-from multitask.spec import InputError, expected
+from multitask.files import scratch, silent
+from multitask.spec import InputError, expected, install
 
 BACKENDS = ("tensorflow", "jax")
+TEMPORARY_BYTES = 2**20
 DISTRIBUTIONS = ("none", "mirrored", "multihost")
 
 
@@ -19,12 +20,16 @@ def import_tensorflow(backend: str = BACKENDS[0]) -> None:
 
     Raises:
         InputError: no such backend, or it is not installed.
+        DiskError: temporary files have no room.
     """
     if backend not in BACKENDS:
         raise InputError(f'KERAS_BACKEND: "{backend}". {expected(backend, BACKENDS)}')
     if importlib.util.find_spec(backend) is None:
-        raise InputError(f"--backend={backend}: needs an extra: pip install 'multitask[{backend}]'")
+        raise InputError(f"--backend={backend}: needs an extra: {install(backend)}")
     os.environ["KERAS_BACKEND"] = backend
+    # AutoGraph writes what it converts there; without room it leaves functions unconverted.
+    with scratch() as folder:
+        (folder / "probe").write_bytes(bytes(TEMPORARY_BYTES))
     with silent():
         import tensorflow
     if backend != "tensorflow":  # which would take the memory of the GPU that it has no use for

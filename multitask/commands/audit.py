@@ -11,7 +11,9 @@ Findings: a missing or unreadable file; a row with an unsafe path or an unknown 
 with contradictory labels, or listed repeatedly by one task; a picture that is train for one task
 and val for another; a val picture with a near-duplicate in train; a class without a training or
 an exam label. The last line counts them. Information only: label coverage, imbalance, classes
-with few labels, mojibake in a path, near-duplicates within train or within val."""
+with few labels, mojibake in a path, a path that is spelt otherwise than its file (which is read),
+a task without a test set, near-duplicates within train or within val, images in the folder that no
+CSV names."""
 
 from pathlib import Path
 

@@ -1,10 +1,10 @@
 """The flags of every command that answers pictures with an export."""
 
-import math
 from typing import TYPE_CHECKING
 
 from absl import flags
 
+from multitask.console import note
 from multitask.serving.runtimes import AUTO, RUNTIMES
 from multitask.spec import InputError
 
@@ -66,9 +66,13 @@ def thresholds_of(model: "Predictor", least: tuple[bool, float]) -> dict[str, fl
     if not auto:
         return dict.fromkeys(model.classes, value)
     thresholds = model.thresholds(value)
+    reasons = {
+        task: one.why_no_threshold(value, calibrated=model.calibrated)
+        for task, one in model.calibrations.items()
+    }
     told = (
-        f"{task} never (not right that often)" if math.isinf(found) else f"{task} {found:.3f}"
+        f"{task} never ({why})" if (why := reasons[task]) else f"{task} {found:.3f}"
         for task, found in thresholds.items()
     )
-    print(f"From: {', '.join(told)}")
+    note(f"From: {', '.join(told)}")
     return thresholds

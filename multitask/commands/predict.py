@@ -19,6 +19,8 @@ from absl import flags
 
 from multitask.commands import import_tensorflow
 from multitask.commands.model_flags import confidence, define_model_flags, thresholds_of
+from multitask.commands.spec_flags import define_allow_outside
+from multitask.console import note
 from multitask.spec import InputError, expected
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -30,6 +32,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("model", None, "folder that `multitask export` wrote", **to)
     flags.DEFINE_string("workdir", None, "instead of --model: a run, for its best model", **to)
     flags.DEFINE_string("data_dir", None, "with --workdir: where the data has moved to", **to)
+    define_allow_outside(values)
     flags.DEFINE_string(
         "out",
         None,
@@ -53,6 +56,9 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out: {out}: {expected(out.suffix.lower(), SUFFIXES)}")
     if out.is_dir():
         raise InputError(f"--out: {out}: is a folder; name a file")
+    for path in (out, out.with_name(out.name + ".partial")):
+        if path.exists() and not path.is_file():
+            raise InputError(f"--out: {path}: is not a regular file; name another")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out: {out}: there is no folder {out.parent}")
 
@@ -74,17 +80,19 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     from multitask.serving import predict, predictor
     from multitask.serving.answers import Answers
 
-    files = predict.find_pictures(left)
+    tell = functools.partial(note, stream=sys.stderr)
+    files = predict.find_pictures(left, tell=tell)
     if values.model:
         model = predictor.load_export(
             Path(values.model),
             runtime=values.runtime,
             batch=values.batch_size if len(files) >= MANY else None,
-            tell=functools.partial(print, file=sys.stderr, flush=True),
+            tell=tell,
         )
     else:
         data_dir = Path(values.data_dir) if values.data_dir else None
-        model = predictor.load_best(open_run(Path(values.workdir), data_dir))
+        run = open_run(Path(values.workdir), data_dir, allow_outside=values.allow_outside)
+        model = predictor.load_best(run)
     model = dataclasses.replace(model, calibrated=values.calibrated, tta=values.tta)
     thresholds = thresholds_of(model, least)
     answers, before = None, len(files)
@@ -99,14 +107,14 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         answers = Answers(out, settings, model.classes, resume=values.resume)
         files = [file for file in files if not answers.has(file)]
         if len(files) < before:
-            print(f"Going on: {before - len(files):,} of {before:,} were answered before")
+            note(f"Going on: {before - len(files):,} of {before:,} were answered before")
         noun = "picture" if len(files) == 1 else "pictures"
-        print(f"Predicting {len(files):,} {noun} with {model.runtime}")
+        note(f"Predicting {len(files):,} {noun} with {model.runtime}")
     readable, uncertain, began = 0, Counter(), time.perf_counter()
     try:
         for file, said in predict.predict_files(model, files, batch_size=values.batch_size):
             if isinstance(said, str):
-                print(f"{file}: {said}", file=sys.stderr, flush=True)
+                note(f"{file}: {said}", sys.stderr)
             else:
                 said = {
                     task: predict.answer(
@@ -127,10 +135,10 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         seconds = time.perf_counter() - began
         answers.finish()
         rate = f", {readable / seconds:.0f} a second" if readable else ""
-        print(f"{readable:,} answered{rate}; {len(files) - readable:,} cannot be read")
+        note(f"{readable:,} answered{rate}; {len(files) - readable:,} cannot be read")
         if any(thresholds.values()) and readable:
             shares = (f"{task} {uncertain[task] / readable:.1%}" for task in model.classes)
-            print(f"Uncertain: {', '.join(shares)}")
-        print(f"Written: {out}")
+            note(f"Uncertain: {', '.join(shares)}")
+        note(f"Written: {out}")
     if len(files) == before and not readable:
         raise InputError(f"none of the {len(files)} pictures can be read")

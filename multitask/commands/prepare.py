@@ -29,7 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "beam_runner",
         None,
         "prepare by Apache Beam, with this runner: DirectRunner, DataflowRunner, FlinkRunner, "
-        "SparkRunner (pip install 'multitask[beam]')",
+        "SparkRunner (pip install '.[beam]')",
         flag_values=values,
     )
     flags.DEFINE_list(

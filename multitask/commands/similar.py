@@ -7,12 +7,15 @@ The first call embeds every training picture, once, into similar/ in the workdir
 distance (1 - cosine of the embeddings: 0 = the same, 1 = nothing in common), path and labels, and
 draws them in results/similar_{PICTURE}.png."""
 
+import functools
+import sys
 from pathlib import Path
 
 from absl import flags
 
 from multitask.commands import import_tensorflow
 from multitask.commands.run_flags import define_run_flags, run_and_model
+from multitask.console import note
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -37,9 +40,10 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     from multitask.evaluation.similar import find_similar, neighbour_lines
     from multitask.serving.predict import find_pictures
 
+    tell = functools.partial(note, stream=sys.stderr)
     found = find_similar(
         run,
-        [Path(name) for name in find_pictures([*values.query, *left])],
+        [Path(name) for name in find_pictures([*values.query, *left], tell=tell)],
         model_file=model_file,
         task=values.task,
         top_k=values.top_k,

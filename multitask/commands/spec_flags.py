@@ -130,10 +130,20 @@ def define_spec_flags(values: flags.FlagValues, overrides: Iterable[str] = OVERR
     )
     flags.DEFINE_string("data_dir", None, "folder that the spec's paths start at", **to)
     flags.DEFINE_list("tasks", None, "only these of the spec's tasks, e.g. artist,style", **to)
+    define_allow_outside(values)
     for flag in overrides:
         field, define, text = OVERRIDES[flag]
         shown = "subset of each task" if field == "task.subset" else field
         define(flag, None, f"{text} (field {shown})", **to)
+
+
+def define_allow_outside(values: flags.FlagValues) -> None:
+    flags.DEFINE_boolean(
+        "allow_outside",
+        False,
+        "let the spec's paths leave the data folder: absolute ones, and those with `..`",
+        flag_values=values,
+    )
 
 
 def define_records_dir(values: flags.FlagValues) -> None:
@@ -162,7 +172,7 @@ def check_needed(
 
 def resolve_spec(values: flags.FlagValues) -> DataSpec:
     """The spec that the flags ask for."""
-    spec = load_spec(values.spec)
+    spec = load_spec(values.spec, allow_outside=values.allow_outside)
     if values.tasks is not None:
         spec = select_tasks(spec, [name.strip() for name in values.tasks if name.strip()])
     changes = {

@@ -22,7 +22,6 @@ from multitask.commands.spec_flags import (
     folder_or_none,
     resolve_spec,
 )
-from multitask.run import Run
 from multitask.spec import PHASES, InputError
 
 
@@ -89,6 +88,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         raise InputError(f"--phase={values.phase}: has 0 epochs to train; give {wanted}")
 
     import_tensorflow(_backend(values))
+    from multitask.evaluation.record import is_evaluated
     from multitask.evaluation.report import evaluate
     from multitask.learning.callbacks import say
     from multitask.learning.distribution import build_distribution, part
@@ -123,7 +123,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     run = result.run
     if not result.trained:
         print(f"Nothing is left to train in {run.workdir}.")
-    if values.evaluate and (result.trained or not _is_evaluated(run)):
+    if values.evaluate and (result.trained or not is_evaluated(run, run.best_model)):
         evaluate(run, similar=values.similar)
     print(f"\nModels:  {run.models}\nReports: {run.results}" if values.evaluate else run.models)
 
@@ -141,9 +141,3 @@ def _backend(values: flags.FlagValues) -> str:
     if asked not in (None, "jax"):
         raise InputError(f"--distribute=multihost: is for --backend=jax, not {asked}")
     return "jax"
-
-
-def _is_evaluated(run: Run) -> bool:
-    """Whether the reports are of the best model that is there; a stop may have come between."""
-    metrics = run.results / "metrics.json"
-    return metrics.is_file() and metrics.stat().st_mtime >= run.best_model.stat().st_mtime

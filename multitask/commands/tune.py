@@ -55,7 +55,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "metric",
         "macro_f1",
         "what is to be high on the selection split: macro_f1 (the mean of all tasks), or the name "
-        "of a task (its macro-F1)",
+        "of a task (its macro-F1; also artist/macro_f1)",
         **to,
     )
     flags.DEFINE_string(

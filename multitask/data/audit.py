@@ -6,6 +6,7 @@ classes, mojibake (a file that lies under its garbled name is read all the same)
 within one split are information.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ import numpy as np
 import pandas as pd
 
 from multitask import __version__
+from multitask.data.folders import ImageSearch, identity
+from multitask.data.matching import repair_mojibake
 from multitask.data.near_duplicates import (
     describe_pairs,
     find_pairs,
@@ -25,11 +28,12 @@ from multitask.data.near_duplicates import (
 )
 from multitask.data.records import default_records_dir, hash_cache
 from multitask.data.table import MISSING_FILE, TRAIN, VAL, Table, merge_tables
-from multitask.spec import MISSING, DataSpec, InputError
+from multitask.spec import MISSING, NO_TEST_SET, DataSpec, InputError, field_of
 
 # Below it, the usual selection share of 5 % holds not one picture of the class, and the exam, about
 # half as large as the training side, has fewer than ten: its F1 is chance.
 RARE = 20
+RARE_LISTED = 20  # on the console
 
 FINDINGS = {  # kind -> what one is called, and several
     "missing": ("missing file", "missing files"),
@@ -52,29 +56,6 @@ FINDINGS = {  # kind -> what one is called, and several
     ),
 }
 
-# Names were lower-cased after they had been garbled: `Ã©` became `ã©`. Back, for U+00E0 to U+00FE.
-_RAISED = str.maketrans({chr(c): chr(c - 0x20) for c in range(0xE0, 0xFF) if c != 0xF7})
-
-
-def repair_mojibake(text: str) -> str | None:
-    """What a text was before its UTF-8 was read as Latin-1 or cp1252 (and then lower-cased).
-
-    All of it must be valid UTF-8 when it is written back, which a name that is meant as it
-    stands hardly ever is: `é` alone is not.
-
-    Returns:
-        The repaired text, or None where the text is no mojibake.
-    """
-    if text.isascii():
-        return None
-    for encoding in ("latin-1", "cp1252"):
-        for candidate in (text, text.translate(_RAISED)):
-            try:
-                return candidate.encode(encoding).decode("utf-8")
-            except UnicodeError:
-                continue
-    return None
-
 
 @dataclass(frozen=True)
 class Audit:
@@ -90,6 +71,8 @@ class Audit:
         pairs: near-duplicates among the readable: columns first, second (paths), first_split,
             second_split, distance (bits), labels_differ (the tasks that give the two different
             labels, joined by ", ").
+        unnamed: paths of the image files in the folder that no CSV names.
+        skipped: what else is in the folder, for people; "" where nothing is.
         seen: paths of the val pictures with a near-duplicate in train.
     """
 
@@ -100,6 +83,8 @@ class Audit:
     mojibake: pd.DataFrame
     pairs: pd.DataFrame
     seen: Sequence[str]
+    unnamed: Sequence[str] = ()
+    skipped: str = ""
 
     @property
     def image_dir(self) -> Path:
@@ -147,6 +132,7 @@ class Audit:
         leaks = self.table.findings.leaks
         after = self.counts().loc[TRAIN]
         lost = leaks["task"][leaks["split"] == TRAIN].value_counts()
+        lost = lost.rename(lambda task: field_of(task, "labels"))
         lost["images"] = leaks["path"].nunique()
         return pd.DataFrame(
             {"before": after.add(lost, fill_value=0)[after.index].astype(int), "after": after}
@@ -235,6 +221,7 @@ class Audit:
                 task: classes[classes["task"] == task].drop(columns="task").to_dict("records")
                 for task in self.table.tasks
             },
+            "without_test_set": list(self.table.without_test),
             "imbalance": {task: imbalance(classes, task) for task in self.table.tasks},
             "rare_below": RARE,
             "rare_classes": rare_classes(classes).to_dict("records"),
@@ -243,9 +230,13 @@ class Audit:
             "unreadable": self.unreadable.to_dict("records"),
             "unsafe": found.unsafe.to_dict("records"),
             "unknown": found.unknown.to_dict("records"),
+            "respelt": found.respelt.to_dict("records"),
+            "ambiguous": found.ambiguous.to_dict("records"),
             "contradictory": _pictures(self.named(found.contradictory)),
             "repeated": _pictures(self.named(found.repeated)),
             "mojibake": self.mojibake.to_dict("records"),
+            "unnamed": list(self.unnamed),
+            "skipped": self.skipped,
             "leaks": {
                 "by_exam": self.leaks_by_exam(),
                 "training_before": cost.loc["before"].to_dict(),
@@ -310,8 +301,10 @@ def rare_classes(classes: pd.DataFrame) -> pd.DataFrame:
 
 
 def empty_classes(classes: pd.DataFrame) -> pd.DataFrame:
-    """Of `Audit.classes`, those that cannot be learnt or cannot be examined."""
-    return classes[(classes["train"] == 0) | (classes["val"] == 0)]
+    """Of `Audit.classes`, those that cannot be learnt, or cannot be examined by their task's test
+    set; a task may do without one."""
+    has_test = classes.groupby("task")["val"].transform("sum") > 0
+    return classes[(classes["train"] == 0) | (has_test & (classes["val"] == 0))]
 
 
 def imbalance(classes: pd.DataFrame, task: str) -> dict[str, Any]:
@@ -356,14 +349,22 @@ def audit_data_set(
     unusable = pd.DataFrame(
         {"path": table.paths[list(reasons)], "reason": list(reasons.values())}, dtype=object
     )
+    mojibake = _find_mojibake(table, image_dir, set(unusable["path"]))
+    search = ImageSearch()
     return Audit(
         spec=spec,
         data_dir=data_dir,
         table=table,
         unusable=unusable,
-        mojibake=_find_mojibake(table.paths, image_dir, set(unusable["path"])),
+        mojibake=mojibake,
         pairs=describe_pairs(table, pairs).assign(labels_differ=_differing(table, pairs)),
         seen=seen_in_training(table, pairs).tolist(),
+        unnamed=_find_unnamed(
+            search.find(str(image_dir)),
+            [*table.paths, *table.findings.unknown["path"], *mojibake["repaired"]],
+            image_dir,
+        ),
+        skipped=search.skipped.reasons(),
     )
 
 
@@ -374,18 +375,40 @@ def _differing(table: Table, pairs: pd.DataFrame) -> list[str]:
     return [", ".join(tasks[row]) for row in differ]
 
 
-def _find_mojibake(paths: Sequence[str], image_dir: Path, unusable: set[str]) -> pd.DataFrame:
+def _find_mojibake(table: Table, image_dir: Path, unusable: set[str]) -> pd.DataFrame:
+    """The garbled paths of the lists, also those that are read under another name."""
+    respelt = table.findings.respelt.drop_duplicates("path")
+    file_of = dict(zip(respelt["path"], respelt["file_path"], strict=True))
     rows = []
-    for path in paths:
+    for path in sorted({*table.paths, *file_of}):
         if (repaired := repair_mojibake(path)) is None:
             continue
         where = "there"
+        if path in file_of:
+            garbled = repair_mojibake(file_of[path]) is not None
+            where = "there" if garbled else "there as repaired"
         # os.path: pathlib raises on a name that cannot exist.
-        if path in unusable and not os.path.exists(image_dir / path):
-            is_there = os.path.exists(image_dir / repaired)
-            where = "there as repaired" if is_there else "missing"
+        elif path in unusable and not os.path.exists(image_dir / path):
+            where = "missing"
         rows.append((path, repaired, where))
     return pd.DataFrame(rows, columns=["path", "repaired", "file"], dtype=object)
+
+
+def _find_unnamed(files: Sequence[str], named: Sequence[str], image_dir: Path) -> list[str]:
+    """Those of the files that no CSV names, not even through a link or in another spelling that
+    the disk takes for the same; relative to the folder."""
+    paths = [os.path.relpath(file, image_dir) for file in files]
+    rest = set(paths).difference(named)
+    known = set()
+    for name in set(named).difference(paths) if rest else ():
+        with contextlib.suppress(OSError, ValueError):
+            known.add(identity(os.path.join(image_dir, name)))
+    unnamed = []
+    for path in sorted(rest):
+        with contextlib.suppress(OSError):  # a link that leads nowhere
+            if identity(os.path.join(image_dir, path)) not in known:
+                unnamed.append(path)
+    return unnamed
 
 
 # === In words ===
@@ -409,7 +432,8 @@ def summary(audit: Audit) -> list[str]:
     """The audit for a console, without its lists; the findings are not in it."""
     table, classes, cost = audit.table, audit.classes, audit.leak_cost()
     files = table.findings.files
-    by_split = files.pivot(index="task", columns="split", values="rows").loc[list(table.tasks)]
+    by_split = files.pivot(index="task", columns="split", values="rows")
+    by_split = by_split.reindex(list(table.tasks), columns=[TRAIN, VAL]).fillna(0).astype(int)
     sets = {name_tasks(tasks): count for tasks, count in audit.coverage().items()}
     width = max(map(len, sets), default=0)
     lines = [
@@ -437,8 +461,15 @@ def summary(audit: Audit) -> list[str]:
             continue
         (large, most), (small, least) = ends["largest"], ends["smallest"]
         lines.append(f"  {task}: {ends['ratio']:.1f} : 1 ({large} {most:,}, {small} {least:,})")
+    rare = rare_classes(classes)
     lines += [f"  {row.task}: {row.name} has {row.train} training labels, fewer than {RARE}"
-              for row in rare_classes(classes).itertuples()]  # fmt: skip
+              for row in rare.head(RARE_LISTED).itertuples()]  # fmt: skip
+    if len(rare) > RARE_LISTED:
+        lines.append(
+            f"  and {len(rare) - RARE_LISTED:,} more classes with fewer than {RARE}: audit.json "
+            "has all under rare_classes"
+        )
+    lines += [f"  {task}: {NO_TEST_SET}" for task in table.without_test]
     leaking = audit.findings["leaks"]
     if leaking:
         by_exam = ", ".join(f"{task} {count:,}" for task, count in audit.leaks_by_exam().items())
@@ -461,6 +492,11 @@ def summary(audit: Audit) -> list[str]:
     if len(audit.mojibake):
         where = ", ".join(f"{n:,} {w}" for w, n in audit.mojibake["file"].value_counts().items())
         lines.append(f"Mojibake: {len(audit.mojibake):,} paths ({where})")
+    if audit.unnamed:
+        more = ", …" * (len(audit.unnamed) > 1)
+        lines.append(f"Images that no CSV names: {len(audit.unnamed):,} ({audit.unnamed[0]}{more})")
+    if audit.skipped:
+        lines.append(f"Other files in {audit.image_dir}: {audit.skipped}")
     if table.notes:
         lines += ["", "Notes", *(f"  {note}" for note in table.notes)]
     return lines

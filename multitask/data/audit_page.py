@@ -2,14 +2,12 @@
 
 import base64
 import html
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from multitask import figures
 from multitask.data.audit import (
@@ -22,10 +20,15 @@ from multitask.data.audit import (
     pictures_in_both_files,
     rare_classes,
 )
-from multitask.data.decode import decode_image
+from multitask.data.files import read_reduced
 from multitask.data.table import TRAIN, VAL
+from multitask.files import scratch
+from multitask.text import shorten
 
 MAX_ROWS = 40  # of a list; audit.json has all of it
+MAX_TASKS = 20  # whose classes are shown, about 100 kB a task
+MAX_CLASSES = 100  # of a table of classes
+MAX_TEXT = 200  # columns of a name or path
 MAX_PAIRS = 60  # shown as pictures, about 15 kB a pair
 MAX_PICTURES = 20  # of the contradictory ones
 THUMBNAIL_PX = 180
@@ -111,13 +114,19 @@ def write_page(audit: Audit, path: Path) -> None:
         _Section("similar", "Near-duplicates", f"{len(audit.pairs):,} pairs", _pairs(audit)),
         _Section("mojibake", "Mojibake", f"{len(audit.mojibake):,} paths", _mojibake(audit)),
     ]
+    spelling = len(audit.table.findings.respelt) + len(audit.table.findings.ambiguous)
+    if spelling:
+        sections.append(_Section("spelling", "Spelling", f"{spelling:,} rows", _spelling(audit)))
+    if audit.unnamed or audit.skipped:
+        count = f"{len(audit.unnamed):,} images"
+        sections.append(_Section("unnamed", "Files that no CSV names", count, _unnamed(audit)))
     if notes:
         sections.append(_Section("notes", "Notes of the reader", str(len(notes)), _list(notes)))
     path.write_text(_page(audit, sections), encoding="utf-8", errors="backslashreplace")
 
 
 def _page(audit: Audit, sections: Sequence[_Section]) -> str:
-    title = audit.spec.title or audit.spec.name
+    title = shorten(audit.spec.title or audit.spec.name, MAX_TEXT, spaces=False)
     found = name_findings(audit.findings)
     verdict = f"<b>Findings:</b> {html.escape(found)}." if found else "<b>No findings.</b>"
     readable = len(audit.table) - len(audit.unusable)
@@ -138,7 +147,7 @@ def _page(audit: Audit, sections: Sequence[_Section]) -> str:
 <body>
 <header> <h1>Audit of {html.escape(title)}</h1>
 <p class="muted">{len(audit.table):,} pictures in the lists, {readable:,} of them readable in
-{html.escape(str(audit.image_dir))}. Licence of the data: {html.escape(audit.spec.licence)}.</p>
+{html.escape(str(audit.image_dir))}. Licence of the data: {_cut(audit.spec.licence, 500)}.</p>
 <p class="verdict{" found" if found else ""}">{verdict}</p> </header>
 <nav> <ul> {contents} </ul> </nav>
 <main> {bodies} </main>
@@ -157,8 +166,14 @@ def _text(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
-def _list(texts: Iterable[str]) -> str:
-    return f"<ul> {''.join(f'<li>{html.escape(text)}</li>' for text in texts)} </ul>"
+def _cut(text: object, limit: int = MAX_TEXT) -> str:
+    return html.escape(shorten(str(text), limit, spaces=False))
+
+
+def _list(texts: Sequence[str]) -> str:
+    more = f'<p class="more">{len(texts) - MAX_ROWS:,} more are in audit.json.</p>'
+    items = "".join(f"<li>{_cut(text, 4 * MAX_TEXT)}</li>" for text in texts[:MAX_ROWS])
+    return f"<ul> {items} </ul>" + more * (len(texts) > MAX_ROWS)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence]) -> str:
@@ -172,7 +187,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence]) -> str:
 
     def line(tag: str, cells: Iterable) -> str:
         return "".join(
-            f"<{tag}{kind}>{html.escape(f'{cell:,}' if kind else str(cell))}</{tag}>"
+            f"<{tag}{kind}>{f'{cell:,}' if kind else _cut(cell)}</{tag}>"
             for kind, cell in zip(kinds, cells, strict=True)
         )
 
@@ -186,20 +201,22 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence]) -> str:
     )
 
 
-def _listed(columns: Sequence[str], rows: Sequence[Sequence], key: str) -> str:
+def _listed(
+    columns: Sequence[str], rows: Sequence[Sequence], key: str, *, most: int | None = None
+) -> str:
     """A table of the first rows, and how many there are where that is not all."""
     if not len(rows):
         return ""
-    more = ""
-    if len(rows) > MAX_ROWS:
-        more = f"The first {MAX_ROWS} of {len(rows):,}; audit.json has all under “{key}”."
+    more, most = "", most or MAX_ROWS
+    if len(rows) > most:
+        more = f"The first {most} of {len(rows):,}; audit.json has all under “{key}”."
         more = f'<p class="more">{html.escape(more)}</p>'
-    return _table(columns, rows[:MAX_ROWS]) + more
+    return _table(columns, rows[:most]) + more
 
 
 def _plot(draw: Callable[[Path], object], alt: str) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "plot.png")
+    with scratch() as folder:
+        path = folder / "plot.png"
         draw(path)
         data = base64.b64encode(path.read_bytes()).decode()
     return f'<img class="plot" src="data:image/png;base64,{data}" alt="{html.escape(alt)}">'
@@ -207,9 +224,8 @@ def _plot(draw: Callable[[Path], object], alt: str) -> str:
 
 def _thumbnail(file: Path) -> str:
     """The picture as an <img> with its data inside, or a word where it cannot be read."""
-    try:
-        pixels = decode_image(tf.constant(file.read_bytes()), target_px=THUMBNAIL_PX).numpy()
-    except (OSError, tf.errors.OpError):
+    pixels = read_reduced(file, target_px=THUMBNAIL_PX)
+    if pixels is None:
         return '<p class="muted">not readable</p>'
     source = figures.data_uri(pixels, side_px=THUMBNAIL_PX, quality=JPEG_QUALITY)
     return f'<img src="{source}" alt="">'
@@ -217,10 +233,10 @@ def _thumbnail(file: Path) -> str:
 
 def _figure(audit: Audit, path: str, caption: str) -> str:
     thumbnail = _thumbnail(audit.image_dir / path)
-    labels = html.escape(", ".join(audit.labels_of(path).values()).replace("_", " "))
+    labels = _cut(", ".join(audit.labels_of(path).values()).replace("_", " "))
     return (
-        f"<figure> {thumbnail} <figcaption> <b>{html.escape(caption)}</b><br>"
-        f'{html.escape(path)}<br> <span class="muted">{labels}</span></figcaption> </figure>'
+        f"<figure> {thumbnail} <figcaption> <b>{_cut(caption)}</b><br>"
+        f'{_cut(path)}<br> <span class="muted">{labels}</span></figcaption> </figure>'
     )
 
 
@@ -260,7 +276,7 @@ def _coverage(audit: Audit) -> str:
             lambda path: figures.label_coverage(path, counts, names, title=audit.spec.name),
             "Bars: pictures by the set of labels that they carry",
         )
-        + _table(["labels", "pictures", "share"], shares)
+        + _listed(["labels", "pictures", "share"], shares, "coverage")
     )
 
 
@@ -268,8 +284,10 @@ def _classes(audit: Audit) -> str:
     classes, parts = audit.classes, []
     rare = rare_classes(classes)
     if len(rare):
-        parts.append(f"<h3>Rare: fewer than {RARE} training labels</h3> {_class_table(rare)}")
-    for task in audit.table.tasks:
+        heading = f"<h3>Rare: fewer than {RARE} training labels</h3> "
+        parts.append(heading + _class_table(rare, "rare_classes"))
+    tasks = audit.table.tasks
+    for task in tasks[:MAX_TASKS]:
         own = classes[classes["task"] == task].sort_values("listed", ascending=False, kind="stable")
         ends = imbalance(classes, task)
         ratio = f"{ends['ratio']:,.1f} : 1" if ends else "no training labels"
@@ -280,17 +298,21 @@ def _classes(audit: Audit) -> str:
         parts += [
             f"<h3>{html.escape(task)}: {len(own)} classes, largest to smallest {ratio}</h3>",
             _plot(draw, f"Bars: training labels of each class of {task}"),
-            _class_table(own),
+            _class_table(own, "classes"),
         ]
+    if len(tasks) > MAX_TASKS:
+        more = len(tasks) - MAX_TASKS
+        parts.append(_text(f"Not shown: {more:,} of {len(tasks):,} tasks; audit.json has all."))
     return _text(
         "listed: labels in the train file. train: left of them when no exam picture is trained on. "
         "readable: of these, with a file that can be read. val: labels in the exam."
     ) + "".join(parts)
 
 
-def _class_table(classes: pd.DataFrame) -> str:
+def _class_table(classes: pd.DataFrame, key: str) -> str:
     columns = ["task", "label", "name", "listed", "train", "readable", "val"]
-    return _table(columns, classes[columns].itertuples(index=False))
+    rows = list(classes[columns].itertuples(index=False))
+    return _listed(columns, rows, key, most=MAX_CLASSES)
 
 
 def _mojibake(audit: Audit) -> str:
@@ -302,6 +324,28 @@ def _mojibake(audit: Audit) -> str:
         "Paths whose UTF-8 was once read as Latin-1 (and then lower-cased). No finding in itself: "
         f"a file that lies under its garbled name is read all the same. Files: {where}."
     ) + _listed(["path", "was", "file"], list(frame.itertuples(index=False)), "mojibake")
+
+
+def _spelling(audit: Audit) -> str:
+    found = audit.table.findings
+    columns = ["file", "line", "path"]
+    read = found.respelt[[*columns, "file_path", "kind"]].itertuples(index=False)
+    missing = found.ambiguous[[*columns, "candidates"]].itertuples(index=False)
+    return (
+        _text(
+            "Rows whose path is spelt otherwise than its file. Where one file fits, it is read, "
+            "and two spellings of it are one picture. Where several fit, none is taken."
+        )
+        + _listed([*columns, "is read", "difference"], list(read), "respelt")
+        + _listed([*columns, "could be"], list(missing), "ambiguous")
+    )
+
+
+def _unnamed(audit: Audit) -> str:
+    text = f"{len(audit.unnamed):,} image files in the folder stand in no CSV."
+    if audit.skipped:
+        text += f" Other files there: {audit.skipped}."
+    return _text(text) + _listed(["path"], [[path] for path in audit.unnamed], "unnamed")
 
 
 # === Sections: what was found ===
@@ -406,7 +450,7 @@ def _empty_classes(audit: Audit) -> str:
     return _text(
         "A class without a training label cannot be learnt, one without an exam label cannot be "
         "examined: macro-F1 leaves it out."
-    ) + _class_table(empty_classes(audit.classes))
+    ) + _class_table(empty_classes(audit.classes), "empty_classes")
 
 
 def _near_duplicates(audit: Audit) -> str:

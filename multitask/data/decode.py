@@ -16,13 +16,15 @@ IDAT, EXIF in a WebP. Malformed Exif means orientation 1, never an error.
 
 import functools
 import re
-from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
 MAX_PIXELS = 178_956_970  # Pillow's decompression-bomb limit; times 3 just within TF's 2**29 bytes
-OVER_LIMIT = "over the limit of"  # what an error says of a picture of more pixels
+# What work and memory grow with besides the pixels. 65,535 is what a JPEG's header can hold, so no
+# JPEG is refused for it. The most elongated works known as images are about 140 times as long as
+# wide (the Bayeux Tapestry, 68 m x 0.5 m; hand scrolls reach 40).
+MAX_SIDE, MAX_RATIO = 65_535, 200
+OVER_LIMIT = "over the limit of"  # in the error for an image that exceeds a bound
 RESIZE_KINDS = ("squash", "crop", "pad")
 MAX_ROW_SHRINK = 4  # up to here the input as floats is small
 
@@ -41,6 +43,25 @@ OTHER_KINDS = {  # how they begin (RE2), to be named when they are refused
     "SVG or other XML": r"(?i)\s*<(svg|\?xml)",
     "HEIC, AVIF or a video": r"\C{4}ftyp",
     "a PDF": "%PDF",
+    "a JPEG 2000": r"\x00\x00\x00\x0cjP  ",
+    "a JPEG XL": r"\x00\x00\x00\x0cJXL ",
+    "a Photoshop file": "8BPS",
+    "a ZIP archive": r"PK\x03\x04",
+    "a pointer of Git LFS; fetch the file itself": "version https://git-lfs",
+    "filled with zero bytes, as of an incomplete copy": r"\x00{16}",
+}
+# What TensorFlow says of broken data, by format: one text for very different causes.
+DECODER_TEXTS = {
+    "JPEG": r"Invalid JPEG data|Failed to decode JPEG",
+    "PNG": r"Invalid PNG|Failed to decode PNG",
+    "WebP": r"Failed to decode WebP|Invalid WebP",
+}
+CUT_OFF = "the {} is cut off before its end; copy or download it again"
+DAMAGED = "the {} is damaged; copy or download it again, or save it anew in an image editor"
+OTHER_JPEG = "{}, which is not read; save it as an ordinary (baseline or progressive, 8-bit) JPEG"
+JPEG_PROCESSES = {  # by the frame header's marker, T.81 table B.1
+    "a lossless JPEG": (0xC3, 0xC7, 0xCB, 0xCF, 0xF7),
+    "a hierarchical JPEG": (0xC5, 0xC6, 0xCD, 0xCE),
 }
 
 
@@ -63,9 +84,10 @@ def decode_image(data, *, target_px, max_pixels=MAX_PIXELS):
 
     Raises:
         ValueError: target_px < 1, or max_pixels that are none of those.
-        tf.errors.InvalidArgumentError: another format, an animation, more than max_pixels (told
-            by the header, before any pixel is decoded), truncated or broken data. One line when
-            eager; where a graph wraps it in more, `error_text` gives that line.
+        tf.errors.InvalidArgumentError: another format, an animation, more than max_pixels, a side
+            over MAX_SIDE, or one over MAX_RATIO times the other (told by the header, before any
+            pixel is decoded), truncated or broken data. One line when eager; where a graph wraps
+            it in more, `error_text` gives that line.
     """
     if target_px < 1:
         raise ValueError(f"target_px: must be at least 1. Received {target_px}.")
@@ -75,7 +97,8 @@ def decode_image(data, *, target_px, max_pixels=MAX_PIXELS):
     try:
         return decode(data)
     except tf.errors.InvalidArgumentError as error:  # when eager; a graph fails when it is run
-        raise tf.errors.InvalidArgumentError(None, None, error_text(error)) from None
+        text = error_text(error, data.numpy())
+        raise tf.errors.InvalidArgumentError(None, None, text) from None
 
 
 @functools.cache
@@ -187,14 +210,53 @@ def _on_white(image):
 # === Refusals ===
 
 
-def error_text(error):
-    """The one line for people of a tf.errors.OpError, without what TensorFlow wraps around it."""
+def error_text(error, data=None):
+    """The one line for people of a tf.errors.OpError, without what TensorFlow wraps around it.
+
+    Args:
+        error: of `decode_image`.
+        data: the bytes that it was about, which tell what TensorFlow's words leave open.
+    """
     text = re.sub(r"^Graph execution error:.*\n\n", "", error.message, flags=re.DOTALL)
     text = re.sub(r"Detected at node .*?<stack traces unavailable>", "", text, flags=re.DOTALL)
     text = re.sub(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:\S*\].*", "", text)
     text = re.sub(r"^\s*Error in user-defined function .*?iterator: \S*: ", "", text)
     text = re.sub(r".*assertion failed: \[(.*?)\].*", r"\1", text, flags=re.DOTALL)
+    for kind, pattern in DECODER_TEXTS.items():
+        if re.search(pattern, text):
+            return _why_broken(kind, data) if data else DAMAGED.format(kind)
     return " ".join(text.split())
+
+
+def _why_broken(kind, data):
+    """Why data that begins as JPEG, PNG or WebP cannot be decoded, and what helps."""
+    if kind == "JPEG":
+        return _why_broken_jpeg(data)
+    if kind == "PNG":
+        whole = b"IEND" in data
+    else:
+        whole = len(data) >= 12 and int.from_bytes(data[4:8], "little") + 8 <= len(data)
+    return (DAMAGED if whole else CUT_OFF).format(kind)
+
+
+def _why_broken_jpeg(data):
+    at, size = 2, len(data)
+    while at + 4 <= size and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == 0xDA:  # the pixels, in which FF D9 stands for the end alone
+            whole = data.find(b"\xff\xd9", at) >= 0
+            return (DAMAGED if whole else CUT_OFF).format("JPEG")
+        for name, markers in JPEG_PROCESSES.items():
+            if marker in markers:
+                return OTHER_JPEG.format(name)
+        is_frame = 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+        if is_frame and at + 4 < size and data[at + 4] != 8:
+            return OTHER_JPEG.format(f"a JPEG of {data[at + 4]} bits a sample")
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return (CUT_OFF if at + 4 > size else DAMAGED).format("JPEG")
 
 
 def _bounded(data, height, width, max_pixels):
@@ -202,8 +264,14 @@ def _bounded(data, height, width, max_pixels):
     # which refuses it.
     fits = height <= max_pixels // tf.maximum(width, 1)
     size = [tf.strings.as_string(width), " x ", tf.strings.as_string(height)]
-    limit = f" pixels, {OVER_LIMIT} {max_pixels}"
-    return _checked(data, fits, tf.strings.join(["picture of ", *size, limit]))
+    size = tf.strings.join(["picture of ", *size, f" pixels, {OVER_LIMIT} "])
+    data = _checked(data, fits, tf.strings.join([size, str(max_pixels)]))
+    # One check of both, as every image pays for it. Divided for the same reason.
+    longer, shorter = tf.maximum(height, width), tf.minimum(height, width)
+    short = longer <= MAX_SIDE
+    fits = short & ((longer - 1) // MAX_RATIO < tf.maximum(shorter, 1))
+    limit = tf.where(short, f"{MAX_RATIO} : 1 for its sides", f"{MAX_SIDE} for a side")
+    return _checked(data, fits, tf.strings.join([size, limit]))
 
 
 def _checked(data, condition, message):
@@ -434,19 +502,3 @@ def _filtered_rows(rows, count):
         antialias=True,
     )
     return tf.reshape(picture, [count, -1])
-
-
-def read_reduced(path: Path, *, target_px: int) -> np.ndarray | None:
-    """A picture file, upright and reduced where its format can be, for people to look at.
-
-    Args:
-        path: of the file.
-        target_px: its shorter side is at least that where the original's is.
-
-    Returns:
-        uint8 [height, width, 3]; None where it cannot be read.
-    """
-    try:
-        return decode_image(tf.io.read_file(str(path)), target_px=target_px).numpy()
-    except tf.errors.OpError:
-        return None

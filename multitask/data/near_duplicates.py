@@ -35,9 +35,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from multitask.data.decode import decode_image, resize_image
-from multitask.data.files import why_unreadable
+from multitask.data.files import map_files, why_unreadable
 from multitask.data.table import VAL, Table
 from multitask.files import replacing
+from multitask.reading import open_regular
 
 MAX_DISTANCE = 66  # bits
 SIDE = 16  # frequencies each way
@@ -114,14 +115,12 @@ def _hash_files(
 ) -> None:
     """Fill in `hashes` and `good` at the indices `todo`."""
 
-    def shrink(index: tf.Tensor, name: tf.Tensor):
-        image = decode_image(tf.io.read_file(name), target_px=PICTURE_PX)
+    def shrink(data: tf.Tensor) -> tf.Tensor:
+        image = decode_image(data, target_px=PICTURE_PX)
         image = resize_image(image, size_px=PICTURE_PX, how="squash")
-        return index, tf.cast(tf.round(image), tf.uint8)
+        return tf.cast(tf.round(image), tf.uint8)
 
-    files = tf.constant([names[i] for i in todo], tf.string)
-    dataset = tf.data.Dataset.from_tensor_slices((todo, files))
-    dataset = dataset.map(shrink, tf.data.AUTOTUNE).ignore_errors().batch(64).prefetch(1)
+    dataset = map_files([names[i] for i in todo], shrink).batch(64).prefetch(1)
     with tqdm(
         total=len(todo),
         desc="hashing pictures",
@@ -129,7 +128,8 @@ def _hash_files(
         disable=None if progress else True,
         leave=False,
     ) as bar:
-        for indices, pictures in dataset.as_numpy_iterator():
+        for places, pictures in dataset.as_numpy_iterator():
+            indices = todo[places]
             hashes[indices] = [hash_picture(picture) for picture in pictures]
             good[indices] = True
             bar.update(len(indices))
@@ -138,7 +138,7 @@ def _hash_files(
 def _read_cache(file: Path) -> dict[str, tuple[int, np.ndarray]]:
     """path -> (file size in bytes, hash); empty where the file is not one that we wrote."""
     try:
-        with np.load(file, allow_pickle=False) as cache:
+        with open_regular(file) as opened, np.load(opened, allow_pickle=False) as cache:
             if str(cache["version"]) != CACHE_VERSION:
                 return {}
             paths, sizes, hashes = cache["paths"], cache["sizes"], cache["hashes"]

@@ -17,25 +17,31 @@ an epoch's order is a permutation of all of them, not of a buffer, and what is s
 import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 from tensorflow_datasets.core.utils import gcs_utils
 from tqdm import tqdm
 
+from multitask.bootstrap import FEWEST_EXAMPLES
 from multitask.data.decode import decode_image, reduce_image
 from multitask.data.files import (
     count_reasons,
     find_unusable,
+    map_files,
     picture_sizes,
+    read_frame,
     refuse_missing,
     unusable,
     why_unreadable,
@@ -60,18 +66,17 @@ from multitask.data.table import (
     drop_paths,
     merge_tables,
 )
-from multitask.files import check_writable, locked
-from multitask.spec import DataSpec, InputError
+from multitask.files import AGAIN, check_room, check_writable, locked, size_text, writing
+from multitask.spec import NO_TEST_SET, DataSpec, InputError, install
 
 VERSION = "1.0.0"  # of what a record holds and how it is made; another one makes new records
 SHARD_PICTURES = 1024  # in memory while a shard is written; the least work of a Beam worker
 CHUNK = 64  # records that one call reads
 BYTES_A_PIXEL = 0.4  # of a painting as JPEG of quality 92, generously; for the space that is needed
 LEFT_OUT, NEAR_DUPLICATES = "left_out.csv", "near_duplicates.csv"
-REMEDY = (
-    "Put the pictures there, or allow a share to be missing with --max_missing (e.g. "
-    "--max_missing=0.01)."
-)
+REMEDY = "Put the images there"
+ALLOW = "allow them to be missing with --max_missing={share}"
+ANEW = "remove its folder, and the records are prepared anew"
 # Older versions of TFDS ask a cloud bucket about every data set by default.
 gcs_utils._is_gcs_disabled = True
 
@@ -107,12 +112,9 @@ class Shard:
 
     def __call__(self) -> Iterator[tuple[int, dict]]:
         """Yields (index, example) of the pictures that can be read, in their order."""
-        names = tf.constant([os.path.join(self.image_dir, path) for path in self.paths])
-        dataset = tf.data.Dataset.from_tensor_slices(names).enumerate()
-        # Not AUTOTUNE, which takes longer than a shard to use all cores.
-        dataset = dataset.map(self._encode, os.cpu_count(), deterministic=True)
+        names = [os.path.join(self.image_dir, path) for path in self.paths]
         before = 0
-        for index, image in dataset.ignore_errors().as_numpy_iterator():
+        for index, image in map_files(names, self._encode).as_numpy_iterator():
             label = dict(zip(self.tasks, self.labels[index].tolist(), strict=True))
             yield int(index), {"image": image, "path": self.paths[index], "label": label}
             if self.done:
@@ -121,10 +123,10 @@ class Shard:
         if self.done:
             self.done(len(self.paths) - before)
 
-    def _encode(self, index: tf.Tensor, name: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image = decode_image(tf.io.read_file(name), target_px=self.shorter_px)
+    def _encode(self, data: tf.Tensor) -> tf.Tensor:
+        image = decode_image(data, target_px=self.shorter_px)
         image = reduce_image(image, shorter_px=self.shorter_px)
-        return index, tf.io.encode_jpeg(image, quality=self.quality)
+        return tf.io.encode_jpeg(image, quality=self.quality)
 
 
 class _EncodedImage(tfds.features.Image):
@@ -313,7 +315,7 @@ class Prepared:
     def near_duplicates(self) -> pd.DataFrame | None:
         """The pairs that `describe_pairs` gives; None where they were not asked for."""
         file = self.folder / NEAR_DUPLICATES
-        return pd.read_csv(file) if file.is_file() else None
+        return read_frame(file, ("first", "second"), ANEW) if file.is_file() else None
 
     @property
     def folder(self) -> Path:
@@ -380,6 +382,8 @@ def prepare(
     beam_runner: str | None = None,
     beam_options: Sequence[str] = (),
     check: Callable[[str], None] | None = None,
+    remedy: str = REMEDY,
+    allow: str = ALLOW,
     tell: Callable[[str], None] = print,
     progress: bool = True,
 ) -> Prepared:
@@ -392,11 +396,14 @@ def prepare(
         beam_runner: name of a runner that makes them as a Beam pipeline; None: this process does.
         beam_options: Beam's own, `name=value` each.
         check: told the fingerprint before anything is made; may raise.
+        remedy, allow: what the command's user can do where images are missing, as of
+            `refuse_missing`.
         tell: shows a line.
         progress: show a bar on a terminal.
 
     Raises:
         InputError: what is wrong with the data or the folder; nothing half-written stays.
+        DiskError: there is no room for them; nothing half-written stays.
     """
     records_dir = records_dir or default_records_dir(data_dir)
     merged, image_dir = merge_tables(spec, data_dir), data_dir / spec.images
@@ -409,14 +416,15 @@ def prepare(
         total=len(merged),
         image_dir=image_dir,
         max_missing=spec.max_missing,
-        remedy=REMEDY,
+        remedy=remedy,
+        allow=allow,
     )
     refuse(present.left_out_frame())
     fingerprint = table_fingerprint(spec, merged, draw_table(spec, present), sizes)
     if check:
         check(fingerprint)
     open_builder = functools.partial(
-        RecordsBuilder,
+        _open_builder,
         spec,
         image_dir=image_dir,
         fingerprint=fingerprint,
@@ -429,12 +437,29 @@ def prepare(
         check_writable(records_dir, flag="--records_dir")
         fresh = _make(spec, open_builder, present, options, tell)
     builder = open_builder(present)
-    left_out = pd.read_csv(builder.data_path / LEFT_OUT, dtype=str, keep_default_na=False)
+    left_out = read_frame(
+        Path(builder.data_path) / LEFT_OUT,
+        ("path", "reason"),
+        ANEW,
+        dtype=str,
+        keep_default_na=False,
+    )
     table = draw_without(spec, merged, left_out)
     refuse(unusable(table.left_out_frame()))
     if not len(table.rows(TRAIN)):
         raise InputError(f"{image_dir}: no picture of the training side can be read")
     return Prepared(table, fingerprint, builder, fresh)
+
+
+def _open_builder(spec: DataSpec, table: Table, **options: Any) -> RecordsBuilder:
+    """RecordsBuilder; InputError where what TFDS wrote of the records is broken."""
+    try:
+        return RecordsBuilder(spec, table, **options)
+    except (json_format.ParseError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        folder = options["records_dir"] / RecordsBuilder.name
+        name = f"{spec.name}-{options['fingerprint'][:12]}"
+        raise InputError(f"{folder / name}: cannot be read back ({reason}); {ANEW}") from None
 
 
 def describe_table(table: Table) -> list[str]:
@@ -444,11 +469,19 @@ def describe_table(table: Table) -> list[str]:
         lines.append(
             f"  pictures left out: {count_reasons(table.left_out.values())} (left_out.csv)"
         )
+    lines += [f"  {task}: {NO_TEST_SET}" for task in table.without_test]
     for task in table.tasks:
         labels = table.labels_of(task, TRAIN)
         absent = len(table.classes[task]) - len(np.unique(labels))
+        if len(table.classes[task]) == 1:
+            lines.append(f"  {task}: has one class, so that there is nothing to tell apart")
         if absent:
             lines.append(f"  {task}: {absent} classes have no example in training")
+    held_out = {task: len(table.labels_of(task, SELECTION)) for task in table.tasks}
+    if few := [f"{task} {n}" for task, n in held_out.items() if 0 < n < FEWEST_EXAMPLES]:
+        lines.append(
+            f"  few validation images ({', '.join(few)}): which epoch is the best is partly chance"
+        )
     return ["", "Images and labels", table.counts().to_string(), *lines]
 
 
@@ -500,15 +533,11 @@ def _make(
         count = int((builder.table.splits != VAL).sum())
         shorter_px = shorter_side_px(spec)
         needed = count * shorter_px**2 * BYTES_A_PIXEL
-        free = shutil.disk_usage(above).free
-        if needed > free:
-            raise InputError(
-                f"--records_dir: {above}: about {needed / 1e9:.1f} GB are needed for {count:,} "
-                f"pictures, {free / 1e9:.1f} GB are free; name another folder"
-            )
+        again = f"or name another folder with --records_dir, {AGAIN}"
+        check_room(above, needed, what=f"{count:,} images", again=again)
         tell(
             f"Preparing {count:,} pictures (shorter side at most {shorter_px} px, about "
-            f"{needed / 1e9:.1f} GB) in {folder.parent} …"
+            f"{size_text(needed)}) in {folder.parent} …"
         )
         if spec.exclude_near_duplicates:
             pairs = near_pairs(present, builder.image_dir, hash_cache(spec, above.parent))
@@ -517,9 +546,10 @@ def _make(
                 draw_table(spec, present.drop(gone, NEAR_DUPLICATE)),
                 near_duplicates=describe_pairs(present, pairs),
             )
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False, **options)
-        )
+        with writing(above, again=again):
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False, **options)
+            )
     return True
 
 
@@ -533,9 +563,9 @@ def _beam_options(runner: str | None, options: Sequence[str]) -> dict:
         from apache_beam.options.pipeline_options import PipelineOptions
         from apache_beam.runners import create_runner
     except ImportError:
-        raise InputError(
-            "--beam_runner: needs Apache Beam: pip install 'multitask[beam]'"
-        ) from None
+        raise InputError(f"--beam_runner: needs Apache Beam: {install('beam')}") from None
+    # Beam logs each error with its traceback before it raises it.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     try:
         create_runner(runner)
     except (ValueError, ImportError, AttributeError) as error:

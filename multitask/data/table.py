@@ -5,18 +5,40 @@ The rules that are named here are those of the data in the project's design:
 their label, 5 unknown labels are filtered, 9 subset, 10 weights.
 """
 
-import csv
-import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 from sklearn.utils.class_weight import compute_class_weight
 
-from multitask.spec import MISSING, DataSpec, InputError, Task, near
+from multitask.data.lists import (
+    CELL,
+    Rows,
+    are_names,
+    as_index,
+    is_integer,
+    lines,
+    read_labels_as,
+    read_rows,
+    refuse_no_index,
+    without_marks,
+)
+from multitask.data.matching import Match, match_files
+from multitask.reading import MAX_TEXT_BYTES, read_regular
+from multitask.spec import (
+    MISSING,
+    DataSpec,
+    InputError,
+    Task,
+    field_of,
+    near,
+    quoted,
+    shown,
+    why_unsafe,
+)
 
 TRAIN, SELECTION, VAL = SPLITS = ("train", "selection", "val")
 # Why a picture is left out. The first comes of the merging, the next two are known before anything
@@ -25,7 +47,7 @@ TRAIN, SELECTION, VAL = SPLITS = ("train", "selection", "val")
 UNKNOWN_LABEL = "its label is unknown"
 MISSING_FILE, NEAR_DUPLICATE = "no such file", "near-duplicate of an exam's picture"
 NO_LABEL, NOT_DRAWN = "no label is left", "not drawn for the subset"
-_INTEGER = re.compile(r"[+-]?\d+")
+MOST_CLASSES = 1_000_000
 # What may be unsafe, or spelt otherwise than pathlib spells it. Few paths are, and asking pathlib
 # for every one of them takes longer than all the rest of the merging.
 _UNUSUAL_PATH = re.compile(r"^[./\\]|[\x00-\x1f:\\]|/[./]|/$|\.\.")
@@ -46,6 +68,9 @@ class Findings:
         files: a row a CSV instead: task, split, file, rows (how many).
         unsafe: `reason`; rows with a path that is refused (only where it is tolerated).
         unknown: `value`; rows with a label that no class has (rule 5).
+        respelt: `file_path`, `kind`; rows whose path (as it stands there) is spelt otherwise than
+            the one file that it means; every other frame has the file's path for it.
+        ambiguous: `candidates`; rows without a file, whose path is spelt like several files.
         contradictory: `label`; all rows of the pictures that a task lists with two labels (rule 4).
         repeated: `label`; all rows of the pictures that a task lists more than once, alike.
         leaks: `label` (MISSING where it was contradictory); rows of the pictures that are val for
@@ -57,6 +82,8 @@ class Findings:
     )
     unsafe: pd.DataFrame = _no_rows("reason")
     unknown: pd.DataFrame = _no_rows("value")
+    respelt: pd.DataFrame = _no_rows("file_path", "kind")
+    ambiguous: pd.DataFrame = _no_rows("candidates")
     contradictory: pd.DataFrame = _no_rows("label")
     repeated: pd.DataFrame = _no_rows("label")
     leaks: pd.DataFrame = _no_rows("label")
@@ -130,13 +157,18 @@ class Table:
         rows = sorted(self.left_out.items())
         return pd.DataFrame(rows, columns=["path", "reason"], dtype=object)
 
+    @property
+    def without_test(self) -> tuple[str, ...]:
+        """The tasks of which no image of the test set has a label."""
+        return tuple(task for task in self.tasks if not len(self.labels_of(task, VAL)))
+
     def counts(self) -> pd.DataFrame:
-        """Images, and labels of each task (columns), in each split (rows)."""
+        """`images`, and each task's `artist/labels` (columns), in each split (rows)."""
         return pd.DataFrame(
             {
                 "images": [int((self.splits == split).sum()) for split in SPLITS],
                 **{
-                    task: [len(self.labels_of(task, split)) for split in SPLITS]
+                    field_of(task, "labels"): [len(self.labels_of(task, split)) for split in SPLITS]
                     for task in self.tasks
                 },
             },
@@ -147,9 +179,9 @@ class Table:
 # === Reading the files ===
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, *, may_be_empty: bool = False) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_regular(path, MAX_TEXT_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         where = "" if path.parent.is_dir() else f" (there is no folder {path.parent})"
@@ -158,7 +190,7 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if not text.strip():
+    if not text.strip() and not may_be_empty:
         raise InputError(f"{path}: the file is empty")
     return text
 
@@ -171,18 +203,25 @@ def read_classes(path: Path) -> tuple[str, ...]:
             twice, a name that comes twice.
     """
     names: dict[int, str] = {}
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    seen: set[str] = set()
+    text, _ = without_marks(_read_text(path))
+    for number, line in enumerate(lines(text), start=1):
         if not line.strip():
             continue
-        index, _, name = line.strip().partition(" ")
-        name = name.strip()
-        if not index.isdecimal() or not name:
-            raise InputError(f"{path}: line {number}: {line!r}: expected `index name`")
-        if int(index) in names:
-            raise InputError(f"{path}: line {number}: index {int(index)} stands twice")
-        if name in names.values():
-            raise InputError(f'{path}: line {number}: the name "{name}" stands twice')
-        names[int(index)] = name
+        cell, _, name = line.strip().partition(" ")
+        name, index = name.strip(), as_index(cell, MOST_CLASSES)
+        if not cell.isdecimal() or not name:
+            raise InputError(f"{path}: line {number}: {shown(cell, CELL)}: expected `index name`")
+        if index == MISSING:
+            raise InputError(
+                f"{path}: line {number}: {shown(cell, CELL)}: an index is below {MOST_CLASSES:,}"
+            )
+        if index in names:
+            raise InputError(f"{path}: line {number}: index {index} stands twice")
+        if name in seen:
+            raise InputError(f"{path}: line {number}: the name {quoted(name)} stands twice")
+        names[index] = name
+        seen.add(name)
     gaps = sorted(set(range(len(names))) - names.keys())
     if gaps:
         raise InputError(
@@ -191,55 +230,14 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return tuple(names[index] for index in range(len(names)))
 
 
-def _read_rows(path: Path) -> tuple[list[int], list[list[str]]]:
-    """The lines that hold something: their numbers and their cells, stripped."""
-    numbers, rows = [], []
-    try:
-        reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            if any(cells):
-                numbers.append(reader.line_num)
-                rows.append(cells)
-    except csv.Error as error:
-        raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
-    return numbers, rows
-
-
-def _two_columns(path: Path, numbers: list[int], rows: list[list[str]]) -> list[list[str]]:
-    """Drop columns that are empty all the way down; two must remain."""
-    width = max(len(row) for row in rows)
-    used = [c for c in range(width) if any(len(row) > c and row[c] for row in rows)]
-    if len(used) != 2:
-        found = f"{len(used)} column{'s' * (len(used) != 1)}"
-        raise InputError(f"{path}: expected two columns, `path,class`; found {found}")
-    pairs = [[row[c] if len(row) > c else "" for c in used] for row in rows]
-    for number, (name, label) in zip(numbers, pairs, strict=True):
-        if not name or not label:
-            what = "path" if not name else "class"
-            raise InputError(f"{path}: line {number}: the {what} is empty")
-    return pairs
-
-
-def _why_unsafe(name: str) -> str | None:
-    """What a path must not have; None where it has nothing of it."""
-    windows = PureWindowsPath(name)
-    if PurePosixPath(name).is_absolute() or windows.is_absolute() or windows.drive:
-        return "absolute paths are refused"
-    if ".." in windows.parts:  # splits at both kinds of slash
-        return "paths with `..` are refused"
-    if any(ord(c) < 32 for c in name):
-        return "control characters are refused"
-    return None
-
-
 def read_labels(
     path: Path, classes: Sequence[str], *, max_unknown: float, strict: bool = True
 ) -> tuple[pd.DataFrame, list[str]]:
-    """One task's CSV -> its rows.
+    """One CSV -> its rows.
 
-    ArtGAN's files are headerless `path,index`. A header row, blank lines, empty columns, a byte
-    order mark, CRLF and class names in the place of indices are read too, and said.
+    ArtGAN's files are headerless `path,index`. A header row, blank lines, empty columns, byte
+    order marks, CRLF, semicolons or tabs between the columns and class names in the place of
+    indices are read too, and said.
 
     Args:
         path: the CSV.
@@ -254,53 +252,44 @@ def read_labels(
         where it is not), and the notes.
 
     Raises:
-        InputError: unreadable, not two columns, or what `strict` refuses.
+        InputError: unreadable, empty, not two columns, or what `strict` refuses.
     """
-    numbers, rows = _read_rows(path)
-    notes = []
-    index_of = {name: index for index, name in enumerate(classes)}
+    rows = _read_rows(path, classes, may_be_empty=False)
+    named = bool(are_names([text for _, text in rows.pairs], classes))
+    return _labelled(path, rows, classes, named=named, max_unknown=max_unknown, strict=strict)
 
-    def is_label(text: str) -> bool:
-        return bool(_INTEGER.fullmatch(text)) or text in index_of
 
-    if (
-        len(rows) > 1
-        and not is_label(rows[0][-1])
-        and "." not in rows[0][0]
-        and is_label(rows[1][-1])
-    ):
-        header = ",".join(rows[0])
-        notes.append(f"{path.name}: a header row ({header!r}) was found and skipped")
-        if len(rows[0]) > 2:
-            notes[-1] += "; columns without content too"
-        numbers, rows = numbers[1:], rows[1:]
-    pairs = _two_columns(path, numbers, rows)
-    blank = numbers[-1] - len(rows) - (len(notes) > 0)
-    if blank > 0:
-        notes.append(f"{path.name}: {blank} blank lines were skipped")
+def _read_rows(path: Path, classes: Sequence[str], *, may_be_empty: bool) -> Rows:
+    names = set(classes)
+    text = _read_text(path, may_be_empty=may_be_empty)
+    return read_rows(text, str(path), lambda cell: is_integer(cell) or cell in names)
 
+
+def _labelled(
+    path: Path,
+    rows: Rows,
+    classes: Sequence[str],
+    *,
+    named: bool,
+    max_unknown: float,
+    strict: bool,
+) -> tuple[pd.DataFrame, list[str]]:
+    """What `read_labels` gives; `named`: the classes stand there by name."""
+    numbers, notes = rows.numbers, [f"{path.name}: {note}" for note in rows.notes]
     # `./a//b.jpg` is `a/b.jpg`: one picture, one row, in whichever split.
-    names, unsafe = [name for name, _ in pairs], [""] * len(pairs)
+    names, unsafe = [name for name, _ in rows.pairs], [""] * len(rows.pairs)
     for index, name in enumerate(names):
         if not _UNUSUAL_PATH.search(name):
             continue
-        unsafe[index] = _why_unsafe(name) or ""
+        unsafe[index] = why_unsafe(name) or ""
         if not unsafe[index]:
             names[index] = str(PurePosixPath(name))
         elif strict:
-            raise InputError(f"{path}: line {numbers[index]}: {name!r}: {unsafe[index]}")
-    texts = [text for _, text in pairs]
-    if not any(_INTEGER.fullmatch(text) for text in texts) and any(t in index_of for t in texts):
-        labels = [index_of.get(text, MISSING) for text in texts]  # a file of names
-    else:
-        for number, text in zip(numbers, texts, strict=True):
-            if strict and not _INTEGER.fullmatch(text):
-                raise InputError(
-                    f"{path}: line {number}: class {text!r}: expected an index, "
-                    f"0 to {len(classes) - 1}.{near(text, classes)}"
-                )
-        labels = [int(text) if _INTEGER.fullmatch(text) else MISSING for text in texts]
-    labels = [label if 0 <= label < len(classes) else MISSING for label in labels]
+            raise InputError(f"{path}: line {numbers[index]}: {shown(name)}: {unsafe[index]}")
+    texts = [text for _, text in rows.pairs]
+    if strict and not named:
+        refuse_no_index(texts, numbers, classes, str(path))
+    labels = read_labels_as(texts, classes, names=named)
     frame = pd.DataFrame(
         {"line": numbers, "path": names, "value": texts, "label": labels, "unsafe": unsafe}
     )
@@ -309,7 +298,7 @@ def read_labels(
         first = frame[unknown].iloc[0]
         note = (
             f"{path.name}: {int(unknown.sum())} of {len(frame)} rows have an unknown class "
-            f"(first: line {first['line']}: {first['value']!r}; the class file has "
+            f"(first: line {first['line']}: {shown(first['value'], CELL)}; the class file has "
             f"0 to {len(classes) - 1})"
         )
         if strict and unknown.mean() > max_unknown:
@@ -323,7 +312,7 @@ def read_labels(
         first = refused.iloc[0]
         notes.append(
             f"{path.name}: {len(refused)} of {len(frame)} rows have an unsafe path "
-            f"(first: line {first['line']}: {first['path']!r}) and are left out"
+            f"(first: line {first['line']}: {shown(first['path'])}) and are left out"
         )
     return frame, notes
 
@@ -331,17 +320,94 @@ def read_labels(
 # === Merging ===
 
 
-def _rows_of_task(
+def _read_task(
     task: Task, data_dir: Path, classes: Sequence[str], max_unknown: float, strict: bool
-) -> tuple[pd.DataFrame, Findings, list[str]]:
-    """Both files of a task -> its rows, one a path, what was found in them, and the notes."""
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Both files of a task -> their rows, how many each file has, and the notes."""
     parts, files, notes = [], [], []
-    for split, name in ((TRAIN, task.train), (VAL, task.val)):
-        part, said = read_labels(data_dir / name, classes, max_unknown=max_unknown, strict=strict)
+    lists = [(TRAIN, task.train), *([] if task.val is None else [(VAL, task.val)])]
+    rows = {split: _read_rows(data_dir / name, classes, may_be_empty=True) for split, name in lists}
+    if not rows[TRAIN].pairs:
+        text = f'no training rows, so that the task "{task.name}" has nothing to learn from'
+        if strict:
+            remedy = "add rows, or leave the task out with --tasks"
+            raise InputError(f"{data_dir / task.train}: {text}; {remedy}")
+        notes.append(f"{Path(task.train).name}: {text}")
+    named = {
+        split: are_names([text for _, text in found.pairs], classes)
+        for split, found in rows.items()
+    }
+    clear = next((names for names in named.values() if names is not None), None)
+    if clear is None and any(found.pairs for found in rows.values()):
+        notes.append(
+            f"{task.name}: every class in its lists can be read as an index and as a name; "
+            "they are read as indices"
+        )
+    for split, name in lists:
+        part, said = _labelled(
+            data_dir / name,
+            rows[split],
+            classes,
+            named=bool(clear if named[split] is None else named[split]),
+            max_unknown=max_unknown,
+            strict=strict,
+        )
         parts.append(part.assign(task=task.name, split=split, file=name))
         files.append((task.name, split, name, len(part)))
         notes += said
-    frame = pd.concat(parts, ignore_index=True)
+    full = [part for part in parts if len(part)] or parts[:1]
+    by_file = pd.DataFrame(files, columns=["task", "split", "file", "rows"])
+    return pd.concat(full, ignore_index=True), by_file, notes
+
+
+def _find_files(frame: pd.DataFrame, matches: Mapping[str, Match]) -> tuple[pd.DataFrame, Findings]:
+    """Rows with the paths of their files, and what was found of those that are spelt otherwise."""
+    found = frame[frame["path"].isin(list(matches))]
+    matched = [matches[path] for path in found["path"]]
+    found = found.assign(
+        file_path=[match.file for match in matched],
+        kind=[match.kind for match in matched],
+        candidates=[", ".join(match.files) for match in matched],
+    )
+    one = found["file_path"].notna()
+    frame = frame.assign(path=[_file_of(path, matches) for path in frame["path"]])
+    return frame, Findings(respelt=found[one], ambiguous=found[~one])
+
+
+def _file_of(path: str, matches: Mapping[str, Match]) -> str:
+    match = matches.get(path)
+    return path if match is None or match.file is None else match.file
+
+
+def describe_respelt(findings: Findings) -> list[str]:
+    """The paths that are spelt otherwise than their file: those that are read, those that are not;
+    a line each."""
+    said = []
+    if len(findings.respelt):
+        paths = findings.respelt.drop_duplicates("path")
+        kinds = ", ".join(
+            f"{kind} {count:,}" for kind, count in paths["kind"].value_counts().items()
+        )
+        first = paths.iloc[0]
+        said.append(
+            f"{len(paths):,} paths are spelt otherwise than their file, which is read all the same "
+            f"({kinds}; first: {Path(first['file']).name}: line {first['line']}: "
+            f"{shown(first['path'])} is {shown(first['file_path'])})"
+        )
+    if len(findings.ambiguous):
+        paths = findings.ambiguous.drop_duplicates("path")
+        first = paths.iloc[0]
+        said.append(
+            f"{len(paths):,} paths have no file, and several files that are spelt alike, of which "
+            f"none is taken (first: {Path(first['file']).name}: line {first['line']}: "
+            f"{shown(first['path'])}: {first['candidates']})"
+        )
+    return said
+
+
+def _rows_of_task(frame: pd.DataFrame) -> tuple[pd.DataFrame, Findings, list[str]]:
+    """The rows of a task's files -> one a path, what was found in them, and the notes."""
+    notes, task = [], frame["task"].iloc[0] if len(frame) else ""
     safe, known = frame["unsafe"] == "", frame["label"] != MISSING
     unsafe = frame[~safe].rename(columns={"unsafe": "reason"})
     unknown = frame[safe & ~known]
@@ -353,17 +419,17 @@ def _rows_of_task(
     if len(contradictory):
         names = sorted(set(contradictory["path"]))
         notes.append(
-            f"{task.name}: {len(names)} pictures are listed with two labels "
+            f"{task}: {len(names)} pictures are listed with two labels "
             f"and lose both ({', '.join(names[:3])})"
         )
     if len(repeated):
         count = repeated["path"].nunique()
-        notes.append(f"{task.name}: {count} pictures are listed more than once, alike")
+        notes.append(f"{task}: {count} pictures are listed more than once, alike")
     # Val wins over train: sorting puts it last within a path.
     frame = frame.sort_values("split", kind="stable").drop_duplicates("path", keep="last")
     frame.loc[frame["path"].isin(contradictory["path"]), "label"] = MISSING
-    by_file = pd.DataFrame(files, columns=["task", "split", "file", "rows"])
-    return frame, Findings(by_file, unsafe, unknown, contradictory, repeated), notes
+    found = Findings(unsafe=unsafe, unknown=unknown, contradictory=contradictory, repeated=repeated)
+    return frame, found, notes
 
 
 def merge_tables(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> Table:
@@ -381,13 +447,18 @@ def merge_tables(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> Tabl
     if not data_dir.is_dir():
         raise InputError(f"--data_dir: {data_dir}: is no folder")
     classes = {task.name: read_classes(data_dir / task.classes) for task in spec.tasks}
-    frames, found, notes = {}, [], []
+    frames, found, notes, notes_of = {}, [], [], {}
     for task in spec.tasks:
-        frames[task.name], in_files, said = _rows_of_task(
+        frames[task.name], by_file, notes_of[task.name] = _read_task(
             task, data_dir, classes[task.name], spec.max_unknown, strict
         )
-        found.append(in_files)
-        notes += said
+        found.append(Findings(by_file))
+    matches = _match(frames.values(), data_dir / spec.images)
+    for task in spec.tasks:
+        frame, spelling = _find_files(frames[task.name], matches)
+        frames[task.name], in_files, said = _rows_of_task(frame)
+        found += [spelling, in_files]
+        notes += notes_of[task.name] + said
     paths = np.unique(np.concatenate([f["path"].to_numpy(dtype=object) for f in frames.values()]))
     index = pd.Index(paths)
     labels = np.full((len(paths), len(frames)), MISSING, np.int32)
@@ -412,9 +483,18 @@ def merge_tables(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> Tabl
     leaks = leaks[leaks["path"].isin(paths[leaked.any(axis=1)])].sort_values("path", kind="stable")
     leaks = leaks[(leaks["split"] == VAL) | (leaks["label"] != MISSING)]
     findings = _join([*found, Findings(leaks=leaks)])
+    notes += describe_respelt(findings)
     nowhere = sorted(set(findings.unknown["path"]) - set(paths))
     left_out = dict.fromkeys(nowhere, UNKNOWN_LABEL)
     return Table(classes, paths, labels, splits, tuple(notes), left_out, findings)
+
+
+def _match(frames: Iterable[pd.DataFrame], image_dir: Path) -> dict[str, Match]:
+    """`match_files` of all rows' paths; {} where there is no image folder."""
+    if not image_dir.is_dir():
+        return {}
+    paths = [frame.loc[frame["unsafe"] == "", "path"] for frame in frames]
+    return match_files(pd.unique(pd.concat(paths)), image_dir)
 
 
 def _join(found: Sequence[Findings]) -> Findings:
@@ -516,7 +596,7 @@ def draw_table(spec: DataSpec, table: Table) -> Table:
     """What is drawn of a merged table: the subset, and the selection split.
 
     Raises:
-        InputError: no picture is left to train on.
+        InputError: no picture is left to train on, or none for a task.
     """
     # A picture whose only label was contradictory or leaked has nothing to teach.
     useless = (table.splits == TRAIN) & (table.labels == MISSING).all(axis=1)
@@ -525,6 +605,13 @@ def draw_table(spec: DataSpec, table: Table) -> Table:
     table = hold_out_selection(table, spec.selection, seed=spec.seed)
     if not len(table.rows(TRAIN)):
         raise InputError(f"{spec.source_file}: no picture is left to train on")
+    for task in table.tasks:
+        if not len(table.labels_of(task, TRAIN)):
+            raise InputError(
+                f"{spec.place(task, 'train')}: no training label of this task is left (without "
+                "test images, missing files and contradictions); add rows, or leave the task out "
+                "with --tasks"
+            )
     return table
 
 

@@ -4,6 +4,7 @@ Nothing here needs TensorFlow, so that the command is there at once.
 """
 
 import csv
+import io
 import json
 import math
 import zipfile
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 from scipy.special import bdtr
 
-from multitask.bootstrap import DRAWS, SEED, Exam, bootstrap, label_rank
+from multitask.bootstrap import DRAWS, FEWEST_EXAMPLES, SEED, Exam, bootstrap, label_rank
 from multitask.evaluation import pages
-from multitask.files import replacing
+from multitask.evaluation.record import are_of_one_evaluation
+from multitask.files import read_json, replacing
+from multitask.reading import open_regular
 from multitask.run import Run, flatten
-from multitask.spec import InputError
+from multitask.spec import NO_TEST_SET, InputError, field_of
 
 OF_THE_EXAM = ("labelled", "classes", "classes_present")  # the same for every run
 
@@ -109,26 +112,35 @@ def read_results(run: Run) -> Results:
     """
     name = str(run.workdir)
     remedy = f"`multitask evaluate --workdir={name}` makes them"
-    for file in ("metrics.json", "predictions.csv", "probabilities.npz"):
+    files = ("metrics.json", "predictions.csv", "probabilities.npz")
+    for file in files:
         if not (run.results / file).is_file():
             raise InputError(f"{name}: no results ({run.results / file}); {remedy}")
     try:
-        written = json.loads((run.results / "metrics.json").read_text(encoding="utf-8"))
+        if not are_of_one_evaluation(run, files):
+            raise ValueError("they were changed, or the evaluation was stopped")
+        written = read_json(run.results / "metrics.json")
         metrics, model = dict(written["metrics"]), str(written["model"])
         tasks = [key.removesuffix("/labelled") for key in metrics if key.endswith("/labelled")]
-        with (run.results / "predictions.csv").open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-        with np.load(run.results / "probabilities.npz", allow_pickle=False) as arrays:
-            probabilities = {task: arrays[task] for task in tasks}
+        with open_regular(run.results / "predictions.csv") as file:
+            header, *rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
+        cells = zip(*rows, strict=True) if rows else [()] * len(header)
+        columns = dict(zip(header, cells, strict=True))
+        if not all(field_of(task, "true") in columns for task in tasks):
+            raise ValueError("predictions.csv is of an earlier version or of other tasks")
+        with (
+            open_regular(run.results / "probabilities.npz") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            probabilities = {task: arrays[field_of(task, "probabilities")] for task in tasks}
         results = Results(
             name,
             _settings(run),
             model,
             {k: v for k, v in metrics.items() if _is_number(v) or v is None},
             list(columns["path"]),
-            {task: list(columns[f"{task}_true"]) for task in tasks},
-            {task: list(columns[f"{task}_predicted"]) for task in tasks},
+            {task: list(columns[field_of(task, "true")]) for task in tasks},
+            {task: list(columns[field_of(task, "predicted")]) for task in tasks},
             probabilities,
         )
         for task in tasks:
@@ -304,6 +316,11 @@ def compare(results: Sequence[Results], *, draws: int = DRAWS, seed: int = SEED)
     for task in shared:
         exam = take_exam(task, results)
         labelled[task] = len(exam.labels)
+        if len(exam.labels) < FEWEST_EXAMPLES:
+            notes.append(
+                f"{task}: without intervals: {len(exam.labels)} test images have a label, at least "
+                f"{FEWEST_EXAMPLES} are needed"
+            )
         rows += _rows(task, results, exam, draws=draws, seed=seed)
     return Comparison(
         tuple(one.name for one in results),
@@ -323,7 +340,7 @@ def _shared_tasks(results: Sequence[Results]) -> tuple[list[str], list[str]]:
         if len(having) < len(results):
             notes.append(f"{task}: not compared, it is a task of {', '.join(having)} alone")
         elif not any(one.metrics[f"{task}/labelled"] for one in results):
-            notes.append(f"{task}: not compared, no picture of the exam has a label of it")
+            notes.append(f"{task}: not compared, {NO_TEST_SET}")
         else:
             shared.append(task)
     if not shared:
@@ -346,7 +363,7 @@ def _rows(task: str, results: Sequence[Results], exam: Exam, *, draws: int, seed
             known = values[0] is not None and values[run] is not None
             value = values[run] - values[0] if known else None
             low = high = None
-            if known and metric in drawn:
+            if known and metric in drawn and len(exam.labels) >= FEWEST_EXAMPLES:
                 less = drawn[metric][:, run] - drawn[metric][:, 0]
                 low, high = map(float, np.quantile(less, (0.025, 0.975)))
             p = mcnemar(right[0], right[run]) if metric == "top1" else None

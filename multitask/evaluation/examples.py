@@ -90,6 +90,8 @@ def similar_examples(gallery: Gallery, predictions: Predictions) -> list[dict[st
         Dicts of path, labels (a text) and neighbours: dicts of path, distance and labels.
     """
     among = np.flatnonzero((predictions.labels != MISSING).any(axis=1))
+    if not len(among):
+        return []
     rows = among[np.unique(np.linspace(0, len(among) - 1, QUERIES).astype(int))]
     queries = normalised(predictions.vectors[SHARED][rows])
     found, distances = nearest(gallery.loaded(SHARED), queries, NEIGHBOURS)

@@ -1,6 +1,7 @@
 """What predictions are worth: every figure of `metrics.json` that needs no picture."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from multitask.evaluation.predictions import Predictions
 from multitask.spec import InputError
 
 LOW_CONFIDENCE = 0.5
+# Of a confusion matrix that is kept whole. WikiArt's largest task has 27 classes, and a name and a
+# number still fit beside and into each cell.
+MATRIX_CLASSES = 40
+MATRIX_CELLS = 17_000  # of all tasks' matrices: ten of 41 × 41
 
 
 def judge(predictions: Predictions, trained_on: Table) -> dict[str, dict[str, Any]]:
@@ -26,7 +31,8 @@ def judge(predictions: Predictions, trained_on: Table) -> dict[str, dict[str, An
         found["ece"] = (
             metrics.expected_calibration_error(labels, probabilities) if len(labels) else None
         )
-        found["outliers"] = len(metrics.outliers(labels, probabilities, below=LOW_CONFIDENCE))
+        outliers = metrics.outliers(labels, probabilities, below=LOW_CONFIDENCE)
+        found["outliers"] = len(outliers) if len(labels) else None
         found["baseline"] = metrics.majority_baseline(
             trained_on.labels_of(task, TRAIN), labels, classes=len(names)
         )
@@ -56,12 +62,14 @@ def calibrations_of(
 ) -> dict[str, Calibration]:
     """Each task's calibration, from the pictures that training was not allowed to see."""
     if not len(trained_on.rows(SELECTION)):
-        return dict.fromkeys(trained_on.tasks, Calibration())
+        none = Calibration(reason="there is no validation split")
+        return dict.fromkeys(trained_on.tasks, none)
     try:
         chosen_by, _ = examine(trained_on, split=SELECTION, max_missing=1.0)
     except InputError as error:
         tell(f"Not calibrated: {error}")
-        return dict.fromkeys(trained_on.tasks, Calibration())
+        none = Calibration(reason="no validation image can be read")
+        return dict.fromkeys(trained_on.tasks, none)
     return {task: calibrate(*chosen_by.exam(task)[1:]) for task in chosen_by.classes}
 
 
@@ -92,12 +100,10 @@ def details_of(
             {"name": name} | {k: v if np.isfinite(v) else None for k, v in row.items()}
             for name, row in zip(names, table.to_dict("records"), strict=True)
         ]
-        counts = metrics.confusion(labels, predicted, classes=len(names))
-        order = metrics.confusion_order(counts)
-        confusions[task] = {
-            "names": [names[i] for i in order],
-            "counts": counts[np.ix_(order, order)].tolist(),
-        }
+        side = math.isqrt(MATRIX_CELLS // len(predictions.classes)) - 1
+        confusions[task] = confusion_matrix(
+            labels, predicted, names, limit=max(1, min(MATRIX_CLASSES, side))
+        )
     confidences = calibrated_confidences(predictions, calibrations)
     return {
         "images": trained_on.counts().to_dict("index"),
@@ -114,6 +120,38 @@ def details_of(
             "contradictions": contradictions(predictions, trained_on, confidences),
         },
         "leaks": _leaks(predictions, trained_on),
+    }
+
+
+def confusion_matrix(labels, predicted, names: Sequence[str], *, limit: int) -> dict[str, Any]:
+    """The counts of true and predicted classes, of at most `limit` classes by name.
+
+    Of more than `limit` classes it holds those that are most often confused with each other, and
+    all others together in one more row and column.
+
+    Args:
+        labels: int [n], true classes.
+        predicted: int [n].
+        names: of the classes, by index.
+        limit: at least 1.
+
+    Returns:
+        names: of the shown classes, those that are taken for each other together; counts: int
+        [shown, shown], or [shown + 1, shown + 1] with the others last; others: how many classes
+        these are, 0 where all are shown. The last cell has right and wrong predictions in it.
+    """
+    pairs = metrics.confusion_pairs(labels, predicted, classes=len(names))
+    kept = metrics.most_confused(pairs, classes=len(names), limit=limit)
+    others = len(names) - len(kept)
+    place = np.full(len(names), len(kept))
+    place[kept] = np.arange(len(kept))
+    counts = metrics.confusion(place[labels], place[predicted], classes=len(kept) + bool(others))
+    order = metrics.confusion_order(counts[: len(kept), : len(kept)])
+    rows = np.append(order, [len(kept)] * bool(others)).astype(int)
+    return {
+        "names": [names[i] for i in kept[order]],
+        "counts": counts[np.ix_(rows, rows)].tolist(),
+        "others": others,
     }
 
 

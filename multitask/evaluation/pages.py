@@ -8,6 +8,8 @@ from typing import Any
 
 import jinja2
 
+from multitask.text import shorten
+
 
 def figure(value: float | None, *, signed: bool = False) -> str:
     """Three decimals: `0.713`, signed `+0.012`, `−0.004` or `0.000`; n/a where there is none."""
@@ -30,7 +32,7 @@ _templates = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_templates.filters |= {"figure": figure, "count": count}
+_templates.filters |= {"figure": figure, "count": count, "shorten": shorten}
 
 
 def render(template: str, **values: Any) -> str:

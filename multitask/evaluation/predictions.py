@@ -15,7 +15,7 @@ from multitask.data.pipeline import file_names, readable_pictures
 from multitask.data.table import VAL, Table
 from multitask.files import replacing
 from multitask.model.network import ANSWERS, VECTORS, examined_model
-from multitask.spec import MISSING, DataSpec, InputError
+from multitask.spec import MISSING, DataSpec, InputError, field_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Predictions:
         )
 
     def frame(self) -> pd.DataFrame:
-        """path, and each task's true and predicted class (by name) and confidence."""
+        """`path`, and each task's `artist/true` and `artist/predicted` class (by name) and
+        `artist/confidence`."""
         columns = {"path": self.paths}
         for task, names in self.classes.items():
             names = np.asarray(names, dtype=object)
@@ -79,9 +80,11 @@ class Predictions:
             true = np.full(len(labels), "", dtype=object)
             true[known] = names[labels[known]]
             columns |= {
-                f"{task}_true": true,
-                f"{task}_predicted": names[self.answers(task)],
-                f"{task}_confidence": self.probabilities[task].max(axis=1).astype(np.float32),
+                field_of(task, "true"): true,
+                field_of(task, "predicted"): names[self.answers(task)],
+                field_of(task, "confidence"): self.probabilities[task]
+                .max(axis=1)
+                .astype(np.float32),
             }
         return pd.DataFrame(columns)
 
@@ -95,13 +98,17 @@ class Predictions:
         with replacing(folder / "predictions.csv") as temporary:
             self.frame().assign(**more).to_csv(temporary, index=False)
         with replacing(folder / "probabilities.npz") as temporary:
-            np.savez(temporary, **{t: p.astype(np.float32) for t, p in self.probabilities.items()})
+            arrays = {
+                field_of(task, "probabilities"): values.astype(np.float32)
+                for task, values in self.probabilities.items()
+            }
+            np.savez(temporary, **arrays)
 
 
 def read_predictions(file: Path) -> pd.DataFrame:
     """A `predictions.csv`; a name such as "None" stays a name, and "" is no label."""
     header = pd.read_csv(file, nrows=0).columns
-    names = [c for c in header if c == "path" or c.endswith(("_true", "_predicted"))]
+    names = [c for c in header if c == "path" or c.endswith(("/true", "/predicted"))]
     frame = pd.read_csv(file, dtype=dict.fromkeys(names, str), na_values={}, keep_default_na=False)
     numbers = header.difference(names)
     frame[numbers] = frame[numbers].apply(pd.to_numeric)
@@ -157,7 +164,7 @@ def predict_exam(
         The predictions, and a frame of path and reason of the pictures that could not be read.
 
     Raises:
-        InputError: too many of those, or none can be read.
+        InputError: too many of those, or none can be read where there are some.
     """
     rows = table.rows(split)
     rows = rows[(table.labels[rows] != MISSING).any(axis=1)]
@@ -194,10 +201,15 @@ def predict_exam(
         len(table),
         image_dir,
         max_missing=max_missing,
-        remedy="Name where the pictures are with --data_dir, or allow more with --max_missing.",
+        remedy="Name where the images are with `multitask evaluate --data_dir=DIR`",
+        allow="allow them to be missing with `multitask evaluate --max_missing={share}`",
     )
-    if not len(read):
+    if len(names) and not len(read):
         raise InputError(f"{image_dir}: none of the {len(names)} {split} pictures can be read")
+    if not len(names):  # no test set; the arrays have their widths all the same
+        shapes = examined_model(model).output
+        found = {task: [_no_rows(shapes[ANSWERS][task], np.float64)] for task in found}
+        vectors = {name: [_no_rows(x, np.float32)] for name, x in shapes[VECTORS].items()}
     rows = rows[read]
     predictions = Predictions(
         table.classes,
@@ -207,3 +219,7 @@ def predict_exam(
         {name: np.concatenate(values) for name, values in vectors.items()},
     )
     return predictions, unusable
+
+
+def _no_rows(output: keras.KerasTensor, dtype: type) -> np.ndarray:
+    return np.zeros((0, *output.shape[1:]), dtype)

@@ -1,7 +1,7 @@
 """One evaluation of the one model -> every task's report in `results/`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,10 @@ import keras
 import numpy as np
 import pandas as pd
 
-from multitask import figures, metrics
-from multitask.data.decode import read_reduced
-from multitask.data.files import count_reasons
+from multitask import diagram, figures, metrics
+from multitask.data.files import count_reasons, read_frame, read_reduced
 from multitask.data.near_duplicates import across_splits
-from multitask.data.table import load_table
+from multitask.data.table import describe_respelt, load_table
 from multitask.evaluation.calibration import CALIBRATION, Calibration
 from multitask.evaluation.examples import attention_examples, similar_examples
 from multitask.evaluation.judging import (
@@ -32,6 +31,7 @@ from multitask.evaluation.predictions import (
     predict_exam,
     read_predictions,
 )
+from multitask.evaluation.record import sha256, write_record
 from multitask.evaluation.similar import (
     Gallery,
     class_distances,
@@ -41,11 +41,11 @@ from multitask.evaluation.similar import (
 )
 from multitask.evaluation.trained_on import left_out, near_duplicate_pairs
 from multitask.evaluation.views import TTA
-from multitask.files import replacing, write_json
+from multitask.files import noting_files, replacing, write_json
 from multitask.model.network import VECTORS, examined_model, load_network, parts
 from multitask.model.trunks import group_of
 from multitask.run import Run, name_in_run, package_versions
-from multitask.spec import InputError
+from multitask.spec import NO_TEST_SET, InputError, field_of
 
 PICTURED_OUTLIERS = 24
 THUMBNAIL_PX = 240
@@ -105,10 +105,13 @@ def evaluate(
         InputError: no model yet, or pictures are missing.
     """
     model_file = model_file or run.best_model
-    if not model_file.is_file():
+    if not model_file.exists():
         raise InputError(f"{model_file}: no such model; `multitask train` makes it")
     table = load_table(run.spec, run.data_dir)
     tell(f"Evaluating {model_file} on the exam pictures of {run.data_dir}")
+    for line in describe_respelt(table.findings):
+        tell(f"  {line}")
+    digest = sha256(model_file)
     model = load_network(model_file, run.spec, table.classes)
     infer = compiled(examined_model(model))
     examine = functools.partial(
@@ -162,7 +165,9 @@ def evaluate(
         None if seen is None else tuple(seen),
         without,
     )
-    write_results(run, model, model_file, evaluation, infer=infer, gallery=gallery)
+    with noting_files() as written:
+        write_results(run, model, model_file, evaluation, infer=infer, gallery=gallery)
+    write_record(run, digest, written)
     for line in summary_lines(evaluation):
         tell(line)
     return evaluation
@@ -181,12 +186,12 @@ def write_results(
     predictions, folder = evaluation.predictions, run.results
     folder.mkdir(parents=True, exist_ok=True)
     columns = {
-        f"{task}_calibrated_confidence": confidence
+        field_of(task, "calibrated_confidence"): confidence
         for task, confidence in calibrated_confidences(predictions, evaluation.calibrations).items()
     }
     if gallery:
         distances = class_distances(gallery, predictions)
-        columns |= {f"{task}_class_distance": far for task, far in distances.items()}
+        columns |= {field_of(task, "class_distance"): far for task, far in distances.items()}
     predictions.save(folder, **columns)
     write_json(
         run.results / CALIBRATION,
@@ -195,19 +200,25 @@ def write_results(
             "tasks": {task: found.to_dict() for task, found in evaluation.calibrations.items()},
         },
     )
-    history = pd.DataFrame()
-    if (run.logs / "history.csv").is_file():
-        history = pd.read_csv(run.logs / "history.csv")
+    history = read_history(run)
     for task, names in predictions.classes.items():
         rows, labels, probabilities = predictions.exam(task)
         predicted = probabilities.argmax(axis=1)
         with replacing(folder / f"classification_report_{task}.txt") as temporary:
-            temporary.write_text(metrics.report_text(labels, predicted, names=names))
+            temporary.write_text(
+                metrics.report_text(labels, predicted, names=names), encoding="utf-8"
+            )
+        shown = evaluation.details["confusion"][task]
         figures.confusion_matrix(
             folder / f"confusion_matrix_{task}.png",
-            metrics.confusion(labels, predicted, classes=len(names)),
-            names,
+            # A whole matrix has the order of the class file.
+            shown["counts"]
+            if shown["others"]
+            else metrics.confusion(labels, predicted, classes=len(names)),
+            shown["names"] if shown["others"] else names,
             task=task,
+            others=shown["others"],
+            right=int((predicted == labels).sum()),
         )
         by_class = metrics.per_class(labels, predicted, classes=len(names))
         figures.f1_scores(
@@ -219,15 +230,19 @@ def write_results(
             macro_f1=evaluation.metrics[task]["macro_f1"],
         )
         figures.training_history(folder / f"training_history_{task}.png", history, task=task)
-        figures.architecture(
+        diagram.architecture(
             folder / f"model_architecture_{task}.png", architecture_nodes(model, task), task=task
         )
         _write_outliers(run, predictions, task, rows, labels, probabilities)
+        _write_classes(folder, task, labels, predicted, names)
     content = {
         "spec": run.spec.name,
         "model": name_in_run(run, model_file),
         "pictures": len(predictions.paths),
         "unusable_pictures": len(evaluation.unusable),
+        "without_test_set": [
+            task for task, found in evaluation.metrics.items() if not found["labelled"]
+        ],
         "versions": package_versions(),
         **named(evaluation.metrics),
         **evaluation.details,
@@ -255,6 +270,28 @@ def write_results(
             attention=attention_examples(run, model, infer, predictions, load),
             similar=similar_examples(gallery, predictions) if gallery else (),
         )
+
+
+def read_history(run: Run) -> pd.DataFrame:
+    """`history.csv`; empty where there is none.
+
+    Before columns had a slash, they were called `artist_top1` and `val_artist_top1`; those of an
+    earlier version get their names of today.
+    """
+    file = run.logs / "history.csv"
+    if not file.is_file():
+        return pd.DataFrame()
+    remedy = "the same `multitask train` writes it again, or remove it"
+    history = read_frame(file, ("epoch",), remedy)
+    if any("/" in name for name in history):
+        return history
+    names = {
+        f"{prefix}{task}_{field}": field_of(task, prefix + field)
+        for task in run.spec.task_names
+        for prefix in ("", "val_")
+        for field in ("loss", "contrastive_loss", "top1", "macro_f1", "labelled", "rate", "weight")
+    }
+    return history.rename(columns=names)
 
 
 def _write_outliers(
@@ -297,6 +334,42 @@ def _write_outliers(
     )
 
 
+def _write_classes(
+    folder: Path, task: str, labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]
+) -> None:
+    """Every class and every pair of classes that are confused, for which a page has no room."""
+    pairs = metrics.confusion_pairs(labels, predicted, classes=len(names))
+    table = metrics.per_class(labels, predicted, classes=len(names))
+    counts = np.bincount(predicted, minlength=len(names))
+    mistakes = pairs[pairs["true"] != pairs["predicted"]].drop_duplicates("true").set_index("true")
+    taken_for = mistakes["predicted"].reindex(table.index)
+    names = np.asarray(names, object)
+    classes = pd.DataFrame(
+        {
+            "label": table.index,
+            "class": names,
+            "examples": table["support"],
+            "predicted": counts,
+            "precision": table["precision"],
+            "recall": table["recall"],
+            "f1": table["f1"],
+            "most_often_taken_for": [names[int(i)] if i == i else "" for i in taken_for],
+            "times": mistakes["count"].reindex(table.index, fill_value=0),
+        }
+    )
+    confusion = pd.DataFrame(
+        {
+            "true": names[pairs["true"]],
+            "predicted": names[pairs["predicted"]],
+            "count": pairs["count"],
+            "share_of_true": pairs["count"] / table["support"].to_numpy()[pairs["true"]],
+        }
+    )
+    for kind, frame in (("classes", classes), ("confusion", confusion)):
+        with replacing(folder / f"{kind}_{task}.csv") as temporary:
+            frame.to_csv(temporary, index=False)
+
+
 def summary_lines(evaluation: Evaluation) -> list[str]:
     """The console's table, a line a task."""
     lines = _judged_lines(evaluation.metrics)
@@ -315,13 +388,17 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
 
 def _calibration_lines(evaluation: Evaluation) -> list[str]:
     lines = []
-    found = {t: c for t, c in evaluation.details["calibration"].items() if "ece" in c}
-    if any(c["fitted_on"] for c in found.values()):
-        parts = [
-            "{} {raw:.3f} → {calibrated:.3f} (T {:.2f})".format(task, c["temperature"], **c["ece"])
-            for task, c in found.items()
-        ]
+    judged = evaluation.details["calibration"]
+    parts = [
+        "{} {raw:.3f} → {calibrated:.3f} (T {:.2f})".format(task, c["temperature"], **c["ece"])
+        for task, c in judged.items()
+        if "ece" in c and not c["reason"]
+    ]
+    if parts:
         lines.append("Calibration error by temperature scaling: " + ", ".join(parts))
+    lines += [
+        f"Not calibrated (T = 1): {t}: {c['reason']}" for t, c in judged.items() if c["reason"]
+    ]
     tta = evaluation.details.get("tta")
     if tta:
         parts = []
@@ -332,7 +409,8 @@ def _calibration_lines(evaluation: Evaluation) -> list[str]:
                     f"{task} top-1 {judged['top1']:.3f} → {then[0]:.3f}, "
                     f"macro-F1 {judged['macro_f1']:.3f} → {then[1]:.3f}"
                 )
-        lines.append(f"Test-time augmentation ({tta['kind']}): " + "; ".join(parts))
+        if parts:
+            lines.append(f"Test-time augmentation ({tta['kind']}): " + "; ".join(parts))
     return [""] * bool(lines) + lines
 
 
@@ -345,7 +423,7 @@ def _judged_lines(judged: dict[str, dict[str, Any]]) -> list[str]:
     ]
     for task, found in judged.items():
         if not found["labelled"]:
-            lines.append(f"{task:<{width}}  n/a (0 labelled)")
+            lines.append(f"{task:<{width}}  n/a ({NO_TEST_SET})")
             continue
         baseline = found["baseline"]
         lines.append(
@@ -364,7 +442,7 @@ def _or_none(value: float | None) -> str:
 
 
 def architecture_nodes(model: keras.Model, task: str) -> list[dict[str, Any]]:
-    """The trunk block by block and one head layer by layer, for `figures.architecture`."""
+    """The trunk block by block and one head layer by layer, for `diagram.architecture`."""
     trunk, heads = parts(model)
     groups: dict[str, list[keras.Layer]] = {}
     for layer in trunk.layers:

@@ -11,7 +11,6 @@ Two pictures are as far apart as their embeddings' cosine is below 1.
 import functools
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +22,29 @@ import pandas as pd
 from tqdm import tqdm
 
 from multitask import figures, metrics
-from multitask.data.decode import read_reduced
-from multitask.data.files import picture_sizes, why_unreadable
+from multitask.data.files import picture_sizes, read_reduced, why_unreadable
 from multitask.data.pipeline import file_names, readable_pictures
 from multitask.data.table import TRAIN, Table, load_table
 from multitask.evaluation.predictions import Predictions, compiled
 from multitask.evaluation.trained_on import left_out
-from multitask.files import check_writable, locked, replacing, write_json
+from multitask.files import (
+    check_room,
+    check_writable,
+    locked,
+    read_json,
+    replacing,
+    reserve,
+    write_json,
+)
 from multitask.model.network import (
     embedding_model,
     load_network,
 )
+from multitask.reading import check_regular, sha256
 from multitask.run import Run
-from multitask.spec import MISSING, SHARED, DataSpec, InputError, expected
+from multitask.spec import MISSING, SHARED, DataSpec, InputError, expected, field_of
 
-VERSION = 1  # of how a gallery is computed and stored
+VERSION = 2  # of how a gallery is computed and stored
 DESCRIPTION = "gallery.json"
 BATCH = 32
 BLOCK_NUMBERS = 2**24  # similarities that are held at once
@@ -158,10 +165,11 @@ def load_or_build(
 
     Raises:
         InputError: what is wrong with the data or the workdir; nothing half-made stays.
+        DiskError: there is no room for it; nothing half-made stays.
     """
     if table is None:
         table = load_table(run.spec, run.data_dir, left_out=left_out(run))
-    digest = hashlib.sha256(model_file.read_bytes()).hexdigest()
+    digest = sha256(model_file)
     embedding = embedding_model(model)
     return _gallery(run, table, embedding, model_file.stem, digest, infer=infer, tell=tell)
 
@@ -176,7 +184,7 @@ def read_gallery(run: Run, model_file: Path) -> Gallery | None:
     if not (folder / DESCRIPTION).is_file():
         return None
     table = load_table(run.spec, run.data_dir, left_out=left_out(run))
-    fingerprint = _fingerprint(run, table, hashlib.sha256(model_file.read_bytes()).hexdigest())
+    fingerprint = _fingerprint(run, table, sha256(model_file))
     return _read(folder, fingerprint, table.classes, (SHARED, *table.classes))
 
 
@@ -202,8 +210,6 @@ def _gallery(
     with locked(folder.parent / f".{name}.lock", lambda: tell(waiting)):
         gallery = _read(folder, fingerprint, table.classes, model.output)
         if gallery is None:
-            for leftover in folder.parent.glob(f".tmp-*-{name}"):  # of a process that was killed
-                shutil.rmtree(leftover)
             tell(f"Embedding {len(rows):,} training pictures, once, into {folder} …")
             with replacing(folder) as temporary:
                 _build(temporary, run, table, rows, model, fingerprint, infer, tell)
@@ -235,12 +241,7 @@ def _build(
     image_dir = run.data_dir / run.spec.images
     names = file_names(table, rows, image_dir)
     needed = 2 * len(rows) * sum(x.shape[-1] for x in model.output.values())
-    free = shutil.disk_usage(folder.parent).free
-    if needed > free:
-        raise InputError(
-            f"--workdir: {folder.parent}: {needed / 1e9:.1f} GB are needed for the embeddings, "
-            f"{free / 1e9:.1f} GB are free"
-        )
+    check_room(folder.parent, needed, what=f"embeddings of {len(rows):,} images")
     folder.mkdir()
     arrays = {
         name: np.lib.format.open_memmap(
@@ -248,6 +249,8 @@ def _build(
         )
         for name, x in model.output.items()
     }
+    for name in arrays:
+        reserve(folder / f"{name}.npy")
     read = [np.zeros(0, np.int64)]
     done = 0
     for places, vectors in embed(model, names, run.spec, what="embedding", infer=infer):
@@ -275,12 +278,13 @@ def _read(
 ) -> Gallery | None:
     """The gallery in a folder; None where there is none that fits."""
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_json(folder / DESCRIPTION)
         if description["fingerprint"] != fingerprint:
             return None
         paths = np.asarray(description["paths"], object)
         labels = np.asarray(description["labels"], np.int32)
         # Of pictures that could not be read, rows are left over at the end.
+        check_regular(folder)
         vectors = {
             name: np.load(folder / f"{name}.npy", mmap_mode="r")[: len(paths)] for name in names
         }
@@ -352,7 +356,8 @@ class Found:
 
     Attributes:
         query: the picture's file.
-        neighbours: rank (from 1), distance, path and each task's class name; nearest first.
+        neighbours: rank (from 1), distance, path and each task's class name, `artist/label`;
+            nearest first.
         figure: the PNG that shows them.
     """
 
@@ -389,7 +394,7 @@ def find_similar(
     model_file = model_file or run.best_model
     if task is not None and task not in spec.task_names:
         raise InputError(f'--task: "{task}". {expected(task, spec.task_names)}')
-    if not model_file.is_file():
+    if not model_file.exists():
         raise InputError(f"{model_file}: no such model; `multitask train` makes it")
     for file in queries:
         reason = why_unreadable(file)
@@ -418,7 +423,9 @@ def find_similar(
                 "rank": rank,
                 "distance": distance,
                 "path": gallery.paths[row],
-                **gallery.label_names(row),
+                **{
+                    field_of(task, "label"): name for task, name in gallery.label_names(row).items()
+                },
             }
             for rank, (row, distance) in enumerate(zip(rows, distances, strict=True), start=1)
         )
@@ -443,7 +450,7 @@ def find_similar(
 
 def neighbour_lines(found: Found) -> list[str]:
     """A query's neighbours for the console, aligned."""
-    head, *rest = found.neighbours.columns
+    head, *rest = (name.removesuffix("/label") for name in found.neighbours.columns)
     shown = found.neighbours.assign(distance=found.neighbours["distance"].map("{:.4f}".format))
     table = [[head, *rest], *shown.astype(str).to_numpy().tolist()]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -515,7 +522,7 @@ def retrieval_quality(
         )
         found[task] = {
             "queries": len(asked),
-            SHARED: judge(queries[SHARED][asked], shared[among]),
+            "shared": judge(queries[SHARED][asked], shared[among]),
         }
         if task in queries:
             found[task]["head"] = judge(queries[task][asked], gallery.loaded(task)[among])

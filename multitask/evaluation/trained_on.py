@@ -4,6 +4,7 @@ import os
 
 import pandas as pd
 
+from multitask.data.files import read_frame
 from multitask.data.near_duplicates import describe_pairs
 from multitask.data.records import (
     NEAR_DUPLICATES,
@@ -21,7 +22,8 @@ def left_out(run: Run) -> pd.DataFrame | None:
     path = run.workdir / "left_out.csv"
     if not path.is_file():
         return None
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    remedy = "the same `multitask train` writes it again"
+    return read_frame(path, ("path", "reason"), remedy, dtype=str, keep_default_na=False)
 
 
 def near_duplicate_pairs(run: Run) -> pd.DataFrame:
@@ -37,4 +39,4 @@ def near_duplicate_pairs(run: Run) -> pd.DataFrame:
         pairs = near_pairs(table, image_dir, cache)
         with replacing(file) as temporary:
             describe_pairs(table, pairs).to_csv(temporary, index=False)
-    return pd.read_csv(file)
+    return read_frame(file, ("first", "second"), "remove it, and it is made anew")

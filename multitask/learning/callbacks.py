@@ -14,13 +14,17 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from multitask.files import RunError, replacing
+from multitask.files import RunError, replacing, writing
 from multitask.learning.backend import has_strategy, synchronise, synchronise_batchnorm
 from multitask.learning.checkpoints import BEST, Progress, save_checkpoint
 from multitask.learning.optimizers import current_rates
 from multitask.learning.phases import PhaseModel
 from multitask.run import Run
-from multitask.spec import DataSpec
+from multitask.spec import DataSpec, field_of
+
+
+class NonFiniteLoss(RunError):
+    """The loss is infinite or NaN."""
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
@@ -33,7 +37,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
-            raise RunError(
+            raise NonFiniteLoss(
                 f"the loss is {loss} at step {self.progress.step + 1} of epoch "
                 f"{self.progress.phase_epoch + 1}; the models and checkpoints from before are "
                 "kept. Lower the learning rates (rate_factor of the phase) and train in another "
@@ -148,12 +152,23 @@ def restore_metrics(model: keras.Model, values: Sequence[np.ndarray]) -> None:
         variable.assign(value)
 
 
+def rename_logs(logs: dict) -> None:
+    """Keras' `top1/artist` -> `artist/top1`, `val_top1/artist` -> `artist/val_top1`; in place."""
+    renamed = {}
+    for name, value in logs.items():
+        field, slash, task = name.partition("/")
+        renamed[field_of(task, field) if slash else name] = value
+    logs.clear()  # only now: `val_loss/top1` is a name before and another one after
+    logs |= renamed
+
+
 def selection_scores(logs: dict, tasks: tuple[str, ...]) -> dict[str, float]:
-    """Macro-F1 on the selection split, of each task that has labels there, and their mean."""
+    """Macro-F1 on the selection split, `artist/macro_f1` of each task that has labels there, and
+    their mean, BEST."""
     scores = {
-        task: logs[f"val_{task}_macro_f1"]
+        field_of(task, "macro_f1"): logs[field_of(task, "val_macro_f1")]
         for task in tasks
-        if logs.get(f"val_{task}_labelled", 0) > 0
+        if logs.get(field_of(task, "val_labelled"), 0) > 0
     }
     if scores:
         scores[BEST] = sum(scores.values()) / len(scores)
@@ -181,6 +196,7 @@ class EpochMemory(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
+        rename_logs(logs)  # for the callbacks after this one, too
         progress, spec = self.progress, self.spec
         progress.epoch += 1
         progress.phase_epoch += 1
@@ -192,10 +208,9 @@ class EpochMemory(keras.callbacks.Callback):
         improved = self._keep_best(scores)
         self.model.optimizer.use_averages(False)
         logs["improved"] = BEST in improved
-        rates = current_rates(self.model.optimizer)
-        logs |= {f"{name}_rate": rate for name, rate in rates.items()}
+        logs |= current_rates(self.model.optimizer)
         weights = self.model.balancing.weights_now()
-        logs |= {f"{task}_weight": weight for task, weight in weights.items()}
+        logs |= {field_of(task, "weight"): weight for task, weight in weights.items()}
         self._wait(BEST in improved, bool(scores))
         row = {"epoch": progress.epoch, "phase": progress.phase}
         progress.history.append(row | {key: float(value) for key, value in logs.items()})
@@ -245,7 +260,8 @@ class EpochEnd(EpochMemory):
     def __init__(self, run: Run, progress: Progress, prepared: PhaseModel, *, per_task: bool):
         super().__init__(run.spec, progress, prepared)
         self.run, self.per_task = run, per_task
-        self.writer = tf.summary.create_file_writer(str(run.logs / "tensorboard"))
+        with writing(run.logs):
+            self.writer = tf.summary.create_file_writer(str(run.logs / "tensorboard"))
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
@@ -258,16 +274,16 @@ class EpochEnd(EpochMemory):
             if name == BEST:
                 save_model(self.prepared.plain, self.run.best_model)
             elif self.per_task:
-                save_model(self.prepared.plain, self.run.best_model_of(name))
+                save_model(self.prepared.plain, self.run.best_model_of(name.split("/")[0]))
         return improved
 
     def _log(self, history: list[dict]) -> None:
         write_history(self.run, history)
-        with self.writer.as_default(step=history[-1]["epoch"]):
+        with writing(self.run.logs), self.writer.as_default(step=history[-1]["epoch"]):
             for name, value in history[-1].items():
                 if isinstance(value, float):
                     tf.summary.scalar(name, value)
-        self.writer.flush()
+            self.writer.flush()
 
 
 def save_model(model: keras.Model, path) -> None:
@@ -334,9 +350,9 @@ class Console(keras.callbacks.Callback):
 
 def _scores(logs: dict, task: str, prefix: str) -> str:
     """`.812/.790`: top-1 and macro-F1; `n/a` where the task had no label."""
-    if not logs.get(f"{prefix}{task}_labelled"):
+    if not logs.get(field_of(task, f"{prefix}labelled")):
         return "n/a"
-    figures = (logs[f"{prefix}{task}_{name}"] for name in ("top1", "macro_f1"))
+    figures = (logs[field_of(task, prefix + name)] for name in ("top1", "macro_f1"))
     return "/".join(f"{figure:.3f}" for figure in figures)
 
 

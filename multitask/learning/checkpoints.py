@@ -9,7 +9,6 @@ checkpoint before it is used.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import zipfile
@@ -19,12 +18,15 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from pydantic import TypeAdapter
 
-from multitask.files import replacing
+from multitask.files import read_json, replacing
+from multitask.reading import sha256
 from multitask.spec import InputError
 
-BEST = "macro_f1"  # the key of the model that is best over all tasks
+BEST = "macro_f1"  # the key of the best over all tasks; of a task it is `artist/macro_f1`
 KEPT = 2
+FORMAT = 2  # of progress.json; goes up when a reader of the old one would be wrong
 VARIABLES, PROGRESS, CHECKSUMS = "variables.npz", "progress.json", "sha256.json"
 
 
@@ -38,7 +40,7 @@ class Progress:
         phase_epoch: epochs done in this phase.
         step: steps done in the epoch after those.
         finished: phases that are over.
-        best: what -> its best score; `macro_f1` over all tasks, and each task by its name.
+        best: what -> its best score: `macro_f1` over all tasks, and each task's `artist/macro_f1`.
         best_epoch: what -> the epoch (over all phases, from 1) of its best score.
         waited: epochs since the best score over all.
         plateau_waited: epochs since the best score or the last reduction.
@@ -84,11 +86,6 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save_checkpoint(
     folder: Path,
     variables: Sequence[keras.Variable],
@@ -111,8 +108,9 @@ def save_checkpoint(
         arrays = {f"variable_{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
         arrays |= {f"metric_{i}": value for i, value in enumerate(metrics)}
         np.savez(temporary / VARIABLES, **arrays)
-        (temporary / PROGRESS).write_text(json.dumps(dataclasses.asdict(progress)))
-        sums = {name: _sha256(temporary / name) for name in (VARIABLES, PROGRESS)}
+        content = {"format": FORMAT} | dataclasses.asdict(progress)
+        (temporary / PROGRESS).write_text(json.dumps(content))
+        sums = {name: sha256(temporary / name) for name in (VARIABLES, PROGRESS)}
         (temporary / CHECKSUMS).write_text(json.dumps(sums))
     for path in [*older, folder / f"{number:06d}"][:-KEPT]:
         shutil.rmtree(path)
@@ -122,17 +120,28 @@ def find_checkpoint(folder: Path) -> Checkpoint:
     """The newest checkpoint that is whole.
 
     Raises:
-        InputError: there are some, and none is.
+        InputError: there are some, and none is; or it is of another version.
     """
     damaged = []
     for path in reversed(_folders(folder)):
         try:
-            for name, wanted in json.loads((path / CHECKSUMS).read_text()).items():
-                if _sha256(path / name) != wanted:
+            for name, wanted in read_json(path / CHECKSUMS).items():
+                if sha256(path / name) != wanted:
                     raise ValueError(f"{name} is not what was written")
-            progress = Progress(**json.loads((path / PROGRESS).read_text()))
+            content = read_json(path / PROGRESS)
+            written = content.pop("format", 1)
+            if written != FORMAT:
+                raise InputError(
+                    f"{path}: a checkpoint in format {written}, this version reads {FORMAT}; "
+                    "resume with the version that wrote it, or train in another workdir"
+                )
+            progress = Progress(**content)
+            progress = TypeAdapter(Progress).validate_python(vars(progress))
+        except InputError:
+            raise
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            damaged.append(f"{path}: a damaged checkpoint ({error})")
+            reason = str(error).split("\n")[0]
+            damaged.append(f"{path}: a damaged checkpoint ({reason})")
         else:
             return Checkpoint(path, progress, tuple(damaged))
     if damaged:

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from multitask.data.sampling import UNSHARDED, Shard
-from multitask.files import RunError
+from multitask.files import RunError, disk_error
 from multitask.learning.backend import on_tensorflow
 from multitask.learning.phases import contrastive_weights
 from multitask.model.trunks import finalize_normalization
@@ -95,6 +95,8 @@ class Distribution:
         except (InputError, RunError):
             raise
         except Exception as error:  # JAX raises several kinds, ValueError among them
+            if found := disk_error(error):
+                raise found from error
             if not any(word in str(error) for word in LOST):
                 # Its end as usual would wait for the others, which wait for its next step.
                 traceback.print_exc()

@@ -44,9 +44,9 @@ class MultitaskModel(keras.Model):
         self.balancing = balancing
         self.contrastive = contrastive or {}
         self.temperature = temperature
-        self.means = {task: keras.metrics.Mean(name=f"{task}_loss") for task in losses}
+        self.means = {task: keras.metrics.Mean(name=f"loss/{task}") for task in losses}
         self.contrastive_means = {
-            task: keras.metrics.Mean(name=f"{task}_contrastive_loss") for task in self.contrastive
+            task: keras.metrics.Mean(name=f"contrastive_loss/{task}") for task in self.contrastive
         }
         self.figures = build_metrics(classes)
 

@@ -28,17 +28,27 @@ from multitask.data.pipeline import readable_pictures, sharded_labels, targets, 
 from multitask.data.records import Prepared
 from multitask.data.sampling import UNSHARDED, Shard, batch_places, epoch_rows
 from multitask.data.table import SELECTION, TRAIN, Table
-from multitask.files import locked, write_json
+from multitask.files import (
+    AGAIN,
+    check_room,
+    locked,
+    read_json,
+    reserve,
+    size_text,
+    write_json,
+    writing,
+)
 from multitask.learning.backend import jit_compile
 from multitask.learning.distribution import local_copy
 from multitask.model.network import connect_features, parts
-from multitask.spec import MISSING, DataSpec, InputError
+from multitask.spec import MISSING, DataSpec, InputError, install
 
 VERSION = 1  # of how features are computed and stored
 BEGUN, WHOLE = "done.json", "features.json"
 BATCH = 32  # of the trunk; its rounding depends on it, so it is not the spec's
 NEIGHBOURS = 5  # of SMOTE, as in its paper
 NOTE_EVERY_S = 10.0
+OR_ELSE = f"name another --records_dir or give --cache_features=off, {AGAIN}"
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,8 @@ def cache_features(
         tell: shows a line.
 
     Raises:
-        InputError: too little room on the disk, or a value that does not fit float16.
+        InputError: a value does not fit float16.
+        DiskError: there is no room for them; what is computed is kept, to go on with.
     """
     table, options = prepared.table, spec.features
     above = prepared.folder.parents[2] / "features"
@@ -201,7 +212,8 @@ def cache_features(
     waiting = f"Another process is computing these features ({folder}); waiting for it …"
     with locked(above / f".{folder.name}.lock", lambda: tell(waiting)):
         if not (folder / WHOLE).is_file():
-            _compute(network, prepared, spec, folder, shape, counts, tell)
+            with writing(above):
+                _compute(network, prepared, spec, folder, shape, counts, tell)
     arrays = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in counts}
     tell(f"Features of the frozen trunk: {folder}")
     labels = table.labels[table.rows(TRAIN)]
@@ -217,6 +229,16 @@ def cache_features(
     )
 
 
+def _begun(folder: Path, nothing: dict[str, int]) -> dict[str, int]:
+    """How many rows of each split are computed; `nothing` where the file is something else."""
+    try:
+        read = read_json(folder / BEGUN)
+        found = {split: int(read[split]) for split in nothing}
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return nothing
+    return found if min(found.values()) >= 0 else nothing
+
+
 def _compute(
     network: keras.Model,
     prepared: Prepared,
@@ -228,25 +250,27 @@ def _compute(
 ) -> None:
     dtype = np.dtype(spec.features.dtype)
     needed = sum(counts.values()) * int(np.prod(shape)) * dtype.itemsize
-    done = dict.fromkeys(counts, 0)
-    if (folder / BEGUN).is_file():
-        done = json.loads((folder / BEGUN).read_text())
+    done, begun = dict.fromkeys(counts, 0), (folder / BEGUN).is_file()
+    if begun:
+        done = _begun(folder, done)
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        free = shutil.disk_usage(folder.parent).free
-        if needed > free:
-            raise InputError(
-                f"--cache_features: {folder.parent}: {needed / 1e9:.1f} GB are needed, "
-                f"{free / 1e9:.1f} GB are free; name another --records_dir, or give "
-                "--cache_features=off"
-            )
+        check_room(folder.parent, needed, what="features", again=OR_ELSE)
         folder.mkdir()
+    try:
         for split, count in counts.items():
-            np.lib.format.open_memmap(folder / f"{split}.npy", "w+", dtype, (count, *shape)).flush()
+            path = folder / f"{split}.npy"
+            if not begun:
+                np.lib.format.open_memmap(path, "w+", dtype, (count, *shape)).flush()
+            reserve(path, again=OR_ELSE)
+    except OSError:
+        if not begun:  # it is empty, but takes the room
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     what = "×".join(map(str, shape))
     tell(
         f"Computing the frozen trunk's features, {what} {dtype.name} a picture: "
-        f"{sum(counts.values()):,} in all, {needed / 1e9:.2g} GB in {folder}"
+        f"{sum(counts.values()):,} in all, {size_text(needed)} in {folder}"
     )
     extract = _extractor(network, shape)
     rows = len(prepared.table.rows(TRAIN))
@@ -404,7 +428,5 @@ def _smote() -> type:
     try:
         from imblearn.over_sampling import SMOTE
     except ImportError:
-        raise InputError(
-            "--smote: needs imbalanced-learn: pip install 'multitask[smote]'"
-        ) from None
+        raise InputError(f"--smote: needs imbalanced-learn: {install('smote')}") from None
     return SMOTE

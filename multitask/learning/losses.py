@@ -142,13 +142,15 @@ class MacroF1(keras.metrics.Metric):
 def build_metrics(classes: Mapping[str, int]) -> dict[str, list[keras.metrics.Metric]]:
     """Every task's metrics, with the task in their names.
 
+    The task comes last: Keras puts `val_` before the whole name, and `val_artist/top1` could be
+    that of a task called `val_artist`. `callbacks.rename_logs` makes `artist/val_top1` of it.
     `labelled` is how many labels there were: a task without any shows `n/a`, not 0.
     """
     return {
         task: [
-            keras.metrics.SparseCategoricalAccuracy(name=f"{task}_top1"),
-            MacroF1(count, name=f"{task}_macro_f1"),
-            LabelCount(name=f"{task}_labelled"),
+            keras.metrics.SparseCategoricalAccuracy(name=f"top1/{task}"),
+            MacroF1(count, name=f"macro_f1/{task}"),
+            LabelCount(name=f"labelled/{task}"),
         ]
         for task, count in classes.items()
     }

@@ -10,9 +10,8 @@ from keras import ops
 
 from multitask.learning.backend import on_tensorflow
 from multitask.learning.schedules import ScaledSchedule, build_schedule
-from multitask.model.network import TRUNK
 from multitask.model.trunks import group_of
-from multitask.spec import DataSpec, Kind, OptimizerOptions
+from multitask.spec import TRUNK, DataSpec, Kind, OptimizerOptions, field_of
 
 # Kernels shrink; biases (those of a GRU are matrices), normalisation (gamma, beta) and any other
 # vector do not: ConvNeXt's LayerScale has one without a name.
@@ -248,7 +247,7 @@ def build_optimizer(
             ema_momentum=options.ema,
             # Keras refuses 1, which is what it does without.
             gradient_accumulation_steps=options.accumulate if options.accumulate > 1 else None,
-            name=f"{name}_adamw",
+            name=f"adamw-{name}",
         )
         for name, part in parts.items()
     }
@@ -257,13 +256,13 @@ def build_optimizer(
 
 
 def current_rates(optimizer: PartsOptimizer) -> dict[str, float]:
-    """Part -> its learning rate at this step.
+    """`field_of` a part -> its learning rate at this step: `artist/rate`, `trunk_rate`.
 
-    Where a part's rate decays layer by layer, that is the highest, and `{part}_lowest` the lowest.
+    Where a part's rate decays layer by layer, that is the highest, and `lowest_rate` the lowest.
     """
     rates = {}
     for name, part in optimizer.parts.items():
-        rates[name] = float(part.learning_rate) * part.highest_factor
+        rates[field_of(name, "rate")] = float(part.learning_rate) * part.highest_factor
         if part.lowest_factor < part.highest_factor:
-            rates[f"{name}_lowest"] = float(part.learning_rate) * part.lowest_factor
+            rates[field_of(name, "lowest_rate")] = float(part.learning_rate) * part.lowest_factor
     return rates

@@ -18,14 +18,14 @@ from multitask.learning.contrastive import projection
 from multitask.learning.engine import MultitaskModel
 from multitask.learning.losses import build_losses
 from multitask.learning.optimizers import Part, build_optimizer, network_parts
-from multitask.model.network import TRUNK, connect, connect_features, parts
+from multitask.model.network import connect, connect_features, parts
 from multitask.model.trunks import (
     batchnorm_trains,
     finalize_normalization,
     freeze_trunk,
     merged_frozen_count,
 )
-from multitask.spec import BALANCING, CONTRASTIVE, PHASES, DataSpec, Kind
+from multitask.spec import BALANCING, CONTRASTIVE, PHASES, TRUNK, DataSpec, Kind
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ class PhaseModel:
         return metrics
 
 
-def wanted_phases(phase: str) -> tuple[str, ...]:
-    """`all` -> both."""
-    return PHASES if phase == "all" else (phase,)
+def wanted_phases(spec: DataSpec, phase: str) -> tuple[str, ...]:
+    """`all` -> both; a phase of 0 epochs is none."""
+    asked = PHASES if phase == "all" else (phase,)
+    return tuple(name for name in asked if getattr(spec.phases, name).epochs)
 
 
 def seed_phase(spec: DataSpec, phase: str) -> None:
@@ -98,7 +99,7 @@ def prepare_phase(
     synchronise_batchnorm(network, has_strategy())
     contrastive, project = contrastive_weights(spec), None
     if contrastive:
-        project = projection(spec.contrastive.width, name=CONTRASTIVE)
+        project = projection(spec.contrastive.width, name="contrastive")
     if cached:
         assert frozen == layers
         graph = connect_features(heads, projection=project)
@@ -111,11 +112,11 @@ def prepare_phase(
     balancing = build_balancing(
         spec.balancing,
         {task.name: task.weight for task in spec.tasks},
-        place=spec.place(None, BALANCING),
+        place=spec.place(None, "balancing"),
     )
     if balancing.trainable_variables:
         constant = Kind(kind="constant", rate=balancing.rate)
-        place = spec.place(None, BALANCING)
+        place = spec.place(None, "balancing")
         parts_of[BALANCING] = Part(balancing.trainable_variables, constant, place)
 
     model = MultitaskModel(

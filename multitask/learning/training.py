@@ -56,7 +56,7 @@ from multitask.learning.schedules import build_schedule
 from multitask.model.network import build_network, load_network, parameter_table, parts
 from multitask.model.trunks import check_trunk, merged_frozen_count
 from multitask.run import Run, check_same_data, check_workdir, start_run
-from multitask.spec import BALANCING, PHASES, DataSpec, InputError, SpecError
+from multitask.spec import PHASES, DataSpec, InputError, SpecError
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class TrainResult:
         run: the workdir.
         table: what was trained on.
         history: one row an epoch, over all phases.
-        best: `macro_f1` and each task -> the best score on the selection split.
+        best: `macro_f1` and each task's `artist/macro_f1` -> the best score on the selection split.
         best_epoch: the same -> its epoch, over all phases, from 1.
         trained: whether this call trained, or found everything done.
     """
@@ -118,7 +118,7 @@ def train(
     progress = found.progress
     for line in found.damaged:
         tell(f"{line}; going on from the one before")
-    todo = [p for p in wanted_phases(phase) if p not in progress.finished]
+    todo = [p for p in wanted_phases(spec, phase) if p not in progress.finished]
     if PHASES[1] in progress.finished:
         todo = []
     check_spec(spec)
@@ -193,7 +193,7 @@ def check_spec(spec: DataSpec) -> None:
     build_balancing(
         spec.balancing,
         {task.name: task.weight for task in spec.tasks},
-        place=spec.place(None, BALANCING),
+        place=spec.place(None, "balancing"),
     )
     wants_cache(spec)
     if spec.mix is not None and contrastive_weights(spec):
@@ -225,14 +225,15 @@ def _first_network(
         trunk = spec.trunk.model_copy(update={"weights": "none"})
         return build_network(spec.model_copy(update={"trunk": trunk}), classes)
     if init_from is not None:
-        if todo != [PHASES[1]]:
+        if phase != PHASES[1]:
             raise InputError("--init_from: is for --phase=finetune alone")
         return load_network(init_from, spec, classes)
-    if todo[0] == PHASES[1]:
+    if todo[0] == PHASES[1] and (spec.phases.heads.epochs or phase != "all"):
         if not best.is_file() and phase != "all":
+            first = "--phase=heads (or all) first" if spec.phases.heads.epochs else "--phase=all"
             raise InputError(
                 f"--phase=finetune: {workdir} has no model of the phase heads to start from; "
-                "train with --phase=heads (or all) first, or name one with --init_from=MODEL"
+                f"train with {first}, or name one with --init_from=MODEL"
             )
         return _load_best(best, spec, classes)
     return build_network(spec, classes)

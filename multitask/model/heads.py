@@ -134,4 +134,5 @@ def build_head(spec: DataSpec, task: str, feature_shape: tuple, classes: int) ->
         raise SpecError(f"{place}.{error}") from None
     # float32 whatever the policy: a softmax of half precision loses the small classes.
     logits = layers.Dense(classes, dtype="float32", name=f"{task}_logits")(x)
-    return keras.Model(features, logits, name=task)
+    # No layer of ours, and none that Keras names, has a hyphen.
+    return keras.Model(features, logits, name=f"{task}-head")

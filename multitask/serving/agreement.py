@@ -18,8 +18,9 @@ from multitask.evaluation.calibration import Calibration
 from multitask.evaluation.predictions import compiled, softmax
 from multitask.files import RunError, silent
 from multitask.metrics import classification_metrics
+from multitask.reading import MAX_IMAGE_BYTES, read_regular
 from multitask.serving.formats import FLOAT32, FORMATS
-from multitask.serving.runtimes import RUNTIMES, speed
+from multitask.serving.runtimes import RUNTIMES, load_savedmodel, output_of, speed
 from multitask.serving.signatures import SIGNATURE
 from multitask.spec import MISSING, InputError
 
@@ -96,7 +97,7 @@ class Artifact:
 
 def _with_logits(infer: Callable) -> Infer:
     return lambda image: {
-        f"{task}_logits": np.asarray(logits) for task, logits in infer(image).items()
+        output_of(task, "logits"): np.asarray(logits) for task, logits in infer(image).items()
     }
 
 
@@ -109,23 +110,26 @@ def compare(
     names: Sequence[str],
     *,
     how: str,
+    trained: keras.Model | None = None,
 ) -> list[dict[str, Any]]:
     """Each artifact's answers beside the model's.
 
     Args:
         artifacts: of the model.
-        model: image -> {task: logits}.
+        model: image -> {task: logits}, in float32.
         calibrations: task -> its temperature.
         table: whose labels the metrics are of.
         rows: int [n], of the table.
         names: str [n], the rows' picture files.
         how: pictures are made to fit.
+        trained: the same network as it was trained, where it computed in another precision.
 
     Returns:
         For each artifact and each library that runs it here what stands in `report.json`: format,
         precision, runtime, bytes, pictures, the greatest difference of a probability and the share
         of equal answers a task, the metrics of both, and pictures a second by batch size. The first
-        is the model itself.
+        is the model itself; where it was `trained` in another precision, its `rounding` is, for
+        each task, how far the two are from each other.
 
     Raises:
         InputError: none of the pictures can be read.
@@ -133,6 +137,8 @@ def compare(
     size_px, infer = model.input_shape[1], compiled(model)
     opened: list[tuple[Artifact | None, str, Infer]] = [(None, "the model", _with_logits(infer))]
     opened += [(artifact, *way) for artifact in artifacts for way in artifact.open()]
+    as_trained = _with_logits(compiled(trained)) if trained else None
+    before: dict[str, list] = {task: [] for task in calibrations}
     encoded = [artifact and _encoded(artifact) for artifact, *_ in opened]
     said: list[dict[str, list]] = [{task: [] for task in calibrations} for _ in opened]
     from_bytes = [0.0] * len(opened)
@@ -148,8 +154,12 @@ def compare(
                 answers = answer(image)
                 for task, values in found.items():
                     values.append(_probabilities(answers, task, calibrations[task]))
+            if as_trained:
+                answers = as_trained(image)
+                for task, values in before.items():
+                    values.append(_probabilities(answers, task, calibrations[task]))
             if sum(map(len, read)) < BYTES_CHECKED:
-                data = tf.constant([Path(names[place]).read_bytes() for place in places])
+                data = tf.constant([read_regular(names[i], MAX_IMAGE_BYTES) for i in places])
                 for index, serve in enumerate(encoded):
                     if serve:
                         answers = {name: x.numpy() for name, x in serve(data).items()}
@@ -183,6 +193,14 @@ def compare(
             for count in BATCHES_TIMED
         }
         found.append(entry)
+    if as_trained:
+        found[0]["rounding"] = {
+            task: {
+                "difference": _worst(reference[task], np.concatenate(values)),
+                "same_top1": _same_top1(reference[task], np.concatenate(values)),
+            }
+            for task, values in before.items()
+        }
     return found
 
 
@@ -190,15 +208,15 @@ def _encoded(artifact: Artifact) -> Callable | None:
     """The function of encoded pictures, where the artifact has one."""
     if artifact.format != "savedmodel":
         return None
-    loaded = tf.saved_model.load(str(artifact.path))
+    loaded = load_savedmodel(artifact.path)
     return lambda data, kept=loaded: kept.signatures[SIGNATURE](data)
 
 
 def _probabilities(answers: Mapping, task: str, calibration: Calibration) -> np.ndarray:
-    own = answers.get(f"{task}_probabilities")
+    own = answers.get(output_of(task, "probabilities"))
     if own is not None:
         return np.asarray(own, np.float64)
-    logits = np.asarray(answers[f"{task}_logits"], np.float64)
+    logits = np.asarray(answers[output_of(task, "logits")], np.float64)
     return softmax(logits / calibration.temperature)
 
 
@@ -208,6 +226,10 @@ def _worst(found: np.ndarray, expected: np.ndarray) -> float:
     return worst if np.isfinite(worst) else float("inf")
 
 
+def _same_top1(found: np.ndarray, expected: np.ndarray) -> float:
+    return float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
+
+
 def _entry(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     known = labels != MISSING
     metrics: dict[str, Any] = dict.fromkeys(METRICS)
@@ -215,7 +237,7 @@ def _entry(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[
         metrics = classification_metrics(labels[known], found[known], classes=found.shape[1])
     return {
         "difference": _worst(found, expected),
-        "same_top1": float((found.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+        "same_top1": _same_top1(found, expected),
         "labelled": int(known.sum()),
         **{name: metrics[name] for name in METRICS},
     }
@@ -236,6 +258,22 @@ def why_refused(entry: Mapping[str, Any]) -> str | None:
     return None
 
 
+def rounding_line(entries: Sequence[Mapping[str, Any]]) -> str | None:
+    """What computing in float32 changes of a network that was trained in bfloat16; else None."""
+    model = entries[0]
+    if "rounding" not in model:
+        return None
+    parts = (
+        f"{task} {found['difference']:.1e} in probability, top-1 the same on "
+        f"{found['same_top1']:.1%}"
+        for task, found in model["rounding"].items()
+    )
+    return (
+        "Trained in bfloat16, exported in float32 with the same weights. On "
+        f"{model['pictures']} images the two differ by at most: {'; '.join(parts)}."
+    )
+
+
 def table_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """For the console: size, agreement, top-1/macro-F1 of each task, and pictures a second."""
     rows = []
@@ -251,7 +289,7 @@ def table_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
                 "max |Δp|": f"{max(found['difference'] for found in tasks):.1e}",
                 "same top-1": f"{min(found['same_top1'] for found in tasks):.3f}",
                 **{
-                    task: "/".join(
+                    f"{task}/": "/".join(  # a task may be called `precision`
                         "n/a" if found[name] is None else f"{found[name]:.3f}" for name in METRICS
                     )
                     for task, found in entry["tasks"].items()
@@ -262,6 +300,6 @@ def table_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
                 },
             }
         )
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows).rename(columns=lambda name: name.removesuffix("/"))
     lines = frame.to_string(index=False, justify="left").split("\n")
     return [line.rstrip() for line in lines]

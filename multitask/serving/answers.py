@@ -9,17 +9,19 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from multitask.files import replacing
+from multitask.files import parse_json, replacing, writing
 from multitask.run import refuse_other_settings
 from multitask.serving.predict import TOP
-from multitask.spec import InputError
+from multitask.spec import InputError, field_of
 
 ROWS = 10_000  # of a row group of Parquet
 FLUSH_EVERY = 64  # records
 ESCAPED = "backslashreplace"  # a file's name may be no text
+RESUME = "then run the same command again with --resume"
 
 
 class Answers:
@@ -46,10 +48,11 @@ class Answers:
         self.path, self.classes = path, classes
         self.partial = path.with_name(path.name + ".partial")
         self.done: set[str] = set()
-        if not self.partial.exists():
-            self._file = self.partial.open("x", encoding="utf-8", errors=ESCAPED)
-            self._line(settings)
-            self._file.flush()
+        if not self.partial.exists() or not self.partial.stat().st_size:
+            # Whole with its first line: one that is empty holds no answers to lose.
+            with replacing(self.partial) as temporary:
+                temporary.write_text(_json_line(settings), encoding="utf-8", errors=ESCAPED)
+            self._file = self._opened()
         elif not resume:
             raise InputError(
                 f"--out: {self.partial}: of a prediction that was interrupted; --resume goes on "
@@ -65,7 +68,7 @@ class Answers:
                 try:
                     if not line.endswith(b"\n"):
                         break
-                    record = json.loads(line)
+                    record = parse_json(line)
                     if number:
                         self.done.add(record["path"])
                     else:
@@ -77,13 +80,22 @@ class Answers:
                     ) from None
                 whole += len(line)
             if not whole:
-                raise InputError(f"--resume: {self.partial}: is empty; remove it to begin anew")
+                raise InputError(
+                    f"--resume: {self.partial}: has no whole line; remove it to begin anew"
+                )
             refuse_other_settings(self.partial, there, settings, what="prediction", flag="--resume")
             file.truncate(whole)
-        self._file = self.partial.open("a", encoding="utf-8", errors=ESCAPED)
+        self._file = self._opened()
+
+    def _opened(self) -> TextIO:
+        return self.partial.open("a", encoding="utf-8", errors=ESCAPED)
 
     def _line(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        with self._writing():
+            self._file.write(_json_line(record))
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self.path.absolute().parent, again=RESUME)
 
     def has(self, file: str) -> bool:
         """Whether the file was answered before."""
@@ -105,16 +117,18 @@ class Answers:
             self._line({"path": name, "tasks": tasks})
         self.done.add(name)
         if len(self.done) % FLUSH_EVERY == 0:
-            self._file.flush()
+            with self._writing():
+                self._file.flush()
 
     def close(self) -> None:
         """Keep what there is, to go on with later."""
-        self._file.close()
+        with self._writing():
+            self._file.close()
 
     def finish(self) -> None:
         """Make the file of it."""
         self.close()
-        with replacing(self.path) as temporary:
+        with replacing(self.path, again=RESUME) as temporary:
             WRITERS[self.path.suffix.lower()](temporary, self._records, self.classes)
         os.unlink(self.partial)
 
@@ -124,18 +138,26 @@ class Answers:
             yield from file
 
 
+def _json_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
 def _written(file: str) -> str:
     return file.encode("utf-8", ESCAPED).decode("utf-8")
 
 
 def columns(classes: Mapping[str, Sequence[str]]) -> dict[str, type]:
-    """Of a row a picture: name -> str or float."""
+    """Of a row a picture: name -> str or float.
+
+    `path` and `error`, then of each task `artist/predicted` and, from the most probable on,
+    `artist/1` and `artist/1_probability`.
+    """
     found: dict[str, type] = {"path": str, "error": str}
     for task, names in classes.items():
-        found[task] = str
+        found[field_of(task, "predicted")] = str
         for place in range(1, min(TOP, len(names)) + 1):
-            found[f"{task}_{place}"] = str
-            found[f"{task}_{place}_probability"] = float
+            found[field_of(task, f"{place}")] = str
+            found[field_of(task, f"{place}_probability")] = float
     return found
 
 
@@ -143,10 +165,10 @@ def _row(line: str) -> dict[str, Any]:
     record = json.loads(line)
     row: dict[str, Any] = {"path": record["path"], "error": record.get("error", "")}
     for task, found in record.get("tasks", {}).items():
-        row[task] = found["answer"]
+        row[field_of(task, "predicted")] = found["answer"]
         for place, one in enumerate(found["top"], start=1):
-            row[f"{task}_{place}"] = one["name"]
-            row[f"{task}_{place}_probability"] = one["probability"]
+            row[field_of(task, f"{place}")] = one["name"]
+            row[field_of(task, f"{place}_probability")] = one["probability"]
     return row
 
 

@@ -8,12 +8,10 @@ import asyncio
 import base64
 import collections
 import contextlib
-import dataclasses
-import functools
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
@@ -26,7 +24,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import MutableHeaders
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from multitask import __version__
@@ -45,9 +42,16 @@ from multitask.serving.batching import Batcher
 from multitask.serving.beside import Attention, Similar
 from multitask.serving.predict import UNCERTAIN, answer
 from multitask.serving.predictor import Predictor
+from multitask.serving.uploads import UploadLimits, Uploads, busy
 
 MAX_BATCH, WAIT_S = 16, 0.004
 READERS = min(4, cpu_count() or 1)  # threads; each holds one decoded picture
+# A decoded image takes up to 11 bytes a pixel while it is read. Larger ones are read one at a time,
+# and only so many may wait for it that they leave the places of `pending` to the others.
+LARGE_PIXELS, LARGE_PENDING = 16_000_000, 8
+# A progressive JPEG is decoded once for each of its scans, of which 30 bytes suffice: 20 MB of them
+# would take hours. Encoders write 6 to 20.
+MAX_SCANS = 100
 MAX_SIMILAR = 10
 SHOWN_PX, QUALITY = 360, 85  # shorter side of a picture with colours over it
 KINDS = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
@@ -66,16 +70,14 @@ class Limits:
     """What a request may be.
 
     Attributes:
-        upload_bytes: of a picture's file.
+        upload: of a picture's file.
         pixels: of a picture, at most MAX_PIXELS.
-        pending: requests at once; one more is told to come back.
-        upload_s: that an upload may take.
+        pending: requests that have come whole and are not answered; one more is told to come back.
     """
 
-    upload_bytes: int = 20_000_000
+    upload: UploadLimits = UploadLimits()
     pixels: int = 100_000_000
     pending: int = 64
-    upload_s: float = 60.0
 
     def __post_init__(self):
         if not 1 <= self.pixels <= MAX_PIXELS:
@@ -134,8 +136,8 @@ class Problem(BaseModel):
 
 
 PROBLEMS = {
-    408: "the upload took too long",
-    413: "too large: the file in bytes, or the picture in pixels",
+    408: "the upload took too long, or was too slow",
+    413: "too large: the file in bytes, or the picture in pixels, or one of its sides",
     415: "not a picture that is read: a still JPEG, PNG or WebP",
     422: "an option is wrong, or asks for what this server does not have",
     503: "busy; Retry-After says when to come back",
@@ -181,7 +183,11 @@ class Answerer:
     ):
         self.predictor, self.thresholds = predictor, thresholds
         self.attention, self.similar = attention, similar
-        size_px, how = predictor.size_px, predictor.how
+        self._read = self._reader(min(max_pixels, LARGE_PIXELS))
+        self._read_large = self._reader(max_pixels)
+
+    def _reader(self, max_pixels: int) -> tf.types.experimental.ConcreteFunction:
+        size_px, how = self.predictor.size_px, self.predictor.how
 
         @tf.function(
             input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.bool)],
@@ -192,12 +198,23 @@ class Answerer:
             reduced = tf.cond(shown, lambda: _small(upright), lambda: tf.zeros([0, 0, 3], tf.uint8))
             return resize_image(upright, size_px=size_px, how=how), reduced
 
-        self._read = read.get_concrete_function()
+        return read.get_concrete_function()
 
     def read(self, data: bytes, shown: bool) -> Picture:
-        """Raises tf.errors.InvalidArgumentError, as `decode_image`."""
-        image, reduced = self._read(tf.constant(data), tf.constant(shown))
-        return Picture(image.numpy(), reduced.numpy() if shown else None)
+        """A picture of at most LARGE_PIXELS.
+
+        Args:
+            data: its file.
+            shown: whether it is wanted for colours over it.
+
+        Raises:
+            tf.errors.InvalidArgumentError: as `decode_image`.
+        """
+        return _read(self._read, data, shown)
+
+    def read_large(self, data: bytes, shown: bool) -> Picture:
+        """As `read`, with as many pixels as there may be."""
+        return _read(self._read_large, data, shown)
 
     def warm_up(self) -> Said:
         """What is said of a black dot; later nobody waits for what is built or loaded once."""
@@ -249,6 +266,13 @@ class Answerer:
         return {"tasks": tasks, "similar": nearest}
 
 
+def _read(decode: Callable[..., tuple[tf.Tensor, tf.Tensor]], data: bytes, shown: bool) -> Picture:
+    if data.startswith(b"\xff\xd8\xff") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise tf.errors.InvalidArgumentError(None, None, f"JPEG of more than {MAX_SCANS} scans")
+    image, reduced = decode(tf.constant(data), tf.constant(shown))
+    return Picture(image.numpy(), reduced.numpy() if shown else None)
+
+
 def _small(image: tf.Tensor) -> tf.Tensor:
     """uint8 [height, width, 3] -> at most 4 SHOWN_PX long, however narrow."""
     image = reduce_image(image, shorter_px=SHOWN_PX)
@@ -293,16 +317,17 @@ def build_app(
     blank = answerer.warm_up()
     if blank.embedding is None and not isinstance(similar, str):
         similar = f"{predictor.runtime}'s artifact gives no embedding"
-    readers = ThreadPoolExecutor(READERS, "reader")
+    readers, large_reader = ThreadPoolExecutor(READERS, "reader"), ThreadPoolExecutor(1, "large")
+    uploads = Uploads(limits.upload)
     batcher = Batcher(answerer.answer, most=MAX_BATCH, wait_s=WAIT_S)
-    pending = 0
+    pending = large_pending = 0
     page = render(
         "app.html.j2",
         name=name,
         runtime=predictor.runtime,
         tasks=list(predictor.classes),
         size_px=predictor.size_px,
-        limits=dataclasses.asdict(limits),
+        limits={"upload_bytes": limits.upload.bytes, "pixels": limits.pixels},
         attention=attention if isinstance(attention, str) else None,
         similar=similar if isinstance(similar, str) else None,
     )
@@ -316,6 +341,7 @@ def build_app(
         with contextlib.suppress(asyncio.CancelledError):
             await working
         readers.shutdown()
+        large_reader.shutdown()
 
     app = FastAPI(
         title=f"multitask: {name}",
@@ -335,6 +361,30 @@ def build_app(
     async def failed(request: Request, error: Exception) -> JSONResponse:
         # Outside of _Guard: FastAPI answers these before any middleware of ours.
         return JSONResponse({"detail": "the server failed; its console says more"}, 500, headers)
+
+    async def beside(executor: ThreadPoolExecutor, *call) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(executor, *call)
+
+    async def read(data: bytes, shown: bool) -> Picture:
+        """The picture, decoded beside others; a large one alone, to bound the memory."""
+        nonlocal large_pending
+        try:
+            try:
+                return await beside(readers, answerer.read, data, shown)
+            except tf.errors.InvalidArgumentError as error:
+                is_large = f"{OVER_LIMIT} {LARGE_PIXELS}" in error_text(error)
+                if not is_large or limits.pixels <= LARGE_PIXELS:
+                    raise
+            if large_pending >= LARGE_PENDING:
+                raise busy()
+            large_pending += 1
+            try:
+                return await beside(large_reader, answerer.read_large, data, shown)
+            finally:
+                large_pending -= 1
+        except tf.errors.InvalidArgumentError as error:
+            text = error_text(error, data)
+            raise HTTPException(413 if OVER_LIMIT in text else 415, text) from None
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
@@ -371,46 +421,27 @@ def build_app(
             raise HTTPException(
                 415, f"Content-Type: {kind or 'none'}; send the picture itself as {KINDS[0]}"
             )
-        if pending >= limits.pending:
-            raise HTTPException(503, "busy; try again in a second", {"Retry-After": "1"})
-        pending += 1
-        try:
-            data = await _body(request, limits)
-            began = time.perf_counter()
-            beside = functools.partial(asyncio.get_running_loop().run_in_executor, readers)
+        if pending >= limits.pending:  # an upload would be in vain
+            raise busy()
+        async with contextlib.AsyncExitStack() as held:
+            data = await held.enter_async_context(uploads.body(request))
+            # Only now: a slow upload is no work, and takes nobody's place.
+            if pending >= limits.pending:
+                raise busy()
+            pending += 1
             try:
-                picture = await beside(answerer.read, data, options.attention)
-            except tf.errors.InvalidArgumentError as error:
-                text = error_text(error)
-                raise HTTPException(413 if OVER_LIMIT in text else 415, text) from None
-            del data  # others may come first, and it may be large
-            said = await batcher(picture)
-            told = await beside(answerer.tell, picture, said, options.similar)
-        finally:
-            pending -= 1
+                began = time.perf_counter()
+                picture = await read(data, options.attention)
+                del data  # others may come first, and it may be large
+                await held.aclose()
+                said = await batcher(picture)
+                told = await beside(readers, answerer.tell, picture, said, options.similar)
+            finally:
+                pending -= 1
         milliseconds = round(1000 * (time.perf_counter() - began), 1)
         return Prediction(**told, runtime=predictor.runtime, milliseconds=milliseconds)
 
     return app
-
-
-async def _body(request: Request, limits: Limits) -> bytes:
-    """The request's body, read no further than the limit."""
-    too_large = HTTPException(413, f"the file is larger than {limits.upload_bytes / 1e6:g} MB")
-    if int(request.headers.get("content-length", 0)) > limits.upload_bytes:
-        raise too_large
-    data = bytearray()
-    try:
-        async with asyncio.timeout(limits.upload_s):
-            async for chunk in request.stream():
-                if len(data) + len(chunk) > limits.upload_bytes:
-                    raise too_large
-                data += chunk
-    except TimeoutError:
-        raise HTTPException(408, f"the upload took over {limits.upload_s:g} seconds") from None
-    except ClientDisconnect:  # nobody reads this
-        raise HTTPException(408, "the upload was broken off") from None
-    return bytes(data)
 
 
 def _policy(page: str) -> str:

@@ -3,7 +3,7 @@
 Each is a function, or a text that says why there is none.
 """
 
-import hashlib
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from multitask.data.decode import read_reduced
+from multitask.data.files import read_reduced
 from multitask.data.table import read_classes
 from multitask.evaluation.similar import (
     Gallery,
@@ -22,8 +22,10 @@ from multitask.evaluation.similar import (
 )
 from multitask.figures import data_uri
 from multitask.model.network import load_network
+from multitask.reading import sha256
 from multitask.run import Run, open_run
 from multitask.serving.predictor import read_export
+from multitask.serving.runtimes import load_savedmodel, output_of
 from multitask.serving.signatures import ATTENTION
 from multitask.spec import SHARED, InputError
 
@@ -49,7 +51,7 @@ def load_attention(folder: Path) -> Attention | str:
     content = read_export(folder)
     if "savedmodel" not in content["artifacts"]:
         return "it takes a SavedModel; `multitask export --format=savedmodel,…` makes one"
-    loaded = tf.saved_model.load(str(folder / content["artifacts"]["savedmodel"]))
+    loaded = load_savedmodel(folder / content["artifacts"]["savedmodel"])
     if ATTENTION not in loaded.signatures:
         return "its trunk has no feature map"
     signature = loaded.signatures[ATTENTION]
@@ -57,7 +59,7 @@ def load_attention(folder: Path) -> Attention | str:
     # The signature alone does not keep the variables alive.
     def attention(images: np.ndarray, kept=loaded) -> dict[str, np.ndarray]:
         found = signature(tf.constant(images))
-        return {task: found[f"{task}_{ATTENTION}"].numpy() for task in content["classes"]}
+        return {task: found[output_of(task, ATTENTION)].numpy() for task in content["classes"]}
 
     return attention
 
@@ -70,6 +72,7 @@ def similar_pictures(
     *,
     workdir: Path | None = None,
     data_dir: Path | None = None,
+    allow_outside: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Similar | str:
     """The search among the training pictures of an export's run.
@@ -79,6 +82,7 @@ def similar_pictures(
         workdir: of the run; its gallery is made where there is none, which takes minutes. None:
             the export's parent, where that is the run and has the gallery.
         data_dir: where the data has moved to.
+        allow_outside: as of `open_run`.
         tell: shows a line.
 
     Returns:
@@ -91,7 +95,7 @@ def similar_pictures(
     """
     model = read_export(folder).get("model")
     if workdir:
-        run = open_run(workdir, data_dir)
+        run = open_run(workdir, data_dir, allow_outside=allow_outside)
         file = _model_file(run, model)
         if file is None:
             raise InputError(
@@ -109,7 +113,7 @@ def similar_pictures(
     if not (parent / "config.json").is_file():
         return remedy
     try:
-        run = open_run(parent, data_dir)
+        run = open_run(parent, data_dir, allow_outside=allow_outside)
         file = _model_file(run, model)
         gallery = file and read_gallery(run, file)
     except InputError as error:  # nobody asked for them
@@ -122,8 +126,9 @@ def _model_file(run: Run, digest: str | None) -> Path | None:
     """The run's model of that SHA-256, the best one first."""
     others = sorted(run.models.glob("*.keras"))
     for file in sorted(others, key=lambda file: file != run.best_model):
-        if hashlib.sha256(file.read_bytes()).hexdigest() == digest:
-            return file
+        with contextlib.suppress(OSError):  # what cannot be read is not that model
+            if sha256(file) == digest:
+                return file
     return None
 
 

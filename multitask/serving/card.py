@@ -1,16 +1,17 @@
 """The model card of an export (Mitchell et al. 2019), as Markdown."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from multitask.data.table import Table
 from multitask.evaluation.calibration import Calibration
+from multitask.evaluation.record import is_of_model
+from multitask.files import read_json
 from multitask.run import Run, name_in_run, package_versions
-from multitask.serving.agreement import BOUNDS
+from multitask.serving.agreement import BOUNDS, rounding_line
 from multitask.serving.formats import FORMATS
-from multitask.spec import InputError
+from multitask.spec import NO_TEST_SET, InputError
 
 
 def model_card(
@@ -20,6 +21,8 @@ def model_card(
     calibrations: Mapping[str, Calibration],
     entries: Sequence[Mapping[str, Any]],
     artifacts: Mapping[str, str],
+    *,
+    checked_on: str = "pictures",
 ) -> str:
     """Data, counts, metrics, recipe, artifacts and their checks.
 
@@ -29,6 +32,7 @@ def model_card(
         calibrations: task -> its temperature; the exported tasks.
         entries: as `agreement.compare` gives them.
         artifacts: format -> where it lies in the export.
+        checked_on: what kind of pictures the entries are of.
     """
     spec, tasks = run.spec, tuple(calibrations)
     metrics, baseline = _results(run, model_file)
@@ -64,6 +68,9 @@ def model_card(
             "|---|---|---|---|---|---|---|",
         ]
         for task in tasks:
+            if not metrics.get(f"{task}/labelled"):
+                lines.append(f"| {task} | n/a ({NO_TEST_SET}) |" + " |" * 5)
+                continue
             values = [
                 *(metrics.get(f"{task}/{n}") for n in ("labelled", "top1", "top5", "macro_f1")),
                 *(baseline.get(f"{task}/{n}") for n in ("top1", "macro_f1")),
@@ -71,6 +78,7 @@ def model_card(
             lines.append(f"| {task} | " + " | ".join(_cell(value) for value in values) + " |")
     else:
         lines.append("Not evaluated (`multitask evaluate` writes them).")
+        lines += [f"- {task}: {NO_TEST_SET}" for task in table.without_test if task in tasks]
     lines += [
         "",
         "## Recipe",
@@ -90,19 +98,21 @@ def model_card(
         lines.append(
             f"- {task}: logits are divided by {found.temperature:.3f}, fitted on "
             f"{found.fitted_on:,} pictures held out of training"
-            if found.fitted_on
-            else f"- {task}: not calibrated"
+            if found.fitted_on and not found.reason
+            else f"- {task}: not calibrated" + (f" ({found.reason})" if found.reason else "")
         )
-    lines += ["", "## Checks", "", *_checks(entries)]
+    lines += ["", "## Checks", "", *_checks(entries, checked_on)]
+    if rounding := rounding_line(entries):
+        lines += ["", rounding]
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     lines += ["", f"Made with {versions}."]
     return "\n".join(lines) + "\n"
 
 
-def _checks(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def _checks(entries: Sequence[Mapping[str, Any]], checked_on: str) -> list[str]:
     """Each artifact against the Keras model."""
     lines = [
-        f"Each was run on {entries[0]['pictures']} pictures before it was kept.",
+        f"Each was run on {entries[0]['pictures']} {checked_on} before it was kept.",
         "",
         "| artifact | precision | run by | greatest difference of a probability (allowed) | "
         "same top-1 | top-1, of the model | macro-F1, of the model |",
@@ -130,8 +140,9 @@ def _results(run: Run, model_file: Path) -> tuple[dict[str, Any], dict[str, Any]
     if not path.is_file():
         return {}, {}
     try:
-        content = json.loads(path.read_text())
-        if content["model"] != name_in_run(run, model_file):
+        content = read_json(path)
+        same = content["model"] == name_in_run(run, model_file)
+        if not same or not is_of_model(run, path.name, model_file):
             return {}, {}
         return content["metrics"], content["baseline"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -7,8 +7,8 @@ export/report.json        each artifact against the model: agreement, size, spee
 export/MODEL_CARD.md      data, counts, metrics, recipe, licence
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,13 @@ from multitask.data.table import SPLITS, TRAIN, VAL, Table, load_table, read_cla
 from multitask.evaluation.calibration import saved_calibrations
 from multitask.evaluation.trained_on import left_out
 from multitask.files import RunError, replacing, silent, write_json
-from multitask.model.network import connect, load_network, parts
+from multitask.model.network import connect, in_float32, load_network, parts
+from multitask.reading import sha256
 from multitask.run import Run, package_versions
-from multitask.serving.agreement import Artifact, compare, table_lines, why_refused
+from multitask.serving.agreement import Artifact, compare, rounding_line, table_lines, why_refused
 from multitask.serving.card import model_card
 from multitask.serving.formats import FLOAT32, FORMATS, PRECISIONS, Source, check_installed
-from multitask.spec import InputError, expected
+from multitask.spec import MISSING, NO_TEST_SET, InputError, expected
 
 CHECKED_PICTURES = {"none": 32, "float16": 256, "int8": 256}
 CALIBRATED_ON = 128  # training pictures, for the ranges of int8
@@ -71,17 +72,20 @@ def export(
     tasks = _asked(spec.task_names, tasks)
     if out:
         _refuse_other_content(out)
-    if not model_file.is_file():
+    if not model_file.exists():
         raise InputError(f"{model_file}: no such model; `multitask train` makes it")
     classes = {task.name: read_classes(run.data_dir / task.classes) for task in spec.tasks}
     model = load_network(model_file, spec, classes)
     if tasks != spec.task_names:
         trunk, heads = parts(model)
         model = connect(trunk, {task: heads[task] for task in tasks})
+    trained = model
+    # ONNX and LiteRT have no bfloat16 convolutions, and every format is to give the same answers.
+    model = in_float32(trained)
     found = saved_calibrations(run, model_file)
     calibrations = {task: found[task] for task in tasks}
     table = load_table(spec, run.data_dir, left_out=left_out(run))
-    rows, names = _pictures_to_check(
+    rows, names, of_test = _pictures_to_check(
         run, table, CHECKED_PICTURES[quantize] if pictures is None else pictures
     )
     description = {
@@ -91,7 +95,7 @@ def export(
         "resize": spec.resize,
         "classes": {task: classes[task] for task in tasks},
         "calibration": {task: one.to_dict() for task, one in calibrations.items()},
-        "model": hashlib.sha256(model_file.read_bytes()).hexdigest(),
+        "model": sha256(model_file),
     }
     source = Source(
         name=spec.name,
@@ -111,7 +115,10 @@ def export(
                 path = folder / FORMATS[name].write(source, folder, quantize)
             quantized = FORMATS[name].quantizes and quantize != "none"
             artifacts.append(Artifact(name, path, quantize if quantized else FLOAT32))
-        entries = compare(artifacts, model, calibrations, table, rows, names, how=spec.resize)
+        labels = table.labels if of_test else np.full_like(table.labels, MISSING)
+        judged = replace(table, labels=labels)  # what is right in training tells nothing
+        against = {"how": spec.resize, "trained": None if trained is model else trained}
+        entries = compare(artifacts, model, calibrations, judged, rows, names, **against)
         for entry in entries[1:]:
             if refused := why_refused(entry):
                 raise RunError(
@@ -130,15 +137,21 @@ def export(
             },
         )
         write_json(folder / "report.json", {"artifacts": entries})
-        card = model_card(run, model_file, table, calibrations, entries, where)
+        kind = "pictures"
+        if not of_test:
+            why = "none of the test set is there" if len(table.rows(VAL)) else NO_TEST_SET
+            kind = f"training pictures ({why})"
+        card = model_card(run, model_file, table, calibrations, entries, where, checked_on=kind)
         (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     count = entries[0]["pictures"]
     tell(
-        f"Checked on {count} pictures against {model_file.name} (a task: top-1/macro-F1; a batch: "
+        f"Checked on {count} {kind} against {model_file.name} (a task: top-1/macro-F1; a batch: "
         "pictures a second):"
     )
     for line in table_lines(entries):
         tell(line)
+    if rounding := rounding_line(entries):
+        tell(rounding)
     return target
 
 
@@ -182,8 +195,9 @@ def _asked(known: tuple[str, ...], tasks: Sequence[str] | None) -> tuple[str, ..
     return tuple(task for task in known if task in tasks)
 
 
-def _pictures_to_check(run: Run, table: Table, count: int) -> tuple[np.ndarray, list[str]]:
-    """Real pictures of the exam, else of training: rows of the table and files."""
+def _pictures_to_check(run: Run, table: Table, count: int) -> tuple[np.ndarray, list[str], bool]:
+    """Real pictures of the test set, else of training: rows of the table, files, and whether they
+    are the test set's."""
     image_dir = run.data_dir / run.spec.images
     for split in (VAL, *SPLITS):
         rows = table.rows(split)
@@ -192,7 +206,7 @@ def _pictures_to_check(run: Run, table: Table, count: int) -> tuple[np.ndarray, 
         if here:
             step = max(1, len(here) // count) if count else 1
             here = here[::step][: count or None]
-            return rows[here], [names[place] for place in here]
+            return rows[here], [names[place] for place in here], split == VAL
     raise InputError(
         f"{image_dir}: no picture is there to check the export with; name where with --data_dir"
     )
@@ -201,7 +215,8 @@ def _pictures_to_check(run: Run, table: Table, count: int) -> tuple[np.ndarray, 
 def _representative(run: Run, records_dir: Path | None) -> Iterator[np.ndarray]:
     """Training pictures from their records, evenly over all, float32 [1, size, size, 3]."""
     spec = run.spec
-    prepared = prepare(spec, run.data_dir, records_dir)
+    remedy = "Name where the images are with --data_dir"
+    prepared = prepare(spec, run.data_dir, records_dir, remedy=remedy, allow="")
     count = len(prepared.table.rows(TRAIN))
     places = np.unique(np.linspace(0, count - 1, min(count, CALIBRATED_ON)).astype(np.int64))
     dataset = prepared.reader(TRAIN)(tf.data.Dataset.from_tensor_slices(places))

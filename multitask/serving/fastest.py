@@ -16,7 +16,7 @@ import numpy as np
 import platformdirs
 from tqdm import tqdm
 
-from multitask.files import silent, write_json
+from multitask.files import read_json, silent, write_json
 from multitask.serving.runtimes import RUNTIMES, speed
 
 ROUNDS, TURN_S = 5, 0.2  # short turns, as a machine gets faster and slower
@@ -55,7 +55,7 @@ def fastest(
     digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
     file = Path(platformdirs.user_cache_dir("multitask")) / "runtimes" / f"{digest[:32]}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        chosen = json.loads(file.read_text(encoding="utf-8"))["chosen"]
+        chosen = read_json(file)["chosen"]
         if chosen in artifacts:
             return chosen
     rates = _rates(artifacts, size_px=size_px, batch=batch, tell=tell)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from multitask.evaluation.calibration import Calibration
+from multitask.files import plainly_named, scratch
 from multitask.model.network import connect, parts
 from multitask.serving.runtimes import IMAGE
 from multitask.serving.signatures import numbers, signatures
-from multitask.spec import InputError
+from multitask.spec import InputError, install
 
 VERSION = "1"  # of the served model; TensorFlow Serving wants a number
 OPSET = 18  # of ONNX; ONNX Runtime 1.15 and OpenVINO 2023.1 read it
@@ -149,26 +149,28 @@ def _quantize(source: Source, path: Path) -> None:
             image = next(self.images, None)
             return None if image is None else {IMAGE: image}
 
-    with tempfile.TemporaryDirectory() as scratch:
-        prepared = Path(scratch) / path.name
+    with scratch() as folder:
+        prepared, quantized = folder / path.name, folder / f"int8_{path.name}"
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
         quantization.quantize_static(
             prepared,
-            path,
+            quantized,
             Reader(),
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
             activation_type=quantization.QuantType.QUInt8,
         )
+        content = quantized.read_bytes()
+    path.write_bytes(content)
 
 
 def _litert(source: Source, folder: Path, quantize: str) -> str:
     name = f"{source.name}.tflite"
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch() as made, plainly_named(made) as saved:
         # From anything but an archive that tracks the variables, the weights would be lost.
         answer = numbers(_unrolled(source.model), source.calibrations)
-        _write({"serving_default": answer}, Path(scratch))
-        converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
+        _write({"serving_default": answer}, saved)
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
         if quantize != "none":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if quantize == "float16":
@@ -267,6 +269,4 @@ def check_installed(name: str) -> None:
     """Refuse a format that cannot be made here."""
     for module in FORMATS[name].needs:
         if importlib.util.find_spec(module) is None:
-            raise InputError(
-                f"--format={name}: needs an extra: pip install 'multitask[{FORMATS[name].extra}]'"
-            )
+            raise InputError(f"--format={name}: needs an extra: {install(FORMATS[name].extra)}")

@@ -1,7 +1,7 @@
 """Pictures and folders -> every task's answer, a batch at a time."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,23 @@ import numpy as np
 from tqdm import tqdm
 
 from multitask.data.files import why_unreadable
+from multitask.data.folders import SUFFIXES, ImageSearch
 from multitask.data.pipeline import readable_pictures
 from multitask.serving.predictor import Predictor
 from multitask.spec import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 TOP = 3
 UNCERTAIN = "uncertain"
 
 
-def find_pictures(names: Sequence[str]) -> list[str]:
+def find_pictures(names: Sequence[str], *, tell: Callable[[str], None] = print) -> list[str]:
     """Pictures and folders -> picture files, sorted within a folder, each once.
 
-    Of a folder, everything below it whose name ends as a picture's does.
+    Of a folder, what `ImageSearch` finds below it.
+
+    Args:
+        names: of pictures and folders.
+        tell: shows a line, of what was skipped.
 
     Raises:
         InputError: nothing was named, or there is no such file or folder, or no picture in it.
@@ -29,24 +33,26 @@ def find_pictures(names: Sequence[str]) -> list[str]:
     if not names:
         raise InputError("name at least one picture or folder")
     found: dict[str, None] = {}
+    search = ImageSearch()
     for name in names:
         path = str(Path(name))
         if os.path.isdir(path):
-            inside = [
-                file
-                for folder, _, files in os.walk(path)
-                for file in (os.path.join(folder, name) for name in files)
-                if file.lower().endswith(SUFFIXES)
-            ]
+            if search.has_read(path):
+                continue
+            inside = search.find(path)
             if not inside:
+                skipped = search.skipped.line()
                 raise InputError(
                     f"{path}: no picture in this folder (names ending in {', '.join(SUFFIXES)})"
+                    + (f". {skipped}" if skipped else "")
                 )
-            found |= dict.fromkeys(sorted(inside))
+            found |= dict.fromkeys(inside)
         elif os.path.exists(path):
             found[path] = None
         else:
             raise InputError(f"{path}: no such file or folder")
+    if skipped := search.skipped.line():
+        tell(skipped)
     return list(found)
 
 

@@ -1,8 +1,7 @@
 """A trained model that answers pictures, from an export or from a run."""
 
-import hashlib
-import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,17 @@ from multitask.data.table import read_classes
 from multitask.evaluation.calibration import Calibration, saved_calibrations
 from multitask.evaluation.predictions import softmax
 from multitask.evaluation.views import TTA
-from multitask.files import silent
+from multitask.files import read_json, silent
 from multitask.model.network import load_network
+from multitask.reading import check_regular, sha256
 from multitask.run import Run
 from multitask.serving.export import FORMAT
 from multitask.serving.fastest import fastest
-from multitask.serving.runtimes import AUTO, EMBEDDING, RUNTIMES, able
+from multitask.serving.runtimes import AUTO, EMBEDDING, RUNTIMES, able, output_of
 from multitask.serving.signatures import numbers
 from multitask.spec import InputError
+
+LARGEST_PX = 4096  # of an export's input; a spec allows 1024
 
 
 @dataclass(frozen=True)
@@ -66,32 +68,36 @@ class Predictor:
         found = {}
         for task, calibration in self.calibrations.items():
             temperature = calibration.temperature if self.calibrated else 1.0
-            each = [softmax(np.float64(view[f"{task}_logits"]) / temperature) for view in said]
+            each = [
+                softmax(np.float64(view[output_of(task, "logits")]) / temperature) for view in said
+            ]
             found[task] = np.mean(each, axis=0).astype(np.float32)
         return found, None if self.tta else said[0].get(EMBEDDING)
 
     def thresholds(self, accuracy: float) -> dict[str, float]:
-        """Task -> the confidence from which on this share is right on the selection split; inf
-        where a task is never right that often, and so always uncertain.
+        """Task -> the confidence from which on this share is right on the validation split; inf
+        where no confidence is known to be, and the task so always uncertain.
 
         Raises:
-            InputError: no task is, or nothing is known of one on the selection split.
+            InputError: no task has one, or the model was not evaluated.
         """
-        found, highest = {}, {}
+        found, reasons = {}, {}
         for task, calibration in self.calibrations.items():
             threshold = calibration.threshold(accuracy, calibrated=self.calibrated)
             found[task] = math.inf if threshold is None else threshold
-            highest[task] = calibration.highest(calibrated=self.calibrated)
-            if highest[task] is None:
+            reasons[task] = calibration.why_no_threshold(accuracy, calibrated=self.calibrated)
+            if not calibration.fitted_on and calibration.reason is None:
                 raise InputError(
-                    f"--min_confidence: auto:{accuracy:g}: nothing is known of {task} on a "
-                    "selection split; `multitask evaluate` finds it out, and `export` carries it"
+                    f"--min_confidence: auto:{accuracy:g}: nothing is known of {task}, as this "
+                    "model was not evaluated; `multitask evaluate` measures it, and the next "
+                    "`multitask export` carries it"
                 )
-        if all(math.isinf(threshold) for threshold in found.values()):
-            most = ", ".join(f"{task} {share:.3f}" for task, share in highest.items())
+        if all(reasons.values()):
+            why = "; ".join(f"{task}: {reason}" for task, reason in reasons.items())
             raise InputError(
-                f"--min_confidence: auto:{accuracy:g}: on the selection split no task is right "
-                f"that often; the highest are {most}"
+                f"--min_confidence: auto:{accuracy:g}: the validation split shows no such "
+                f"confidence ({why}). Give a number, such as --min_confidence=0.6; a new training "
+                "with a larger validation split (--selection) may show one"
             )
         return found
 
@@ -106,7 +112,7 @@ def read_export(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"--model: {folder}: no such folder; `multitask export` makes one")
     try:
-        content = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "classes.json")
         written = content["format"]
         if written != FORMAT:
             raise InputError(
@@ -114,20 +120,28 @@ def read_export(folder: Path) -> dict[str, Any]:
                 "export it again"
             )
         classes = {task: tuple(names) for task, names in content["classes"].items()}
+        if not all(isinstance(name, str) for names in classes.values() for name in names):
+            raise ValueError("a class has no name")
         calibrations = {
             task: Calibration.from_dict(content["calibration"][task]) for task in classes
         }
         size_px, how = int(content["image_size"]), content["resize"]
+        if not 1 <= size_px <= LARGEST_PX:
+            raise ValueError(f"image_size {size_px}")
         if how not in RESIZE_KINDS:
             raise ValueError(f"resize {how!r}")
         artifacts = dict(content["artifacts"])
         for where in artifacts.values():
             if not (folder / where).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"artifact {where!r}")
-        identity = _sha256(folder / "classes.json", folder / "report.json")
+            if os.path.exists(folder / where):  # whoever loads it says that it is missing
+                check_regular(folder / where)
+        identity = sha256(folder / "classes.json", folder / "report.json")
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError
+    ) as error:  # fmt: skip
         raise InputError(f"--model: {folder}: not an export of multitask ({error})") from None
     return {
         **content,
@@ -178,7 +192,7 @@ def load_export(
             f"({reason})"
         ) from None
     for task, names in content["classes"].items():
-        logits = said.get(f"{task}_logits")
+        logits = said.get(output_of(task, "logits"))
         if logits is None:
             raise InputError(f"--model: {folder}: its model does not answer {task}")
         if logits.shape[-1] != len(names):
@@ -215,9 +229,5 @@ def load_best(run: Run, *, model_file: Path | None = None) -> Predictor:
         calibrations,
         run.spec.image_size,
         run.spec.resize,
-        _sha256(model_file),
+        sha256(model_file),
     )
-
-
-def _sha256(*files: Path) -> str:
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -15,12 +15,25 @@ from pathlib import Path
 
 import numpy as np
 
-from multitask.spec import InputError, expected
+from multitask.files import plainly_named
+from multitask.spec import InputError, expected, install
 
 EMBEDDING = "embedding"
 IMAGE = "image"
 PIXELS = "pixels"  # the SavedModel's signature of decoded pictures
+# Of a task's outputs.
+KINDS = ("attention", "classes", EMBEDDING, "label", "logits", "probabilities")
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def output_of(task: str, kind: str) -> str:
+    """An output of an artifact: `artist_logits`.
+
+    Clients in other languages ask for these names, so they have no slash, unlike columns. No kind
+    (of KINDS) ends in `_` and another one, so that two tasks' names always differ; none of ours
+    (`embedding`, `image`) ends in `_` and a kind.
+    """
+    return f"{task}_{kind}"
 
 
 @dataclass(frozen=True)
@@ -88,10 +101,18 @@ def _litert(path: Path) -> Run:
     return lambda image, kept=interpreter: signature(**{IMAGE: image})
 
 
+def load_savedmodel(path: Path):
+    """TensorFlow's own object of a SavedModel, whatever the folders above it are called."""
+    import tensorflow as tf
+
+    with plainly_named(path) as plain:
+        return tf.saved_model.load(str(plain))
+
+
 def _tensorflow(path: Path) -> Run:
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(path))
+    loaded = load_savedmodel(path)
     signature = loaded.signatures[PIXELS]
 
     # The signature alone does not keep the variables alive.
@@ -128,8 +149,11 @@ def able(name: str, artifacts: Mapping[str, str]) -> list[str]:
             return found
         wanted = {r.format: r.extra for r in RUNTIMES.values() if r.format in artifacts}
         raise InputError(
-            f"--runtime: nothing that is installed runs {', '.join(artifacts)}"
-            + "".join(f"; pip install 'multitask[{extra}]'" for extra in wanted.values())
+            f"--runtime: nothing that is installed runs {', '.join(artifacts)}; "
+            + (
+                "; ".join(install(extra) for extra in wanted.values())
+                or "`multitask export --format=savedmodel` makes what TensorFlow runs"
+            )
         )
     if name not in RUNTIMES:
         raise InputError(f"--runtime: {name!r}. {expected(name, [AUTO, *RUNTIMES])}")
@@ -140,9 +164,7 @@ def able(name: str, artifacts: Mapping[str, str]) -> list[str]:
             f"`multitask export --format={runtime.format}` makes it"
         )
     if not runtime.installed:
-        raise InputError(
-            f"--runtime={name}: needs an extra: pip install 'multitask[{runtime.extra}]'"
-        )
+        raise InputError(f"--runtime={name}: needs an extra: {install(runtime.extra)}")
     return [name]
 
 

@@ -9,7 +9,7 @@ from multitask.data.decode import decode_image, resize_image
 from multitask.evaluation.attention import activation_maps
 from multitask.evaluation.calibration import Calibration
 from multitask.model.network import ANSWERS, FEATURES, VECTORS, examined_model, parts
-from multitask.serving.runtimes import EMBEDDING, IMAGE, PIXELS
+from multitask.serving.runtimes import EMBEDDING, IMAGE, PIXELS, output_of
 from multitask.spec import SHARED
 
 SIGNATURE, PIXELS_UINT8, EMBED, ATTENTION = (
@@ -87,9 +87,9 @@ def signatures(
     def named(answers: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         for task in heads:
             names = tf.constant(classes[task])
-            answers[f"{task}_classes"] = names
-            answers[f"{task}_label"] = tf.gather(
-                names, tf.argmax(answers[f"{task}_logits"], axis=-1)
+            answers[output_of(task, "classes")] = names
+            answers[output_of(task, "label")] = tf.gather(
+                names, tf.argmax(answers[output_of(task, "logits")], axis=-1)
             )
         return answers
 
@@ -115,14 +115,14 @@ def signatures(
         vectors = examined(each(load, image_bytes), training=False)[VECTORS]
         return {
             EMBEDDING: vectors[SHARED],
-            **{f"{task}_{EMBEDDING}": vectors[task] for task in heads},
+            **{output_of(task, EMBEDDING): vectors[task] for task in heads},
         }
 
     @tf.function(input_signature=[_images(*model.input_shape[1:])])
     def attention(image: tf.Tensor) -> dict[str, tf.Tensor]:
         said = examined(image, training=False)
         return {
-            f"{task}_{ATTENTION}": activation_maps(
+            output_of(task, ATTENTION): activation_maps(
                 head, said[FEATURES], tf.argmax(said[ANSWERS][task], axis=-1)
             )
             for task, head in heads.items()
@@ -141,6 +141,8 @@ def _images(*shape: int | None, dtype: tf.DType = tf.float32) -> tf.TensorSpec:
 def _answers(said: dict, calibrations: Mapping[str, Calibration]) -> dict[str, tf.Tensor]:
     answers = {EMBEDDING: said[VECTORS][SHARED]}
     for task, logits in said[ANSWERS].items():
-        answers[f"{task}_logits"] = logits
-        answers[f"{task}_probabilities"] = tf.nn.softmax(logits / calibrations[task].temperature)
+        answers[output_of(task, "logits")] = logits
+        answers[output_of(task, "probabilities")] = tf.nn.softmax(
+            logits / calibrations[task].temperature
+        )
     return answers

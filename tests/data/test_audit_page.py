@@ -148,8 +148,29 @@ def test_long_lists_are_cut_and_say_so(tiny_data, tiny_spec, tmp_path, monkeypat
     assert sum(value.startswith("data:image/jpeg") for value in page.references) == 4
 
 
+def test_many_classes_and_long_names_do_not_make_a_long_page(
+    tiny_data, tiny_spec, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(audit_page, "MAX_TASKS", 2)
+    count = 3000
+    names = {task: [f"{task}<&> {'ink ' * 100}{i}" for i in range(count)]
+             for task in ("artist", "style", "genre")}  # fmt: skip
+    rows = {f"{task}_train": [(f"gone/{'x' * 200}{i}.jpg", i) for i in range(0, count, 2)]
+            for task in names}  # fmt: skip
+    data = tiny_data(rows=rows, classes=names, pictures=False)
+    (data / "wikiart").mkdir()
+    audit, page = page_of(tiny_spec(), data, tmp_path / "audit.html")
+    check_self_contained(page)
+    assert (tmp_path / "audit.html").stat().st_size < 1.5e6
+    assert all(len(own) == count for own in audit.to_json()["classes"].values())
+    assert "The first 100 of 3,000; audit.json has all under “classes”." in page.text
+    assert "Not shown: 1 of 3 tasks; audit.json has all." in page.text
+    assert page.tags.count("img") == 3  # coverage, and two tasks
+    assert page.tags.count("tr") < 700
+
+
 def test_thumbnails_are_small(tmp_path, write_picture):
-    for width, height, size in ((900, 300, (180, 60)), (1, 700, (1, 180)), (20, 10, (20, 10))):
+    for width, height, size in ((900, 300, (180, 60)), (4, 720, (1, 180)), (20, 10, (20, 10))):
         file = write_picture(tmp_path / f"{width}.png", width=width, height=height)
         data = re.search('base64,([^"]+)', audit_page._thumbnail(file)).group(1)
         with Image.open(io.BytesIO(base64.b64decode(data))) as image:

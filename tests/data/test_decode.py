@@ -98,11 +98,11 @@ def by_tf_data(samples):
     dataset = dataset.map(lambda data: decode.decode_image(data, target_px=SIZE_PX))
     assert dataset.element_spec == tf.TensorSpec([None, None, 3], tf.uint8)
     iterator = iter(dataset)
-    for _ in samples:
+    for data in samples:
         try:
             yield next(iterator).numpy()
         except tf.errors.InvalidArgumentError as error:
-            yield decode.error_text(error)
+            yield decode.error_text(error, data)
 
 
 # === Formats ===
@@ -302,6 +302,34 @@ def test_too_many_pixels_are_refused_by_the_header(kind, width, height):
     assert time.monotonic() - started_s < 5
 
 
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp VP8", "webp VP8L", "webp VP8X"])
+def test_sides_that_no_painting_has_are_refused_by_the_header(kind):
+    for width, height in ((201, 1), (1, 201), (16_000, 79), (79, 16_000)):
+        line = refusal(header_of(kind, width, height))
+        expected = f"picture of {width} x {height} pixels, over the limit of 200 : 1 for its sides"
+        assert line == expected
+    if kind in ("png", "webp VP8X"):
+        for width, height in ((65_536, 1000), (1000, 65_536), (1_000_000, 1)):
+            line = refusal(header_of(kind, width, height))
+            expected = f"picture of {width} x {height} pixels, over the limit of 65535 for a side"
+            assert line == expected
+    # These are let through to the decoder, which finds no pixels.
+    for width, height in ((200, 1), (1, 200), (16_000, 80), (80, 16_000)):
+        assert decode.OVER_LIMIT not in refusal(header_of(kind, width, height))
+
+
+@pytest.mark.parametrize("size", [(65_535, 328), (328, 65_535), (50_000, 700)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_long_scroll_is_read(size, kind):
+    """As long as a file may be: the Bayeux Tapestry is 137 : 1, hand scrolls are up to 40 : 1."""
+    if kind == "JPEG":  # libjpeg's own limit
+        size = tuple(min(side, 65_500) for side in size)
+    data = encode(Image.new("RGB", size, (77, 77, 77)), kind)
+    image = decoded(data, target_px=min(size))
+    assert image.shape == (*size[::-1], 3)
+    assert np.unique(image).tolist() == [77]
+
+
 def test_sides_beyond_the_png_standard_are_refused():
     assert refusal(header_of("png", 2**32 - 1, 2**32 - 1))
 
@@ -327,7 +355,9 @@ OTHER_CONTENT = [
     (b"", "it is empty"),
     (b"\xff", "unknown content"),
     (b"just some words", "unknown content"),
-    (bytes(1000), "unknown content"),
+    (bytes(15), "unknown content"),
+    (bytes(16), "it is filled with zero bytes, as of an incomplete copy"),
+    (bytes(1000), "it is filled with zero bytes, as of an incomplete copy"),
     (b"RIFF\0\0\0\0WAVEfmt ", "unknown content"),
     (encode(picture(), "GIF"), "it is a GIF"),
     (encode(picture(), "BMP"), "it is a BMP"),
@@ -335,6 +365,14 @@ OTHER_CONTENT = [
     (b"\n<svg xmlns='http://www.w3.org/2000/svg'/>", "it is SVG or other XML"),
     (b"<!DOCTYPE html><title>404</title>", "it is HTML"),
     (b"\0\0\0\x18ftypheic\0\0\0\0", "it is HEIC, AVIF or a video"),
+    (encode(picture(), "JPEG2000"), "it is a JPEG 2000"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "it is a JPEG XL"),
+    (b"8BPS\0\1" + bytes(40), "it is a Photoshop file"),
+    (b"PK\3\4" + bytes(40), "it is a ZIP archive"),
+    (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "it is a pointer of Git LFS; fetch the file itself",
+    ),
 ]
 
 
@@ -608,3 +646,75 @@ def test_a_small_picture_is_not_reduced():
     np.testing.assert_array_equal(
         decode.reduce_image(tf.constant(picture), shorter_px=258), picture
     )
+
+
+# === Why broken data cannot be read ===
+
+
+def frame_of(data, marker, bits=8):
+    """The JPEG with another frame header: a process that the decoder does not have."""
+    data = bytearray(data)
+    at = data.index(b"\xff\xc0")
+    data[at + 1], data[at + 4] = marker, bits
+    return bytes(data)
+
+
+JPEG, PNG, WEBP = (SAMPLES[name] for name in ("jpeg", "rgb png", "lossy webp"))
+LARGE = encode(Image.effect_noise((200, 150), 90).convert("RGB"), "JPEG")
+CUT_OFF = "the {} is cut off before its end; copy or download it again"
+DAMAGED = "the {} is damaged; copy or download it again, or save it anew in an image editor"
+NOT_READ = ", which is not read; save it as an ordinary (baseline or progressive, 8-bit) JPEG"
+IDAT = PNG.index(b"IDAT")
+BROKEN = {
+    "half a jpeg": (LARGE[: len(LARGE) // 2], CUT_OFF.format("JPEG")),
+    "a jpeg's header": (JPEG[:100], CUT_OFF.format("JPEG")),
+    "three bytes of a jpeg": (JPEG[:3], CUT_OFF.format("JPEG")),
+    "a jpeg without its last bytes": (LARGE[:-40], CUT_OFF.format("JPEG")),
+    "half a cmyk jpeg": (SAMPLES["cmyk jpeg"][:-20], CUT_OFF.format("JPEG")),
+    "half a progressive jpeg": (SAMPLES["progressive jpeg"][:-20], CUT_OFF.format("JPEG")),
+    "zeros instead of a jpeg's end": (
+        LARGE[: len(LARGE) // 2] + bytes(len(LARGE) // 2),
+        CUT_OFF.format("JPEG"),
+    ),
+    "lossless jpeg": (frame_of(JPEG, 0xC3), "a lossless JPEG" + NOT_READ),
+    "JPEG-LS": (frame_of(JPEG, 0xF7), "a lossless JPEG" + NOT_READ),
+    "hierarchical jpeg": (frame_of(JPEG, 0xC5), "a hierarchical JPEG" + NOT_READ),
+    "12-bit jpeg": (frame_of(JPEG, 0xC1, 12), "a JPEG of 12 bits a sample" + NOT_READ),
+    "jpeg without width": (
+        JPEG.replace(struct.pack(">H", picture().width), b"\0\0", 1),
+        DAMAGED.format("JPEG"),
+    ),
+    "half a png": (PNG[: len(PNG) // 2], CUT_OFF.format("PNG")),
+    "a png's header": (PNG[:33], CUT_OFF.format("PNG")),
+    "a changed byte in a png": (
+        PNG[: IDAT + 9] + bytes([PNG[IDAT + 9] ^ 255]) + PNG[IDAT + 10 :],
+        DAMAGED.format("PNG"),
+    ),
+    "png of no known depth": (
+        raw_png(np.zeros((2, 2), ">u1"), 7, 2),
+        DAMAGED.format("PNG"),
+    ),
+    "half a webp": (WEBP[: len(WEBP) // 2], CUT_OFF.format("WebP")),
+    "a changed signature in a webp": (
+        WEBP.replace(b"\x9d\x01\x2a", b"\0\0\0"),
+        DAMAGED.format("WebP"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_cause_and_the_remedy_of_broken_data(name):
+    data, reason = BROKEN[name]
+    assert refusal(data) == reason
+
+
+def decoded_in_graph(data):
+    return decode.decode_image(data, target_px=SIZE_PX)
+
+
+def test_without_the_bytes_the_format_is_named():
+    """As where a graph fails, whose error does not hold the data."""
+    for kind, data in {"JPEG": LARGE, "PNG": PNG, "WebP": WEBP}.items():
+        with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+            next(iter(tf.data.Dataset.from_tensors(data[: len(data) // 2]).map(decoded_in_graph)))
+        assert decode.error_text(raised.value) == DAMAGED.format(kind)

@@ -1,16 +1,25 @@
 """Pictures that cannot be used: each kind with its reason, and the share that stops a run."""
 
+import os
 import struct
 import zlib
 
+import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from PIL import Image
 
+from multitask.data.decode import decode_image
 from multitask.data.files import (
+    READ_TOGETHER,
+    SMALL_BYTES,
     count_reasons,
     find_unusable,
+    map_files,
     picture_sizes,
+    read_encoded,
+    read_reduced,
     refuse_missing,
     why_unreadable,
 )
@@ -66,7 +75,7 @@ REASONS = {
     "good.jpg/absent.jpg": MISSING_FILE,
     "link.jpg": MISSING_FILE,
     "x" * 300 + ".jpg": MISSING_FILE,
-    "folder.jpg": "not a file",
+    "folder.jpg": "cannot be read: it is a folder, not a regular file",
     "empty.jpg": "not a JPEG, PNG or WebP picture: it is empty",
     "text.jpg": "not a JPEG, PNG or WebP picture: unknown content",
     "page.jpg": "not a JPEG, PNG or WebP picture: it is HTML",
@@ -102,6 +111,63 @@ def test_more_than_a_batch_of_pictures_keeps_its_indices(zoo):
     names = [bad if i % 50 == 3 else good for i in range(150)]
     assert sorted(find_unusable(names, progress=False)) == [3, 53, 103]
     assert find_unusable([], progress=False) == {}
+
+
+# === Files that are not regular ===
+
+
+def test_what_is_not_a_regular_file_has_its_reason(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(2**29 + 1)
+    reasons = {
+        "pipe.jpg": "cannot be read: it is a named pipe (FIFO), not a regular file",
+        "zero.jpg": "cannot be read: it is a device, not a regular file",
+        "loop.jpg": "cannot be read: Too many levels of symbolic links",
+        "sparse.jpg": "cannot be read: it is larger than the limit of 536,870,912 bytes",
+    }
+    assert {name: why_unreadable(tmp_path / name) for name in reasons} == reasons
+    found = find_unusable([str(tmp_path / name) for name in reasons], progress=False)
+    assert list(found.values()) == list(reasons.values())
+    assert read_reduced(tmp_path / "pipe.jpg", target_px=8) is None
+
+
+def test_files_are_mapped_in_order_and_byte_for_byte(tmp_path):
+    """Small and large, more than are read together, with some that cannot be read."""
+    rng = np.random.default_rng(0)
+    sizes = [0, 1, SMALL_BYTES - 1, SMALL_BYTES, SMALL_BYTES + 1, 2 * SMALL_BYTES]
+    sizes += rng.integers(1, 3000, 2 * READ_TOGETHER).tolist()
+    written = {}
+    for i in rng.permutation(len(sizes)):
+        written[f"ü{i}.bin"] = rng.bytes(sizes[i])
+    written["ends.bin"] = b"ends in zeros\0\0"
+    for name, data in written.items():
+        (tmp_path / name).write_bytes(data)
+    os.mkfifo(tmp_path / "pipe.bin")
+    names = list(written)
+    names[7:7], names[40:40] = ["pipe.bin"], ["gone.bin"]
+    files = [str(tmp_path / name) for name in names]
+    found = {int(i): data for i, data in map_files(files, tf.identity).as_numpy_iterator()}
+    assert list(found) == list(range(len(names)))
+    # Nothing is what a decoder makes nothing of.
+    wanted = [written.get(name, b"") for name in names]
+    assert [len(data) for data in found.values()] == [len(data) for data in wanted]
+    same = [data == other for data, other in zip(found.values(), wanted, strict=True)]
+    assert all(same)
+    for name in ("ends.bin", names[0]):
+        by_name = read_encoded(tf.constant(os.fsencode(tmp_path / name)))
+        assert by_name.numpy() == written[name]
+
+
+def test_a_transform_that_fails_leaves_its_file_out(zoo):
+    names = ["good.jpg", "text.jpg", "absent.jpg", "one.png", "folder.jpg", "one.jpg"]
+    files = [os.fsencode(zoo / name) for name in names]
+    shapes = map_files(files, lambda data: tf.shape(decode_image(data, target_px=1000)))
+    found = {int(i): shape.tolist() for i, shape in shapes.as_numpy_iterator()}
+    assert found == {0: [150, 200, 3], 3: [1, 1, 3], 5: [1, 1, 3]}
+    assert not list(map_files([], tf.identity))
 
 
 # === The table's pictures ===

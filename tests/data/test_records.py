@@ -15,8 +15,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
+from multitask import files
 from multitask.data import records
-from multitask.data.records import VERSION, prepare, table_fingerprint
+from multitask.data.records import VERSION, describe_table, prepare, table_fingerprint
 from multitask.data.table import (
     MISSING_FILE,
     NEAR_DUPLICATE,
@@ -28,6 +29,7 @@ from multitask.data.table import (
     load_table,
     merge_tables,
 )
+from multitask.files import DiskError
 from multitask.spec import InputError, load_spec, override
 
 TASKS = ("artist", "style", "genre")
@@ -371,7 +373,7 @@ def test_an_interrupted_one_leaves_nothing_and_the_next_is_whole(tiny_data, tiny
     spec, data = tiny_spec(), tiny_data()
     want = content(quiet(spec, data, data / "undisturbed").folder)
 
-    def interrupted(self, index, name):
+    def interrupted(self, index, *image):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -643,7 +645,23 @@ def test_a_records_dir_that_cannot_be(tiny_data, tiny_spec):
 def test_too_little_space_is_told_before_the_work(tiny_data, tiny_spec, monkeypatch):
     data = tiny_data()
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(records.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(InputError, match="--records_dir: .* GB are needed for 12 pictures"):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(DiskError, match="for 12 images, 10 bytes free.* --records_dir") as caught:
         quiet(tiny_spec(), data)
+    assert str(caught.value).startswith(f"{data / 'records/multitask'}: no room on the disk (")
     assert not [name for name in tree(data) if "array_record" in name]
+
+
+@pytest.mark.parametrize(("images", "few"), [(36, True), (240, False)])
+def test_few_validation_images_are_said_to_be_few(tiny_data, tiny_spec, half_labelled, images, few):
+    """Which epoch is the best is chosen by them; from 20 labels on nothing is said."""
+    root = tiny_data(rows=half_labelled(images), pictures=False)
+    table = load_table(tiny_spec(selection=0.3), root)
+    counts = {task: len(table.labels_of(task, SELECTION)) for task in table.tasks}
+    assert all(count > 0 for count in counts.values())
+    assert any(count < 20 for count in counts.values()) == few
+    lines = [line for line in describe_table(table) if "few validation images" in line]
+    named = ", ".join(f"{task} {count}" for task, count in counts.items() if count < 20)
+    told = f"  few validation images ({named}): which epoch is the best is partly chance"
+    assert lines == ([told] if few else [])
+    assert not [x for x in describe_table(load_table(tiny_spec(), root)) if "few val" in x]

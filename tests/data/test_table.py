@@ -28,7 +28,7 @@ from multitask.data.table import (
     read_labels,
     subset_table,
 )
-from multitask.spec import InputError, load_spec
+from multitask.spec import InputError, load_spec, parse_spec
 
 CLASSES = ("red", "green", "blue")
 
@@ -105,11 +105,16 @@ def test_counts_are_those_of_the_default_data(tiny_data, tiny_spec):
     table = load_table(tiny_spec(), tiny_data(pictures=False))
     assert table.counts().loc[TRAIN].to_dict() == {
         "images": 12,
-        "artist": 6,
-        "style": 12,
-        "genre": 9,
+        "artist/labels": 6,
+        "style/labels": 12,
+        "genre/labels": 9,
     }
-    assert table.counts().loc[VAL].to_dict() == {"images": 4, "artist": 2, "style": 4, "genre": 3}
+    assert table.counts().loc[VAL].to_dict() == {
+        "images": 4,
+        "artist/labels": 2,
+        "style/labels": 4,
+        "genre/labels": 3,
+    }
     assert table.counts().loc[SELECTION].sum() == 0
     assert_disjoint_and_whole(table)
 
@@ -392,7 +397,7 @@ def test_a_missing_csv_is_named_with_what_is_near(tiny_data, tiny_spec):
 
 
 def test_a_folder_in_the_place_of_a_csv_is_refused(tmp_path):
-    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+    with pytest.raises(InputError, match="cannot be read: it is a folder"):
         read_labels(tmp_path, CLASSES, max_unknown=0)
 
 
@@ -494,8 +499,8 @@ def test_classes_come_by_index_not_by_line_or_alphabet(tmp_path):
         ("0 red\n\n1 red\n", 'line 3: the name "red" stands twice'),
         ("0 red\ngreen\n", "line 2: 'green': expected `index name`"),
         ("0 red\n1\n", "line 2: '1': expected `index name`"),
-        ("0 red\n-1 green\n", "line 2: '-1 green': expected"),
-        ("red 0\n", "line 1: 'red 0': expected"),
+        ("0 red\n-1 green\n", "line 2: '-1': expected"),
+        ("red 0\n", "line 1: 'red': expected"),
         ("", "the file is empty"),
     ],
 )
@@ -505,6 +510,120 @@ def test_a_wrong_class_file_is_refused(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:
         read_classes(path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("mark", ["\x85", "\u2028", "\x0b", "\x0c", "\x1c"])
+def test_a_class_name_may_hold_what_python_takes_for_a_line_end(tmp_path, mark):
+    path = tmp_path / "class.txt"
+    path.write_bytes(f"0 Caf{mark}e\r\n\ufeff1 b\r2 c\n".encode())
+    assert read_classes(path) == (f"Caf{mark}e", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("9" * 5000 + " a\n", "an index is below 1,000,000"),
+        ("x" * 5000 + " a\n", "expected `index name`"),
+        ("\x1b[2J\x00 a\n", r"line 1: '\x1b[2J\x00': expected"),
+        (f"0 {'n' * 5000}\n1 {'n' * 5000}\n", "stands twice"),
+        ("secret of somebody\n", "line 1: 'secret': expected `index name`"),
+    ],
+)
+def test_a_message_on_a_class_file_quotes_one_cell_in_short(tmp_path, content, said):
+    path = tmp_path / "class.txt"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        read_classes(path)
+    message = str(caught.value).removeprefix(f"{path}: ")
+    assert said in message
+    assert message.isprintable()
+    assert len(message) < 200
+
+
+def test_a_long_class_file_takes_no_square_of_its_length(tmp_path):
+    """100,000 names: by comparing each with each it would be minutes."""
+    path = tmp_path / "class.txt"
+    path.write_text("".join(f"{i} name {i}\n" for i in range(100_000)))
+    names = read_classes(path)
+    assert (len(names), names[99_999]) == (100_000, "name 99999")
+
+
+# === Names made of digits, and lists without rows ===
+
+
+def digits(tiny_data, tiny_spec, classes, **rows):
+    data = tiny_data(
+        only=True,
+        pictures=False,
+        classes={"style": classes},
+        rows={f"style_{split}": pairs for split, pairs in rows.items()},
+    )
+    return merge_tables(tiny_spec(tasks=("style",)), data)
+
+
+def test_names_made_of_digits_are_names(tiny_data, tiny_spec):
+    cars = ("Golf", "911", "Beetle")
+    train = [("a.jpg", "Golf"), ("b.jpg", "911"), ("c.jpg", "Beetle")]
+    table = digits(tiny_data, tiny_spec, cars, train=train, val=[("d.jpg", "911")])
+    assert table.labels[:, 0].tolist() == [0, 1, 2, 1]
+    assert table.notes == ()
+
+
+def test_a_file_that_does_not_tell_is_read_as_the_tasks_other_one(tiny_data, tiny_spec):
+    grades = ("1", "2", "3")
+    by_name = [("a.jpg", "1"), ("b.jpg", "2"), ("c.jpg", "3")]
+    by_index = [("a.jpg", "0"), ("b.jpg", "1"), ("c.jpg", "2")]
+    unclear = [("d.jpg", "1"), ("e.jpg", "2")]
+    table = digits(tiny_data, tiny_spec, grades, train=by_name, val=unclear)
+    assert table.labels[:, 0].tolist() == [0, 1, 2, 0, 1]
+    table = digits(tiny_data, tiny_spec, grades, train=by_index, val=unclear)
+    assert table.labels[:, 0].tolist() == [0, 1, 2, 1, 2]
+    assert table.notes == ()
+    table = digits(tiny_data, tiny_spec, grades, train=unclear, val=[("f.jpg", "2")])
+    assert table.labels[:, 0].tolist() == [1, 2, 2]
+    (note,) = table.notes
+    assert note == (
+        "style: every class in its lists can be read as an index and as a name; they are read as "
+        "indices"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "\ufeff\r\n", "path,class\n", "path;class\n", None])
+def test_a_task_without_a_test_set(tiny_data, tiny_spec, text):
+    data = tiny_data(pictures=False, rows={} if text is None else {"style_val": text})
+    raw = tiny_spec().to_dict()
+    if text is None:
+        del raw["task"][1]["val"]
+    spec = parse_spec(raw, source="tiny.toml")
+    table = load_table(spec, data)
+    assert table.without_test == ("style",)
+    assert table.counts().loc["val"].to_dict() == {
+        "images": 3, "artist/labels": 2, "style/labels": 0, "genre/labels": 3,
+    }  # fmt: skip
+    assert parse_spec(spec.to_dict(), source="again").tasks == spec.tasks
+    # None of the tasks has one.
+    raw["task"] = [{k: v for k, v in task.items() if k != "val"} for task in raw["task"]]
+    table = load_table(parse_spec(raw, source="tiny.toml"), data)
+    assert table.without_test == table.tasks
+    assert (table.splits == TRAIN).all()
+
+
+@pytest.mark.parametrize("text", ["", "path,class\n"])
+def test_a_task_without_training_rows_is_refused(tiny_data, tiny_spec, text):
+    data = tiny_data(pictures=False, rows={"style_train": text})
+    message = r'style_train.csv: no training rows, .* "style" .*--tasks'
+    with pytest.raises(InputError, match=message):
+        merge_tables(tiny_spec(), data)
+    table = merge_tables(tiny_spec(), data, strict=False)
+    assert notes_with(table, "style_train.csv: no training rows")
+
+
+def test_a_task_that_keeps_no_training_label_is_refused(tiny_data, tiny_spec):
+    rows = {"style_train": [("a.jpg", 0), ("b.jpg", 1)], "genre_val": [("a.jpg", 0), ("b.jpg", 1)]}
+    data = tiny_data(pictures=False, rows=rows)
+    message = r'tiny.toml: task\[1\] "style": train: no training label of this task is left'
+    with pytest.raises(InputError, match=message):
+        load_table(tiny_spec(), data)
 
 
 # === Rule 9: subset ===
@@ -673,11 +792,11 @@ def test_the_real_csvs_give_the_published_numbers():
     counts = table.counts()
     assert counts.loc[TRAIN].to_dict() == {
         "images": 56_774,
-        "artist": 13_201,
-        "style": 56_774,
-        "genre": 45_194,
+        "artist/labels": 13_201,
+        "style/labels": 56_774,
+        "genre/labels": 45_194,
     }
-    exams = {"artist": 5_706, "style": 24_421, "genre": 19_490}
+    exams = {"artist/labels": 5_706, "style/labels": 24_421, "genre/labels": 19_490}
     assert counts.loc[VAL, list(exams)].to_dict() == exams
     assert_disjoint_and_whole(table)
 

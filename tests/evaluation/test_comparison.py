@@ -215,6 +215,23 @@ def test_identical_runs_do_not_differ():
         assert (difference.low, difference.high) == ends
 
 
+def test_of_few_images_there_are_no_intervals_and_a_note_says_so():
+    """Two images would have claimed a difference for certain."""
+    few = compare([results("runs/a", 1, count=12), results("runs/b", 2, count=12)])
+    for row in few.rows:
+        (difference,) = row.differences
+        assert (difference.low, difference.high) == (None, None)
+        assert (difference.p is None) == (row.metric != "top1")  # exact for any number
+    assert [note.partition(":")[0] for note in few.notes] == ["style", "genre"]
+    labelled = few.labelled["style"]
+    assert few.notes[0] == (
+        f"style: without intervals: {labelled} test images have a label, at least 20 are needed"
+    )
+    enough = compare([results("runs/a", 1), results("runs/b", 2)])
+    assert not enough.notes
+    assert rows_of(enough)["style", "top1"].differences[0].low is not None
+
+
 def test_differences_are_to_the_first_run():
     runs = [results("runs/a", 1), results("runs/b", 2), results("runs/c", 3)]
     found = compare(runs)
@@ -406,6 +423,15 @@ def test_broken_results_are_refused_by_name(made, file):
         assert "multitask evaluate" in str(caught.value)
     path.unlink()
     with pytest.raises(InputError, match=f"no results .*{file}"):
+        read_results(run)
+
+
+def test_predictions_of_an_earlier_version_are_refused(made):
+    """Their columns had no slash."""
+    run, _ = made("first", 1)
+    path = run.results / "predictions.csv"
+    path.write_text(path.read_text().replace("/", "_"))
+    with pytest.raises(InputError, match="of an earlier version .*`multitask evaluate"):
         read_results(run)
 
 

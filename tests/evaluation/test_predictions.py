@@ -98,9 +98,9 @@ def test_names_come_from_the_class_file_by_index(known):
         {"shade": known.SHADE}, np.array(["x"] * count), labels[:, None], {"shade": probabilities}
     )
     frame = one.frame()
-    assert list(frame["shade_true"]) == list(known.SHADE)
-    assert list(frame["shade_predicted"]) == list(known.SHADE)[::-1]
-    assert (frame["shade_confidence"] == 1).all()
+    assert list(frame["shade/true"]) == list(known.SHADE)
+    assert list(frame["shade/predicted"]) == list(known.SHADE)[::-1]
+    assert (frame["shade/confidence"] == 1).all()
 
 
 def test_a_picture_without_a_label_has_an_answer_and_no_truth(exam):
@@ -108,10 +108,10 @@ def test_a_picture_without_a_label_has_an_answer_and_no_truth(exam):
     frame = predictions.frame()
     unlabelled = ~frame["path"].isin(predictions.paths[predictions.exam("warmth")[0]])
     assert 0 < unlabelled.sum() < len(frame)
-    assert (frame.loc[unlabelled, "warmth_true"] == "").all()
-    assert (frame.loc[~unlabelled, "warmth_true"] != "").all()
-    assert frame["warmth_predicted"].isin(["warm", "cold", "neither"]).all()
-    assert (frame["empty_true"] == "").all()
+    assert (frame.loc[unlabelled, "warmth/true"] == "").all()
+    assert (frame.loc[~unlabelled, "warmth/true"] != "").all()
+    assert frame["warmth/predicted"].isin(["warm", "cold", "neither"]).all()
+    assert (frame["empty/true"] == "").all()
 
 
 def test_what_is_saved_is_what_was_predicted(exam, tmp_path, known):
@@ -123,16 +123,14 @@ def test_what_is_saved_is_what_was_predicted(exam, tmp_path, known):
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == list(predictions.paths)
     saved = np.load(folder / "probabilities.npz")
-    assert set(saved.files) == set(known.CLASSES)
+    assert set(saved.files) == {f"{task}/probabilities" for task in known.CLASSES}
     for column, (task, names) in enumerate(known.CLASSES.items()):
         expected = predictions.probabilities[task].astype(np.float32)
-        np.testing.assert_array_equal(saved[task], expected)
-        for row, label, values in zip(
-            rows, predictions.labels[:, column], saved[task], strict=True
-        ):
-            assert row[f"{task}_true"] == (names[label] if label != MISSING else "")
-            assert row[f"{task}_predicted"] == names[int(np.argmax(values))]
-            assert float(row[f"{task}_confidence"]) == pytest.approx(float(max(values)), abs=1e-6)
+        np.testing.assert_array_equal(saved[f"{task}/probabilities"], expected)
+        for row, label, values in zip(rows, predictions.labels[:, column], expected, strict=True):
+            assert row[f"{task}/true"] == (names[label] if label != MISSING else "")
+            assert row[f"{task}/predicted"] == names[int(np.argmax(values))]
+            assert float(row[f"{task}/confidence"]) == pytest.approx(float(max(values)), abs=1e-6)
 
 
 def test_missing_files_are_told_with_their_reason(exam, data):

@@ -144,7 +144,7 @@ def test_the_gallery_is_made_again_only_where_it_no_longer_fits(run, model, know
     Image.new("RGB", (70, 70), (1, 2, 3)).save(picture)
     assert [lines(), lines()] == [1, 0]
     gallery = run.workdir / "similar" / "best_model"
-    (gallery / "shared.npy").write_bytes(b"half")
+    (gallery / "_shared.npy").write_bytes(b"half")
     assert [lines(), lines()] == [1, 0]
     larger = run.spec.model_copy(update={"resize": "pad"})
     assert lines(dataclasses.replace(run, spec=larger)) == 1
@@ -202,7 +202,7 @@ def test_the_neighbours_are_those_of_the_colours(run, data, known, tmp_path, tas
     assert found.neighbours["rank"].tolist() == [1, 2, 3, 4, 5, 6]
     for name, classes in known.CLASSES.items():
         labels = [classes[data.train_labels[name][names[i]]] for i in order]
-        assert found.neighbours[name].tolist() == labels
+        assert found.neighbours[f"{name}/label"].tolist() == labels
     assert found.figure == run.results / "similar_asked.png"
     with Image.open(found.figure) as picture:
         picture.load()
@@ -304,7 +304,7 @@ def test_quality_is_that_of_a_loop():
             for rows, labelled in zip(gone, q, strict=True)
             if labelled
         ]
-        for key, name in ((SHARED, SHARED), ("head", task)):
+        for key, name in (("shared", SHARED), ("head", task)):
             assert found[task][key] == by_hand(
                 queries[name][q], asked[q, column], vectors[name][g], labels[g, column], without
             )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from multitask.files import RunError
+from multitask.files import DiskError, RunError
 from multitask.learning import callbacks
 from multitask.learning.callbacks import (
     Checkpointer,
@@ -84,14 +84,17 @@ class Driver:
         self.prepared.model.stop_training = False
 
     def epoch(self, colour=None, shape=None):
-        """One epoch of these macro-F1; None: the task has no label on the selection split."""
+        """One epoch of these macro-F1; None: the task has no label on the selection split.
+
+        The logs have Keras' names before it and ours after it.
+        """
         number = self.progress.epoch + 1
         head = parts(self.prepared.model)[1]["colour"]
         head.get_layer("colour_logits").bias.assign([number, 0])
         logs = {"loss": 1.0 / number}
         for task, score in (("colour", colour), ("shape", shape)):
-            logs[f"val_{task}_labelled"] = 0.0 if score is None else 5.0
-            logs[f"val_{task}_macro_f1"] = 0.0 if score is None else score
+            logs[f"val_labelled/{task}"] = 0.0 if score is None else 5.0
+            logs[f"val_macro_f1/{task}"] = 0.0 if score is None else score
         for callback in self.callbacks:
             callback.on_epoch_end(self.progress.phase_epoch, logs)
         return logs
@@ -111,16 +114,16 @@ class Driver:
 
 def test_scores_leave_out_tasks_without_labels():
     logs = {
-        "val_a_macro_f1": 0.5,
-        "val_a_labelled": 3.0,
-        "val_b_macro_f1": 0.0,
-        "val_b_labelled": 0.0,
-        "val_c_macro_f1": 0.1,
-        "val_c_labelled": 1.0,
+        "a/val_macro_f1": 0.5,
+        "a/val_labelled": 3.0,
+        "b/val_macro_f1": 0.0,
+        "b/val_labelled": 0.0,
+        "c/val_macro_f1": 0.1,
+        "c/val_labelled": 1.0,
     }
     assert selection_scores(logs, ("a", "b", "c")) == {
-        "a": 0.5,
-        "c": 0.1,
+        "a/macro_f1": 0.5,
+        "c/macro_f1": 0.1,
         "macro_f1": pytest.approx(0.3),
     }
     assert selection_scores(logs, ("b",)) == {}
@@ -132,8 +135,14 @@ def test_the_best_over_all_and_of_each_task(tmp_path):
     for colour, shape in [(0.2, 0.6), (0.7, 0.3), (0.1, 0.8), (0.6, 0.2)]:
         driver.epoch(colour, shape)
     # Means: .4, .5, .45, .4.
-    assert driver.progress.best_epoch == {"macro_f1": 2, "colour": 2, "shape": 3}
-    assert driver.progress.best == pytest.approx({"macro_f1": 0.5, "colour": 0.7, "shape": 0.8})
+    assert driver.progress.best_epoch == {
+        "macro_f1": 2,
+        "colour/macro_f1": 2,
+        "shape/macro_f1": 3,
+    }
+    assert driver.progress.best == pytest.approx(
+        {"macro_f1": 0.5, "colour/macro_f1": 0.7, "shape/macro_f1": 0.8}
+    )
     assert driver.saved_in(driver.run.best_model) == 2
     assert driver.saved_in(driver.run.best_model_of("colour")) == 2
     assert driver.saved_in(driver.run.best_model_of("shape")) == 3
@@ -144,7 +153,7 @@ def test_without_per_task_files(tmp_path):
     driver = Driver(tmp_path, per_task=False)
     driver.epoch(0.2, 0.6)
     assert [path.name for path in driver.run.models.iterdir()] == ["best_model.keras"]
-    assert driver.progress.best_epoch == {"macro_f1": 1, "colour": 1, "shape": 1}
+    assert set(driver.progress.best_epoch.values()) == {1}
 
 
 def test_a_tie_goes_to_the_earlier_epoch_and_nan_never_wins(tmp_path):
@@ -152,7 +161,7 @@ def test_a_tie_goes_to_the_earlier_epoch_and_nan_never_wins(tmp_path):
     improved = [driver.epoch(*scores)["improved"] for scores in [(NAN, NAN), (0.5, 0.25)]]
     improved += [driver.epoch(*scores)["improved"] for scores in [(0.5, 0.25), (NAN, 0.9)]]
     assert improved == [False, True, False, False]
-    assert driver.progress.best_epoch == {"macro_f1": 2, "colour": 2, "shape": 4}
+    assert list(driver.progress.best_epoch.values()) == [2, 2, 4]
     assert driver.saved_in(driver.run.best_model) == 2
     assert driver.progress.waited == 2
 
@@ -207,7 +216,7 @@ def test_plateau_reduction(tmp_path):
     driver = Driver(tmp_path, plateau_patience=2, factor=0.1, least=0.05)
     factors, rates = [], []
     for score in (0.5, 0.4, 0.4, 0.6, 0.5, 0.5, 0.5):
-        rates.append(driver.epoch(score, score)["colour_rate"])
+        rates.append(driver.epoch(score, score)["colour/rate"])
         factors.append(float(driver.prepared.plateau.value))
     # Two in vain after the first; two in vain after the fourth, down to the least.
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.05, 0.05])
@@ -231,11 +240,26 @@ def test_history_and_checkpoint_of_each_epoch(tmp_path):
     assert history["val_macro_f1"].tolist() == [0.25, 0.5, 0.125]  # of colour alone
     assert history["improved"].tolist() == [1, 1, 0]
     assert history["loss"].tolist() == pytest.approx([1, 1 / 2, 1 / 3])
-    assert set(driver.progress.best) == {"macro_f1", "colour"}
+    assert set(driver.progress.best) == {"macro_f1", "colour/macro_f1"}
     assert not driver.run.best_model_of("shape").exists()
     assert find_checkpoint(driver.run.checkpoint).progress == driver.progress
     assert len(driver.progress.history) == 3
     assert list((driver.run.logs / "tensorboard").iterdir())
+
+
+def test_events_on_a_full_disk_are_one_error(small_disk, monkeypatch):
+    """TensorFlow's writer raises a kind of its own, when it is made and when it writes."""
+    disk = small_disk(10**6)
+    driver = Driver(disk.files)
+    driver.epoch(0.5, 0.5)
+    monkeypatch.setattr(callbacks, "write_history", lambda *_: None)
+    disk.leave(0)
+    line = f"^{driver.run.logs}: no room on the disk .more needed, 0 bytes free"
+    row = {"epoch": 2} | {f"figure_{number}": 1.0 for number in range(100)}
+    with pytest.raises(DiskError, match=line):
+        driver.callbacks[0]._log([row])
+    with pytest.raises(DiskError, match=line):
+        Driver(disk.files)
 
 
 def test_a_model_is_written_whole_or_not_at_all(tmp_path):
@@ -246,7 +270,7 @@ def test_a_model_is_written_whole_or_not_at_all(tmp_path):
 
     path = tmp_path / "best_model.keras"
     path.write_text("the one before")
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskError, match="no room on the disk"):
         save_model(Fails(), path)
     assert path.read_text() == "the one before"
     assert [p.name for p in tmp_path.iterdir()] == ["best_model.keras"]
@@ -302,10 +326,10 @@ def test_the_line_of_an_epoch(capsys, monkeypatch):
     for batch in range(5):
         console.on_train_batch_end(batch, {"loss": 0.5})
     logs = {"loss": 0.25, "val_macro_f1": 0.5, "improved": True}
-    logs |= {"colour_labelled": 9, "colour_top1": 0.75, "colour_macro_f1": 0.5}
-    logs |= {"val_colour_labelled": 3, "val_colour_top1": 1.0, "val_colour_macro_f1": 0.5}
-    logs |= {"shape_labelled": 2, "shape_top1": 0.0, "shape_macro_f1": 0.0}
-    console.on_epoch_end(1, logs | {"val_shape_labelled": 0.0})
+    logs |= {"colour/labelled": 9, "colour/top1": 0.75, "colour/macro_f1": 0.5}
+    logs |= {"colour/val_labelled": 3, "colour/val_top1": 1.0, "colour/val_macro_f1": 0.5}
+    logs |= {"shape/labelled": 2, "shape/top1": 0.0, "shape/macro_f1": 0.0}
+    console.on_epoch_end(1, logs | {"shape/val_labelled": 0.0})
     # 4 of the 5 steps, so 80 of the 100 pictures, took 8 s: the first compiles.
     assert capsys.readouterr().out == (
         "heads 2/7       loss 0.2500  colour 0.750/0.500 → 1.000/0.500  "

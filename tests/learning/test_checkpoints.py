@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+from multitask.files import DiskError
 from multitask.learning import checkpoints
 from multitask.learning.checkpoints import (
     Checkpoint,
@@ -213,7 +214,7 @@ def test_nothing_is_half_written(fails, saved, monkeypatch):
     def full(*_, **__):
         raise OSError("No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as patch, pytest.raises(DiskError, match="no room on"):
         patch.setattr(checkpoints.np if fails == "savez" else checkpoints.json, fails, full)
         save_checkpoint(folder, prepared.variables, Progress(epoch=4))
     assert names_in(folder) == ["000001"]
@@ -233,17 +234,17 @@ def test_progress_round_trip(saved):
         phase_epoch=2,
         step=17,
         finished=["heads"],
-        best={"macro_f1": 0.1 + 0.2, "colour": 1 / 3},
-        best_epoch={"macro_f1": 8, "colour": 3},
+        best={"macro_f1": 0.1 + 0.2, "colour/macro_f1": 1 / 3},
+        best_epoch={"macro_f1": 8, "colour/macro_f1": 3},
         waited=1,
         plateau_waited=1,
         plateau=0.5,
-        history=[{"epoch": 9, "phase": "finetune", "loss": 0.25, "shape_loss": float("nan")}],
+        history=[{"epoch": 9, "phase": "finetune", "loss": 0.25, "shape/loss": float("nan")}],
     )
     save_checkpoint(folder, prepared.variables, progress)
     again = find_checkpoint(folder).progress
-    assert np.isnan(again.history[0].pop("shape_loss"))
-    progress.history[0].pop("shape_loss")
+    assert np.isnan(again.history[0].pop("shape/loss"))
+    progress.history[0].pop("shape/loss")
     assert again == progress
 
 
@@ -339,21 +340,50 @@ def test_both_damaged_is_one_line(how, saved):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[1, 2]", '"text"', "7", json.dumps({"phase": "heads", "epochs": 3}), b"\xff"]
-)
-def test_broken_progress_is_one_line(text, saved):
-    """Of another version, say: its checksum is right."""
-    folder, _ = saved
+def write_progress(folder, text):
+    """Another one, with the right checksum."""
     path = folder / "000001" / "progress.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     sums = json.loads((path.parent / "sha256.json").read_text())
     sums["progress.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (path.parent / "sha256.json").write_text(json.dumps(sums))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1, 2]",
+        '"text"',
+        "7",
+        json.dumps({"format": 2, "epochs": 3}),
+        b"\xff",
+        '{"format": 2, "step": "many"}',
+        '{"format": 2, "best": []}',
+        "[" * 100_000,
+    ],
+    ids=lambda text: str(text)[:20],
+)
+def test_broken_progress_is_one_line(text, saved):
+    """Though its checksum is right."""
+    folder, _ = saved
+    write_progress(folder, text)
     with pytest.raises(InputError) as error:
         find_checkpoint(folder)
     assert str(error.value).startswith(f"{folder / '000001'}: a damaged checkpoint (")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("older", [{}, {"format": 1}, {"format": 3}])
+def test_a_checkpoint_of_another_version_is_refused(older, saved):
+    """Its best scores and history have other names; an older one beside it is of no use either."""
+    folder, _ = saved
+    content = json.loads((folder / "000001" / "progress.json").read_text())
+    del content["format"]
+    write_progress(folder, json.dumps(content | older))
+    with pytest.raises(InputError, match="checkpoint in format .*; resume with the version that"):
+        find_checkpoint(folder)
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "text", "cut", "other", "fewer", "spoilt"])

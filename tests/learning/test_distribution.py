@@ -89,14 +89,14 @@ def assert_same_losses(workdir, alone, *, tolerance):
     """
     mine, theirs = history(workdir), history(alone)
     assert list(mine["phase"]) == list(theirs["phase"]) == ["heads"] * 2 + ["finetune"] * 2
-    tasks = [f"{task}_loss" for task in ("artist", "style", "genre")]
+    tasks = [f"{task}/loss" for task in ("artist", "style", "genre")]
     counts = [name for name in mine if name.endswith("labelled")]
     assert len(counts) == 6
     np.testing.assert_array_equal(mine[counts], theirs[counts])
     np.testing.assert_allclose(mine[["loss", *tasks]], theirs[["loss", *tasks]], rtol=tolerance)
     heads = mine["phase"] == "heads"
     figures = [name for name in mine if mine[name].dtype == float]
-    assert {f"val_{task}" for task in tasks} < set(figures)
+    assert {task.replace("/", "/val_") for task in tasks} < set(figures)
     np.testing.assert_allclose(mine[figures][heads], theirs[figures][heads], rtol=tolerance)
 
 
@@ -147,7 +147,7 @@ def test_a_network_of_one_device_is_its_own_copy():
 
 @pytest.mark.slow
 def test_two_jax_devices_train_as_one(start, tmp_path):
-    pytest.importorskip("jax", reason="pip install 'multitask[jax]'")
+    pytest.importorskip("jax", reason="pip install '.[jax]'")
     end(start(tmp_path / "one", "--backend=jax"))
     flags = "--xla_force_host_platform_device_count=2"
     said = end(start(tmp_path / "two", "--backend=jax", "--distribute=mirrored", XLA_FLAGS=flags))
@@ -158,7 +158,7 @@ def test_two_jax_devices_train_as_one(start, tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_as_one(start, tmp_path):
     """And one alone goes on with what two began."""
-    pytest.importorskip("jax", reason="pip install 'multitask[jax]'")
+    pytest.importorskip("jax", reason="pip install '.[jax]'")
     end(start(tmp_path / "one", "--backend=jax"))
     said = [end(process) for process in begin_two(start, tmp_path / "two")]
     assert "Training on 2 devices" in said[0]
@@ -175,7 +175,7 @@ def test_two_processes_train_as_one(start, tmp_path):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_killing_one_process_ends_the_other_and_both_go_on(start, tmp_path, killed):
     """Bit by bit: the same two processes, never stopped and stopped."""
-    pytest.importorskip("jax", reason="pip install 'multitask[jax]'")
+    pytest.importorskip("jax", reason="pip install '.[jax]'")
     for process in begin_two(start, tmp_path / "whole", "--epochs_heads=9"):
         end(process)
     both = begin_two(start, tmp_path / "killed", "--epochs_heads=9")
@@ -202,7 +202,7 @@ def test_killing_one_process_ends_the_other_and_both_go_on(start, tmp_path, kill
 
 @pytest.mark.slow
 def test_processes_that_are_told_unlike_things_say_so(start, tmp_path):
-    pytest.importorskip("jax", reason="pip install 'multitask[jax]'")
+    pytest.importorskip("jax", reason="pip install '.[jax]'")
     for process in begin_two(start, tmp_path / "run", of_second=("--seed=1",)):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 2

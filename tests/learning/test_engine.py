@@ -115,13 +115,13 @@ def test_evaluate_gives_the_mean_over_the_labelled(half_labelled, batch_size):
     for task in CLASSES:
         known = labels[task] >= 0
         each = focal_by_hand(labels[task][known], logits[task][known], CLASS_WEIGHTS[task])
-        assert result[f"{task}_loss"] == pytest.approx(each.mean(), rel=1e-5)
+        assert result[f"loss/{task}"] == pytest.approx(each.mean(), rel=1e-5)
         answers = logits[task].argmax(1)
-        assert result[f"{task}_labelled"] == known.sum()
-        assert result[f"{task}_top1"] == pytest.approx(
+        assert result[f"labelled/{task}"] == known.sum()
+        assert result[f"top1/{task}"] == pytest.approx(
             sklearn.metrics.accuracy_score(labels[task][known], answers[known])
         )
-        assert result[f"{task}_macro_f1"] == pytest.approx(
+        assert result[f"macro_f1/{task}"] == pytest.approx(
             sklearn.metrics.f1_score(
                 labels[task][known],
                 answers[known],
@@ -131,7 +131,7 @@ def test_evaluate_gives_the_mean_over_the_labelled(half_labelled, batch_size):
             )
         )
     if batch_size == 24:
-        total = result["colour_loss"] + result["shape_loss"]
+        total = result["loss/colour"] + result["loss/shape"]
         assert result["loss"] == pytest.approx(total, rel=1e-5)
 
 
@@ -141,13 +141,13 @@ def test_fit_tells_the_same_means_as_evaluate(half_labelled):
     data = tf.data.Dataset.from_tensor_slices((logits, labels, weights_of(labels))).batch(7)
     history = model.fit(data, epochs=2, verbose=0).history
     assert sorted(history) == sorted(
-        ["loss"] + [f"{t}_{n}" for t in CLASSES for n in ("loss", "top1", "macro_f1", "labelled")]
+        ["loss"] + [f"{n}/{t}" for t in CLASSES for n in ("loss", "top1", "macro_f1", "labelled")]
     )
     for task in CLASSES:
         want = cross_entropy_by_hand(labels[task], logits[task])
         # The second epoch starts anew.
-        assert history[f"{task}_loss"] == pytest.approx([want] * 2, rel=1e-5)
-        assert history[f"{task}_labelled"] == [(labels[task] >= 0).sum()] * 2
+        assert history[f"loss/{task}"] == pytest.approx([want] * 2, rel=1e-5)
+        assert history[f"labelled/{task}"] == [(labels[task] >= 0).sum()] * 2
 
 
 def test_what_is_told_of_training_is_not_of_the_test_after_it(half_labelled):
@@ -158,7 +158,7 @@ def test_what_is_told_of_training_is_not_of_the_test_after_it(half_labelled):
     alone = given_logits(CLASSES).fit(data, verbose=0).history
     for name, value in alone.items():
         assert history[name] == value, name
-    assert history["val_colour_labelled"] == [(labels["colour"][:7] >= 0).sum()]
+    assert history["val_labelled/colour"] == [(labels["colour"][:7] >= 0).sum()]
 
 
 def test_loss_weights_and_no_labels_at_all(half_labelled):
@@ -170,19 +170,19 @@ def test_loss_weights_and_no_labels_at_all(half_labelled):
     p = scipy.special.softmax(logits["colour"].astype(np.float64), axis=1)
     mean = sklearn.metrics.log_loss(labels["colour"][known], p[known], labels=range(5))
     assert result["loss"] == pytest.approx(0.3 * mean, rel=1e-4)
-    assert result["shape_loss"] == 0
-    assert result["shape_labelled"] == 0
-    assert result["shape_macro_f1"] == 0
+    assert result["loss/shape"] == 0
+    assert result["labelled/shape"] == 0
+    assert result["macro_f1/shape"] == 0
 
 
 def test_one_task_alone_keeps_its_name_in_the_logs():
     labels = np.array([0, -1, 2, 1], np.int32)
     logits = np.eye(3, dtype=np.float32)[[0, 1, 1, 1]]
     result = evaluated(given_logits({"shape": 3}), {"shape": logits}, {"shape": labels}, 4)
-    assert result["shape_labelled"] == 3
-    assert result["shape_top1"] == pytest.approx(2 / 3)
+    assert result["labelled/shape"] == 3
+    assert result["top1/shape"] == pytest.approx(2 / 3)
     # Class 0 found; class 1 found with one false; class 2 not found.
-    assert result["shape_macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert result["macro_f1/shape"] == pytest.approx((1 + 2 / 3 + 0) / 3)
 
 
 # === Mixed pictures ===
@@ -200,14 +200,14 @@ def test_a_mixed_picture_counts_once_with_both_its_labels():
     each = [0.3 * log_p[0, 0] + 0.7 * log_p[0, 2], log_p[1, 1], log_p[2, 2]]
     model = given_logits({"shape": 3})
     result = evaluated(model, {"shape": logits}, {"shape": labels}, 4, {"shape": weights})
-    assert result["shape_loss"] == pytest.approx(-sum(each) / 3, rel=1e-5)
+    assert result["loss/shape"] == pytest.approx(-sum(each) / 3, rel=1e-5)
     assert result["loss"] == pytest.approx(-sum(each) / 3, rel=1e-5)
-    assert result["shape_top1"] == pytest.approx(2 / 3)
+    assert result["top1/shape"] == pytest.approx(2 / 3)
     # Class 0: absent, said once. Class 1: found. Class 2: one of two found.
-    assert result["shape_macro_f1"] == pytest.approx((1 + 2 / 3) / 2)
-    assert result["shape_labelled"] == 3
+    assert result["macro_f1/shape"] == pytest.approx((1 + 2 / 3) / 2)
+    assert result["labelled/shape"] == 3
     by_ones = evaluated(model, {"shape": logits}, {"shape": labels}, 1, {"shape": weights})
-    assert by_ones["shape_loss"] == pytest.approx(-sum(each) / 3, rel=1e-5)
+    assert by_ones["loss/shape"] == pytest.approx(-sum(each) / 3, rel=1e-5)
 
 
 # === One loss of all ===
@@ -245,7 +245,7 @@ def test_the_total_by_hand(kind):
     result = evaluated(model, x, labels, len(x))
     assert result["loss"] == pytest.approx(total, rel=1e-5)
     for task in CLASSES:  # what is told of a task is its plain mean
-        assert result[f"{task}_loss"] == pytest.approx(mean[task], rel=1e-5)
+        assert result[f"loss/{task}"] == pytest.approx(mean[task], rel=1e-5)
 
 
 def slope_by_hand(labels, logits):
@@ -311,8 +311,8 @@ def test_the_contrastive_loss_is_added_with_its_weights(half_labelled):
     mean = {t: cross_entropy_by_hand(labels[t], logits[t]) for t in CLASSES}
     for task in CLASSES:
         assert of_task[task] > 0.5
-        assert result[f"{task}_contrastive_loss"] == pytest.approx(of_task[task], rel=1e-4)
-        assert result[f"{task}_loss"] == pytest.approx(mean[task], rel=1e-4)
+        assert result[f"contrastive_loss/{task}"] == pytest.approx(of_task[task], rel=1e-4)
+        assert result[f"loss/{task}"] == pytest.approx(mean[task], rel=1e-4)
     total = 0.3 * mean["colour"] + 2 * mean["shape"]
     total += 0.5 * of_task["colour"] + 1.5 * of_task["shape"]
     assert result["loss"] == pytest.approx(total, rel=1e-4)
@@ -321,8 +321,8 @@ def test_the_contrastive_loss_is_added_with_its_weights(half_labelled):
 def test_a_task_without_a_contrastive_loss_has_none():
     model = given_logits(CLASSES, contrastive={"shape": 1.0})
     names = [metric.name for metric in model.metrics]
-    assert "shape_contrastive_loss" in names
-    assert "colour_contrastive_loss" not in names
+    assert "contrastive_loss/shape" in names
+    assert "contrastive_loss/colour" not in names
 
 
 # === Batches without labels ===
@@ -339,7 +339,7 @@ def test_a_batch_without_any_label_changes_nothing(kind, width):
     logs = model.train_on_batch(x, labels, sample_weight=weights_of(labels), return_dict=True)
     assert logs["loss"] == 0
     assert all(np.isfinite(value) for value in logs.values())
-    assert [logs[f"{task}_labelled"] for task in CLASSES] == [0, 0]
+    assert [logs[f"labelled/{task}"] for task in CLASSES] == [0, 0]
     for mine, theirs in zip(model.trainable_variables, before, strict=True):
         np.testing.assert_array_equal(mine.numpy(), theirs)
 
@@ -349,4 +349,4 @@ def test_a_contrastive_loss_without_any_label_is_0():
     inputs = {t: np.ones((3, n), np.float32) for t, n in CLASSES.items()}
     inputs[EMBEDDING] = np.zeros((3, WIDTH), np.float32)  # of no direction
     result = evaluated(model, inputs, {t: np.full(3, -1, np.int32) for t in CLASSES}, 3)
-    assert result["loss"] == result["shape_contrastive_loss"] == 0
+    assert result["loss"] == result["contrastive_loss/shape"] == 0

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from multitask import files
 from multitask.data.pipeline import (
     evaluation_dataset,
     file_names,
@@ -22,7 +23,7 @@ from multitask.data.pipeline import (
 from multitask.data.records import prepare
 from multitask.data.sampling import Shard, epoch_rows
 from multitask.data.table import SELECTION, TRAIN
-from multitask.files import locked
+from multitask.files import DiskError, locked
 from multitask.learning import features
 from multitask.learning.checkpoints import find_checkpoint
 from multitask.learning.features import (
@@ -544,18 +545,41 @@ def test_too_little_room_is_one_line_and_leaves_nothing(prepared_data, monkeypat
     prepared, spec, network = prepared_data()
     needed = (TRAINED + HELD) * 12 * 4
     free = SimpleNamespace(free=needed - 1)
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: free)
-    with pytest.raises(InputError, match="GB are needed") as error:
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(DiskError) as error:
         cache_features(network, prepared, spec, tell=quiet)
-    message = str(error.value)
-    assert message.startswith("--cache_features: ")
-    assert "--records_dir" in message
-    assert "--cache_features=off" in message
-    assert "\n" not in message
+    assert str(error.value) == (
+        f"{prepared.folder.parents[2] / 'features'}: no room on the disk "
+        f"({files.size_text(needed)} needed for features, {files.size_text(needed - 1)} free); "
+        "make room, name another --records_dir or give --cache_features=off, then run the same "
+        "command again"
+    )
     assert folders(prepared) == []
     free.free = needed
     cache_features(network, prepared, spec, tell=quiet)
     assert len(folders(prepared)) == 1
+
+
+def test_room_that_is_not_there_is_no_end_of_the_process(prepared_data, small_disk, monkeypatch):
+    """Such as under a quota, of which the disk's free room says nothing."""
+    disk = small_disk(10**6)
+    views = {"cache": "on", "dtype": "float32", "views": 200}
+    prepared, spec, network = prepared_data(features=views)
+    (prepared.folder.parents[2] / "features").symlink_to(disk.files)
+    monkeypatch.setattr(features, "check_room", lambda *_, **__: None)
+    size = 128 + 201 * TRAINED * 12 * 4
+    disk.leave(100_000)
+    with pytest.raises(DiskError, match=f"{files.size_text(size)} needed, .* free.*=off"):
+        cache_features(network, prepared, spec, tell=quiet)
+    assert folders(prepared) == []
+    assert [path for path in disk.files.rglob("*") if path.suffix == ".npy"] == []
+
+
+def test_mapped_files_have_all_their_blocks_before_anything_is_computed(begun):
+    begun.stop(2, noted=True)
+    for name in ("train", "selection"):
+        found = (begun.folder / f"{name}.npy").stat()
+        assert found.st_blocks * 512 >= found.st_size
 
 
 def test_a_value_beyond_float16_is_one_line(prepared_data):
@@ -710,7 +734,9 @@ def test_without_imbalanced_learn_is_one_line(tiny_spec, monkeypatch):
     x, labels = toy_features()
     with pytest.raises(InputError) as error:
         oversample(x, labels, toy_spec(tiny_spec, 0.5))
-    assert str(error.value) == ("--smote: needs imbalanced-learn: pip install 'multitask[smote]'")
+    assert str(error.value) == (
+        "--smote: needs imbalanced-learn: pip install '.[smote]' (in the folder of this project)"
+    )
     assert len(oversample(x, labels, toy_spec(tiny_spec, 0.0))[0]) == 0  # nobody needs it here
 
 

@@ -8,7 +8,7 @@ from multitask.learning.optimizers import current_rates
 from multitask.learning.phases import prepare_phase, wanted_phases
 from multitask.model.heads import build_head
 from multitask.model.network import connect, parts
-from multitask.spec import SpecError, parse_spec
+from multitask.spec import SpecError, override, parse_spec
 
 SIZE = 32
 CLASSES = {"colour": 2, "shape": 3}
@@ -109,7 +109,7 @@ def test_heads_trains_the_heads_alone(batchnorm):
     train_steps(prepared.model)
     # Every weight of the heads, and none of the trunk's: its BatchNorm's statistics neither.
     assert moved(before, state(network)) == HEADS
-    assert set(current_rates(prepared.model.optimizer)) == set(CLASSES)
+    assert set(current_rates(prepared.model.optimizer)) == {f"{task}/rate" for task in CLASSES}
 
 
 def test_the_frozen_trunk_infers_in_training():
@@ -145,7 +145,7 @@ def test_finetune_trains_what_is_above_the_freeze_depth(depth, batchnorm, traine
     silent = {("block1a_conv", "bias"), ("block2a_conv", "bias")}
     assert changed - silent == (trained | HEADS) - silent
     assert changed <= trained | HEADS
-    parts_with_rates = {"trunk", *CLASSES} if trained else set(CLASSES)
+    parts_with_rates = {f"{task}/rate" for task in CLASSES} | ({"trunk_rate"} if trained else set())
     assert set(current_rates(prepared.model.optimizer)) == parts_with_rates
 
 
@@ -153,12 +153,14 @@ def test_rates_and_plateau_of_a_phase():
     spec = make_spec()
     network = make_network(spec)
     heads = prepared_phase(network, spec, "heads")
-    assert current_rates(heads.model.optimizer) == pytest.approx({"colour": 1e-2, "shape": 1e-2})
+    assert current_rates(heads.model.optimizer) == pytest.approx(
+        {"colour/rate": 1e-2, "shape/rate": 1e-2}
+    )
     finetune = prepared_phase(network, spec, "finetune", plateau=0.5)
-    rates = {"trunk": 5e-4, "colour": 5e-4, "shape": 5e-4}
+    rates = {"trunk_rate": 5e-4, "colour/rate": 5e-4, "shape/rate": 5e-4}
     assert current_rates(finetune.model.optimizer) == pytest.approx(rates)
     finetune.plateau.assign(0.25)
-    rates = {"trunk": 2.5e-4, "colour": 2.5e-4, "shape": 2.5e-4}
+    rates = {"trunk_rate": 2.5e-4, "colour/rate": 2.5e-4, "shape/rate": 2.5e-4}
     assert current_rates(finetune.model.optimizer) == pytest.approx(rates)
 
 
@@ -191,8 +193,8 @@ def test_the_losses_are_weighed_and_masked():
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     p = p[np.arange(8), labels["colour"]]
     want = np.mean(-0.25 * (1 - p) ** 2 * np.log(p))
-    assert logs["colour_loss"] == pytest.approx(want, rel=1e-4)
-    assert logs["shape_loss"] == 0
+    assert logs["loss/colour"] == pytest.approx(want, rel=1e-4)
+    assert logs["loss/shape"] == 0
     assert logs["loss"] == pytest.approx(2 * want, rel=1e-4)
 
 
@@ -203,9 +205,17 @@ def test_a_depth_beyond_the_trunk_is_told():
 
 
 def test_wanted_phases():
-    assert wanted_phases("all") == ("heads", "finetune")
-    assert wanted_phases("heads") == ("heads",)
-    assert wanted_phases("finetune") == ("finetune",)
+    spec = make_spec()
+    assert wanted_phases(spec, "all") == ("heads", "finetune")
+    assert wanted_phases(spec, "heads") == ("heads",)
+    assert wanted_phases(spec, "finetune") == ("finetune",)
+
+
+@pytest.mark.parametrize("empty", ["heads", "finetune"])
+def test_a_phase_of_no_epochs_is_not_wanted(empty):
+    spec = override(make_spec(), {empty: (f"phases.{empty}.epochs", 0)})
+    assert wanted_phases(spec, "all") == tuple({"heads", "finetune"} - {empty})
+    assert wanted_phases(spec, empty) == ()
 
 
 @pytest.mark.parametrize("phase", ["heads", "finetune"])

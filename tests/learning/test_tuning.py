@@ -17,6 +17,7 @@ import tomli_w
 from optuna.trial import TrialState
 from PIL import Image
 
+from multitask.data.table import SELECTION, load_table
 from multitask.files import RunError
 from multitask.learning import tuning
 from multitask.learning.training import train
@@ -29,7 +30,7 @@ from multitask.learning.tuning import (
     with_values,
 )
 from multitask.model import trunks
-from multitask.spec import InputError, load_spec, parse_spec
+from multitask.spec import InputError, load_spec, override, parse_spec
 
 TRIALS, EPOCHS = 4, 3
 
@@ -420,7 +421,7 @@ def test_a_tasks_own_score(place):
     )
     spec = load_spec(str(place / "spec.toml"))
     trained = train(spec, place / "data", place / "plain", phase="heads", tell=lambda line: None)
-    assert result.trials["score"].tolist() == [trained.best["shade"]]
+    assert result.trials["score"].tolist() == [trained.best["shade/macro_f1"]]
     assert any(line.startswith("trial 0 of 1  shade macro-F1 ") for line in lines)
     before = {p.name: p.read_bytes() for p in result.folder.iterdir()}
     for options, words in (
@@ -503,9 +504,37 @@ def test_what_cannot_be_searched(place, changes, options, line):
 def test_a_task_without_labels_to_choose_by(place):
     raw = load_spec(str(place / "spec.toml")).to_dict() | {"selection": 0.01}
     spec = parse_spec(raw, source="x")
-    with pytest.raises(InputError, match="^--selection: 0.01: .* of the selection split; give a"):
+    line = "^--selection: 0.01: .* of the validation split; give a larger share"
+    with pytest.raises(InputError, match=line) as caught:
         search(place, "refused", spec=spec, metric="shade")
     assert not (place / "refused").exists()
+    # What it advises helps, and the next smaller of the shares would not.
+    share = float(str(caught.value).rpartition("=")[2])
+    for tried, labelled in ((share, True), (0.01, False)):
+        table = load_table(override(spec, {"selection": ("selection", tried)}), place / "data")
+        assert bool(len(table.labels_of("shade", SELECTION))) == labelled
+
+
+def test_one_image_a_class_leads_to_the_cause(place, tmp_path):
+    """No share holds out the last image of a class, so none is advised."""
+    shutil.copytree(place / "data", tmp_path / "data")
+    for name, classes in (("colour", 3), ("shade", 2)):
+        file = tmp_path / "data" / "lists" / f"{name}_train.csv"
+        rows = [row.rsplit(",", 1) for row in file.read_text().splitlines()]
+        first = {label: path for path, label in reversed(rows)}
+        assert len(first) == classes
+        file.write_text("".join(f"{path},{label}\n" for label, path in first.items()))
+    spec = load_spec(str(place / "spec.toml"))
+    for metric, tasks in (("macro_f1", "colour and shade"), ("shade", "shade")):
+        with pytest.raises(InputError) as caught:
+            search(tmp_path, "refused", spec=spec, metric=metric)
+        line = str(caught.value)
+        assert line.endswith(
+            f"the largest class of {tasks} has 1 training image, and the last image of a class is "
+            "never held out: add images, or train without a search (multitask train)"
+        )
+        assert "larger share" not in line
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_folder_with_something_else(place):
@@ -523,7 +552,7 @@ def test_a_folder_with_something_else(place):
 @pytest.mark.parametrize("package", ["optuna", "tomli_w"])
 def test_without_its_packages(place, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    line = rf'^multitask tune: needs {package}: pip install "multitask\[tune\]"$'
+    line = rf"^multitask tune: needs {package}: pip install '\.\[tune\]' \(in the folder of this"
     with pytest.raises(InputError, match=line):
         search(place, "refused")
 

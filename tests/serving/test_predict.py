@@ -19,6 +19,7 @@ from multitask.commands.predict import SUFFIXES
 from multitask.data.table import load_table
 from multitask.evaluation.predictions import predict_exam
 from multitask.evaluation.views import TTA
+from multitask.files import DiskError
 from multitask.model.network import load_network
 from multitask.serving.answers import WRITERS, Answers
 from multitask.serving.export import export
@@ -103,7 +104,7 @@ def test_a_bad_picture_in_the_middle_keeps_the_others_in_their_places(
             values = found[place][1][task]
             np.testing.assert_allclose(values, expected[task][place], atol=1e-5)
     assert "not a JPEG, PNG or WebP picture" in found[1][1]
-    assert found[3][1] == "not a file"
+    assert found[3][1] == "cannot be read: it is a folder, not a regular file"
     assert "\n" not in found[1][1]
 
 
@@ -125,7 +126,7 @@ def test_a_val_picture_gets_the_probabilities_of_the_evaluation(predictor, run, 
     found = [said for _, said in predict_files(predictor, files, batch_size=5)]
     for task in run.spec.task_names:
         again = np.array([said[task] for said in found])
-        np.testing.assert_allclose(again, saved[task], atol=1e-5)
+        np.testing.assert_allclose(again, saved[f"{task}/probabilities"], atol=1e-5)
 
 
 def load_model(run, data):
@@ -191,7 +192,7 @@ def test_the_command_writes_what_it_says(run, known, mixed, tmp_path, capsys):
                 if place in (1, 3):
                     assert f"{files[place]}: {row['error']}" == bad[place // 2]
                     assert record == {"path": row["path"], "error": row["error"]}
-                    for name in ("shade", "shade_1", "shade_1_probability"):
+                    for name in ("shade/predicted", "shade/1", "shade/1_probability"):
                         assert row[name] == "" or pd.isna(row[name])
                     continue
                 assert row["error"] == ""
@@ -199,11 +200,11 @@ def test_the_command_writes_what_it_says(run, known, mixed, tmp_path, capsys):
                     values = expected[task][place]
                     order = np.argsort(-values)[:3]
                     said = names[order[0]] if values[order[0]] >= 0.5 else "uncertain"
-                    assert row[task] == record["tasks"][task]["answer"] == said
+                    assert row[f"{task}/predicted"] == record["tasks"][task]["answer"] == said
                     for rank, index in enumerate(order, start=1):
                         top = record["tasks"][task]["top"][rank - 1]
-                        assert row[f"{task}_{rank}"] == top["name"] == names[index]
-                        probability = float(row[f"{task}_{rank}_probability"])
+                        assert row[f"{task}/{rank}"] == top["name"] == names[index]
+                        probability = float(row[f"{task}/{rank}_probability"])
                         assert probability == pytest.approx(values[index], abs=1e-5)
                         assert top["probability"] == pytest.approx(values[index], abs=1e-5)
         doubtful = {
@@ -319,7 +320,7 @@ def test_what_is_not_to_be_gone_on_with_is_one_line(tmp_path):
         (changed, True, content, "min_confidence.shade: 0.5 there, 0.6 asked"),
         (SETTINGS, True, b"path,error\n", "line 1 is none of ours"),
         (SETTINGS, True, content + b"[]\n", "line 3 is none of ours"),
-        (SETTINGS, True, b"", "is empty"),
+        (SETTINGS, True, b'{"model"', "has no whole line"),
     ]
     for settings, resume, there, said in cases:
         partial.write_bytes(there)
@@ -328,6 +329,18 @@ def test_what_is_not_to_be_gone_on_with_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
         assert partial.read_bytes() == there
         assert not path.exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_empty_beginning_is_taken_up(tmp_path, resume):
+    """Of a version that wrote its first line later, or of a full disk."""
+    path = tmp_path / "a.csv"
+    (tmp_path / "a.csv.partial").touch()
+    answers = opened(path, resume=resume)
+    answers.add("x.png", "bad")
+    answers.finish()
+    assert list(pd.read_csv(path)["path"]) == ["x.png"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
@@ -340,15 +353,15 @@ def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(csv.DictWriter, "writerows", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskError, match="no room on the disk .* with --resume"):
         answers.finish()
     assert path.read_text() == "older"
     monkeypatch.undo()
     again = opened(path, resume=True)
     again.finish()
     assert path.read_text() == (
-        "path,error,shade,shade_1,shade_1_probability,shade_2,shade_2_probability,shade_3,"
-        "shade_3_probability\na.png,bad,,,,,,,\n"
+        "path,error,shade/predicted,shade/1,shade/1_probability,shade/2,shade/2_probability,shade/3,"
+        "shade/3_probability\na.png,bad,,,,,,,\n"
     )
 
 
@@ -432,13 +445,14 @@ STEPS = [[0.3, 0.6, 1.0], [0.5, 0.8, 0.7], [0.7, 0.9, 0.4]]
 
 @pytest.fixture(scope="module")
 def calibrated_run(known, data, tmp_path_factory):
-    """A run with what `evaluate` writes of its confidences; "empty" was never examined."""
+    """A run with what `evaluate` writes of its confidences; "empty" has too few labels."""
     run = known.make_run(tmp_path_factory.mktemp("runs") / "calibrated", data)
     run.results.mkdir()
     tasks = {
         task: {
             "temperature": temperature,
-            "fitted_on": 40,
+            "fitted_on": 200 if task != "empty" else 8,
+            "reason": None if task != "empty" else "only 8 validation images have a label",
             "steps": {"calibrated": STEPS, "raw": [[0.2, 0.95, 0.5]]} if task != "empty" else {},
         }
         for task, temperature in TEMPERATURES.items()
@@ -522,12 +536,20 @@ def test_thresholds_of_a_wished_accuracy(calibrated):
     mixed = dataclasses.replace(known_ones, calibrations=mixed)
     assert mixed.thresholds(0.9) == {"shade": 0.7, "warmth": np.inf}
     assert answer(np.array([0.0, 1.0]), "ab", min_confidence=np.inf)["answer"] == "uncertain"
-    with pytest.raises(
-        InputError, match=r"auto:0\.99: .* no task is .* highest are shade 0\.900, warmth 0\.9"
-    ):
-        known_ones.thresholds(0.99)
-    with pytest.raises(InputError, match="nothing is known of empty on a selection split"):
-        calibrated.thresholds(0.5)
+    with pytest.raises(InputError) as caught:
+        known_ones.thresholds(0.95)
+    assert str(caught.value) == (
+        "--min_confidence: auto:0.95: the validation split shows no such confidence (shade: never "
+        "right that often, at most 0.900; warmth: never right that often, at most 0.900). Give a "
+        "number, such as --min_confidence=0.6; a new training with a larger validation split "
+        "(--selection) may show one"
+    )
+    assert calibrated.thresholds(0.75) == {"shade": 0.5, "warmth": 0.5, "empty": np.inf}
+
+
+def test_without_an_evaluation_nothing_is_known(predictor):
+    with pytest.raises(InputError, match="nothing is known of .*, as this model was not evaluated"):
+        predictor.thresholds(0.5)
 
 
 def test_another_models_calibration_is_not_taken(calibrated_run, tmp_path):
@@ -547,9 +569,11 @@ def test_a_confidence_that_is_none_is_one_line(capsys, text):
 
 def test_the_command_takes_them(calibrated_run, halves, tmp_path, capsys):
     export_of = calibrated_run.workdir / "export"
-    said = stopped(f"--model={export_of}", "--min_confidence=auto:0.9", halves[0])
-    assert said == 2
-    assert "nothing is known of empty on a selection split" in capsys.readouterr().err
+    main(["predict", f"--model={export_of}", "--min_confidence=auto:0.9", str(halves[0])])
+    assert capsys.readouterr().out.startswith(
+        "From: shade 0.700, warmth 0.700, empty never (only 8 validation images have a label, at "
+        "least 30 are needed)\n"
+    )
     content = json.loads((export_of / "classes.json").read_text())
     content["calibration"]["empty"] = content["calibration"]["shade"]
     copy = tmp_path / "export"

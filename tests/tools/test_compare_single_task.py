@@ -102,7 +102,7 @@ def seed_of(rng) -> dict:
         for metric in tool.METRICS
     ]
     seconds = dict(zip(("single", "combined"), rng.uniform(50, 100, 2), strict=True))
-    return {"rows": [*rows, {"task": "all", "metric": "wall_s"} | seconds]}
+    return {"rows": [*rows, {"task": "all-tasks", "metric": "wall_s"} | seconds]}
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -116,7 +116,7 @@ def test_means_spreads_paired_differences_and_ratios(count):
         assert (row["task"], row["metric"]) == (given[0]["task"], given[0]["metric"])
         one, alone = (np.array([g[name] for g in given]) for name in ("combined", "single"))
         values = {"combined": one, "single": alone, "difference": one - alone, "ratio": one / alone}
-        if row["task"] != "all":
+        if row["task"] != "all-tasks":
             values["regression"] = np.array([g["regression"] for g in given])
         for name, of_seeds in values.items():
             assert row[name] == pytest.approx(of_seeds.sum() / count)
@@ -140,9 +140,9 @@ def write_job(folder, name, tasks, *, scores, parts, labels=(40, 40), exam=("a",
     baseline = dict.fromkeys(metrics, 0.25)
     text = json.dumps({"metrics": metrics, "baseline": baseline})
     (folder / name / "results" / "metrics.json").write_text(text)
-    columns = {f"{v}{t}_labelled": np.array(labels, float) for t in tasks for v in ("", "val_")}
+    columns = {f"{t}/{v}labelled": np.array(labels, float) for t in tasks for v in ("", "val_")}
     pd.DataFrame(columns).to_csv(folder / name / "logs" / "history.csv", index=False)
-    frame = pd.DataFrame({"path": [*exam, "other"]} | {f"{t}_true": ["x", "y", ""] for t in tasks})
+    frame = pd.DataFrame({"path": [*exam, "other"]} | {f"{t}/true": ["x", "y", ""] for t in tasks})
     frame.to_csv(folder / name / "results" / "predictions.csv", index=False)
     noted = {"done": True, "parts": parts, "steps_an_epoch": {"heads": 3}}
     (folder / f"{name}.time.json").write_text(json.dumps(noted))
@@ -151,7 +151,7 @@ def write_job(folder, name, tasks, *, scores, parts, labels=(40, 40), exam=("a",
 def test_a_seeds_figures_and_times(tmp_path):
     scores = {"style": 0.5, "genre": 0.25}
     parts = {"start": [1, 2], "records": [10, 20], "heads": [4, 8]}
-    write_job(tmp_path, "all", ("style", "genre"), scores=scores, parts=parts)
+    write_job(tmp_path, "all-tasks", ("style", "genre"), scores=scores, parts=parts)
     write_job(tmp_path, "style", ("style",), scores={"style": 0.4}, parts=parts)
     write_job(tmp_path, "genre", ("genre",), scores={"genre": 0.3}, parts={"heads": [7, 9]})
     regression = {task: {"C": 1.0, "top1": 0.7, "macro_f1": 0.6} for task in scores}
@@ -173,7 +173,7 @@ def test_a_seeds_figures_and_times(tmp_path):
     ("other", "named"), [({"labels": (40, 39)}, "labels"), ({"exam": ("a", "c")}, "exams")]
 )
 def test_unequal_runs_are_not_compared(tmp_path, other, named):
-    write_job(tmp_path, "all", ("style",), scores={"style": 0.5}, parts={})
+    write_job(tmp_path, "all-tasks", ("style",), scores={"style": 0.5}, parts={})
     write_job(tmp_path, "style", ("style",), scores={"style": 0.5}, parts={}, **other)
     with pytest.raises(RunError, match=f"style: the {named} of the two runs are not the same"):
         tool.labels_learnt(tmp_path, "style")
@@ -183,7 +183,7 @@ def test_the_clock_goes_on_where_an_earlier_attempt_was_killed(tmp_path, monkeyp
     now = [100.0]
     ticking = SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: now[0] / 2)
     monkeypatch.setattr(tool, "time", ticking)
-    file = tmp_path / "all.time.json"
+    file = tmp_path / "all-tasks.time.json"
 
     def spend(clock, part, seconds):
         before = clock.switch(part)
@@ -283,7 +283,7 @@ def test_a_folder_holds_one_set_of_settings(data_dir, tmp_path, capsys, monkeypa
     given = ["--spec=demo", f"--data_dir={data_dir}", f"--out={tmp_path}"]
     assert tool.main(["", *given, "--phase=heads", "--batch_size=16"]) == 2
     assert tool.main(["", *given, "--phase=heads"]) == 2  # nothing has begun
-    run = tmp_path / "seed-0" / "all"
+    run = tmp_path / "seed-0" / "all-tasks"
     run.mkdir()
     (run / "config.json").write_text("{}")
     assert tool.main(["", *given, "--phase=heads", "--seed=1"]) == 2  # another seed is welcome
@@ -295,7 +295,7 @@ def test_a_folder_holds_one_set_of_settings(data_dir, tmp_path, capsys, monkeypa
 
 
 def test_records_whose_time_is_not_known_are_refused(data_dir, tmp_path, capsys):
-    records = tmp_path / "records" / "seed-0" / "all"
+    records = tmp_path / "records" / "seed-0" / "all-tasks"
     records.mkdir(parents=True)
     given = ("--spec=demo", f"--data_dir={data_dir}", f"--out={tmp_path}")
     assert f"--records_dir: {records}: is there already" in stopped(capsys, *given)
@@ -332,13 +332,13 @@ def test_a_comparison_that_is_killed_goes_on(tmp_path):
         pass
     spent = json.loads((out / "seed-0" / "style.time.json").read_text())
     assert not spent["done"]
-    before = (out / "seed-0" / "all.time.json").read_bytes()
+    before = (out / "seed-0" / "all-tasks.time.json").read_bytes()
 
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (out / "seed-0" / "all.time.json").read_bytes() == before
+    assert (out / "seed-0" / "all-tasks.time.json").read_bytes() == before
     found = json.loads((out / "seed-0.json").read_text())
-    for name in ("all", "style", "genre"):
+    for name in ("all-tasks", "style", "genre"):
         parts = found["jobs"][name]["parts"]
         assert set(parts) == set(tool.PARTS)
         assert min(min(both) for both in parts.values()) > 0
@@ -348,8 +348,8 @@ def test_a_comparison_that_is_killed_goes_on(tmp_path):
     for task in ("style", "genre"):  # no picture of the demo is missing or unreadable
         assert found["labels"][task] == 5 * len(combined.labels_of(task, "train"))
     frame = pd.read_csv(out / "comparison.csv")
-    assert list(frame["task"]) == ["style", "style", "genre", "genre"] + ["all"] * 4
-    values = frame.loc[frame["task"] != "all", list(tool.MODELS)]
+    assert list(frame["task"]) == ["style", "style", "genre", "genre"] + ["all-tasks"] * 4
+    values = frame.loc[frame["task"] != "all-tasks", list(tool.MODELS)]
     assert values.notna().all(axis=None) and values.ge(0).all(axis=None)
     assert (out / "comparison.png").stat().st_size > 10_000
 
