@@ -19,6 +19,7 @@ from multitask.data.files import (
     map_files,
     picture_sizes,
     read_encoded,
+    read_frame,
     read_reduced,
     refuse_missing,
     why_unreadable,
@@ -233,3 +234,35 @@ def test_reasons_are_counted():
         "0 missing, 0 unreadable, 1 without a label, 2 not drawn for the subset, 1 near-duplicates"
     )
     assert count_reasons([]) == "0 missing, 0 unreadable"
+
+
+# === Reading our own CSVs back ===
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "No columns to parse"),
+        (b"\xff\xfe\x00", "utf-8"),
+        (b'path,reason\n"a', "EOF inside string"),
+        (b"a,b\n1,2\n", "no column path"),
+        (b"path\na.jpg\n", "no column reason"),
+    ],
+)
+def test_a_csv_of_ours_that_is_something_else_is_one_line(tmp_path, content, said):
+    file = tmp_path / "left_out.csv"
+    file.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_frame(file, ("path", "reason"), "make it anew")
+    assert str(caught.value).startswith(f"{file}: cannot be read back (")
+    assert str(caught.value).endswith("); make it anew")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="No such file"):
+        read_frame(tmp_path / "none.csv", (), "make it anew")
+    file.write_text("path,reason,more\na.jpg,gone,1\n")
+    assert read_frame(file, ("path",), "").to_dict("list") == {
+        "path": ["a.jpg"],
+        "reason": ["gone"],
+        "more": [1],
+    }
