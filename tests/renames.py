@@ -147,12 +147,6 @@ def content(path: Path) -> object:
         return answers(path.parent)
     if path.name == "fingerprint.pb" or path.parent.name == "variables":
         return "of a SavedModel"
-    if path.suffix == ".usearch":
-        # Several threads build the graph, each time another one; the vectors are the same.
-        from usearch.index import Index
-
-        index = Index.restore(str(path))
-        return {int(key): index.get(key).tolist() for key in sorted(index.keys)}
     if path.name == "trials.csv":
         return pd.read_csv(path).drop(columns="seconds").to_csv()  # a time
     return path.read_bytes()

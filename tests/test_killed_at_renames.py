@@ -95,7 +95,7 @@ OF_RUNS = {
     "evaluate": (lambda root: (*of_run(root), of_style(root)), 2),
     "export": (lambda root: (*of_run(root), of_style(root)), 2),
     "similar": (
-        lambda root: (*of_run(root), of_style(root), "--index=usearch", root / "query.jpg"),
+        lambda root: (*of_run(root), of_style(root), root / "query.jpg"),
         1,
     ),
     "compare": (lambda root: (root / "run", root / "other", f"--out={root / 'compared'}"), 1),
@@ -141,8 +141,6 @@ def test_every_rename_of_a_command_on_data(fresh, command):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", OF_RUNS)
 def test_every_rename_of_a_command_on_runs(trained, command):
-    if command == "similar":
-        pytest.importorskip("usearch", reason="pip install 'multitask[similar]'")
     assert walked(trained, command, *OF_RUNS[command]) >= {"evaluate": 28}.get(command, 3)
 
 

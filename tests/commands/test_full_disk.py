@@ -41,7 +41,6 @@ COMMANDS = {
         [
             "similar",
             "--workdir={}/run",
-            "--index=usearch",
             "--out={}/found",
             "--query={}/query.png",
         ],
@@ -144,7 +143,7 @@ def comparable(content: dict[str, bytes]) -> dict[str, bytes]:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 names = set(archive.namelist()) - {"metadata.json"}
                 data = b"".join(archive.read(one) for one in sorted(names))
-        varies = (".usearch", "gallery.json", "study.db", "trials.csv", "best.toml")
+        varies = ("gallery.json", "study.db", "trials.csv", "best.toml")
         if name.startswith("run/export/") or name.endswith(varies):
             data = b""
         found[name] = data
