@@ -9,7 +9,7 @@ It also refuses what one HTTP parser reads differently from another, so that no 
 smuggled past a proxy in front. No server offers that as a setting. Measured with uvicorn 0.54:
 h11 0.16 accepts bare line feeds, folded headers, and Content-Length beside Transfer-Encoding;
 httptools 0.9 accepts HTTP/0.9, two Hosts, codings other than chunked, and a head of any size.
-hypercorn 0.17 has h11's gaps; granian 2.5 accepts bare line feeds, two Hosts, and both lengths.
+hypercorn has h11's gaps; granian accepts bare line feeds, two Hosts, and both lengths.
 Most is refused by h11, which uvicorn always installs; the rest is here.
 
 Private names, each used in this file only, whose change tests/serving/test_connections.py shows:
