@@ -40,6 +40,7 @@ test-slow: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy multitask
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -1,3 +1,3 @@
-"""One trunk, one head a task, one model: a painting's artist, style and genre together."""
+"""One model with one trunk and one head per task: artist, style and genre of a painting."""
 
 __version__ = "0.1.0.dev0"

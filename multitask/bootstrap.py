@@ -1,6 +1,7 @@
-"""How far the figures of an exam would move with other pictures: the bootstrap, from arrays alone.
+"""Bootstrap of the metrics on a test set: how much they vary between samples of images.
 
-Without scikit-learn, whose import takes longer than a comparison of runs.
+This module uses only arrays and does not import scikit-learn, because that import takes longer
+than a comparison of runs.
 """
 
 from dataclasses import dataclass
@@ -8,22 +9,24 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
+METRICS = ("top1", "top5", "macro_f1", "weighted_f1", "balanced_accuracy")
 DRAWS = 1000
 SEED = 0
-# Of fewer examples no 95 % interval is shown. For an accuracy between .3 and .9 it holds the right
-# value in at least 88 % of the cases from 20 examples on, in 78 % of 15, 65 % of 10 and 40 % of 5.
+# With fewer examples no 95 % interval is shown. For an accuracy between .3 and .9 the interval
+# contains the true value in at least 88 % of the cases with 20 or more examples, in 78 % with 15,
+# 65 % with 10 and 40 % with 5.
 FEWEST_EXAMPLES = 20
-_CELLS = 4_000_000  # of a part of the draws: 32 MB
+_CELLS = 4_000_000  # weights computed at once: 32 MB
 
 
 @dataclass(frozen=True)
-class Exam:
-    """One task's labelled pictures and what every run says of them.
+class PairedPredictions:
+    """The labelled images of one task and the predictions of every run for them.
 
     Attributes:
-        labels: int [n], of classes in no special order.
-        predictions: int [runs, n], of the same.
-        in_top5: bool [runs, n]; None where it is not known.
+        labels: int [n], true classes; the order of the images does not matter.
+        predictions: int [runs, n], predicted classes.
+        in_top5: bool [runs, n], whether the label is among the top 5; None if unknown.
     """
 
     labels: np.ndarray
@@ -32,78 +35,92 @@ class Exam:
 
 
 def label_rank(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """The place of each label among its example's probabilities, int [n], from 0.
+    """Rank each label among the probabilities of its example.
 
     Equal probabilities rank by index, as argmax does, so that top-1 agrees with the confusion
-    matrix and a constant answer does not score 100 %.
+    matrix and constant probabilities do not score 100 %.
+
+    Args:
+        labels: int [n].
+        probabilities: float [n, classes].
+
+    Returns:
+        int [n], from 0.
     """
-    own = np.take_along_axis(probabilities, labels[:, None], axis=1)
+    label_probability = np.take_along_axis(probabilities, labels[:, None], axis=1)
     before = np.arange(probabilities.shape[1]) < labels[:, None]
-    return ((probabilities > own) | ((probabilities == own) & before)).sum(axis=1)
+    higher = probabilities > label_probability
+    return (higher | ((probabilities == label_probability) & before)).sum(axis=1)
 
 
-def scores(exam: Exam, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Every run's figures, as `metrics.classification_metrics` defines them, of weighted examples.
+def scores(predictions: PairedPredictions, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute the metrics of every run on weighted examples.
+
+    The metrics are those of `metrics.classification_metrics`. Class averages are over the classes
+    that have an example in the sample.
 
     Args:
-        exam: of n examples.
-        weights: float [draws, n], how often each is drawn.
+        predictions: the predictions for n examples.
+        weights: float [draws, n], how often each example is sampled.
 
     Returns:
-        "top1", "top5" (where it is known), "macro_f1", "weighted_f1" and "balanced_accuracy" ->
-        float [draws, runs]. Class averages are over the classes that have an example in the draw.
+        Each of METRICS ("top5" only if it is known) -> float [draws, runs].
     """
-    labels, total = exam.labels, weights.sum(axis=1)
-    classes = 1 + max(labels.max(), exam.predictions.max())
+    labels, total = predictions.labels, weights.sum(axis=1)
+    classes = 1 + max(labels.max(), predictions.predictions.max())
 
-    def by_class(codes: np.ndarray, counted: np.ndarray) -> np.ndarray:
-        """[draws, n] -> [draws, classes]"""
+    def class_sums(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Sum the weighted values [n] by the class codes [n]: float [draws, classes]."""
         shape = (len(codes), classes)
-        return weights @ csr_array((counted, (np.arange(len(codes)), codes)), shape=shape)
+        return weights @ csr_array((values, (np.arange(len(codes)), codes)), shape=shape)
 
-    every = np.ones(len(labels))
-    support = by_class(labels, every)
+    ones = np.ones(len(labels))
+    support = class_sums(labels, ones)
     present = support > 0
-    found = {name: [] for name in ("top1", "top5", "macro_f1", "weighted_f1", "balanced_accuracy")}
-    for run, predicted in enumerate(exam.predictions):
-        right = by_class(labels, (predicted == labels).astype(float))
-        f1 = 2 * right / np.where(present, support + by_class(predicted, every), 1)
-        recall = right / np.where(present, support, 1)
-        found["top1"].append(right.sum(axis=1) / total)
-        if exam.in_top5 is not None:
-            found["top5"].append(weights @ exam.in_top5[run] / total)
-        found["macro_f1"].append(f1.sum(axis=1) / present.sum(axis=1))
-        found["weighted_f1"].append((f1 * support).sum(axis=1) / total)
-        found["balanced_accuracy"].append(recall.sum(axis=1) / present.sum(axis=1))
-    return {name: np.stack(values, axis=1) for name, values in found.items() if values}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
+    for run, predicted in enumerate(predictions.predictions):
+        correct = class_sums(labels, (predicted == labels).astype(float))
+        f1 = 2 * correct / np.where(present, support + class_sums(predicted, ones), 1)
+        recall = correct / np.where(present, support, 1)
+        columns["top1"].append(correct.sum(axis=1) / total)
+        if predictions.in_top5 is not None:
+            columns["top5"].append(weights @ predictions.in_top5[run] / total)
+        columns["macro_f1"].append(f1.sum(axis=1) / present.sum(axis=1))
+        columns["weighted_f1"].append((f1 * support).sum(axis=1) / total)
+        columns["balanced_accuracy"].append(recall.sum(axis=1) / present.sum(axis=1))
+    return {name: np.stack(values, axis=1) for name, values in columns.items() if values}
 
 
-def bootstrap(exam: Exam, *, draws: int = DRAWS, seed: int = SEED) -> dict[str, np.ndarray]:
-    """Paired bootstrap (Efron and Tibshirani 1993): every run's figures on the same drawn exams.
+def bootstrap(
+    predictions: PairedPredictions, *, draws: int = DRAWS, seed: int = SEED
+) -> dict[str, np.ndarray]:
+    """Compute the metrics of every run on the same sampled test sets.
+
+    This is the paired bootstrap (Efron and Tibshirani 1993).
 
     Args:
-        exam: of at least one example.
-        draws: exams to draw, each as large as the exam, with replacement.
-        seed: of the draws.
+        predictions: the predictions for at least one example.
+        draws: number of sampled test sets, each as large as the test set, with replacement.
+        seed: seed of the random numbers.
 
     Returns:
-        As `scores`.
+        The same dictionary as `scores`.
     """
-    # Examples that all runs answer alike are one cell; how often its examples are drawn is a
-    # multinomial number, whichever of them it is.
-    columns = [exam.labels, *exam.predictions]
-    columns += list(exam.in_top5) if exam.in_top5 is not None else []
-    cells, counts = np.unique(np.stack(columns), axis=1, return_counts=True)
-    runs = len(exam.predictions)
-    of_cells = Exam(
+    # Examples with equal labels and predictions are one cell. The number of sampled examples of
+    # each cell is multinomial.
+    rows = [predictions.labels, *predictions.predictions]
+    rows += list(predictions.in_top5) if predictions.in_top5 is not None else []
+    cells, counts = np.unique(np.stack(rows), axis=1, return_counts=True)
+    runs = len(predictions.predictions)
+    cell_predictions = PairedPredictions(
         cells[0],
         cells[1 : 1 + runs],
-        cells[1 + runs :].astype(bool) if exam.in_top5 is not None else None,
+        cells[1 + runs :].astype(bool) if predictions.in_top5 is not None else None,
     )
-    total, rng = len(exam.labels), np.random.default_rng(seed)
-    part = max(1, _CELLS // len(counts))
-    parts = [
-        scores(of_cells, rng.multinomial(total, counts / total, min(part, draws - begin)) * 1.0)
-        for begin in range(0, draws, part)
-    ]
-    return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
+    total, rng = len(predictions.labels), np.random.default_rng(seed)
+    size = max(1, _CELLS // len(counts))
+    parts = []
+    for begin in range(0, draws, size):
+        weights = rng.multinomial(total, counts / total, min(size, draws - begin)) * 1.0
+        parts.append(scores(cell_predictions, weights))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,10 +1,8 @@
-"""A three-task data set of a few small pictures in ArtGAN's layout, and the spec that reads it."""
+"""A three-task data set of a few small images in ArtGAN's layout, and the spec that reads it."""
 
 import contextlib
-import importlib.util
+import importlib
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,10 +32,10 @@ TINY_CLASSES = {
 
 
 def _tiny_rows():
-    """12 pictures of train and 4 of val. Of train have a label: style all, genre 9, artist 6."""
+    """12 images of train and 4 of test. Of train have a label: style all, genre 9, artist 6."""
     rows = {f"{task}_{split}": [] for task in TINY_CLASSES for split in ("train", "val")}
     labelled = {"train": {"artist": 6, "style": 12, "genre": 9}}
-    labelled["val"] = {"artist": 2, "style": 4, "genre": 3}
+    labelled["val"] = {"artist": 2, "style": 4, "genre": 3}  # as ArtGAN names its test sets
     for split, counts in labelled.items():
         for i in range(counts["style"]):
             path = f"{TINY_CLASSES['style'][i % 3]}/someone_{split}-{i:02}.jpg"
@@ -49,7 +47,7 @@ def _tiny_rows():
 
 @pytest.fixture
 def half_labelled():
-    """A function: pictures -> rows for `tiny_data`. Each picture has a style, two of three a genre,
+    """A function: images -> rows for `tiny_data`. Each image has a style, two of three a genre,
     and every `artist_every`-th an artist."""
 
     def rows(count, *, artist_every=3):
@@ -66,8 +64,8 @@ def half_labelled():
 
 
 @pytest.fixture
-def write_picture():
-    """Write a smooth picture without symmetry; its seed makes it different from the others.
+def write_image():
+    """Write a smooth image without symmetry; its seed makes it different from the others.
 
     Args:
         cells: colours across and down; few make it smoother than any painting.
@@ -85,7 +83,7 @@ def write_picture():
 
 
 @pytest.fixture
-def tiny_data(tmp_path, write_picture):
+def tiny_data(tmp_path, write_image):
     """A function that writes the data set and returns its folder.
 
     Args:
@@ -94,10 +92,10 @@ def tiny_data(tmp_path, write_picture):
         classes: `{"style": (name, …)}`; replaces that class file.
         only: leave every file out of the default data set but those in `rows`: the others get
             one row of their own, `other/{task}_{split}.jpg`.
-        pictures: write a picture for every row (of the files that are given as rows).
+        images: write an image for every row (of the files that are given as rows).
     """
 
-    def write(*, rows=None, classes=None, only=False, pictures=True, folder="data"):
+    def write(*, rows=None, classes=None, only=False, images=True, folder="data"):
         root = tmp_path / folder
         csvs = root / "wikiart_csv"
         csvs.mkdir(parents=True, exist_ok=True)
@@ -118,9 +116,9 @@ def tiny_data(tmp_path, write_picture):
                 text = "".join(f'"{path}",{label}\n' for path, label in content)
                 file.write_text(text, encoding="utf-8")
                 names.update(path for path, _ in content)
-        if pictures:
+        if images:
             for seed, name in enumerate(sorted(names)):
-                write_picture(root / "wikiart" / name, seed=seed)
+                write_image(root / "wikiart" / name, seed=seed)
         return root
 
     return write
@@ -142,7 +140,7 @@ def tiny_spec():
                 "name": "tiny",
                 "image_size": 32,
                 "batch_size": 5,
-                "selection": 0.0,
+                "validation": 0.0,
                 "trunk": {"weights": "none", "schedule": {"kind": "constant", "rate": 1e-3}},
                 "phases": {"heads": {"epochs": 1}, "finetune": {"epochs": 1}},
                 **fields,
@@ -150,7 +148,7 @@ def tiny_spec():
                     {
                         "name": task,
                         "train": f"wikiart_csv/{task}_train.csv",
-                        "val": f"wikiart_csv/{task}_val.csv",
+                        "test": f"wikiart_csv/{task}_val.csv",
                         "classes": f"wikiart_csv/{task}_class.txt",
                         "head": {"kind": "linear"},
                         "loss": {"kind": "focal", "gamma": 2.0, "alpha": 1.0},
@@ -166,21 +164,12 @@ def tiny_spec():
     return make
 
 
-def _beside(name):
-    """A module that lies beside this file and holds no tests."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 @pytest.fixture
 def tiny_trunk(monkeypatch):
     """The name of a trunk of two blocks, laid out as EfficientNet's are, that builds in no time."""
     from multitask.model.trunks import TRUNKS
 
-    monkeypatch.setitem(TRUNKS, "tiny", _beside("tiny_trunk").two_blocks)
+    monkeypatch.setitem(TRUNKS, "tiny", importlib.import_module("tiny_trunk").two_blocks)
     return "tiny"
 
 
@@ -191,7 +180,7 @@ def mount_disk():
     def mount(folder, size):
         folder.mkdir()
         try:
-            return contextlib.closing(_beside("small_disk").Disk(folder, size))
+            return contextlib.closing(importlib.import_module("small_disk").Disk(folder, size))
         except OSError as error:
             pytest.skip(f"needs a mount namespace of its own: {error}")
 
@@ -208,13 +197,13 @@ def small_disk(mount_disk, tmp_path):
 @pytest.fixture(scope="session")
 def renames():
     """The module tests/renames.py."""
-    return _beside("renames")
+    return importlib.import_module("renames")
 
 
 @pytest.fixture(scope="session")
 def chromium():
     """The module tests/chromium.py."""
-    return _beside("chromium")
+    return importlib.import_module("chromium")
 
 
 # === The run whose answers are known ===
@@ -223,7 +212,7 @@ def chromium():
 @pytest.fixture(scope="session")
 def known():
     """The module tests/known_answers.py."""
-    return _beside("known_answers")
+    return importlib.import_module("known_answers")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A run whose every answer is known: single-colour pictures and a model that compares colours.
+"""A run whose predictions are known: single-colour images and a model that compares colours.
 
 The logits of a class are SHARPNESS · (2 colour · its colour - |its colour|²), which is nearest
 colour by softmax; `answers` computes the same with SciPy in float64.
@@ -18,12 +18,12 @@ from multitask.spec import DataSpec, parse_spec
 
 SIZE_PX = 32
 SHARPNESS = 6.0
-VAL_PICTURES, TRAIN_PICTURES = 40, 24
-MISSING_FILES = (3, 17, 18)  # places among the val pictures
-NEVER_EXAMINED = 7  # a class of "shade"
+TEST_IMAGES, TRAIN_IMAGES = 40, 24
+MISSING_FILES = (3, 17, 18)  # places among the test images
+ABSENT_CLASS = 7  # a class of "shade" without a label
 
-# Twelve classes, so that "10" and "11" come before "2" where indices are sorted as text; and the
-# names in no order.
+# Twelve classes, so that sorting indices as text would show ("10" before "2"); the names are
+# unsorted.
 SHADE = (
     "zinc",
     "amber",
@@ -57,7 +57,7 @@ def logits(painted: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 
 def answers(painted: np.ndarray) -> dict[str, np.ndarray]:
-    """uint8 [n, 3] -> task -> float64 [n, classes]: what the model must say."""
+    """The expected predictions: uint8 [n, 3] -> task -> float64 [n, classes]."""
     return {
         task: scipy.special.softmax(logits(painted, palette), axis=1)
         for task, palette in PALETTES.items()
@@ -65,7 +65,7 @@ def answers(painted: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def colour_model(tasks=tuple(PALETTES)) -> keras.Model:
-    """Built as `build_network` builds: a trunk, and a head a task."""
+    """A network like those of `build_network`: a trunk, and one head per task."""
     image = keras.Input((SIZE_PX, SIZE_PX, 3))
     scaled = keras.layers.Rescaling(1 / 255, name="stem_scale")(image)
     features = keras.layers.AveragePooling2D(8, name="block1a_pool")(scaled)
@@ -87,7 +87,7 @@ def colour_spec(tasks=tuple(PALETTES), **changes) -> DataSpec:
         {
             "name": task,
             "train": f"lists/{task}_train.csv",
-            "val": f"lists/{task}_val.csv",
+            "test": f"lists/{task}_val.csv",
             "classes": f"lists/{task}_class.txt",
             "head": {"kind": "linear"},
             "loss": {"kind": "focal", "gamma": 1.0, "alpha": 1.0},
@@ -100,10 +100,10 @@ def colour_spec(tasks=tuple(PALETTES), **changes) -> DataSpec:
         "title": "Plain colours",
         "licence": "CC0-1.0",
         "source": "painted by hand",
-        "images": "pictures",
+        "images": "images",
         "image_size": SIZE_PX,
         "batch_size": 7,
-        "selection": 0.0,
+        "validation": 0.0,
         "max_missing": 0.1,
         "trunk": {
             "name": "efficientnetb0",
@@ -117,14 +117,14 @@ def colour_spec(tasks=tuple(PALETTES), **changes) -> DataSpec:
 
 @dataclass(frozen=True)
 class Colours:
-    """The data set, as it was painted.
+    """The painted data set.
 
     Attributes:
         folder: the data folder.
-        painted: path -> uint8 [3]; of all pictures, the missing ones too.
-        labels: task -> path -> label, of the val rows.
+        painted: path -> uint8 [3]; of all images, including the missing ones.
+        labels: task -> path -> label, of the test rows.
         train_labels: task -> path -> label.
-        missing: val paths without a file.
+        missing: test paths without a file.
     """
 
     folder: Path
@@ -135,33 +135,34 @@ class Colours:
 
 
 def paint(folder: Path) -> Colours:
-    """Pictures in folders, and shuffled lists; "empty" has training labels and no exam."""
+    """Paint images in folders, with shuffled lists; "empty" has no test set."""
     rng = np.random.default_rng(0)
-    # Names whose order is not that of painting.
+    # The order of the names differs from the order of painting.
     names = [
         f"{'cb' if i % 2 else 'da'}/{'x' * (i % 3)}{(i * 37) % 101:03d}.png"
-        for i in range(VAL_PICTURES + TRAIN_PICTURES)
+        for i in range(TEST_IMAGES + TRAIN_IMAGES)
     ]
     painted = dict(zip(names, colours(len(names), 4), strict=True))
-    val, train = names[:VAL_PICTURES], names[VAL_PICTURES:]
-    missing = tuple(val[i] for i in MISSING_FILES)
+    test, train = names[:TEST_IMAGES], names[TEST_IMAGES:]
+    missing = tuple(test[i] for i in MISSING_FILES)
     for name, colour in painted.items():
-        path = folder / "pictures" / name
+        path = folder / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if name not in missing:
             Image.new("RGB", (5 + len(painted) % 7, 9), tuple(map(int, colour))).save(path)
     labels, train_labels = {}, {}
     for task, share in {"shade": 0.9, "warmth": 0.6}.items():
         count = len(CLASSES[task])
-        said = answers(np.array([painted[name] for name in names]))[task].argmax(axis=1)
-        # A quarter of the labels is not what the model says.
-        drawn = np.where(rng.random(len(names)) < 0.25, rng.integers(0, count, len(names)), said)
+        predicted = answers(np.array([painted[name] for name in names]))[task].argmax(axis=1)
+        # A quarter of the labels differ from the predictions.
+        wrong = rng.random(len(names)) < 0.25
+        sampled = np.where(wrong, rng.integers(0, count, len(names)), predicted)
         if task == "shade":
-            drawn[drawn == NEVER_EXAMINED] = 2
-        label = dict(zip(names, map(int, drawn), strict=True))
-        labels[task] = {name: label[name] for name in val if rng.random() < share}
+            sampled[sampled == ABSENT_CLASS] = 2
+        label = dict(zip(names, map(int, sampled), strict=True))
+        labels[task] = {name: label[name] for name in test if rng.random() < share}
         train_labels[task] = {name: label[name] for name in train}
-    # Every row of its val list contradicts another, so that no label is left (rule 4).
+    # The rows of its test list contradict each other, so it has no label (rule 4).
     labels["empty"] = {}
     train_labels["empty"] = {name: i % 2 for i, name in enumerate(train)}
     lists = folder / "lists"
@@ -169,7 +170,7 @@ def paint(folder: Path) -> Colours:
     for task, names_of in CLASSES.items():
         lines = [f"{index} {name}" for index, name in enumerate(names_of)]
         (lists / f"{task}_class.txt").write_text("\n".join(lines) + "\n")
-        rows = list(labels[task].items()) or [(val[0], 0), (val[0], 1)]
+        rows = list(labels[task].items()) or [(test[0], 0), (test[0], 1)]
         for split, pairs in (("val", rows), ("train", list(train_labels[task].items()))):
             text = [f"{name},{label}" for name, label in pairs]
             rng.shuffle(text)
@@ -178,7 +179,7 @@ def paint(folder: Path) -> Colours:
 
 
 def make_run(workdir: Path, data: Colours, *, tasks=tuple(PALETTES), **changes) -> Run:
-    """A run with that model as its best."""
+    """Make a run whose best model is `colour_model`."""
     run = start_run(workdir, colour_spec(tasks, **changes), data.folder)
     colour_model(tasks).save(run.best_model)
     return run

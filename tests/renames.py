@@ -1,18 +1,23 @@
-"""Kills a command right before and right after each of its renames, and runs it again.
+"""Kill a command right before and right after each of its renames, and run it again.
 
     python tests/renames.py ROOT SHARE SHARES COMMAND …
 
-All that COMMAND reads and writes lies below ROOT. It is run once, and ROOT is copied right before
-and right after each rename, removal of a file and removal of a folder: what a `kill -9` at that
-moment leaves on the disk. (What the process still holds in its buffers is lost in either.) Then
-each of the copies is put in the place of ROOT, the same command is run again to its end, and all
-files are compared with those of the run that was not stopped. So hundreds of kills need one
-process. This process takes the kills of one of several shares. It ends with status 1 and a line
-for each difference, else with the number of kills.
+All that COMMAND reads and writes lies below ROOT. The command runs once, and ROOT is copied right
+before and right after each rename, removal of a file and removal of a folder. Each copy is what a
+`kill -9` at that moment leaves on the disk, except for what the process still has in its buffers.
+Then each copy replaces ROOT, the same command runs again to its end, and all files are compared
+with those of the first run. So one process tests hundreds of kills.
+
+The kills are divided into SHARES shares; this process takes number SHARE. It ends with status 1 and
+a line for each difference, else with the number of kills.
 
     python tests/renames.py ROOT kill MOMENT COMMAND …
 
 kills itself with SIGKILL at a moment, e.g. `after results/metrics.json`.
+
+    python tests/renames.py ROOT whole - COMMAND …
+
+runs the command once and ends with its status.
 """
 
 import contextlib
@@ -29,6 +34,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -37,55 +43,62 @@ SHARED = re.compile(r'(?<="shared_object_id": )[0-9]+')
 TEMPORARY = re.compile(r"\.(tmp|old)-[0-9]+-")
 
 
-# === The moments ===
+# === Moments ===
 
 
 @contextlib.contextmanager
 def watching(root: Path, at: Callable[[str], None]) -> Iterator[None]:
-    """Within it `at` is called with a name for the moment before and after each change of names.
+    """Call `at` before and after each rename and after each removal within the block.
 
-    Renames by TensorFlow's and SQLite's C++ code are not seen; nothing of this project's rests on
-    one (`strace -e trace=rename,renameat,renameat2` shows them).
+    Renames by the C++ code of TensorFlow and SQLite are not seen. The project does not depend on
+    any of them (`strace -e trace=rename,renameat,renameat2` shows them).
+
+    Args:
+        root: only changes below this folder count.
+        at: gets a name of the moment.
     """
     originals = {name: getattr(os, name) for name in ("rename", "replace", "unlink", "remove")}
-    rmtree, in_tree = shutil.rmtree, []
+    rmtree = shutil.rmtree
+    tree_names: list[str | None] = []  # of the folders that are being removed
 
-    def place(path) -> str | None:
+    def relative_name(path: Any) -> str | None:
         path = os.path.abspath(os.fspath(path))
         return os.path.relpath(path, root) if path.startswith(f"{root}{os.sep}") else None
 
-    def moving(name):
-        def move(source, target, **options):
-            where = place(target)
-            if where is None:
-                return originals[name](source, target, **options)
-            at(f"before {where}")
+    def moving(name: str) -> Callable[..., None]:
+        def move(source: Any, target: Any, **options: Any) -> None:
+            file = relative_name(target)
+            if file is None:
+                originals[name](source, target, **options)
+                return
+            at(f"before {file}")
             originals[name](source, target, **options)
-            at(f"after {where}")
-            return None
+            at(f"after {file}")
 
         return move
 
-    def removing(name):
-        def remove(path, *, dir_fd=None):
+    def removing(name: str) -> Callable[..., None]:
+        def remove(path: Any, *, dir_fd: int | None = None) -> None:
             originals[name](path, dir_fd=dir_fd)
-            if dir_fd is None and (where := place(path)):
-                at(f"after the removal of {where}")
-            elif in_tree and in_tree[-1]:  # the first file of a folder: the others are still there
-                at(f"within the removal of {in_tree[-1]}")
-                in_tree[-1] = None
+            if dir_fd is None and (file := relative_name(path)):
+                at(f"after the removal of {file}")
+            elif (
+                tree_names and tree_names[-1]
+            ):  # the first file of a folder; the others still exist
+                at(f"within the removal of {tree_names[-1]}")
+                tree_names[-1] = None
 
         return remove
 
-    def remove_tree(path, *args, **options):
-        where = place(path)
-        in_tree.append(where)
+    def remove_tree(path: Any, *args: Any, **options: Any) -> None:
+        folder = relative_name(path)
+        tree_names.append(folder)
         try:
             rmtree(path, *args, **options)
         finally:
-            in_tree.pop()
-        if where:
-            at(f"after the removal of {where}")
+            tree_names.pop()
+        if folder:
+            at(f"after the removal of {folder}")
 
     os.rename, os.replace = moving("rename"), moving("replace")
     os.unlink, os.remove = removing("unlink"), removing("remove")
@@ -99,52 +112,53 @@ def watching(root: Path, at: Callable[[str], None]) -> Iterator[None]:
 
 
 def general(moment: str) -> str:
-    """A moment's name without the number of the process."""
+    """Return the name of a moment without the number of the process."""
     return TEMPORARY.sub(r".\1-", moment)
 
 
-# === The same files ===
+# === Comparison of files ===
 
 
 def contents(root: Path) -> dict[str, object]:
-    """Everything below a folder, less what differs between two runs of the same settings."""
-    found = {}
+    """Return the contents below a folder that are equal in two runs with the same settings."""
+    result: dict[str, object] = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if path.is_dir():
-            # Folders count, too: an empty one may be in the way.
-            found[name] = "folder"
+            # Folders count, too: an empty folder may block a later command.
+            result[name] = "folder"
         elif not ("/logs/tensorboard/" in f"/{name}" or path.name in ("study.db",)):
-            # logs/tensorboard: the names of the files and their content hold times; each process
-            # appends a file. study.db: times of the trials; trials.csv has all else of it.
-            found[name] = content(path)
-    return found
+            # logs/tensorboard: names and contents of the files have times, and each process adds a
+            # file. study.db has the times of the trials; trials.csv has its other content.
+            result[name] = content(path)
+    return result
 
 
 def content(path: Path) -> object:
+    """Return the content of a file without what differs between two runs."""
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as file:
             members = {name: file.read(name) for name in file.namelist()}
-        # Two facts of the process: a time, and Python's addresses of the objects that layers share.
+        # A time, and the addresses of objects that layers share, differ between processes.
         metadata = json.loads(members.pop("metadata.json")) | {"date_saved": None}
         config = members.pop("config.json").decode()
         order = {address: str(i) for i, address in enumerate(dict.fromkeys(SHARED.findall(config)))}
-        config = SHARED.sub(lambda found: order[found[0]], config)
+        config = SHARED.sub(lambda match: order[match[0]], config)
         return members | {"metadata": metadata, "config": config}
     if path.name == "gallery.json":
-        # The fingerprint is over the model's file, which holds the time of its writing.
+        # The fingerprint is that of the model file, which has the time when it was written.
         return json.loads(path.read_text()) | {"fingerprint": None}
     if path.name == "evaluation.json":
-        return json.loads(path.read_text()) | {"model_sha256": None}  # likewise
+        return json.loads(path.read_text()) | {"model_sha256": None}  # of the same file
     if path.name == "report.json":
         report = json.loads(path.read_text())
         for artifact in report["artifacts"]:
-            artifact["pictures_per_second"] = None  # measured
-            artifact["bytes"] = None  # of a SavedModel, whose functions have longer numbers later
+            artifact["images_per_second"] = None  # measured
+            artifact["bytes"] = None  # the numbers of functions in a SavedModel grow
         return report
     if path.name == "saved_model.pb":
-        # Functions are numbered over the whole life of a process. What they do is compared.
-        return answers(path.parent)
+        # The numbers of functions grow within a process. Their outputs are compared instead.
+        return signature_outputs(path.parent)
     if path.name == "fingerprint.pb" or path.parent.name == "variables":
         return "of a SavedModel"
     if path.name == "trials.csv":
@@ -152,36 +166,36 @@ def content(path: Path) -> object:
     return path.read_bytes()
 
 
-def answers(saved_model: Path) -> dict[str, list]:
-    """What every signature of a SavedModel answers to the same input."""
+def signature_outputs(saved_model: Path) -> dict[str, list]:
+    """Return the outputs of every signature of a SavedModel for the same input."""
     import numpy as np
     import tensorflow as tf
 
-    found = {}
+    outputs = {}
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
     encoded = tf.io.encode_jpeg(image[0])[None]
     for name, signature in tf.saved_model.load(str(saved_model)).signatures.items():
-        ((argument, wanted),) = signature.structured_input_signature[1].items()
-        value = encoded if wanted.dtype == tf.string else tf.cast(image, wanted.dtype)
+        ((argument, tensor),) = signature.structured_input_signature[1].items()
+        value = encoded if tensor.dtype == tf.string else tf.cast(image, tensor.dtype)
         for output, values in signature(**{argument: value}).items():
-            found[f"{name}: {output}"] = values.numpy().tolist()
-    return found
+            outputs[f"{name}: {output}"] = values.numpy().tolist()
+    return outputs
 
 
-def differences(root: Path, wanted: dict[str, object]) -> list[str]:
-    found = contents(root)
-    lines = [f"{name} is missing" for name in wanted if name not in found]
-    lines += [f"{name} is left over" for name in found if name not in wanted]
-    return lines + [
-        f"{name} differs" for name in found if name in wanted and found[name] != wanted[name]
-    ]
+def differences(root: Path, expected: dict[str, object]) -> list[str]:
+    """Return a line for each file that differs from the expected contents."""
+    actual = contents(root)
+    lines = [f"{name} is missing" for name in expected if name not in actual]
+    lines += [f"{name} is left over" for name in actual if name not in expected]
+    common = [name for name in actual if name in expected]
+    return lines + [f"{name} differs" for name in common if actual[name] != expected[name]]
 
 
 # === Running ===
 
 
 def run(command: list[str]) -> tuple[int, str]:
-    """Status and output of the command, in this process."""
+    """Run the command in this process; return its exit status and output."""
     import keras
 
     from multitask.__main__ import main
@@ -200,42 +214,44 @@ def run(command: list[str]) -> tuple[int, str]:
     return status, out.getvalue()
 
 
-def put(folder: Path, place: Path) -> None:
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(folder, place, symlinks=True)
+def replace_folder(target: Path, source: Path) -> None:
+    """Replace a folder by a copy of another."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, symlinks=True)
 
 
 def walk(root: Path, share: int, shares: int, command: list[str]) -> tuple[int, list[str]]:
-    """How many kills there were, and what was wrong after them."""
-    store, moments = root.parent / f"{root.name}.moments", []
+    """Test all kills of a share; return their number and a line for each difference."""
+    moments: list[str] = []
+    store = root.parent / f"{root.name}.moments"
     store.mkdir()
 
     def at(moment: str) -> None:
         number = len(moments)
         moments.append(moment)
-        # By name: how often the progress of the features is noted depends on the time they take.
+        # Divided by name: the number of moments depends on time, as features save their progress.
         if zlib.crc32(general(moment).encode()) % shares == share:
             shutil.copytree(root, store / str(number), symlinks=True)
 
     with watching(root, at):
-        wanted_status, text = run(command)
-    if wanted_status not in (0, 3):  # 3: `audit` has findings
-        return 0, [f"not stopped: status {wanted_status}: {text}"]
-    wanted, wrong, kills = contents(root), [], 0
-    leftovers = [name for name in wanted if TEMPORARY.search(name)]
-    wrong += [f"not stopped: {name} is left over" for name in leftovers]
+        expected_status, text = run(command)
+    if expected_status not in (0, 3):  # 3: `audit` has findings
+        return 0, [f"not stopped: status {expected_status}: {text}"]
+    expected, kills = contents(root), 0
+    leftovers = [name for name in expected if TEMPORARY.search(name)]
+    wrong = [f"not stopped: {name} is left over" for name in leftovers]
     for number, moment in enumerate(moments):
         folder = store / str(number)
         if not folder.exists():
             continue
-        # Every other one as if the next process had the number of the one that was killed, as in
-        # a container.
+        # In every second test, the next process has the number of the killed one, as it may in a
+        # container.
         if kills % 2:
             rename_process(folder)
-        put(folder, root)
+        replace_folder(root, folder)
         status, text = run(command)
-        lines = [] if status == wanted_status else [f"status {status}: {text[-2000:]}"]
-        lines += differences(root, wanted)
+        lines = [] if status == expected_status else [f"status {status}: {text[-2000:]}"]
+        lines += differences(root, expected)
         wrong += [f"killed {general(moment)}: {line}" for line in lines]
         kills += 1
         print(f"{number}/{len(moments)} {general(moment)}: {lines or 'same'}", flush=True)
@@ -244,13 +260,14 @@ def walk(root: Path, share: int, shares: int, command: list[str]) -> tuple[int, 
 
 
 def rename_process(folder: Path) -> None:
-    """Give what the killed process left the number of one that does not run."""
+    """Rename the leftovers of the killed process as if its number were not in use."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if TEMPORARY.match(path.name):
             path.rename(path.with_name(re.sub("-[0-9]+-", "-999999999-", path.name, count=1)))
 
 
 def main(root: Path, share: str, shares: str, command: list[str]) -> None:
+    """Run the script; the arguments are those of the command line, in this order."""
     sys.path.insert(0, str(HERE))
     import tiny_trunk
 
@@ -259,7 +276,7 @@ def main(root: Path, share: str, shares: str, command: list[str]) -> None:
     import_tensorflow()
     import tensorflow as tf
 
-    tf.get_logger().setLevel("ERROR")  # it warns of functions that are traced again and again
+    tf.get_logger().setLevel("ERROR")  # it warns of functions that are traced often
     from multitask.model.trunks import TRUNKS
 
     TRUNKS["tiny"] = tiny_trunk.two_blocks

@@ -1,11 +1,11 @@
-"""A small disk: a tmpfs in a mount namespace of its own, and `multitask` in processes that see it.
+"""A small disk: a tmpfs in a separate mount namespace, and `multitask` processes that use it.
 
 As a module: `Disk`. As a script, the process that holds the namespace:
 
     unshare --mount python tests/small_disk.py FOLDER BYTES
 
-It mounts the disk at FOLDER, answers each line of JSON on stdin with one on stdout, and ends, disk
-and all, with the end of stdin.
+It mounts the disk at FOLDER and answers each line of JSON on stdin with one on stdout. At the end
+of stdin the process ends, and the disk with it.
 """
 
 import json
@@ -15,11 +15,12 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
+class CommandResult:
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -27,21 +28,22 @@ class Ended:
 
 
 class Disk:
-    """A disk that is there until `close`.
+    """A disk that exists until `close`.
 
     Attributes:
-        folder: where its processes see it.
-        files: where this process sees the same.
+        folder: its path in the processes that `run` starts.
+        files: its path in this process.
     """
 
     def __init__(self, folder: Path, size: int):
-        """
+        """Mount the disk.
+
         Args:
-            folder: an empty one, to mount it at.
-            size: in bytes, of which whole pages count.
+            folder: an empty folder, the mount point.
+            size: bytes; the disk has whole pages.
 
         Raises:
-            OSError: this user may not mount one, or not here.
+            OSError: this user, or this system, cannot mount a disk.
         """
         rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         argv = ["unshare", "--mount", *rights, sys.executable, __file__, str(folder), str(size)]
@@ -53,51 +55,55 @@ class Disk:
         self.files = Path(f"/proc/{self._process.pid}/root{folder}")
 
     def close(self) -> None:
+        """Remove the disk."""
         self._process.communicate()
 
-    def run(self, *argv: str, stdout: Path | None = None, **environment: str) -> Ended:
-        """`multitask` with these arguments, in a process of its own.
+    def run(self, *argv: str, stdout: Path | None = None, **environment: str) -> CommandResult:
+        """Run `multitask` with these arguments in a separate process.
 
         Args:
-            argv: of the command.
-            stdout: a file for it, as the process sees it; None: it is in what comes back.
-            environment: of the process, beside this one's.
+            argv: arguments of the command.
+            stdout: a file for the standard output, by its path in that process; None: the output
+                is in the result.
+            environment: additional variables.
         """
-        stdout = str(stdout) if stdout else None
-        return Ended(**self._ask(argv=argv, stdout=stdout, environment=environment))
+        target = str(stdout) if stdout else None
+        return CommandResult(**self._request(argv=argv, stdout=target, environment=environment))
 
     def leave(self, free: int) -> None:
-        """Make the disk so small, or so large, that this many bytes are free."""
-        found = os.statvfs(self.files)
-        used = (found.f_blocks - found.f_bfree) * found.f_frsize
+        """Resize the disk so that this many bytes are free."""
+        status = os.statvfs(self.files)
+        used = (status.f_blocks - status.f_bfree) * status.f_frsize
         self.remount(f"size={used + free}")
 
     def remount(self, options: str) -> None:
-        """As of mount(8), e.g. `ro`."""
-        self._ask(remount=options)
+        """Change the mount options of mount(8), e.g. `ro`."""
+        self._request(remount=options)
 
-    def _ask(self, **what) -> dict:
-        print(json.dumps(what), file=self._process.stdin, flush=True)
+    def _request(self, **content: Any) -> dict[str, Any]:
+        print(json.dumps(content), file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 
 
-# === The process that holds it ===
+# === The process that holds the disk ===
 
 
 def hold(folder: str, size: str) -> None:
+    """Mount a disk and answer requests until the end of stdin."""
     subprocess.check_call(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder])
     print(flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        answer = {}
-        if "remount" in asked:
-            subprocess.check_call(["mount", "-o", f"remount,{asked['remount']}", folder])
+        request = json.loads(line)
+        answer: dict[str, Any] = {}
+        if "remount" in request:
+            subprocess.check_call(["mount", "-o", f"remount,{request['remount']}", folder])
         else:
-            answer = run(**asked)
+            answer = run(**request)
         print(json.dumps(answer), flush=True)
 
 
-def run(argv: list[str], stdout: str | None, environment: dict[str, str]) -> dict:
+def run(argv: list[str], stdout: str | None, environment: dict[str, str]) -> dict[str, Any]:
+    """Run `multitask` in a fork of this process; return the fields of `CommandResult`."""
     prepare()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
@@ -116,7 +122,7 @@ def run(argv: list[str], stdout: str | None, environment: dict[str, str]) -> dic
 
 
 def prepare() -> None:
-    """Import once what takes seconds, and compute nothing: a fork does not have its threads."""
+    """Import the slow modules once, without computing: a fork would lack the threads."""
     from multitask.commands import import_tensorflow
 
     import_tensorflow()

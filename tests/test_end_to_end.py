@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from keras.src.applications.efficientnet import EfficientNet
+from logged import logged
 
 from multitask.__main__ import main
-from multitask.data.table import VAL, load_table
+from multitask.data.table import TEST, load_table
 from multitask.learning import features, training
 from multitask.learning.training import train
-from multitask.model.network import load_network, parts
+from multitask.model.network import load_network, trunk_and_heads
 from multitask.model.trunks import TRUNKS
 from multitask.run import open_run
 from multitask.serving.predict import predict_files
@@ -38,11 +39,11 @@ from multitask.spec import (
 TOOLS = Path(__file__).parent.parent / "tools"
 
 
-def paint(folder: Path, pictures: int) -> None:
+def paint(folder: Path, images: int) -> None:
     spec = importlib.util.spec_from_file_location("paint_demo", TOOLS / "paint_demo.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main(["paint_demo", f"--out={folder}", f"--pictures={pictures}", "--size=48"])
+    module.main(["paint_demo", f"--out={folder}", f"--images={images}", "--size=48"])
 
 
 def narrow_efficientnet(weights, input_shape, drop_connect_rate=0.2):
@@ -76,7 +77,7 @@ def small(spec, trunk="narrow"):
             "batch_size": ("batch_size", 16),
             "epochs_heads": ("phases.heads.epochs", 2),
             "epochs_finetune": ("phases.finetune.epochs", 2),
-            "selection": ("selection", 0.15),
+            "validation": ("validation", 0.15),
         },
     )
 
@@ -90,10 +91,10 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def spec_file(tmp_path_factory):
-    """The demo's spec; of so few pictures, one unknown class is more than the usual share."""
+    """The demo's spec; of so few images, one unknown class is more than the usual share."""
     text = find_spec("demo").read_text()
     file = tmp_path_factory.mktemp("specs") / "demo.toml"
-    file.write_text(text.replace("\nselection =", "\nmax_unknown = 0.1\nselection =", 1))
+    file.write_text(text.replace("\nvalidation =", "\nmax_unknown = 0.1\nvalidation =", 1))
     return file
 
 
@@ -112,7 +113,7 @@ def workdir(data_dir, spec_file, narrow, tmp_path_factory):
             "--batch_size=16",
             "--epochs_heads=3",
             "--epochs_finetune=8",
-            "--selection=0.15",
+            "--validation_share=0.15",
         ]
     )
     return folder
@@ -162,17 +163,19 @@ def test_the_same_command_again_trains_nothing(workdir, data_dir, capsys):
 
 
 def test_a_run_does_not_go_on_with_other_data(workdir, data_dir, tmp_path):
-    """One label more is another training; it is told before anything is prepared."""
+    """One more label makes another training; the error comes before anything is prepared."""
     folder = tmp_path / "data"
     shutil.copytree(data_dir, folder)
     csv = folder / "wikiart_csv" / "style_train.csv"
     csv.write_text("".join(csv.read_text().splitlines(keepends=True)[1:]))
-    run, told = open_run(workdir), []
-    with pytest.raises(InputError, match="the pictures or labels have changed since this run"):
-        train(run.spec, folder, workdir, tell=told.append)
-    assert not told
-    train(run.spec, data_dir, workdir, tell=told.append)  # the first ones are taken as before
-    assert not [line for line in told if line.startswith("Preparing")]
+    run, lines = open_run(workdir), []
+    changed = "the images or labels have changed since this run"
+    with pytest.raises(InputError, match=changed), logged(lines):
+        train(run.spec, folder, workdir)
+    assert not lines
+    with logged(lines):
+        train(run.spec, data_dir, workdir)  # the first ones are taken as before
+    assert not [line for line in lines if line.startswith("Preparing")]
 
 
 @pytest.mark.parametrize(
@@ -192,14 +195,13 @@ def test_records_that_vanish_in_training_are_one_line(
         return original(prepared, *args, **options)
 
     monkeypatch.setattr(module, reader, vanished)
-    with pytest.raises(InputError, match="records were changed or removed in training; the same"):
+    with pytest.raises(InputError, match="records were changed or removed during training; the"):
         train(
             spec,
             data_dir,
             tmp_path / "run",
             records_dir=tmp_path / "records",
             phase="heads",
-            tell=lambda line: None,
         )
 
 
@@ -224,8 +226,8 @@ def test_evaluation_export_and_prediction_agree(workdir, data_dir, capsys):
     out = workdir.parent / "answers.csv"
     capsys.readouterr()
     main(["predict", f"--model={workdir / 'export'}", f"--out={out}", str(files[0])])
-    answers, said = pd.read_csv(out), capsys.readouterr().out
-    assert "1 answered" in said
+    answers, printed = pd.read_csv(out), capsys.readouterr().out
+    assert "1 predicted" in printed
     for task in run.spec.task_names:
         assert answers[f"{task}/predicted"][0] == frame[f"{task}/predicted"][0]
 
@@ -235,7 +237,7 @@ def test_metrics_are_those_of_the_predictions(workdir, data_dir):
     metrics = json.loads((workdir / "results" / "metrics.json").read_text())["metrics"]
     frame = pd.read_csv(workdir / "results" / "predictions.csv", keep_default_na=False)
     for task in ("artist", "style", "genre"):
-        exam = frame[frame[f"{task}/true"] != ""]
+        test_set = frame[frame[f"{task}/true"] != ""]
         rows = pd.read_csv(
             data_dir / "wikiart_csv" / f"{task}_val.csv", header=None, names=["path", "label"]
         )
@@ -245,8 +247,8 @@ def test_metrics_are_those_of_the_predictions(workdir, data_dir):
         ]
         label_of = {path: names[label] for path, label in rows.itertuples(index=False)}
         right = [
-            said == label_of[path]
-            for path, said in zip(exam["path"], exam[f"{task}/predicted"], strict=True)
+            label == label_of[path]
+            for path, label in zip(test_set["path"], test_set[f"{task}/predicted"], strict=True)
         ]
         assert metrics[f"{task}/labelled"] == len(right)
         assert metrics[f"{task}/top1"] == pytest.approx(np.mean(right))
@@ -262,14 +264,16 @@ def test_the_frozen_trunk_is_bit_identical_after_phase_one(
 
     def remembered(*args, **kwargs):
         network = build(*args, **kwargs)
-        first.setdefault("trunk", [np.array(w) for w in parts(network)[0].get_weights()])
-        first.setdefault("head", [np.array(w) for w in parts(network)[1]["style"].get_weights()])
+        first.setdefault("trunk", [np.array(w) for w in trunk_and_heads(network)[0].get_weights()])
+        first.setdefault(
+            "head", [np.array(w) for w in trunk_and_heads(network)[1]["style"].get_weights()]
+        )
         return network
 
     monkeypatch.setattr(training, "build_network", remembered)
-    result = train(spec, data_dir, tmp_path / "run", phase="heads", tell=lambda line: None)
+    result = train(spec, data_dir, tmp_path / "run", phase="heads")
     network = load_network(result.run.best_model, spec, result.table.classes)
-    trunk, heads = parts(network)
+    trunk, heads = trunk_and_heads(network)
     for before, after in zip(first["trunk"], trunk.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
     changed = [
@@ -295,7 +299,7 @@ def test_a_fourth_task_needs_nothing_but_the_spec(
     season |= {
         "name": "season",
         "train": "wikiart_csv/season_train.csv",
-        "val": "wikiart_csv/season_val.csv",
+        "test": "wikiart_csv/season_val.csv",
         "classes": "wikiart_csv/season_class.txt",
         "head": {"kind": "gru", "units": 8},
     }
@@ -303,17 +307,17 @@ def test_a_fourth_task_needs_nothing_but_the_spec(
     raw["task"].append(season)
     raw["phases"] = {"heads": {"epochs": 1}, "finetune": {"epochs": 0}}
     spec = parse_spec(raw, source="test")
-    train(spec, folder, tmp_path / "run", tell=lambda line: None)
+    train(spec, folder, tmp_path / "run")
     main(["evaluate", f"--workdir={tmp_path / 'run'}"])
     main(["export", f"--workdir={tmp_path / 'run'}"])
-    picture = next((folder / "wikiart").glob("*/*.jpg"))
+    image = next((folder / "wikiart").glob("*/*.jpg"))
     capsys.readouterr()
-    main(["predict", f"--model={tmp_path / 'run' / 'export'}", str(picture)])
-    said = capsys.readouterr().out
-    assert "season" in said
-    assert "summer" in said
+    main(["predict", f"--model={tmp_path / 'run' / 'export'}", str(image)])
+    out = capsys.readouterr().out
+    assert "season" in out
+    assert "summer" in out
     metrics = json.loads((tmp_path / "run" / "results" / "metrics.json").read_text())["metrics"]
-    rows = load_table(spec, folder).labels_of("season", "val")
+    rows = load_table(spec, folder).labels_of("season", "test")
     assert metrics["season/labelled"] == len(rows) > 0
 
 
@@ -335,7 +339,7 @@ def test_a_single_task_goes_through(data_dir, spec_file, tiny_trunk, tmp_path):
     assert not (tmp_path / "run" / "similar").exists()
     table = load_table(open_run(tmp_path / "run").spec, data_dir)
     assert table.labels.shape[1] == 1
-    assert (table.labels[table.splits != VAL] != MISSING).all()
+    assert (table.labels[table.splits != TEST] != MISSING).all()
     results = tmp_path / "run" / "results"
     assert json.loads((results / "metrics.json").read_text())["metrics"]["genre/labelled"] > 0
     assert not list(results.glob("*artist*"))
@@ -343,7 +347,7 @@ def test_a_single_task_goes_through(data_dir, spec_file, tiny_trunk, tmp_path):
 
 @pytest.mark.slow
 def test_the_same_command_on_keras_jax_backend(data_dir, spec_file, tmp_path):
-    """Trained with JAX, both phases; TensorFlow then reads the model and says the same."""
+    """Trained with JAX, both phases; TensorFlow then reads the model and predicts the same."""
     pytest.importorskip("jax", reason="pip install '.[jax]'")
     folder = tmp_path / "run"
     command = [
@@ -356,7 +360,7 @@ def test_the_same_command_on_keras_jax_backend(data_dir, spec_file, tmp_path):
         "--batch_size=16",
         "--epochs_heads=2",
         "--epochs_finetune=2",
-        "--selection=0.15",
+        "--validation_share=0.15",
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -368,9 +372,9 @@ def test_the_same_command_on_keras_jax_backend(data_dir, spec_file, tmp_path):
         by_jax = {task: file[f"{task}/probabilities"] for task in ("artist", "style", "genre")}
     main(["evaluate", f"--workdir={folder}"])
     with np.load(folder / "results" / "probabilities.npz") as by_tensorflow:
-        for task, said in by_jax.items():
-            np.testing.assert_allclose(by_tensorflow[f"{task}/probabilities"], said, atol=1e-4)
-    # Nothing is left to train, whichever backend is asked.
+        for task, expected in by_jax.items():
+            np.testing.assert_allclose(by_tensorflow[f"{task}/probabilities"], expected, atol=1e-4)
+    # Nothing is left to train, whatever the backend.
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "Nothing is left to train" in again.stdout

@@ -13,17 +13,19 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from logged import logged
 
+from multitask.annexes.extensions import build_extensions
 from multitask.learning import training
 from multitask.learning.callbacks import Checkpointer
 from multitask.learning.checkpoints import find_checkpoint
 from multitask.learning.training import train
 from multitask.spec import InputError, find_spec, override
 
-PICTURES, STEPS, TESTS = 25, 4, 2  # 18 are trained on and 7 held out, in batches of 5
+IMAGES, STEPS, TESTS = 25, 4, 2  # 18 are trained on and 7 held out, in batches of 5
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -74,9 +76,9 @@ def job(tiny_data, tiny_spec, tiny_trunk, half_labelled, tmp_path, shelf):
     All that has a state is there: dropout, BatchNorm, learnt weights of the tasks, a contrastive
     loss, plateau reduction, and a schedule of its own that is lowered.
     """
-    data = tiny_data(rows=half_labelled(PICTURES))
+    data = tiny_data(rows=half_labelled(IMAGES))
     spec = tiny_spec(
-        selection=0.25,
+        validation=0.25,
         of_tasks={
             "head": {"kind": "dense_stack", "units": [8], "dropout": [0.3]},
             "augment": {"flip": True, "brightness": 0.2},
@@ -97,16 +99,16 @@ def job(tiny_data, tiny_spec, tiny_trunk, half_labelled, tmp_path, shelf):
         settings = {"cache": ("features.cache", "on" if cached else "off")}
         if cached:
             settings["views"] = ("features.views", 1)
-        asked = override(spec, settings)
+        settled = override(spec, settings)
 
-        def go(workdir, minutes=10.0, tell=lambda line: None):
+        def go(workdir, minutes=10.0):
             return train(
-                asked,
+                settled,
                 data,
                 workdir,
                 records_dir=shelf / "records",
                 checkpoint_minutes=minutes,
-                tell=tell,
+                extensions=build_extensions(settled),
             )
 
         whole = shelf / f"cached-{cached}"
@@ -130,11 +132,11 @@ class Stopping(Checkpointer):
             return act()
         type(self).reached = True
         if self.how == "raised before":
-            raise Stopped
+            raise StoppedError
         if self.how in ("SIGTERM", "Ctrl-C"):
             os.kill(os.getpid(), signal.SIGTERM if self.how == "SIGTERM" else signal.SIGINT)
         act()
-        raise Stopped
+        raise StoppedError
 
     def on_train_batch_end(self, batch, logs=None):
         number = self.progress.step + 1
@@ -152,18 +154,18 @@ class Stopping(Checkpointer):
 
 def stop(monkeypatch, go, workdir, place, how, **options):
     """Train in a workdir until a place is reached, and see that it stopped as it should."""
-    raised = {"SIGTERM": SystemExit, "Ctrl-C": KeyboardInterrupt}.get(how, Stopped)
-    with monkeypatch.context() as patch, pytest.raises(raised) as caught:
+    raised = {"SIGTERM": SystemExit, "Ctrl-C": KeyboardInterrupt}.get(how, StoppedError)
+    with monkeypatch.context() as patch:
         if place == "between":
             # The phase is over and saved; what the next one begins with is not yet read.
-            patch.setattr(training, "load_network", lambda *_: (_ for _ in ()).throw(Stopped))
+            patch.setattr(training, "load_network", lambda *_: (_ for _ in ()).throw(StoppedError))
         elif place == "begun":
             original = training.save_checkpoint
 
             def save(folder, variables, progress, *metrics):
                 original(folder, variables, progress, *metrics)
                 if progress.phase == "finetune":
-                    raise Stopped
+                    raise StoppedError
 
             patch.setattr(training, "save_checkpoint", save)
         else:
@@ -171,7 +173,8 @@ def stop(monkeypatch, go, workdir, place, how, **options):
             patch.setattr(Stopping, "how", how)
             patch.setattr(Stopping, "reached", False)
             patch.setattr(training, "Checkpointer", Stopping)
-        go(workdir, **options)
+        with pytest.raises(raised) as caught:
+            go(workdir, **options)
     if how == "SIGTERM":
         assert caught.value.code == 143
     if isinstance(place, tuple) and how in ("SIGTERM", "Ctrl-C"):
@@ -200,8 +203,8 @@ SOME = [EVERYWHERE[1], "between", EVERYWHERE[7], EVERYWHERE[10]]
 
 
 @pytest.mark.parametrize("places", [SOME, pytest.param(EVERYWHERE, marks=pytest.mark.slow)])
-def test_asked_to_stop(job, tmp_path, monkeypatch, places):
-    """By signals: each time what is done is saved, and the same command goes on from there."""
+def test_stopped_by_a_signal(job, tmp_path, monkeypatch, places):
+    """By signals: the state is saved each time, and the same command resumes there."""
     go, whole = job(cached=True)
     for number, place in enumerate(places):
         how = "raised" if isinstance(place, str) else ("SIGTERM", "Ctrl-C")[number % 2]
@@ -215,7 +218,7 @@ def test_asked_to_stop(job, tmp_path, monkeypatch, places):
 
 @pytest.mark.slow
 def test_thrown_out_everywhere(job, tmp_path, monkeypatch):
-    """As a process that dies: it goes on from what the last step, or the one before it, saved."""
+    """Like a process that dies: it resumes from the last checkpoint, or the one before it."""
     go, whole = job(cached=False)
     for number, place in enumerate(EVERYWHERE):
         how = ("raised after", "raised before")[number % 2]
@@ -261,12 +264,13 @@ def cut(path: Path) -> None:
 def test_the_checkpoint_before_a_damaged_one_is_used(stopped_in_finetune, damage):
     go, whole, workdir, _, newest = stopped_in_finetune
     damage(newest / ("variables.npz" if damage is flip else "progress.json"))
-    said = []
-    go(workdir, tell=said.append)
-    (line,) = [line for line in said if "damaged" in line]
+    lines = []
+    with logged(lines):
+        go(workdir)
+    (line,) = [line for line in lines if "damaged" in line]
     assert line.startswith(f"{newest}: a damaged checkpoint (")
-    assert line.endswith("; going on from the one before")
-    assert any(", going on after step 2 of epoch 1." in line for line in said)
+    assert line.endswith("; resuming from the previous one")
+    assert any(", resuming after step 2 of epoch 1." in line for line in lines)
     assert_same_end(workdir, whole)
 
 
@@ -294,7 +298,12 @@ def run(data: Path, spec: Path, workdir: Path, *flags: str, after=None, number=s
     argv = [
         *(sys.executable, "-m", "multitask", "train", f"--spec={spec}", f"--data_dir={data}"),
         *(f"--workdir={workdir}", "--trunk=efficientnetb0", "--image_size=32", "--batch_size=16"),
-        *("--selection=0.15", "--epochs_heads=3", "--epochs_finetune=2", "--feature_views=1"),
+        *(
+            "--validation_share=0.15",
+            "--epochs_heads=3",
+            "--epochs_finetune=2",
+            "--feature_views=1",
+        ),
         *flags,
     ]
     began = time.monotonic()
@@ -314,11 +323,11 @@ def test_killed_twenty_times(tmp_path):
     """At random moments, from preparing the records to the evaluation; checkpoints come often."""
     data = tmp_path / "data"
     subprocess.run(
-        [sys.executable, TOOLS / "paint_demo.py", f"--out={data}", "--pictures=120", "--size=48"],
+        [sys.executable, TOOLS / "paint_demo.py", f"--out={data}", "--images=120", "--size=48"],
         check=True,
         capture_output=True,
     )
-    # Of so few pictures, the demo's one unknown class is more than the usual share.
+    # Of so few images, the demo's one unknown class is more than the usual share.
     spec = tmp_path / "demo.toml"
     spec.write_text("max_unknown = 0.1\n" + find_spec("demo").read_text())
     status, output, seconds = run(data, spec, tmp_path / "whole", f"--records_dir={tmp_path / 'r'}")

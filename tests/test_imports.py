@@ -9,21 +9,28 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "multitask"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# The rooms from the bottom up. One may import those of its own floor and below; the two rooms
+# The rooms from the bottom up. One may import those of its own floor and below; the rooms
 # of arrays alone, and run.py just above the spec, do not need each other.
 FLOORS = (
     ("multitask", "reading", "console"),
+    ("errors", "backend"),
+    ("spec_fields",),
     ("spec",),
+    ("disk",),
     ("files",),
     ("run",),
-    ("bootstrap", "text", "fonts"),
-    ("canvas",),
-    ("metrics", "figures", "diagram"),
+    ("results",),
+    ("bootstrap",),
+    ("metrics", "retrieval"),
+    ("calibration",),
+    ("pages",),
     ("data",),
     ("model",),
     ("learning",),
+    ("trained",),
     ("evaluation",),
     ("serving",),
+    ("annexes",),
     ("commands",),
     ("__main__",),
 )
@@ -43,10 +50,10 @@ def name_of(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     """Full names of all that a file imports, wherever in it."""
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            result |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             package = name_of(path).split(".")
             if path.name != "__init__.py":
@@ -56,8 +63,8 @@ def imports(path: Path) -> set[str]:
             for alias in node.names:
                 inner = ROOT.joinpath(*base.split("."), alias.name)
                 is_module = inner.is_dir() or inner.with_suffix(".py").is_file()
-                found.add(f"{base}.{alias.name}" if is_module else base)
-    return found
+                result.add(f"{base}.{alias.name}" if is_module else base)
+    return result
 
 
 def wrong_imports(path: Path) -> list[str]:
@@ -99,6 +106,30 @@ def test_the_rule_sees_every_kind_of_import(monkeypatch, text, wrong):
     assert wrong_imports(path) == wrong
 
 
+# === The core knows no annex ===
+
+CORE = [path for path in MODULES if room(name_of(path)) not in ("annexes", "commands", "__main__")]
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_the_core_names_no_annex(path):
+    """Neither by an import, lazy or not, nor in a string, a comment or a docstring."""
+    assert "annexes" not in path.read_text()
+
+
+def test_the_seams_have_no_switch_for_an_annex():
+    """The rooms below the annexes read no option of a spec that only an annex implements."""
+    options = {"mix", "sampler", "smote", "contrastive"}
+    for path in CORE:
+        if room(name_of(path)) in ("data", "model", "learning", "evaluation", "serving"):
+            read = {
+                node.attr
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Attribute)
+            }
+            assert not read & options, path
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_only_commands_know_absl_flags(path):
     if room(name_of(path)) in ("commands", "__main__"):
@@ -107,7 +138,11 @@ def test_only_commands_know_absl_flags(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics", "figures", "diagram", "fonts", "text", "spec", "files", "run"]
+    "name",
+    [
+        *("metrics", "retrieval", "calibration", "bootstrap"),
+        *("spec", "disk", "files", "run", "results"),
+    ],
 )
 def test_arrays_need_no_tensorflow(name):
     """Neither directly nor through a module of ours."""
@@ -118,9 +153,9 @@ def test_arrays_need_no_tensorflow(name):
         if module in seen or not path.is_file():
             continue
         seen.add(module)
-        found = imports(path)
-        assert not {x for x in found if x.split(".")[0] in ("tensorflow", "keras")}, module
-        todo += [x for x in found if x.startswith("multitask")]
+        result = imports(path)
+        assert not {x for x in result if x.split(".")[0] in ("tensorflow", "keras")}, module
+        todo += [x for x in result if x.startswith("multitask")]
     assert f"multitask.{name}" in seen
 
 
@@ -128,7 +163,7 @@ def test_arrays_need_no_tensorflow(name):
 
 TASKS = {"artist", "style", "genre"}
 # Matplotlib's: of boxes, of sheets and of fonts.
-OTHER_MEANINGS = dict.fromkeys(("figures", "fonts", "canvas", "diagram"), {"style"})
+OTHER_MEANINGS = {"pages": {"style"}}
 
 
 def task_words(tree: ast.AST, words_sought=TASKS) -> list[tuple[int, str]]:
@@ -137,12 +172,12 @@ def task_words(tree: ast.AST, words_sought=TASKS) -> list[tuple[int, str]]:
     An identifier that has it as one of its words; a string that is it, or that spells a file or
     field of it (`artist_train.csv`). Prose for people, which has spaces, may mention them.
     """
-    found = []
+    result = []
 
     def look(line: int, text: str) -> None:
         words = set("".join(c if c.isalpha() else " " for c in text.lower()).split())
         if words & words_sought:
-            found.append((line, text))
+            result.append((line, text))
 
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -158,7 +193,7 @@ def task_words(tree: ast.AST, words_sought=TASKS) -> list[tuple[int, str]]:
             look(node.value.lineno, node.arg)
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             look(node.lineno, node.name)
-    return found
+    return result
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -1,4 +1,4 @@
-"""Every figure is checked against one computed another way."""
+"""Every metric is compared with a value that is computed in another way."""
 
 import itertools
 import math
@@ -20,14 +20,14 @@ PROBABILITIES = np.array(
         [0.2, 0.6, 0.1, 0.1],
         [0.1, 0.8, 0.1, 0.0],
         [0.0, 0.1, 0.0, 0.9],
-        [0.3, 0.3, 0.3, 0.1],  # a tie: the lowest index is the answer
+        [0.3, 0.3, 0.3, 0.1],  # a tie: the lowest index is predicted
     ]
 )
 PREDICTIONS = np.array([0, 0, 1, 1, 3, 0])
 
 
-def drawn(seed, n=200, classes=7, present=5):
-    """Random labels of the first `present` classes, and coarse (so, tied) probabilities."""
+def random_examples(seed, n=200, classes=7, present=5):
+    """Return labels of the first `present` classes and coarse probabilities, which have ties."""
     rng = np.random.default_rng(seed)
     probabilities = rng.integers(0, 4, (n, classes)) + 1e-3
     return rng.integers(0, present, n), probabilities / probabilities.sum(1, keepdims=True)
@@ -50,7 +50,7 @@ def test_classification_metrics_by_hand():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_classification_metrics_by_loops_and_by_scikit_learn(seed):
-    labels, probabilities = drawn(seed)
+    labels, probabilities = random_examples(seed)
     result = metrics.classification_metrics(labels, probabilities, classes=7)
     predictions = probabilities.argmax(1)
     present = np.unique(labels)
@@ -89,13 +89,14 @@ def test_no_labelled_example():
     assert metrics.report_text([], [], names=["a", "b"]) == "n/a (no test set)\n"
     assert metrics.confusion([], [], classes=3).tolist() == [[0] * 3] * 3
     table = metrics.per_class([], [], classes=3)
-    assert table["support"].tolist() == [0, 0, 0] and table["f1"].isna().all()
+    assert table["support"].tolist() == [0, 0, 0]
+    assert table["f1"].isna().all()
     assert metrics.outliers([], empty).tolist() == []
     assert math.isnan(metrics.expected_calibration_error([], empty))
 
 
 @pytest.mark.parametrize(
-    "labels, probabilities, message",
+    ("labels", "probabilities", "message"),
     [
         ([0, -1], np.ones((2, 3)), r"0\.\.2 \(only labelled examples belong here\)"),
         ([0, 3], np.ones((2, 3)), "3 at position 1"),
@@ -114,16 +115,16 @@ def test_classification_metrics_errors(labels, probabilities, message):
         metrics.classification_metrics(labels, probabilities, classes=3)
 
 
-def test_errors_of_the_others():
+def test_errors_of_other_functions():
     with pytest.raises(ValueError, match="2 labels do not match 1 predictions"):
         metrics.confusion([0, 1], [0], classes=2)
-    with pytest.raises(ValueError, match="predictions must be in 0..1"):
+    with pytest.raises(ValueError, match=r"predictions must be in 0..1"):
         metrics.per_class([0], [2], classes=2)
     with pytest.raises(ValueError, match="train_labels"):
         metrics.majority_baseline([-1], [0], classes=2)
     with pytest.raises(ValueError, match="bins"):
         metrics.expected_calibration_error([0], np.ones((1, 1)), bins=0)
-    with pytest.raises(ValueError, match="labels must be in 0..1"):
+    with pytest.raises(ValueError, match=r"labels must be in 0..1"):
         metrics.outliers([2], np.ones((1, 2)))
 
 
@@ -137,13 +138,13 @@ def test_majority_baseline():
     }
 
 
-@pytest.mark.parametrize("train, labels", [([], [0]), ([0], []), ([], [])])
-def test_majority_baseline_of_nothing(train, labels):
+@pytest.mark.parametrize(("train", "labels"), [([], [0]), ([0], []), ([], [])])
+def test_majority_baseline_without_labels(train, labels):
     result = metrics.majority_baseline(train, labels, classes=2)
     assert result == {"class": None, "top1": None, "macro_f1": None}
 
 
-def test_majority_baseline_of_a_class_without_exam_label():
+def test_majority_baseline_of_a_class_without_test_label():
     assert metrics.majority_baseline([1], [0, 2], classes=3) == {
         "class": 1,
         "top1": 0.0,
@@ -171,7 +172,7 @@ def test_confusion_by_a_loop():
 
 def test_report_text():
     lines = metrics.report_text(LABELS, PREDICTIONS, names=["a", "b", "c", "d"]).splitlines()
-    assert lines[0].startswith("6 labelled; 3 of 4 classes have an exam label")
+    assert lines[0].startswith("6 labelled; 3 of 4 classes have a test label")
     rows = {line[:19].strip(): line[19:].split() for line in lines[2:] if line}
     assert rows["b"] == ["0.500", "0.500", "0.500", "2"]
     assert rows["d"] == ["0.000", "0.000", "0.000", "0"]
@@ -196,7 +197,7 @@ def test_expected_calibration_error_by_hand():
 
 @pytest.mark.parametrize("bins", [1, 4, 15])
 def test_expected_calibration_error_by_a_loop(bins):
-    labels, probabilities = drawn(11)
+    labels, probabilities = random_examples(11)
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     edges = np.linspace(0, 1, bins + 1)
     expected = 0.0
@@ -210,13 +211,13 @@ def test_expected_calibration_error_by_a_loop(bins):
 
 
 def test_outliers():
-    # Wrong: 4 (.9), 2 (.6), 5 (.3); right but unsure: 1 (.4). 0 and 3 are right and sure.
+    # Wrong: 4 (.9), 2 (.6), 5 (.3); correct with low confidence: 1 (.4). 0 and 3: correct, high.
     assert metrics.outliers(LABELS, PROBABILITIES).tolist() == [4, 2, 5, 1]
     assert metrics.outliers(LABELS, PROBABILITIES, below=0.75).tolist() == [4, 2, 5, 1, 0]
     assert metrics.outliers(LABELS, PROBABILITIES, below=0).tolist() == [4, 2, 5]
 
 
-def test_outliers_leave_equal_examples_in_order():
+def test_outliers_keep_the_order_of_equal_examples():
     probabilities = np.tile([0.4, 0.3, 0.3], (6, 1))
     assert metrics.outliers([0, 1, 0, 2, 1, 0], probabilities).tolist() == [1, 3, 4, 0, 2, 5]
 
@@ -224,27 +225,29 @@ def test_outliers_leave_equal_examples_in_order():
 # === Intervals ===
 
 
-def test_bootstrap_intervals_by_a_loop_over_drawn_examples():
-    """Other random numbers, so within the noise of 1,000 draws."""
-    labels, probabilities = drawn(5, n=120)
-    found = metrics.bootstrap_intervals(labels, probabilities, classes=7, seed=3)
-    rng, loop = np.random.default_rng(9), {name: [] for name in found}
+def test_bootstrap_intervals_by_a_loop_over_samples():
+    """The loop has other random numbers; results agree within the noise of 1,000 samples."""
+    labels, probabilities = random_examples(5, n=120)
+    intervals = metrics.bootstrap_intervals(labels, probabilities, classes=7, seed=3)
+    rng, loop = np.random.default_rng(9), {name: [] for name in intervals}
     for _ in range(1000):
         rows = rng.integers(len(labels), size=len(labels))
-        judged = metrics.classification_metrics(labels[rows], probabilities[rows], classes=7)
-        for name in found:
-            loop[name].append(judged[name])
-    plain = metrics.classification_metrics(labels, probabilities, classes=7)
+        sample = metrics.classification_metrics(labels[rows], probabilities[rows], classes=7)
+        for name in intervals:
+            loop[name].append(sample[name])
+    point = metrics.classification_metrics(labels, probabilities, classes=7)
     for name, values in loop.items():
-        np.testing.assert_allclose(found[name], np.quantile(values, [0.025, 0.975]), atol=0.02)
-        assert found[name][0] <= plain[name] <= found[name][1]
-    again = metrics.bootstrap_intervals(labels, probabilities, classes=7, seed=3)
-    assert again == found
+        np.testing.assert_allclose(intervals[name], np.quantile(values, [0.025, 0.975]), atol=0.02)
+        assert intervals[name][0] <= point[name] <= intervals[name][1]
+    repeated = metrics.bootstrap_intervals(labels, probabilities, classes=7, seed=3)
+    assert repeated == intervals
 
 
-def test_bootstrap_intervals_where_nothing_can_move():
-    """Of thirty faultless examples, an interval from 1 to 1 would claim that there are no others;
-    nine in ten of any are as likely as not among them."""
+def test_bootstrap_intervals_of_constant_samples():
+    """Thirty examples without an error have no interval.
+
+    An interval from 1 to 1 would claim that errors are impossible; they may only be rare.
+    """
     one = metrics.bootstrap_intervals([1] * 30, np.tile([0, 1.0, 0], (30, 1)), classes=3)
     assert set(one.values()) == {None}
     none = metrics.bootstrap_intervals([], np.ones((0, 3)), classes=3)
@@ -252,22 +255,22 @@ def test_bootstrap_intervals_where_nothing_can_move():
 
 
 @pytest.mark.parametrize("count", [1, 2, FEWEST_EXAMPLES - 1, FEWEST_EXAMPLES])
-def test_of_few_examples_there_is_no_interval(count):
+def test_few_examples_have_no_interval(count):
     labels = np.arange(count) % 3
     probabilities = np.eye(3)[(labels + (np.arange(count) % 4 == 0)) % 3]
-    found = metrics.bootstrap_intervals(labels, probabilities, classes=3)
-    assert (found["top1"] is None) == (count < FEWEST_EXAMPLES)
+    intervals = metrics.bootstrap_intervals(labels, probabilities, classes=3)
+    assert (intervals["top1"] is None) == (count < FEWEST_EXAMPLES)
 
 
 @pytest.mark.parametrize("accuracy", [0.3, 0.5, 0.7, 0.9])
-def test_from_the_least_number_on_intervals_hold_what_they_say(accuracy):
-    """Exactly, over all outcomes: the interval of k right ones among n is the binomial's."""
+def test_intervals_of_enough_examples_contain_the_true_value(accuracy):
+    """Exact, over all outcomes: k of n correct have the interval of the binomial distribution."""
     coverage = {}
     for count in (FEWEST_EXAMPLES, 5):
-        right = np.arange(count + 1)
-        low, high = (scipy.stats.binom.ppf(q, count, right / count) for q in (0.025, 0.975))
-        holds = (low <= accuracy * count + 1e-9) & (accuracy * count <= high + 1e-9)
-        coverage[count] = scipy.stats.binom.pmf(right, count, accuracy)[holds].sum()
+        correct = np.arange(count + 1)
+        low, high = (scipy.stats.binom.ppf(q, count, correct / count) for q in (0.025, 0.975))
+        contains = (low <= accuracy * count + 1e-9) & (accuracy * count <= high + 1e-9)
+        coverage[count] = scipy.stats.binom.pmf(correct, count, accuracy)[contains].sum()
     assert coverage[FEWEST_EXAMPLES] > 0.87
     assert coverage[5] < coverage[FEWEST_EXAMPLES]
 
@@ -276,7 +279,7 @@ def test_from_the_least_number_on_intervals_hold_what_they_say(accuracy):
 
 
 def test_reliability_by_hand():
-    # .5 lies in (0, .5], which is closed on its right.
+    # .5 is in (.25, .5], which is closed on the right.
     probabilities = [[0.6, 0.4], [0.5, 0.5], [0.1, 0.9], [0.2, 0.8]]
     table = metrics.reliability([0, 1, 1, 0], probabilities, bins=4)
     assert table["count"].tolist() == [0, 1, 1, 2]
@@ -298,14 +301,14 @@ def test_coverage_curve_by_a_loop():
         assert row.accuracy == pytest.approx(correct[answered].mean())
 
 
-def test_coverage_curve_of_nothing_and_of_what_does_not_match():
+def test_coverage_curve_of_no_examples_and_of_different_shapes():
     assert len(metrics.coverage_curve([], [])) == 0
     with pytest.raises(ValueError, match="does not match"):
         metrics.coverage_curve([0.5], [True, False])
 
 
 @pytest.mark.parametrize("count", [0, 1, 500])
-def test_confusion_pairs_are_the_cells_that_are_not_0(count):
+def test_confusion_pairs_are_the_nonzero_cells(count):
     rng = np.random.default_rng(count)
     labels, predictions = rng.integers(0, 30, (2, count))
     counts = metrics.confusion(labels, predictions, classes=30)
@@ -317,7 +320,7 @@ def test_confusion_pairs_are_the_cells_that_are_not_0(count):
 
 
 def most_confused_by_hand(counts, limit):
-    """Pair by pair, as somebody would with a pencil."""
+    """Select the classes pair by pair, with Python lists."""
     classes, chosen = len(counts), []
     both = {(a, b): counts[a, b] + counts[b, a] for a in range(classes) for b in range(a)}
     pairs = sorted((pair for pair in both if both[pair]), key=lambda p: (-both[p], p[1], p[0]))
@@ -335,19 +338,19 @@ def test_most_confused_by_hand(seed, limit):
     labels = rng.integers(0, 30, 60 * seed)
     predictions = np.where(rng.random(len(labels)) < 0.6, labels, rng.integers(0, 30, len(labels)))
     pairs = metrics.confusion_pairs(labels, predictions, classes=30)
-    found = metrics.most_confused(pairs, classes=30, limit=limit)
+    result = metrics.most_confused(pairs, classes=30, limit=limit)
     counts = metrics.confusion(labels, predictions, classes=30)
-    assert found.tolist() == most_confused_by_hand(counts, limit)
+    assert result.tolist() == most_confused_by_hand(counts, limit)
 
 
-def test_most_confused_of_a_model_that_makes_no_mistake():
+def test_most_confused_of_correct_predictions():
     labels = np.repeat([4, 1, 3], [5, 9, 7])
     pairs = metrics.confusion_pairs(labels, labels, classes=6)
     assert metrics.most_confused(pairs, classes=6, limit=2).tolist() == [1, 3]
 
 
-def test_confusion_order_puts_together_what_is_confused():
-    """Three blocks of classes that are taken for each other, shuffled."""
+def test_confusion_order_groups_confused_classes():
+    """Three blocks of classes that are confused with each other are shuffled."""
     rng = np.random.default_rng(0)
     block = np.repeat([0, 1, 2], [3, 2, 4])[rng.permutation(9)]
     counts = np.where(block[:, None] == block, 10, 0) + np.diag([30] * 9)
@@ -359,59 +362,3 @@ def test_confusion_order_puts_together_what_is_confused():
 @pytest.mark.parametrize("classes", [1, 2, 3])
 def test_confusion_order_of_few_classes_and_of_no_examples(classes):
     assert sorted(metrics.confusion_order(np.zeros((classes, classes)))) == list(range(classes))
-
-
-# === Retrieval ===
-
-
-def test_retrieval_metrics_by_hand():
-    # Query 0: hits at 1 and 3 of 3 relevant; query 1: none of 5; query 2: one hit, at 2, of 20.
-    neighbours = np.array(
-        [[0, 1, 0, 1, 1, 1, 1, 1, 1, 1], [0] * 10, [0, 2, 0, 0, 0, 0, 0, 0, -1, -1]]
-    )
-    found = metrics.retrieval_metrics(np.array([0, 1, 2]), neighbours, np.array([3, 5, 20]))
-    assert found == {
-        "precision_at_10": pytest.approx((0.2 + 0 + 0.1) / 3),
-        "map_at_10": pytest.approx(((1 + 2 / 3) / 3 + 0 + (1 / 2) / 10) / 3),
-        "recall_at_1": pytest.approx(1 / 3),
-        "recall_at_10": pytest.approx(2 / 3),
-    }
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("k", [3, 10, 14])
-def test_retrieval_metrics_by_a_loop(seed, k):
-    rng = np.random.default_rng(seed)
-    labels, neighbours = rng.integers(0, 5, 30), rng.integers(-1, 5, (30, k))
-    relevant = np.array([(row == y).sum() for row, y in zip(neighbours, labels, strict=True)])
-    relevant += rng.integers(0, 9, 30)
-    totals = np.zeros(4)
-    for label, row, possible in zip(labels, neighbours, relevant, strict=True):
-        hits = [place for place, other in enumerate(row[:10], start=1) if other == label]
-        average = sum((n + 1) / place for n, place in enumerate(hits))
-        totals += [
-            len(hits) / 10,
-            average / min(10, possible) if possible else 0,
-            1 in hits,
-            bool(hits),
-        ]
-    found = metrics.retrieval_metrics(labels, neighbours, relevant)
-    assert list(found.values()) == pytest.approx(list(totals / 30))
-    assert list(found) == ["precision_at_10", "map_at_10", "recall_at_1", "recall_at_10"]
-    assert {type(value) for value in found.values()} == {float}
-
-
-def test_retrieval_metrics_of_nothing():
-    none = np.zeros(0, int)
-    assert set(metrics.retrieval_metrics(none, np.zeros((0, 10), int), none).values()) == {None}
-    # Queries, and a gallery without a single picture.
-    found = metrics.retrieval_metrics(np.zeros(2, int), np.zeros((2, 0), int), np.zeros(2, int))
-    assert set(found.values()) == {0.0}
-
-
-def test_retrieval_metrics_refuse_what_does_not_match():
-    ones = np.ones(3, int)
-    with pytest.raises(ValueError, match="do not match"):
-        metrics.retrieval_metrics(ones, np.ones((2, 10), int), ones)
-    with pytest.raises(ValueError, match="labelled"):
-        metrics.retrieval_metrics(-ones, np.ones((3, 10), int), ones)

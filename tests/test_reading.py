@@ -13,7 +13,7 @@ import pytest
 from multitask.reading import (
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
-    Unreadable,
+    UnreadableFileError,
     check_regular,
     open_regular,
     read_regular,
@@ -32,10 +32,10 @@ READERS = {
 
 @pytest.fixture(autouse=True)
 def guard():
-    """A call that waits for ever fails instead."""
+    """Fail a call that blocks, instead of waiting for ever."""
 
     def fail(number, frame):
-        raise TimeoutError("waited for a file that never answers")
+        raise TimeoutError("blocked by a file without a writer")
 
     before = signal.signal(signal.SIGALRM, fail)
     signal.alarm(120)
@@ -54,7 +54,9 @@ def test_a_named_pipe_is_refused_at_once(tmp_path, reader):
     (tmp_path / "link.jpg").symlink_to("x.jpg")
     before = open_descriptors()
     for name in ("x.jpg", "link.jpg"):
-        with pytest.raises(Unreadable, match=r"^it is a named pipe \(FIFO\), not a regular file$"):
+        with pytest.raises(
+            UnreadableFileError, match=r"^it is a named pipe \(FIFO\), not a regular file$"
+        ):
             READERS[reader](tmp_path / name)
     assert open_descriptors() == before
 
@@ -62,31 +64,31 @@ def test_a_named_pipe_is_refused_at_once(tmp_path, reader):
 @pytest.mark.parametrize("reader", READERS)
 def test_a_device_is_refused(tmp_path, reader):
     (tmp_path / "x.jpg").symlink_to("/dev/zero")
-    with pytest.raises(Unreadable, match="it is a device, not a regular file"):
+    with pytest.raises(UnreadableFileError, match="it is a device, not a regular file"):
         READERS[reader](tmp_path / "x.jpg")
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_socket_is_refused(reader):
-    # pytest's folders are too deep for a socket's name.
+    # The paths of pytest's folders are too long for the name of a socket.
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.closing(socket.socket(socket.AF_UNIX)) as listening,
     ):
         listening.bind(f"{folder}/s.jpg")
-        with pytest.raises(Unreadable, match="it is a socket, not a regular file"):
+        with pytest.raises(UnreadableFileError, match="it is a socket, not a regular file"):
             READERS[reader](f"{folder}/s.jpg")
 
 
-def test_what_is_not_there_is_told_as_ever(tmp_path):
+def test_missing_files_raise_the_errors_of_open(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_regular(tmp_path / "gone", 100)
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         read_regular(tmp_path / "file/x", 100)
-    with pytest.raises(Unreadable, match="it is a folder"):
+    with pytest.raises(UnreadableFileError, match="it is a folder"):
         read_regular(tmp_path, 100)
-    with pytest.raises(Unreadable, match="NUL"):
+    with pytest.raises(UnreadableFileError, match="NUL"):
         read_regular("a\0b", 100)
 
 
@@ -97,11 +99,11 @@ def test_the_limit_is_inclusive(tmp_path, size):
     if size <= 100:
         assert read_regular(tmp_path / "file", 100) == data
         return
-    with pytest.raises(Unreadable, match="it is larger than the limit of 100 bytes"):
+    with pytest.raises(UnreadableFileError, match="it is larger than the limit of 100 bytes"):
         read_regular(tmp_path / "file", 100)
 
 
-def test_a_large_file_is_read_whole_by_any_kind_of_name(tmp_path):
+def test_a_large_file_is_read_by_any_type_of_path(tmp_path):
     data = os.urandom(3_000_001)
     path = tmp_path / "file"
     path.write_bytes(data)
@@ -111,20 +113,20 @@ def test_a_large_file_is_read_whole_by_any_kind_of_name(tmp_path):
         assert file.read() == data
 
 
-def test_a_file_that_says_another_size_is_bounded_all_the_same():
-    """Files of /proc are regular and say that they have 0 bytes."""
+def test_a_file_with_a_wrong_size_is_limited():
+    """Files of /proc are regular and have a size of 0 bytes."""
     path = Path("/proc/self/maps")
     if not path.exists():
         pytest.skip("no /proc here")
     assert len(read_regular(path, MAX_TEXT_BYTES)) > 1000
-    with pytest.raises(Unreadable, match="larger than the limit of 100 bytes"):
+    with pytest.raises(UnreadableFileError, match="larger than the limit of 100 bytes"):
         read_regular(path, 100)
 
 
 def test_a_sparse_file_over_the_limit_is_not_read(tmp_path):
     with (tmp_path / "file").open("wb") as file:
-        file.truncate(2**40)  # 1 TB, of which nothing is on the disk
-    with pytest.raises(Unreadable, match="536,870,912 bytes"):
+        file.truncate(2**40)  # 1 TB, without any block on the disk
+    with pytest.raises(UnreadableFileError, match="536,870,912 bytes"):
         read_regular(tmp_path / "file", MAX_IMAGE_BYTES)
 
 
@@ -138,12 +140,12 @@ def test_text_is_read_as_pathlib_does(tmp_path):
         read_text(path)
 
 
-def test_a_digest_is_of_all_files_in_a_row(tmp_path):
+def test_sha256_is_that_of_the_concatenated_files(tmp_path):
     first, second = os.urandom(3_000_000), os.urandom(5)
     (tmp_path / "a").write_bytes(first)
     (tmp_path / "b").write_bytes(second)
-    found = sha256(tmp_path / "a", tmp_path / "b")
-    assert found == hashlib.sha256(first + second).hexdigest()
+    digest = sha256(tmp_path / "a", tmp_path / "b")
+    assert digest == hashlib.sha256(first + second).hexdigest()
 
 
 def test_every_file_of_a_folder_is_checked(tmp_path):
@@ -151,5 +153,5 @@ def test_every_file_of_a_folder_is_checked(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"")
     check_regular(tmp_path)
     os.mkfifo(tmp_path / "variables/variables.index")
-    with pytest.raises(Unreadable, match="named pipe"):
+    with pytest.raises(UnreadableFileError, match="named pipe"):
         check_regular(tmp_path)

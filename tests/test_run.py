@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 
 import pytest
 
@@ -19,9 +20,9 @@ def refusal(workdir, spec):
     with pytest.raises(InputError) as caught:
         check_workdir(workdir, spec)
     message = str(caught.value)
-    assert message.startswith(f"--workdir: {workdir}: ")
+    assert message.startswith(f"workdir: {workdir}: ")
     assert "\n" not in message
-    return message.removeprefix(f"--workdir: {workdir}: ")
+    return message.removeprefix(f"workdir: {workdir}: ")
 
 
 # === Where a run may go ===
@@ -48,23 +49,23 @@ def test_other_settings_are_refused_by_name(tmp_path, tiny_spec):
     start_run(tmp_path / "run", tiny_spec(), tmp_path)
     message = refusal(tmp_path / "run", tiny_spec(seed=5))
     assert message == (
-        "holds a run with other settings (seed: 0 there, 5 asked); "
-        "name another folder, or give the same settings to go on"
+        "holds a run with other settings (seed: 0 before, 5 now); "
+        "name another folder, or give the same settings to resume"
     )
     head = {"kind": "linear", "dropout": 0.5}
     message = refusal(tmp_path / "run", tiny_spec(tasks=("artist",), of_tasks={"head": head}))
-    assert "task[0].head.dropout: None there, 0.5 asked" in message
+    assert "task[0].head.dropout: None before, 0.5 now" in message
     message = refusal(tmp_path / "run", tiny_spec(tasks=("artist", "style")))
     assert "task[2]." in message
     assert "; and " in message
-    assert message.count(" there, ") == 4  # and not all the lost task's settings
+    assert message.count(" before, ") == 4  # and not all the lost task's settings
 
 
 def test_each_of_two_changes_is_named(tmp_path, tiny_spec):
     start_run(tmp_path / "run", tiny_spec(), tmp_path)
     phases = {"heads": {"epochs": 1}, "finetune": {"epochs": 9}}
     message = refusal(tmp_path / "run", tiny_spec(image_size=64, phases=phases))
-    assert "(image_size: 32 there, 64 asked; phases.finetune.epochs: 1 there, 9 asked)" in message
+    assert "(image_size: 32 before, 64 now; phases.finetune.epochs: 1 before, 9 now)" in message
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path, tiny_spec):
@@ -162,7 +163,7 @@ def test_a_broken_config_is_named(tmp_path, tiny_spec, content):
 
 
 def test_a_run_opens_with_what_it_was_started_with(tmp_path, tiny_spec):
-    spec = tiny_spec(title="Ölbild — 絵", selection=0.1)
+    spec = tiny_spec(title="Ölbild — 絵", validation=0.1)
     workdir, data = tmp_path / "deep/run", tmp_path / "data"
     started = start_run(workdir, spec, data)
     assert names_in(workdir) == ["config.json", "logs", "models"]
@@ -199,7 +200,7 @@ def test_starting_again_keeps_the_models_and_clears_what_was_half_written(tmp_pa
 def test_other_data_than_the_run_began_with_are_refused(tmp_path, tiny_spec):
     start_run(tmp_path / "run", tiny_spec(), tmp_path, fingerprint="abc")
     check_same_data(tmp_path / "run", "abc")
-    with pytest.raises(InputError, match="run: the pictures or labels have changed since"):
+    with pytest.raises(InputError, match="run: the images or labels have changed since"):
         check_same_data(tmp_path / "run", "abd")
     start_run(tmp_path / "old", tiny_spec(), tmp_path)  # of a version that kept none
     check_same_data(tmp_path / "old", "abc")
@@ -209,7 +210,7 @@ def test_a_run_that_is_not_there(tmp_path):
     with pytest.raises(InputError) as caught:
         open_run(tmp_path / "none")
     assert str(caught.value) == (
-        f"--workdir: {tmp_path / 'none'}: is no such folder; `multitask train` makes one"
+        f"workdir: {tmp_path / 'none'}: there is no such folder; `multitask train` makes one"
     )
     with pytest.raises(InputError, match=r"holds no run \(no config.json\); `multitask train`"):
         open_run(tmp_path)
@@ -221,7 +222,7 @@ def test_a_config_with_a_wrong_spec_names_the_field(tmp_path, tiny_spec):
     config = json.loads(path.read_text())
     config["spec"]["batch_size"] = 0
     path.write_text(json.dumps(config))
-    with pytest.raises(InputError, match="config.json: batch_size: 0: input should be greater"):
+    with pytest.raises(InputError, match=r"config.json: batch_size: 0: input should be greater"):
         open_run(tmp_path)
 
 
@@ -240,3 +241,16 @@ def test_versions_are_those_that_are_installed():
         assert versions[name] == importlib.metadata.version(name)
         assert versions[name] == __import__(name).__version__
     assert {"tensorflow", "tensorflow-cpu"} & set(versions)
+
+
+def test_a_run_of_another_version_is_one_clear_line(tmp_path, tiny_spec):
+    """Format 1 had other names for the splits; nothing of it is read by guessing."""
+    start_run(tmp_path, tiny_spec(), tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["format"]
+    path.write_text(json.dumps(config))
+    message = rf"^{re.escape(str(path))}: format 1, written by another version of multitask; "
+    for call in (open_run, lambda workdir: check_workdir(workdir, tiny_spec())):
+        with pytest.raises(InputError, match=message):
+            call(tmp_path)

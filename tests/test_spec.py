@@ -36,7 +36,7 @@ from multitask.spec import (
 TASK = {
     "name": "artist",
     "train": "train.csv",
-    "val": "val.csv",
+    "test": "val.csv",
     "classes": "classes.txt",
     "head": {"kind": "linear", "dropout": 0.2},
     "loss": {"kind": "focal", "gamma": 2.0},
@@ -51,7 +51,7 @@ ABSENT = object()
 
 
 def changed(where, value):
-    """RAW with one field set (or left out), e.g. `task.2.head.kind`."""
+    """RAW with one field set (or removed), e.g. `task.2.head.kind`."""
     raw = copy.deepcopy(RAW)
     *tables, name = [int(part) if part.isdigit() else part for part in where.split(".")]
     target = raw
@@ -112,7 +112,7 @@ def test_no_name_of_a_task_reaches_the_keys_of_ours(name):
 
 def test_names_of_fields_never_meet():
     """Whatever two tasks are called: of these many pairs `_` between them is ambiguous."""
-    tasks = ["x", "x_1", "x_true", "val_x", "trunk", "val", "loss", "val_loss", "trunk_rate"]
+    tasks = ["x", "x_1", "x_true", "val_x", "trunk", "test", "loss", "val_loss", "trunk_rate"]
     fields = ["true", "1", "1_true", "loss", "val_loss", "rate", "x_1"]
     owners = [*tasks, TRUNK, BALANCING, CONTRASTIVE]
     names = [field_of(owner, field) for owner in owners for field in fields]
@@ -122,14 +122,14 @@ def test_names_of_fields_never_meet():
     assert len(joined) < len(tasks) * len(fields)
 
 
-def test_a_misspelt_field_is_told_rather_than_that_it_is_missing():
+def test_a_misspelt_field_is_named_rather_than_a_missing_one():
     raw = changed("task.1.train", ABSENT)
     raw["task"][1]["trian"] = "train.csv"
     assert refusal(raw).startswith('task[1] "style": unknown field "trian"')
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "printed"),
     [
         ("name", "name: this field is missing"),
         ("trunk", "trunk: this field is missing"),
@@ -144,7 +144,7 @@ def test_a_misspelt_field_is_told_rather_than_that_it_is_missing():
         ("phases.heads.epochs", "phases.heads.epochs: this field is missing"),
     ],
 )
-def test_a_missing_field_is_named(where, said):
+def test_a_missing_field_is_named(where, printed):
     raw = copy.deepcopy(RAW)
     raw["phases"] = {"heads": {"epochs": 1}}
     *tables, name = [int(part) if part.isdigit() else part for part in where.split(".")]
@@ -152,12 +152,12 @@ def test_a_missing_field_is_named(where, said):
     for table in tables:
         target = target[table]
     del target[name]
-    assert refusal(raw) == said
+    assert refusal(raw) == printed
 
 
 def test_two_tasks_of_one_name_are_refused():
-    said = 'task[2]: name: two tasks are called "artist"'
-    assert refusal(changed("task.2.name", "artist")) == said
+    printed = 'task[2]: name: two tasks are called "artist"'
+    assert refusal(changed("task.2.name", "artist")) == printed
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_two_tasks_of_one_name_are_refused():
         ("image_size", True),
         ("batch_size", "32"),
         ("seed", True),
-        ("selection", "0.1"),
+        ("validation", "0.1"),
         ("title", 3),
         ("freeze_depth", 1.5),
         ("freeze_depth", True),
@@ -201,7 +201,7 @@ def test_a_value_of_another_type_is_refused_and_shown(where, value):
         ("image_size", [31, 1025], [32, 1024]),
         ("batch_size", [0, -1], [1]),
         ("seed", [-1, 2**31], [0, 2**31 - 1]),
-        ("selection", [-0.01, 0.51, math.nan], [0, 0.5]),
+        ("validation", [-0.01, 0.51, math.nan], [0, 0.5]),
         ("max_missing", [-0.01, 1, math.nan], [0, 0.99]),
         ("max_unknown", [-0.01, 1], [0, 0.99]),
         ("trunk.weight_decay", [-1e-9, math.inf], [0, 1]),
@@ -352,13 +352,13 @@ OVERRIDES = [
     ("title", "a title"),
     ("licence", "a licence"),
     ("source", "a source"),
-    ("images", "pictures"),
+    ("images", "images"),
     ("image_size", 65),
     ("precision", "bfloat16"),
     ("resize", "pad"),
     ("batch_size", 7),
     ("seed", 11),
-    ("selection", 0.25),
+    ("validation", 0.25),
     ("max_missing", 0.5),
     ("max_unknown", 0.5),
     ("freeze_depth", -7),
@@ -400,7 +400,7 @@ OVERRIDES = [
     ("records.quality", 80),
     ("features.cache", "off"),
     ("optimizer.ema", 0.99),
-    ("task.val", "other.csv"),
+    ("task.test", "other.csv"),
     ("task.classes", "other.txt"),
     ("task.head", {"kind": "gru"}),
     ("task.loss", {"kind": "cross_entropy"}),
@@ -497,10 +497,10 @@ def test_select_tasks_keeps_the_order_of_the_spec():
     with pytest.raises(SpecError) as caught:
         select_tasks(spec, ["genre", "stile"])
     assert str(caught.value) == (
-        '--tasks: a.toml has no task "stile". Expected one of: artist, genre, style. '
+        'tasks: a.toml has no task "stile". Expected one of: artist, genre, style. '
         'Did you mean "style"?'
     )
-    with pytest.raises(SpecError, match="--tasks: name at least one of: artist, style, genre"):
+    with pytest.raises(SpecError, match="tasks: name at least one of: artist, style, genre"):
         select_tasks(spec, [])
 
 
@@ -555,10 +555,10 @@ def test_a_spec_may_be_a_file_of_any_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("wikart", '--spec: no spec called "wikart". Expected one of: '),
+        ("wikart", 'spec: no spec called "wikart". Expected one of: '),
         ("wikart", 'Did you mean "wikiart"?'),
-        ("wikart.toml", '--spec: wikart.toml: no such file. Did you mean "wikiart"?'),
-        ("specs/wikart", "--spec: specs/wikart: no such file."),
+        ("wikart.toml", 'spec: wikart.toml: no such file. Did you mean "wikiart"?'),
+        ("specs/wikart", "spec: specs/wikart: no such file."),
     ],
 )
 def test_a_spec_that_is_not_there(tmp_path, monkeypatch, name, message):
@@ -587,14 +587,14 @@ def test_a_broken_spec_file_is_named(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-# === The recipe that was asked for ===
+# === The recipe of the mission ===
 
 
 def kind(choice):
     return {"kind": choice.kind, **choice.options}
 
 
-def test_the_wikiart_spec_is_the_recipe_that_was_asked_for():
+def test_the_wikiart_spec_is_the_recipe_of_the_mission():
     spec = load_spec("wikiart")
     assert (spec.image_size, spec.batch_size, spec.freeze_depth) == (224, 32, None)
     assert (spec.trunk.name, spec.trunk.weights) == ("efficientnetb2", "imagenet")
@@ -604,7 +604,7 @@ def test_the_wikiart_spec_is_the_recipe_that_was_asked_for():
     assert (spec.phases.finetune.epochs, spec.phases.finetune.rate_factor) == (10, 0.1)
     assert spec.early_stopping.patience == 12
     assert (spec.balancing, spec.contrastive.weight) == (None, 0)
-    assert (spec.selection, spec.max_missing) == (0.05, 0.0)
+    assert (spec.validation, spec.max_missing) == (0.05, 0.0)
 
     artist, style, genre = spec.tasks
     assert (artist.freeze_depth, style.freeze_depth, genre.freeze_depth) == (-40, -30, -60)
@@ -614,8 +614,8 @@ def test_the_wikiart_spec_is_the_recipe_that_was_asked_for():
         assert task.subset == 1.0
         assert task.loss.kind == "focal"
         assert task.loss.options["gamma"] == 2.0
-        for file, ending in (("train", "csv"), ("val", "csv"), ("classes", "txt")):
-            stem = "class" if file == "classes" else file
+        for file, ending in (("train", "csv"), ("test", "csv"), ("classes", "txt")):
+            stem = {"classes": "class", "test": "val"}.get(file, file)
             assert getattr(task, file) == f"wikiart_csv/{task.name}_{stem}.{ending}"
     assert style.loss.options["alpha"] == 0.25
     assert kind(artist.head) == {
@@ -690,12 +690,12 @@ def test_a_name_is_quoted_as_a_value_is():
     ],
 )
 def test_what_a_path_must_not_have(path, reason):
-    found = why_unsafe(path)
-    assert (found is None) == (reason is None)
-    assert reason is None or reason in found
+    result = why_unsafe(path)
+    assert (result is None) == (reason is None)
+    assert reason is None or reason in result
 
 
-@pytest.mark.parametrize("field", ["images", "task.1.train", "task.1.val", "task.1.classes"])
+@pytest.mark.parametrize("field", ["images", "task.1.train", "task.1.test", "task.1.classes"])
 def test_a_path_that_leaves_the_data_is_refused_unless_allowed(field):
     for path in ("/abs/a", "../a", "a/../../b", "C:a"):
         spec = parse_spec(changed(field, path), source="s.toml")
@@ -707,7 +707,7 @@ def test_a_path_that_leaves_the_data_is_refused_unless_allowed(field):
         refuse_outside(spec, allowed=True)
     spec = parse_spec(changed(field, "a\nb"), source="s.toml")
     for allowed in (False, True):
-        with pytest.raises(SpecError, match="control characters are refused$"):
+        with pytest.raises(SpecError, match=r"control characters are refused$"):
             refuse_outside(spec, allowed=allowed)
     refuse_outside(parse_spec(changed(field, "a/b..c"), source="s.toml"), allowed=False)
 

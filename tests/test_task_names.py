@@ -14,13 +14,13 @@ from multitask.data.table import SPLITS, Table
 from multitask.evaluation.predictions import Predictions
 from multitask.learning.callbacks import rename_logs
 from multitask.learning.engine import MultitaskModel
-from multitask.serving.answers import columns
+from multitask.serving.prediction_files import columns
 from multitask.serving.runtimes import EMBEDDING, IMAGE, KINDS, output_of
 
 NASTY = (
-    *("image", "val", "loss", "path", "embedding", "trunk", "shared", "macro_f1", "val_loss"),
+    *("image", "test", "loss", "path", "embedding", "trunk", "shared", "macro_f1", "val_loss"),
     *("loss_loss", "error", "epoch", "phase", "x", "x_1", "x_true", "val_x", "images", "file"),
-    *("precision", "distance", "cast", "items"),
+    *("precision", "distance", "cast", "items", "val", "train", "validation"),
 )
 HARMLESS = {name: f"t{place:02}" for place, name in enumerate(sorted(NASTY))}  # in their order
 CLASSES = {task: tuple(f"c{i}" for i in range(2 + k % 3)) for k, task in enumerate(NASTY)}
@@ -49,16 +49,17 @@ def test_columns_of_the_history_are_distinct():
     """As Keras names them, and as the callbacks do."""
     import keras
 
-    from multitask.learning.balancing import Balancing
+    from multitask.annexes.contrastive import Contrastive
+    from multitask.learning.balancer import LossBalancer
 
     image = keras.Input((3,))
     model = MultitaskModel(
         image,
         {task: keras.layers.Dense(len(names))(image) for task, names in CLASSES.items()},
         losses=dict.fromkeys(NASTY),
-        balancing=Balancing(dict.fromkeys(NASTY, 1.0)),
+        balancer=LossBalancer(dict.fromkeys(NASTY, 1.0)),
         classes={task: len(names) for task, names in CLASSES.items()},
-        contrastive=dict.fromkeys(NASTY, 1.0),
+        extra_loss=Contrastive(dict.fromkeys(NASTY, 1.0), temperature=0.1),
     )
     names = [*model.get_metrics_result(), "loss"]
     of_keras = [*names, *(f"val_{name}" for name in names)]
@@ -81,7 +82,7 @@ def test_outputs_of_the_artifacts_are_distinct():
 
 
 def paint(folder, names):
-    """Pictures, lists and a spec; the tasks differ in classes, and who has a label of which."""
+    """Images, lists and a spec; the tasks differ in classes, and who has a label of which."""
     rng = np.random.default_rng(3)
     paths = [f"a/{i:02}.png" for i in range(40)]
     for path in paths:
@@ -90,7 +91,7 @@ def paint(folder, names):
         cells.resize((40, 36), Image.Resampling.BICUBIC).save(folder / "photos" / path)
     (folder / "lists").mkdir()
     text = [
-        'name = "own"\nimages = "photos"\nimage_size = 32\nbatch_size = 8\nselection = 0.2\n',
+        'name = "own"\nimages = "photos"\nimage_size = 32\nbatch_size = 8\nvalidation = 0.2\n',
         'balancing = { kind = "uncertainty" }\n',
         '[trunk]\nname = "tiny"\nweights = "none"\n',
         'schedule = { kind = "constant", rate = 1e-3 }\n',
@@ -99,15 +100,15 @@ def paint(folder, names):
     ]
     for k, (task, classes) in enumerate(CLASSES.items()):
         rows = [(p, rng.integers(len(classes))) for i, p in enumerate(paths) if (i + k) % 4]
-        train, val = ([row for row in rows if (row[0] < "a/30") == side] for side in (True, False))
-        for split, own in (("train", train), ("val", val)):
+        train, test = ([row for row in rows if (row[0] < "a/30") == side] for side in (True, False))
+        for split, own in (("train", train), ("val", test)):
             lines = [f"{path},{label}\n" for path, label in own]
             (folder / "lists" / f"{k}_{split}.csv").write_text("".join(lines))
         lines = [f"{index} {name}\n" for index, name in enumerate(classes)]
         (folder / "lists" / f"{k}_class.txt").write_text("".join(lines))
         text.append(
             f'[[task]]\nname = "{names[task]}"\ntrain = "lists/{k}_train.csv"\n'
-            f'val = "lists/{k}_val.csv"\nclasses = "lists/{k}_class.txt"\n'
+            f'test = "lists/{k}_val.csv"\nclasses = "lists/{k}_class.txt"\n'
             'head = { kind = "linear", dropout = 0.1 }\nloss = { kind = "focal" }\n'
             f"contrastive_weight = {int(k < 2)}\n"
             'schedule = { kind = "constant", rate = 1e-3 }\n'
@@ -141,14 +142,25 @@ def run(tmp_path, tiny_trunk):
 
 @pytest.mark.slow
 def test_every_number_is_that_of_harmless_names(run, capsys):
-    # === Training ===
+    check_training(run)
+    metrics = check_evaluation(run)
+    check_predictions(run)
+    check_comparison(run, metrics)
+    capsys.readouterr()
+    check_similar_images(run, capsys)
+    check_audit(run)
+
+
+def check_training(run):
     nasty, plain = frames(run, "run", "logs", "history.csv")
     pd.testing.assert_frame_equal(nasty, plain, check_exact=True)
     assert plain["t00/val_labelled"].gt(0).all()
     models = {"best_model.keras", *(f"best_model_{task}.keras" for task in NASTY)}
     assert {p.name for p in (run["nasty"] / "run" / "models").iterdir()} == models
 
-    # === Evaluation ===
+
+def check_evaluation(run):
+    """Returns the metrics under the nasty names."""
     nasty, plain = frames(run, "run", "results", "predictions.csv")
     pd.testing.assert_frame_equal(nasty, plain, check_exact=True)
     of = [np.load(folder / "run" / "results" / "probabilities.npz") for folder in run.values()]
@@ -168,9 +180,12 @@ def test_every_number_is_that_of_harmless_names(run, capsys):
         assert {harmless(name): n for name, n in counts.items()} == read[1]["images"][split]
     page = (run["nasty"] / "run" / "results" / "report.html").read_text()
     assert all(f'<option value="{task}">' in page for task in NASTY)
+    return read[0]["metrics"]
 
-    # === Export, and prediction by every library ===
-    pictures = str(run["nasty"] / "photos")
+
+def check_predictions(run):
+    """Export, and prediction by every library."""
+    images = str(run["nasty"] / "photos")
     formats = ["savedmodel", "keras"]
     from multitask.serving.runtimes import RUNTIMES
 
@@ -182,18 +197,18 @@ def test_every_number_is_that_of_harmless_names(run, capsys):
             for suffix in ("csv", "jsonl"):
                 out = folder / f"{runtime}.{suffix}"
                 flags = [f"--model={folder}/run/export", f"--runtime={runtime}", f"--out={out}"]
-                main(["predict", *flags, pictures])
+                main(["predict", *flags, images])
     for runtime in runtimes:
         nasty, plain = frames(run, f"{runtime}.csv")
         pd.testing.assert_frame_equal(nasty, plain, check_exact=False, atol=1e-5)
         of = [(folder / f"{runtime}.jsonl").read_text().splitlines() for folder in run.values()]
         for own, other in zip(*(map(json.loads, lines) for lines in of), strict=True):
             assert own["path"] == other["path"]
-            for task, said in own["tasks"].items():
-                assert said["answer"] == other["tasks"][HARMLESS[task]]["answer"]
-    capsys.readouterr()
+            for task, message in own["tasks"].items():
+                assert message["answer"] == other["tasks"][HARMLESS[task]]["answer"]
 
-    # === Comparison, similar pictures, the audit ===
+
+def check_comparison(run, metrics):
     workdir = run["nasty"] / "run"
     shutil.copytree(workdir, run["nasty"] / "again")
     out = run["nasty"] / "compared"
@@ -201,24 +216,29 @@ def test_every_number_is_that_of_harmless_names(run, capsys):
     with (out / "comparison.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "top1"]
     top1 = {row["task"]: float(row["value"]) for row in rows}
-    assert top1 == {task: read[0]["metrics"][f"{task}/top1"] for task in NASTY}
+    assert top1 == {task: metrics[f"{task}/top1"] for task in NASTY}
     assert not [row for row in rows if row["difference"] not in ("", "0.0")]
-    capsys.readouterr()
-    asked = str(run["nasty"] / "photos" / "a" / "01.png")
+
+
+def check_similar_images(run, capsys):
+    requested = str(run["nasty"] / "photos" / "a" / "01.png")
     for task in ("shared", "path"):
-        said = []
+        message = []
         for folder, name in zip(run.values(), (task, HARMLESS[task]), strict=True):
-            main(["similar", f"--workdir={folder}/run", f"--task={name}", asked])
-            said.append([line.split()[:3] for line in capsys.readouterr().out.splitlines()])
-        assert said[0][-5:] == said[1][-5:]
+            main(["similar", f"--workdir={folder}/run", f"--task={name}", requested])
+            message.append([line.split()[:3] for line in capsys.readouterr().out.splitlines()])
+        assert message[0][-5:] == message[1][-5:]
+
+
+def check_audit(run):
     for folder in run.values():
         with pytest.raises(SystemExit, match="3"):  # classes without a label
             main(
                 ["audit", f"--spec={folder}/spec.toml", f"--data_dir={folder}", f"--out={folder}/a"]
             )
-    found = [json.loads(next((f / "a").glob("*.json")).read_text()) for f in run.values()]
-    for split, counts in found[0]["splits"].items():
-        assert {harmless(name): n for name, n in counts.items()} == found[1]["splits"][split]
+    result = [json.loads(next((f / "a").glob("*.json")).read_text()) for f in run.values()]
+    for split, counts in result[0]["splits"].items():
+        assert {harmless(name): n for name, n in counts.items()} == result[1]["splits"][split]
 
 
 @pytest.mark.slow
@@ -232,7 +252,7 @@ def test_a_search_scored_by_a_task_called_as_the_mean(tmp_path, tiny_trunk):
         for metric in ("macro_f1", f"{names['macro_f1']}/macro_f1"):
             workdir = folder / metric.replace("/", "-")
             flags = [f"--data_dir={folder}", f"--workdir={workdir}", f"--metric={metric}"]
-            tasks = f"--tasks={names['macro_f1']},{names['val']},{names['val_loss']}"
+            tasks = f"--tasks={names['macro_f1']},{names['test']},{names['val_loss']}"
             main(["tune", f"--spec={folder}/spec.toml", *flags, tasks, "--trials=1"])
             trials = pd.read_csv(workdir / "tune" / "trials.csv")
             assert_distinct(trials, 6 + 3 * 3)

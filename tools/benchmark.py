@@ -5,18 +5,19 @@
     python tools/benchmark.py similar [--out=FILE.json]
     python tools/benchmark.py serving [--timm_python=PYTHON] [--out=FILE.json]
 
-`input`: reading pictures. It paints what it reads, into a temporary folder: large originals as a
+`input`: reading images. It paints what it reads, into a temporary folder: large originals as a
 museum has them, and small ones by the ten thousand (some minutes and 3 GB). Each pair is timed in
 turns, several times, and the best of each counts. With --wikiart, the folder with ArtGAN's
 wikiart_csv/, the merging of the real CSVs is timed too.
 
 `frozen`: learning from cached features of the frozen trunk, with the heads of wikiart.toml and with
-linear ones, which show what is left beside the heads themselves; and AdamW's step in one kernel.
+linear ones, which show the cost without the heads; and AdamW's step in one kernel.
 
-`similar`: the exact search for the nearest of as many vectors as WikiArt has training pictures.
+`similar`: the exact search for the nearest of as many vectors as WikiArt has training images.
 
-`serving`: wikiart.toml's network by every runtime, beside Keras and timm's PyTorch efficientnet_b2
-(where this Python, or the one of --timm_python, has timm); all the tasks beside one of them.
+`serving`: wikiart.toml's network by every runtime, compared with Keras and timm's PyTorch
+efficientnet_b2 (where this Python, or the one of --timm_python, has timm); all tasks compared with
+one of them.
 """
 
 import functools
@@ -41,7 +42,7 @@ from tqdm import tqdm
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402  (after the variable, which it reads)
+import keras
 
 ORIGINAL = (1500, 2000)  # width, height
 SMALL = (260, 330)
@@ -53,7 +54,7 @@ ROUNDS = 3
 
 
 def painted(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """A picture as busy as a painting: large shapes, strokes and canvas."""
+    """An image as busy as a painting: large shapes, strokes and canvas."""
     width, height = size
     layers = [
         Image.fromarray(rng.integers(0, 256, (cells, cells, 3)).astype(np.uint8)).resize(
@@ -61,13 +62,13 @@ def painted(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
         )
         for cells in (4, 24, 96)
     ]
-    picture = Image.blend(Image.blend(layers[0], layers[1], 0.4), layers[2], 0.25)
+    image = Image.blend(Image.blend(layers[0], layers[1], 0.4), layers[2], 0.25)
     canvas = rng.normal(0, 6, (height, width, 1))
-    return Image.fromarray((np.asarray(picture) + canvas).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((np.asarray(image) + canvas).clip(0, 255).astype(np.uint8))
 
 
 def paint_set(folder: Path, *, count: int, size: tuple[int, int], distinct: int) -> Path:
-    """`count` files in ArtGAN's layout (links to `distinct` pictures), all of them trained on."""
+    """`count` files in ArtGAN's layout (links to `distinct` images), all of them trained on."""
     rng, files = np.random.default_rng(0), []
     for number in tqdm(range(distinct), desc="painting", leave=False):
         files.append(folder / "painted" / f"{number}.jpg")
@@ -91,9 +92,9 @@ def spec_of(image_size: int = 224):
     from multitask.spec import load_spec, parse_spec
 
     raw = load_spec("wikiart").to_dict()
-    raw |= {"image_size": image_size, "selection": 0.0, "max_missing": 0.5}
+    raw |= {"image_size": image_size, "validation": 0.0, "max_missing": 0.5}
     for task in raw["task"]:
-        task |= {"train": "train.csv", "val": "val.csv", "classes": "class.txt"}
+        task |= {"train": "train.csv", "test": "val.csv", "classes": "class.txt"}
     return parse_spec(raw, source="benchmark")
 
 
@@ -101,7 +102,7 @@ def spec_of(image_size: int = 224):
 
 
 def rate(batches: Iterable, count: int) -> float:
-    """Pictures a second, the first batch (in which things start) left out."""
+    """Images a second, without the first batch, in which things start."""
     iterator = iter(batches)
     seen = len(next(iterator)[0])
     start, left_out = time.perf_counter(), seen
@@ -114,23 +115,23 @@ def rate(batches: Iterable, count: int) -> float:
 
 def best_in_turns(ways: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, float]:
     """Each way's best rate; they take turns, so that what else the machine does hits all."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    result: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            found[name].append(way())
-    return {name: max(rates) for name, rates in found.items()}
+            result[name].append(way())
+    return {name: max(rates) for name, rates in result.items()}
 
 
 def load_by_pillow(name: str) -> np.ndarray:
-    with Image.open(name) as picture:
-        small = picture.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
+    with Image.open(name) as image:
+        small = image.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
     return np.asarray(small, np.float32)
 
 
 def pillow_rate(names: list[str], workers: int) -> float:
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         batches = pool.imap(load_by_pillow, names, chunksize=4)
-        return rate(([[picture]] for picture in batches), len(names))
+        return rate(([[image]] for image in batches), len(names))
 
 
 # === input ===
@@ -140,7 +141,7 @@ def measure_rates(folder: Path, originals: int) -> list[dict]:
     from multitask.data.pipeline import (
         evaluation_dataset,
         file_names,
-        readable_pictures,
+        readable_images,
         training_dataset,
     )
     from multitask.data.records import prepare
@@ -148,16 +149,16 @@ def measure_rates(folder: Path, originals: int) -> list[dict]:
 
     spec = spec_of()
     # What only the first time takes is no part of the speed.
-    prepare(spec, paint_set(folder / "few", count=8, size=ORIGINAL, distinct=8), tell=str)
+    prepare(spec, paint_set(folder / "few", count=8, size=ORIGINAL, distinct=8))
     data = paint_set(folder / "originals", count=originals, size=ORIGINAL, distinct=48)
     start = time.perf_counter()
-    prepared = prepare(spec, data, tell=lambda line: None)
+    prepared = prepare(spec, data)
     prepare_rate = originals / (time.perf_counter() - start)
     names = file_names(prepared.table, prepared.table.rows(TRAIN), data / spec.images)
     workers = os.cpu_count() or 1
 
     def from_files() -> float:
-        batches = readable_pictures(names, size_px=224, how="squash", batch_size=32)
+        batches = readable_images(names, size_px=224, how="squash", batch_size=32)
         return rate(((images,) for _, images in batches), len(names))
 
     def from_records() -> float:
@@ -200,9 +201,44 @@ def measure_rates(folder: Path, originals: int) -> list[dict]:
     return rows
 
 
+def measure_reading(folder: Path, count: int = 20_000) -> list[dict]:
+    """What it costs to read through a descriptor that is known to be a regular file's."""
+    import tensorflow as tf
+
+    from multitask.data.image_files import map_files
+
+    image_dir = paint_set(folder / "files", count=count, size=SMALL, distinct=200) / "wikiart"
+    names = [str(file) for file in sorted(image_dir.glob("*/*.jpg"))]
+
+    def read_rate(dataset: tf.data.Dataset) -> float:
+        return rate(((sizes,) for sizes in dataset.batch(64).prefetch(1)), count)
+
+    def checked() -> float:
+        return read_rate(map_files(names, tf.strings.length).map(lambda _, size: size))
+
+    def by_tensorflow() -> float:
+        dataset = tf.data.Dataset.from_tensor_slices(names)
+        return read_rate(
+            dataset.map(lambda name: tf.strings.length(tf.io.read_file(name)), os.cpu_count())
+        )
+
+    rates = best_in_turns({"checked": checked, "plain": by_tensorflow})
+    return [
+        {
+            "what": "reading files through the checked descriptor, against TensorFlow's own read",
+            "fast": f"{rates['checked']:,.0f}/s",
+            "plain": f"{rates['plain']:,.0f}/s",
+            "ratio": rates["checked"] / rates["plain"],
+        }
+    ]
+
+
 def child(what: str, folder: Path) -> None:
-    """In a process of its own: prepare a data set, read its records, or predict its pictures, with
-    their mean for a model; prints the peak in MB."""
+    """Do one piece of work in a process of its own, and print the peak of its memory in MB.
+
+    The work: prepare a data set, read its records, or predict its images with a model that
+    computes their mean.
+    """
     if what == "predict":
         predict_all(folder)
     else:
@@ -213,9 +249,9 @@ def child(what: str, folder: Path) -> None:
 
 
 def predict_all(folder: Path) -> None:
-    from multitask.evaluation.calibration import Calibration
-    from multitask.serving.answers import Answers
-    from multitask.serving.predict import answer, find_pictures, predict_files
+    from multitask.calibration import Calibration
+    from multitask.serving.predict import answer, find_images, predict_files
+    from multitask.serving.prediction_files import PredictionFile
     from multitask.serving.predictor import Predictor
 
     classes = {"colour": ("red", "green", "blue")}
@@ -228,11 +264,11 @@ def predict_all(folder: Path) -> None:
         "squash",
         "",
     )
-    files = find_pictures([str(folder / "wikiart")])
+    files = find_images([str(folder / "wikiart")])
     (folder / "answers.parquet.partial").unlink(missing_ok=True)
-    answers = Answers(folder / "answers.parquet", {}, classes, resume=False)
-    for file, said in predict_files(predictor, files, batch_size=16):
-        answers.add(file, {t: answer(p, classes[t], min_confidence=0) for t, p in said.items()})
+    answers = PredictionFile(folder / "answers.parquet", {}, classes, resume=False)
+    for file, message in predict_files(predictor, files, batch_size=16):
+        answers.add(file, {t: answer(p, classes[t], min_confidence=0) for t, p in message.items()})
     answers.finish()
 
 
@@ -242,7 +278,7 @@ def prepare_and_read(what: str, folder: Path) -> None:
     from multitask.data.table import TRAIN
 
     spec = spec_of()
-    prepared = prepare(spec, folder, tell=lambda line: None)
+    prepared = prepare(spec, folder)
     if what == "read":
         count = len(prepared.table.rows(TRAIN))
         for _ in training_dataset(prepared, spec).take(count // spec.batch_size):
@@ -288,12 +324,12 @@ def measure_merging(wikiart: Path) -> list[dict]:
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
         for task in spec.tasks:
-            for name in (task.train, task.val):
+            for name in (task.train, task.test):
                 (wikiart / name).read_text(encoding="utf-8").splitlines()
         reading.append(time.perf_counter() - start)
     return [
         {
-            "what": f"merging the CSVs of {len(table):,} pictures, against reading their lines",
+            "what": f"merging the CSVs of {len(table):,} images, against reading their lines",
             "fast": f"{min(seconds):.2f} s",
             "plain": f"{min(reading):.2f} s",
             "ratio": min(seconds) / min(reading),
@@ -301,31 +337,31 @@ def measure_merging(wikiart: Path) -> list[dict]:
     ]
 
 
-def measure_shuffling(pictures: int = 57_000, batch: int = 32) -> list[dict]:
-    """How mixed batches are, of pictures that lie sorted by style in 27 equal blocks.
+def measure_shuffling(images: int = 57_000, batch: int = 32) -> list[dict]:
+    """How mixed batches are, of images that lie sorted by style in 27 equal blocks.
 
-    The figure is the share of a batch that its commonest block has, averaged over two epochs.
+    The figure is the share of a batch that its most frequent block has, averaged over two epochs.
     """
     import tensorflow as tf
 
-    from multitask.data.sampling import epoch_order
+    from multitask.data.order import epoch_order
 
     def share(order: np.ndarray) -> float:
-        blocks = order[: pictures // batch * batch].reshape(-1, batch) * 27 // pictures
+        blocks = order[: images // batch * batch].reshape(-1, batch) * 27 // images
         return float(np.mean([np.bincount(row).max() / batch for row in blocks]))
 
-    rows = np.arange(pictures)
+    rows = np.arange(images)
     shards = tf.data.Dataset.range(56).shuffle(56, seed=0)
     buffered = shards.interleave(
         lambda shard: tf.data.Dataset.from_tensor_slices(np.array_split(rows, 56)[0]).map(
-            lambda row: row + shard * (pictures // 56)
+            lambda row: row + shard * (images // 56)
         ),
         cycle_length=8,
     ).shuffle(1000, seed=0)
-    buffered = np.asarray(list(buffered.as_numpy_iterator())) % pictures
-    ours = np.mean([share(epoch_order(pictures, 0, tf.constant(e)).numpy()) for e in range(2)])
+    buffered = np.asarray(list(buffered.as_numpy_iterator())) % images
+    ours = np.mean([share(epoch_order(images, 0, tf.constant(e)).numpy()) for e in range(2)])
     rng = np.random.default_rng(0)
-    fair = np.mean([share(rng.permutation(pictures)) for _ in range(2)])
+    fair = np.mean([share(rng.permutation(images)) for _ in range(2)])
     return [
         {
             "what": "shuffle: share of a batch that is of one block of 27, against a "
@@ -344,6 +380,7 @@ def measure_input(values: flags.FlagValues) -> list[dict]:
     else:
         print("--wikiart is not given: merging the real CSVs is not measured", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
+        rows += measure_reading(Path(scratch))
         rows += measure_rates(Path(scratch), values.originals)
         rows += measure_memory(Path(scratch), (1000, values.records))
     return rows
@@ -351,7 +388,7 @@ def measure_input(values: flags.FlagValues) -> list[dict]:
 
 # === frozen ===
 
-REAL_SIZE = 53_935  # training pictures of WikiArt, less the selection split
+REAL_SIZE = 53_935  # training images of WikiArt, less the validation split
 
 
 class StepTimes(keras.callbacks.Callback):
@@ -363,7 +400,7 @@ class StepTimes(keras.callbacks.Callback):
 
 
 def seconds_a_step(model, batches: Iterable, steps: int) -> float:
-    """The median, the first two steps (which compile) left out."""
+    """The median, without the first two steps, which compile."""
     times = StepTimes()
     model.fit(batches, steps_per_epoch=steps + 2, callbacks=[times], verbose=0)
     return float(np.median(np.diff(times.ends)[1:]))
@@ -395,7 +432,7 @@ def measure_heads(spec, data: Path, heads: str) -> list[dict]:
     from multitask.spec import override
 
     steps = -(-REAL_SIZE // spec.batch_size)
-    prepared = prepare(spec, data, tell=str)
+    prepared = prepare(spec, data)
     classes = prepared.table.classes
     network = build_network(spec, classes)
     phase_model = functools.partial(
@@ -409,15 +446,15 @@ def measure_heads(spec, data: Path, heads: str) -> list[dict]:
 
     def computed(these) -> tuple[Features, int, float]:
         start = time.perf_counter()
-        features = cache_features(network, these, spec, tell=str)
-        pictures = len(features.train) + len(features.selection)
-        return features, pictures, time.perf_counter() - start
+        features = cache_features(network, these, spec)
+        images = len(features.train) + len(features.validation)
+        return features, images, time.perf_counter() - start
 
-    # The second time less the first, as the trunk is compiled once, for however many pictures.
+    # The second time less the first, as the trunk is compiled once, for however many images.
     part = override(spec, {"subset": ("task.subset", 0.1)})
-    _, fewer, compiling = computed(prepare(part, data, tell=str))
-    few, pictures, seconds = computed(prepared)
-    first = REAL_SIZE * (seconds - compiling) / (pictures - fewer)
+    _, fewer, compiling = computed(prepare(part, data))
+    few, images, seconds = computed(prepared)
+    first = REAL_SIZE * (seconds - compiling) / (images - fewer)
     rng = np.random.default_rng(0)
     shape = (REAL_SIZE, *few.train.shape[1:])
     many = np.lib.format.open_memmap(data / "features.npy", "w+", few.train.dtype, shape)
@@ -429,7 +466,7 @@ def measure_heads(spec, data: Path, heads: str) -> list[dict]:
         return seconds_a_step(phase_model(cached=True).model, real.training_dataset(spec), 200)
 
     def unfused_step() -> float:
-        with mock.patch.object(optimizers, "_has_fused_kernel", lambda *_: False):
+        with mock.patch.object(optimizers, "_has_fused_kernel", return_value=False):
             return cached_step()
 
     fused, unfused = np.min([(cached_step(), unfused_step()) for _ in range(2)], axis=0)
@@ -437,7 +474,7 @@ def measure_heads(spec, data: Path, heads: str) -> list[dict]:
     plain = steps * seconds_a_step(phase_model().model, training_dataset(prepared, spec), 12)
     return [
         {
-            "what": f"an epoch of phase heads, {REAL_SIZE:,} pictures, {heads}: on cached "
+            "what": f"an epoch of phase heads, {REAL_SIZE:,} images, {heads}: on cached "
             "features against through the trunk",
             "fast": f"{cached:,.0f} s",
             "plain": f"{plain:,.0f} s",
@@ -469,7 +506,7 @@ def measure_similar(values: flags.FlagValues) -> list[dict]:
     """Searching, by scikit-learn and here, for one query and for many at once."""
     from sklearn.neighbors import NearestNeighbors
 
-    from multitask.evaluation.similar import nearest, normalised
+    from multitask.evaluation.neighbours import nearest, normalised
 
     rng = np.random.default_rng(0)
     vectors = normalised(rng.standard_normal(GALLERY, np.float32))
@@ -485,18 +522,18 @@ def measure_similar(values: flags.FlagValues) -> list[dict]:
             return repeats * count / (time.perf_counter() - start)
 
         ways = {
-            "ours": functools.partial(rate_of, lambda asked: nearest(vectors, asked, 10)),
+            "ours": functools.partial(rate_of, lambda requested: nearest(vectors, requested, 10)),
             "scikit-learn": functools.partial(rate_of, plain.kneighbors),
         }
-        found = best_in_turns(ways)
+        result = best_in_turns(ways)
         many = "one query" if count == 1 else f"{count} queries at once"
         rows.append(
             {
                 "what": f"10 nearest of {GALLERY[0]:,} × {GALLERY[1]}, {many}, a query: exact "
                 "search against scikit-learn's NearestNeighbors",
-                "fast": f"{1000 / found['ours']:.1f} ms",
-                "plain": f"{1000 / found['scikit-learn']:.1f} ms",
-                "ratio": found["ours"] / found["scikit-learn"],
+                "fast": f"{1000 / result['ours']:.1f} ms",
+                "plain": f"{1000 / result['scikit-learn']:.1f} ms",
+                "ratio": result["ours"] / result["scikit-learn"],
             }
         )
     return rows
@@ -525,15 +562,15 @@ PREDICTED, PREDICT_ROUNDS, FEW, MANY = 960, 5, 1000, 100_000
 
 
 def measure_predicting(folder: Path, infer: Callable, runtime: str) -> list[dict]:
-    """Files in parallel with the model, beside the model alone; memory by their number.
+    """Files in parallel with the model, compared with the model alone; memory by their number.
 
     The median of the turns, as tf.data's tuning is fast in some of them and slow in others.
     """
     import tensorflow as tf
 
-    from multitask.data.pipeline import load_picture
-    from multitask.evaluation.calibration import Calibration
-    from multitask.serving.predict import find_pictures, predict_files
+    from multitask.calibration import Calibration
+    from multitask.data.pipeline import load_image
+    from multitask.serving.predict import find_images, predict_files
     from multitask.serving.predictor import Predictor
 
     sizes = {"artist": 23, "style": 27, "genre": 10}
@@ -547,7 +584,7 @@ def measure_predicting(folder: Path, infer: Callable, runtime: str) -> list[dict
         "",
     )
     data = paint_set(folder / "files", count=PREDICTED, size=SMALL, distinct=64)
-    files = find_pictures([str(data / "wikiart")])
+    files = find_images([str(data / "wikiart")])
     images = np.random.default_rng(0).uniform(0, 255, (16, 224, 224, 3)).astype(np.float32)
 
     def alone() -> float:
@@ -561,15 +598,13 @@ def measure_predicting(folder: Path, infer: Callable, runtime: str) -> list[dict
         batches = iter(lambda: list(itertools.islice(answers, 16)), [])
         return rate(((batch,) for batch in batches), PREDICTED)
 
-    def tuned_pictures(names, *, batch_size: int, **size):
-        pictures = tf.data.Dataset.from_tensor_slices(tf.constant(names)).enumerate()
-        pictures = pictures.map(
-            lambda index, name: (index, load_picture(name, **size)), tf.data.AUTOTUNE
-        )
-        return pictures.ignore_errors().batch(batch_size).prefetch(2)
+    def tuned_images(names, *, batch_size: int, **size):
+        images = tf.data.Dataset.from_tensor_slices(tf.constant(names)).enumerate()
+        images = images.map(lambda index, name: (index, load_image(name, **size)), tf.data.AUTOTUNE)
+        return images.ignore_errors().batch(batch_size).prefetch(2)
 
     def from_tuned() -> float:
-        with mock.patch("multitask.serving.predict.readable_pictures", tuned_pictures):
+        with mock.patch("multitask.serving.predict.readable_images", tuned_images):
             return from_files()
 
     infer(images)
@@ -578,7 +613,7 @@ def measure_predicting(folder: Path, infer: Callable, runtime: str) -> list[dict
     for _ in range(PREDICT_ROUNDS):
         for name, way in ways.items():
             turns[name].append(way())
-    found = {name: float(np.median(rates)) for name, rates in turns.items()}
+    result = {name: float(np.median(rates)) for name, rates in turns.items()}
     print(f"predicting by {runtime}, each turn:", turns)
     few, many = (
         peak_mb("predict", paint_set(folder / f"{count}", count=count, size=SMALL, distinct=200))
@@ -588,15 +623,15 @@ def measure_predicting(folder: Path, infer: Callable, runtime: str) -> list[dict
         {
             "what": f"predicting {SMALL[0]}×{SMALL[1]} JPEG files against the model alone, batch "
             f"16: {runtime}",
-            "fast": f"{found['files']:.1f}/s",
-            "plain": f"{found['alone']:.1f}/s",
-            "ratio": found["files"] / found["alone"],
+            "fast": f"{result['files']:.1f}/s",
+            "plain": f"{result['alone']:.1f}/s",
+            "ratio": result["files"] / result["alone"],
         },
         {
             "what": f"predicting files: read as they are against tuned by tf.data: {runtime}",
-            "fast": f"{found['files']:.1f}/s",
-            "plain": f"{found['tuned']:.1f}/s",
-            "ratio": found["files"] / found["tuned"],
+            "fast": f"{result['files']:.1f}/s",
+            "plain": f"{result['tuned']:.1f}/s",
+            "ratio": result["files"] / result["tuned"],
         },
         {
             "what": f"peak memory of predicting {MANY:,} files against {FEW:,}",
@@ -608,14 +643,14 @@ def measure_predicting(folder: Path, infer: Callable, runtime: str) -> list[dict
 
 
 def measure_serving(values: flags.FlagValues) -> list[dict]:
-    """Pictures a second of one model by each runtime; what the tasks cost."""
+    """Images a second of one model by each runtime; what the tasks cost."""
     import tensorflow as tf
 
-    from multitask.evaluation.calibration import Calibration
+    from multitask.calibration import Calibration
     from multitask.evaluation.predictions import compiled
-    from multitask.model.network import build_network, connect, parts
-    from multitask.serving.fastest import fastest
+    from multitask.model.network import build_network, connect, trunk_and_heads
     from multitask.serving.formats import FORMATS, Source
+    from multitask.serving.runtime_choice import fastest_runtime
     from multitask.serving.runtimes import RUNTIMES
     from multitask.spec import parse_spec
 
@@ -625,7 +660,7 @@ def measure_serving(values: flags.FlagValues) -> list[dict]:
     sizes = {"artist": 23, "style": 27, "genre": 10}
     classes = {task: tuple(map(str, range(count))) for task, count in sizes.items()}
     model = build_network(spec, classes)
-    trunk, heads = parts(model)
+    trunk, heads = trunk_and_heads(model)
     rows = []
     with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
 
@@ -659,28 +694,27 @@ def measure_serving(values: flags.FlagValues) -> list[dict]:
             for name, way in ways.items():
                 for batch in (1, 16):
                     best[name, batch] = max(best.get((name, batch), 0), served(way, batch))
-            asked = number % TIMM_EVERY == 0
-            by_timm = timm_rates(values.timm_python) if asked else []
-            for batch, found in zip((1, 16), by_timm, strict=False):
-                best["timm, PyTorch", batch] = max(best.get(("timm, PyTorch", batch), 0), found)
-        for (name, batch), found in best.items():
+            requested = number % TIMM_EVERY == 0
+            by_timm = timm_rates(values.timm_python) if requested else []
+            for batch, result in zip((1, 16), by_timm, strict=False):
+                best["timm, PyTorch", batch] = max(best.get(("timm, PyTorch", batch), 0), result)
+        for (name, batch), result in best.items():
             plain = best["model.predict", batch]
             rows.append(
                 {
                     "what": f"{spec.trunk.name}, {spec.image_size} px, {len(classes)} tasks, batch "
                     f"{batch}: {name} against model.predict",
-                    "fast": f"{found:.1f}/s",
+                    "fast": f"{result:.1f}/s",
                     "plain": f"{plain:.1f}/s",
-                    "ratio": found / plain,
+                    "ratio": result / plain,
                 }
             )
-        with mock.patch("platformdirs.user_cache_dir", lambda name: f"{scratch}/cache"):
-            chosen = fastest(
+        with mock.patch("platformdirs.user_cache_dir", return_value=f"{scratch}/cache"):
+            chosen = fastest_runtime(
                 {n: written[r.format] for n, r in RUNTIMES.items() if r.installed},
                 size_px=spec.image_size,
                 batch=16,
                 identity="benchmark",
-                tell=print,
             )
         chosen = RUNTIMES[chosen]
         for batch in (1, 16):
@@ -703,22 +737,22 @@ def measure_serving(values: flags.FlagValues) -> list[dict]:
         }
         together = ways[chosen.title]
         for batch in (1, 16):
-            found = best_in_turns(
+            result = best_in_turns(
                 {
                     name: functools.partial(served, way, batch)
                     for name, way in {"all": together, **alone}.items()
                 },
                 SERVING_ROUNDS,
             )
-            single = {f"{task} alone": 1 / found[task] for task in alone}
+            single = {f"{task} alone": 1 / result[task] for task in alone}
             for what, plain in {**single, "three models": sum(single.values())}.items():
                 rows.append(
                     {
-                        "what": f"all tasks together against {what}, a picture, batch {batch}: "
+                        "what": f"all tasks together against {what}, an image, batch {batch}: "
                         f"{chosen.title}",
-                        "fast": f"{1000 / found['all']:.1f} ms",
+                        "fast": f"{1000 / result['all']:.1f} ms",
                         "plain": f"{1000 * plain:.1f} ms",
-                        "ratio": 1 / found["all"] / plain,
+                        "ratio": 1 / result["all"] / plain,
                     }
                 )
         rows += measure_predicting(Path(scratch), together, chosen.title)
@@ -726,7 +760,7 @@ def measure_serving(values: flags.FlagValues) -> list[dict]:
 
 
 def served(infer: Callable, batch: int) -> float:
-    """Pictures a second, the best call."""
+    """Images a second, the best call."""
     from multitask.serving.runtimes import speed
 
     image = np.random.default_rng(0).uniform(0, 255, (batch, 224, 224, 3)).astype(np.float32)
@@ -736,12 +770,12 @@ def served(infer: Callable, batch: int) -> float:
 def timm_rates(python: str | None) -> list[float]:
     """For batches of 1 and 16; nothing where timm is not installed."""
     argv = [python or sys.executable, "-c", TIMM, str(SERVED_S)]
-    found = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if found.returncode:
-        reason = found.stderr.strip().split("\n")[-1]
+    result = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if result.returncode:
+        reason = result.stderr.strip().split("\n")[-1]
         print(f"timm was not measured: {reason}", file=sys.stderr)
         return []
-    return [float(line) for line in found.stdout.split()]
+    return [float(line) for line in result.stdout.split()]
 
 
 BENCHMARKS = {
@@ -775,8 +809,8 @@ def main(argv: list[str]) -> int:
     flags.DEFINE_string("wikiart", None, "Folder with ArtGAN's wikiart_csv/.", **to)
     flags.DEFINE_string("timm_python", None, "A Python that has timm and PyTorch.", **to)
     flags.DEFINE_string("scratch", None, "Where to paint; default: the system's.", **to)
-    flags.DEFINE_integer("originals", 480, "Large pictures.", lower_bound=96, **to)
-    flags.DEFINE_integer("records", 50_000, "Small pictures.", lower_bound=2000, **to)
+    flags.DEFINE_integer("originals", 480, "Large images.", lower_bound=96, **to)
+    flags.DEFINE_integer("records", 50_000, "Small images.", lower_bound=2000, **to)
     flags.DEFINE_boolean("help", False, "Print this and stop.", **to)
     try:
         names = values(argv)[1:]

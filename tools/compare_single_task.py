@@ -1,28 +1,30 @@
-"""Compares the one model with a single-task run for each task: scores on the exam, and time.
+"""Compare the combined model with one single-task run per task: test metrics and time.
 
     python tools/compare_single_task.py --spec=wikiart --data_dir=DIR --out=OUT --seed=0
 
-trains one model of all the spec's tasks and one of each task alone, each as `multitask train` in a
-process of its own, and fits scikit-learn's logistic regression to the frozen trunk's features. One
-seed an invocation; the same command goes on where it was stopped. It takes the flags with which
-`multitask train` overrides a spec.
+It trains one model of all the spec's tasks and one model per task, each with `multitask train` in
+its own process, and fits scikit-learn's logistic regression to the frozen trunk's features. One
+invocation does one seed; the same command resumes an interrupted comparison. It takes the flags
+with which `multitask train` overrides a spec.
 
   OUT/seed-0/all-tasks/, artist/, …    the runs
-  OUT/seed-0.json                what came of a seed
+  OUT/seed-0.json                the results of a seed
   OUT/comparison.csv, .png       means over all seeds in OUT, ± sample standard deviation
   OUT/records/seed-0/…           the records and features of each run
 
-The combined and a single run have the same batch size; the same epochs, and so passes over the
-task's labels (none stops early); the same training pictures and labels of the task, and those to
-choose by, which the single runs take over from the combined one; the same exam. They differ in
-this: the combined run makes more steps an epoch, and schedules count steps; a single run has its
-task's own freeze depth and chooses its epoch by its task, the combined one by the mean of all.
+The combined run and a single run have the same batch size, the same number of epochs (and so of
+passes over the task's labels; early stopping is off), the same test set, and the same training and
+validation images and labels of the task: the single runs use the split of the combined run. They
+differ in two respects: the combined run has more steps per epoch, and schedules count steps; a
+single run has its task's freeze depth and chooses its epoch by its task, the combined run by the
+mean of all tasks.
 
-Times are wall and CPU seconds, part by part, of all attempts (`start`: imports, the network). The
-runs share the originals alone: each prepares its own records and computes its own features.
-"Without records" leaves out the preparing, which is once a data set.
+Times are wall and CPU seconds of each part, over all attempts (`start`: imports, the network). The
+runs share the original images only: each prepares its own records and computes its own features.
+"Without records" excludes the preparation, which a data set needs once.
 
-The regression: standardised features, fitted on train, C the best by macro-F1 on selection.
+The regression is fitted on standardised features of the training split, with the C of the best
+macro-F1 on the validation split.
 """
 
 import dataclasses
@@ -41,20 +43,22 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from multitask import figures
 from multitask.__main__ import main as multitask
 from multitask.commands import BACKENDS, import_tensorflow
 from multitask.commands.spec_flags import define_records_dir, define_spec_flags, resolve_spec
 from multitask.data import table as tables
-from multitask.data.table import NOT_DRAWN, TRAIN, Table
-from multitask.files import RunError, check_writable, locked, replacing, write_json
+from multitask.data.table import NOT_SAMPLED, TRAIN, Table
+from multitask.errors import RunError
+from multitask.files import check_writable, locked, replacing, write_json
+from multitask.pages import curves
 from multitask.run import open_run, refuse_other_settings
 from multitask.spec import MISSING, DataSpec, InputError, field_of, parse_spec
+from multitask.trained import TrainedModel
 
 CHILD, ALL, REGRESSION = "child", "all-tasks", "logistic-regression"  # a task's name has no hyphen
 METRICS = {"top1": "top-1", "macro_f1": "macro-F1"}
 MODELS = {
-    "majority": "commonest class",
+    "majority": "majority class",
     "regression": "logistic regression",
     "single": "single-task runs",
     "combined": "one model",
@@ -77,7 +81,7 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 class Clock:
-    """Wall and CPU seconds of a job's parts, added to those that a file has of earlier attempts."""
+    """Wall and CPU seconds of a job's parts, added to those of earlier attempts in a file."""
 
     def __init__(self, file: Path):
         self.file, self.part, self.lock = file, PARTS[0], threading.Lock()
@@ -85,7 +89,7 @@ class Clock:
         self.last = time.monotonic(), time.process_time()
 
     def switch(self, part: str) -> str:
-        """Begin a part; returns the one before."""
+        """Start a part; returns the previous one."""
         with self.lock:
             now, before, self.part = (time.monotonic(), time.process_time()), self.part, part
             spent = self.noted["parts"].get(before, (0.0, 0.0))
@@ -101,14 +105,14 @@ class Clock:
             write_json(self.file, self.noted)
 
     def keep_noting(self, parent: int) -> None:
-        """Every few seconds; where the parent is no more, stop this process as SIGTERM does."""
+        """Save the times every few seconds; if the parent has ended, stop like on SIGTERM."""
         while os.getppid() == parent:
             self.note()
             time.sleep(NOTE_EVERY_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def time_training(self) -> None:
-        """From here on it knows which part of a training is going on."""
+        """Patch the functions of a training, so that the clock switches to their part."""
         from multitask.evaluation import report
         from multitask.learning import training
 
@@ -134,29 +138,28 @@ class Clock:
         report.evaluate = timed(report.evaluate, "evaluation")
 
 
-def hold_out_as(combined: Table, task: str) -> Callable[..., Table]:
-    """In place of `table.hold_out_selection`: what another table has of a task, and no more."""
+def copied_hold_out(combined: Table, task: str) -> Callable[..., Table]:
+    """A `table.hold_out_validation` that copies another table's images and split of a task."""
     labelled = combined.labels[:, combined.tasks.index(task)] != MISSING
     split_of = pd.Series(combined.splits[labelled], combined.paths[labelled])
 
     def hold_out(table: Table, share: float, *, seed: int) -> Table:
         rows, splits = table.rows(TRAIN), table.splits.copy()
-        wanted = split_of.reindex(table.paths[rows])
-        splits[rows] = wanted.fillna(TRAIN)
+        copied = split_of.reindex(table.paths[rows])
+        splits[rows] = copied.fillna(TRAIN)
         table = dataclasses.replace(table, splits=splits)
-        return table.drop(rows[wanted.isna()], NOT_DRAWN)
+        return table.drop(rows[copied.isna()], NOT_SAMPLED)
 
     return hold_out
 
 
 def child(folder: Path, name: str, parent: int, left: list[str]) -> None:
-    """A training, whose flags are `left`, or the regression."""
-    if name not in (ALL, REGRESSION):  # before its time begins
+    """Run a training with the flags `left`, or the regression."""
+    if name not in (ALL, REGRESSION):  # before the clock starts
         run = open_run(folder / ALL)
-        left_out = read_csv(run.workdir / "left_out.csv")
-        combined = tables.load_table(run.spec, run.data_dir, left_out=left_out)
-        tables.hold_out_selection = hold_out_as(combined, name)
-    waiting = f"Another process is at {folder / name}; waiting for it …"
+        combined = TrainedModel(run, run.best_model).training_table
+        tables.hold_out_validation = copied_hold_out(combined, name)
+    waiting = f"Another process is working in {folder / name}; waiting for it …"
     with locked(folder / f".{name}.lock", lambda: print(waiting, flush=True)):
         clock = Clock(folder / f"{name}.time.json")
         if clock.noted["done"]:
@@ -178,7 +181,7 @@ def child(folder: Path, name: str, parent: int, left: list[str]) -> None:
 
 
 def regress(folder: Path, records_dir: Path) -> None:
-    """Each task's, on the features that the combined run has cached; kept task by task."""
+    """Fit each task's regression on the combined run's cached features; saved task by task."""
     import keras
 
     from multitask.data.records import prepare
@@ -186,42 +189,46 @@ def regress(folder: Path, records_dir: Path) -> None:
     from multitask.model.network import build_network
 
     run, file = open_run(folder / ALL), folder / f"{REGRESSION}.json"
-    prepared, found = prepare(run.spec, run.data_dir, records_dir), read_json(file)
+    prepared, regressions = prepare(run.spec, run.data_dir, records_dir), read_json(file)
     table = prepared.table
-    keras.utils.set_random_seed(run.spec.seed)  # the run's own trunk, where it is from nothing too
+    keras.utils.set_random_seed(run.spec.seed)  # the run's trunk, even without pretrained weights
     network = build_network(run.spec, table.classes)
-    features = cache_features(network, prepared, run.spec, tell=print)
+    features = cache_features(network, prepared, run.spec)
     paths = read_csv(run.results / "predictions.csv")["path"]
-    print(f"Computing the features of {len(paths):,} exam pictures", flush=True)
+    print(f"Computing the features of {len(paths):,} test images", flush=True)
     names = [str(run.data_dir / run.spec.images / path) for path in paths]
     rows = len(features.train) // features.views  # the plain view
     splits = (
         (features.train[:rows], features.labels[:rows]),
-        (features.selection, features.selection_labels),
+        (features.validation, features.validation_labels),
         (file_features(network, names, run.spec), table.labels[table.find(paths)]),
     )
     for column, task in enumerate(table.tasks):
-        if task not in found:
+        if task not in regressions:
             known = [y[:, column] != MISSING for _, y in splits]
-            parts = [(pooled(x[k]), y[k, column]) for (x, y), k in zip(splits, known, strict=True)]
-            counts = [len(np.unique(y)) for _, y in parts]
+            examples = [
+                (pooled(x[k]), y[k, column]) for (x, y), k in zip(splits, known, strict=True)
+            ]
+            counts = [len(np.unique(y)) for _, y in examples]
             if counts[0] < 2 or not counts[1] or not counts[2]:
                 raise InputError(f"{task}: too few labels for a logistic regression")
-            found[task] = fit_regression(*parts)
-            print(f"{task}: {found[task]}", flush=True)
-            write_json(file, found)
+            regressions[task] = fit_regression(*examples)
+            print(f"{task}: {regressions[task]}", flush=True)
+            write_json(file, regressions)
 
 
 def pooled(features: np.ndarray) -> np.ndarray:
-    """float32 [n, channels]; of maps, their means."""
+    """Features or the means of feature maps, float32 [n, channels]."""
     return features.reshape(len(features), -1, features.shape[-1]).mean(axis=1, dtype=np.float32)
 
 
-def fit_regression(train: tuple, selection: tuple, exam: tuple) -> dict[str, float]:
-    """C, chosen by macro-F1 on the selection split, and the exam's METRICS.
+def fit_regression(train: tuple, validation: tuple, test_set: tuple) -> dict[str, float]:
+    """Choose C by macro-F1 on the validation split, and compute METRICS on the test set.
 
     Args:
-        train, selection, exam: float [n, channels] and int [n] each.
+        train: features float [n, channels] and labels int [n].
+        validation: the same.
+        test_set: the same.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import f1_score
@@ -229,57 +236,57 @@ def fit_regression(train: tuple, selection: tuple, exam: tuple) -> dict[str, flo
     from sklearn.preprocessing import StandardScaler
 
     def macro_f1(model, x: np.ndarray, y: np.ndarray) -> float:  # over the classes present
-        said = model.predict(x)
-        return float(f1_score(y, said, labels=np.unique(y), average="macro", zero_division=0))
+        predicted = model.predict(x)
+        return float(f1_score(y, predicted, labels=np.unique(y), average="macro", zero_division=0))
 
     models = [
         make_pipeline(StandardScaler(), LogisticRegression(C=float(c), max_iter=1000)).fit(*train)
         for c in GRID
     ]
-    best = max(models, key=lambda model: macro_f1(model, *selection))
-    return {"C": best[-1].C, "top1": best.score(*exam), "macro_f1": macro_f1(best, *exam)}
+    best = max(models, key=lambda model: macro_f1(model, *validation))
+    return {"C": best[-1].C, "top1": best.score(*test_set), "macro_f1": macro_f1(best, *test_set)}
 
 
 # === The jobs of a seed ===
 
 
 def job_spec(spec: DataSpec, task: str | None = None) -> DataSpec:
-    """Of the combined run, or of a task's; it never stops early."""
+    """The spec of the combined run or of a task's run, without early stopping."""
     raw = spec.to_dict()
     raw["early_stopping"]["patience"] = 1 + spec.phases.heads.epochs + spec.phases.finetune.epochs
-    if task:  # what the combined run has drawn and found is not drawn and judged again
+    if task:  # the combined run has already sampled the subset and checked the images
         raw["task"] = [t | {"subset": 1.0} for t in raw["task"] if t["name"] == task]
         raw["max_missing"] = 0.999
     return parse_spec(raw, source=spec.source_file)
 
 
 def run_seed(spec: DataSpec, data_dir: Path, folder: Path, records: Path, phase: str) -> int:
-    """All jobs that are not done; the exit status."""
+    """Run all jobs that are not done; returns the exit status."""
     for name in (ALL, *spec.task_names):
-        its = job_spec(spec, None if name == ALL else name)
+        own_spec = job_spec(spec, None if name == ALL else name)
         with replacing(folder / f"{name}.toml") as temporary:
-            temporary.write_text(its.to_toml(), encoding="utf-8")
+            temporary.write_text(own_spec.to_toml(), encoding="utf-8")
         if (records / name).exists() and not (folder / f"{name}.time.json").is_file():
             raise InputError(
-                f"--records_dir: {records / name}: is there already, and the time that it took "
-                "is not known; name another folder"
+                f"--records_dir: {records / name}: exists already, and its preparation time "
+                "is unknown; name another folder"
             )
-        flags_of_train = [
+        train_flags = [
             f"--spec={folder / name}.toml",
             f"--data_dir={data_dir}",
             f"--workdir={folder / name}",
             f"--records_dir={records / name}",
             f"--phase={phase}",
             "--checkpoint_minutes=2",
-            "--nosimilar",  # the gallery of similar pictures compares nothing
+            "--nosimilar",  # the comparison needs no similar images
         ]
-        if status := run_job(folder, name, *flags_of_train):
+        if status := run_job(folder, name, *train_flags):
             return status
     return run_job(folder, REGRESSION, str(records / ALL))
 
 
 def run_job(folder: Path, name: str, *left: str) -> int:
-    """A job, where it is not done; the exit status."""
+    """Run a job that is not done; returns the exit status."""
     if read_json(folder / f"{name}.time.json").get("done"):
         return 0
     print(f"\n=== {folder.name}: {name} ===", flush=True)
@@ -288,21 +295,21 @@ def run_job(folder: Path, name: str, *left: str) -> int:
     )
     try:
         status = process.wait()
-    except KeyboardInterrupt:  # which the child has too; it saves where it is
+    except KeyboardInterrupt:  # the child gets it too, and saves its state
         status = process.wait()
     return status if status >= 0 else 128 - status
 
 
-# === What came of them ===
+# === Results ===
 
 
-def seed_figures(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
-    """What `seed-0.json` holds.
+def seed_results(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
+    """The content of `seed-0.json`.
 
     Returns:
-        rows: task, metric and the values of those of MODELS that have one; seconds have the task
-        ALL, where `single` is the sum. labels: how many labels of each task were learnt from,
-        in all epochs. regression, jobs: as they were noted.
+        rows: task, metric and the values of MODELS, where they have one; seconds have the task
+        ALL, where `single` is the sum. labels: number of labels of each task trained on, over all
+        epochs. regression, jobs: as the jobs saved them.
     """
     jobs = {n: read_json(folder / f"{n}.time.json") for n in (ALL, *tasks, REGRESSION)}
     metrics = {n: read_json(folder / n / "results" / "metrics.json") for n in (ALL, *tasks)}
@@ -314,9 +321,9 @@ def seed_figures(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
             values = metrics[ALL]["baseline"][key], regression[task][metric], *both
             rows.append({"task": task, "metric": metric} | dict(zip(MODELS, values, strict=True)))
     for place, metric in enumerate(("wall_s", "cpu_s")):
-        for left_out, suffix in ((None, ""), (RECORDS, "_without_records")):
+        for excluded, suffix in ((None, ""), (RECORDS, "_without_records")):
             one, *alone = (
-                sum(spent[place] for part, spent in jobs[n]["parts"].items() if part != left_out)
+                sum(spent[place] for part, spent in jobs[n]["parts"].items() if part != excluded)
                 for n in (ALL, *tasks)
             )
             seconds = {"single": sum(alone), "combined": one}
@@ -326,50 +333,49 @@ def seed_figures(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
 
 
 def labels_learnt(folder: Path, task: str) -> int:
-    """How many of a task's labels the combined and the single run each learnt from, all told.
+    """Count the labels of a task that the combined and the single run each trained on.
 
     Raises:
-        RunError: these, or those of the selection split, are not as many in each epoch, or the
-            exams are not the same.
+        RunError: the numbers of an epoch, those of the validation split or the test sets differ.
     """
-    counts, exams = [], []
+    counts, test_sets = [], []
     for name in (ALL, task):
         history = pd.read_csv(folder / name / "logs" / "history.csv")
         own = [field_of(task, f) for f in ("labelled", "val_labelled", "true")]
-        exam = read_csv(folder / name / "results" / "predictions.csv")
-        if not {*own[:2]} <= {*history} or own[2] not in exam:
-            raise RunError(f"{folder / name}: made by an earlier version; begin in another --out")
+        test_set = read_csv(folder / name / "results" / "predictions.csv")
+        if not {*own[:2]} <= {*history} or own[2] not in test_set:
+            raise RunError(f"{folder / name}: made by an earlier version; use another --out")
         counts.append(history[own[:2]].astype(int))
-        exam = exam[["path", own[2]]]
-        exams.append(exam[exam[own[2]] != ""].reset_index(drop=True))
-    for what, (one, other) in (("labels", counts), ("exams", exams)):
+        test_set = test_set[["path", own[2]]]
+        test_sets.append(test_set[test_set[own[2]] != ""].reset_index(drop=True))
+    for what, (one, other) in (("labels", counts), ("test sets", test_sets)):
         if not one.equals(other):
-            raise RunError(f"{folder}: {task}: the {what} of the two runs are not the same")
+            raise RunError(f"{folder}: {task}: the {what} of the two runs differ")
     return int(counts[0].iloc[:, 0].sum())
 
 
 def comparison(seeds: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """A row a task and metric.
+    """The means over all seeds, a row per task and metric.
 
     Args:
-        seeds: from `seed_figures`.
+        seeds: from `seed_results`.
 
     Returns:
         task, metric, seeds; the means of MODELS, of `difference` (combined - single of the same
         seed) and of `ratio` (combined / single); and of each the `_spread` (sample standard
-        deviation; NaN where there is one seed).
+        deviation; NaN with a single seed).
     """
     frame = pd.DataFrame([row for seed in seeds for row in seed["rows"]])
     frame = frame.astype(dict.fromkeys(MODELS, float))
     frame["difference"] = frame["combined"] - frame["single"]
     frame["ratio"] = frame["combined"] / frame["single"]
     grouped = frame.groupby(["task", "metric"], sort=False)
-    found = grouped.mean().join(grouped.std().add_suffix("_spread"))
-    return found.assign(seeds=grouped.size()).reset_index()
+    means = grouped.mean().join(grouped.std().add_suffix("_spread"))
+    return means.assign(seeds=grouped.size()).reset_index()
 
 
 def summary_lines(frame: pd.DataFrame) -> list[str]:
-    """What `comparison` gives, for a console."""
+    """The result of `comparison` for the console."""
 
     def text(row: pd.Series, column: str) -> str:
         sign = "+" if column == "difference" else ""
@@ -393,7 +399,7 @@ def summary_lines(frame: pd.DataFrame) -> list[str]:
 
 
 def summarise(out: Path, title: str, tasks: Sequence[str]) -> None:
-    """The comparison over all seeds that are done: CSV, picture and lines."""
+    """Write and print the comparison over all finished seeds."""
     seeds = [read_json(file) for file in sorted(out.glob("seed-*.json"))]
     frame = comparison(seeds)
     with replacing(out / "comparison.csv") as temporary:
@@ -405,7 +411,7 @@ def summarise(out: Path, title: str, tasks: Sequence[str]) -> None:
         parts = [seed["jobs"][name]["parts"] for seed in seeds for name in names]
         seconds = pd.DataFrame([{part: spent[0] for part, spent in job.items()} for job in parts])
         wall[MODELS[model]] = seconds.sum() / len(seeds)
-    figures.comparison(
+    curves.comparison(
         out / "comparison.png",
         rows.melt(["task", "metric"], var_name="model"),
         pd.DataFrame(wall).T.reindex(columns=PARTS).dropna(axis=1, how="all").fillna(0),
@@ -418,33 +424,35 @@ def summarise(out: Path, title: str, tasks: Sequence[str]) -> None:
 
 
 def compare(values: flags.FlagValues) -> int:
-    """Do what is left of a seed, and compare; the exit status."""
+    """Run the remaining jobs of a seed, and compare; returns the exit status."""
     for name in ("spec", "data_dir", "out"):
         if not values[name].value:
             raise InputError(f"--{name} is needed; --help lists the flags")
     spec, data_dir, out = resolve_spec(values), Path(values.data_dir), Path(values.out).resolve()
     if not data_dir.is_dir():
-        raise InputError(f"--data_dir: {data_dir}: is no folder")
+        raise InputError(f"--data_dir: {data_dir}: is not a folder")
     if len(spec.tasks) < 2:
-        raise InputError("--tasks: one task is nothing to compare; expected two or more")
-    if not spec.selection:
-        raise InputError("--selection: 0: epochs and C are chosen on that split; expected more")
+        raise InputError("--tasks: a comparison needs two tasks or more")
+    if not spec.validation:
+        raise InputError(
+            "--validation_share: 0: epochs and C are chosen on that split; expected more"
+        )
     if spec.sampler:
         place = spec.place(None, "sampler")
-        raise InputError(f"{place}: with other tasks it draws other pictures; leave it out")
-    check_writable(out, flag="--out")
+        raise InputError(f"{place}: with other tasks it samples other images; leave it out")
+    check_writable(out, field="out")
     settings = {"phase": values.phase, "data_dir": str(data_dir.resolve()), "spec": spec.to_dict()}
     del settings["spec"]["seed"]
     if any(out.glob(f"seed-*/{ALL}/config.json")):
         there = read_json(out / "settings.json")
-        refuse_other_settings(out, there, settings, what="comparison", flag="--out")
+        refuse_other_settings(out, there, settings, kind="comparison", field="out")
     folder = out / f"seed-{spec.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(out / "settings.json", settings)
     records = Path(values.records_dir or out / RECORDS).resolve() / folder.name
     status = run_seed(spec, data_dir.resolve(), folder, records, values.phase)
     if not status:
-        write_json(out / f"{folder.name}.json", seed_figures(folder, spec.task_names))
+        write_json(out / f"{folder.name}.json", seed_results(folder, spec.task_names))
         summarise(out, spec.name, spec.task_names)
     return status
 
@@ -471,10 +479,11 @@ def main(argv: list[str]) -> int:
             raise InputError(f"takes flags only, not {left[0]!r}")
         return compare(values)
     except (flags.Error, InputError, RunError) as error:
-        print(f"compare_single_task.py: {' '.join(str(error).split())}", file=sys.stderr)
+        flag = "--" if getattr(error, "field", None) in values else ""
+        print(f"compare_single_task.py: {flag}{' '.join(str(error).split())}", file=sys.stderr)
         return 1 if isinstance(error, RunError) else 2
     except KeyboardInterrupt:
-        print("compare_single_task.py: stopped; the same command goes on", file=sys.stderr)
+        print("compare_single_task.py: stopped; the same command resumes it", file=sys.stderr)
         return 130
 
 

@@ -17,7 +17,7 @@ def main(workdir: Path) -> int:
     metrics, baseline = results["metrics"], results["baseline"]
     tasks = [key.removesuffix("/macro_f1") for key in metrics if key.endswith("/macro_f1")]
     width = max(map(len, tasks))
-    print(f"\n{'task':<{width}}  top-1  macro-F1   commonest class: top-1  macro-F1")
+    print(f"\n{'task':<{width}}  top-1  macro-F1   majority class: top-1  macro-F1")
     for task in tasks:
         print(
             f"{task:<{width}}  {metrics[f'{task}/top1']:.3f}     {metrics[f'{task}/macro_f1']:.3f}"

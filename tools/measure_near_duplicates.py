@@ -1,10 +1,10 @@
-"""Measure the search for near-duplicates on real pictures: pairs, recall of changed copies, speed.
+"""Measure the search for near-duplicates on real images: pairs, recall of changed copies, speed.
 
     python tools/measure_near_duplicates.py --data_dir=data --sheet=/tmp/pairs.png
 
-Prints the pairs by distance and split, the recall of each kind of change over 500 pictures, and the
-seconds of scan and search. The sheet shows every pair side by side, for the eye to judge precision.
-On the 12,500 paintings of which multitask/data/near_duplicates.py tells: 122 pairs, in two minutes.
+Prints the pairs by distance and split, the recall of each kind of change over 500 images, and the
+seconds of scan and search. The sheet shows every pair side by side, to check precision visually.
+On the 12,500 paintings named in multitask/data/near_duplicates.py: 122 pairs, in two minutes.
 """
 
 import tempfile
@@ -19,10 +19,10 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from multitask.data.near_duplicates import (
     describe_pairs,
     find_pairs,
-    scan_pictures,
-    seen_in_training,
+    leaking_images,
+    scan_images,
 )
-from multitask.data.table import VAL, merge_tables
+from multitask.data.table import TEST, merge_tables
 from multitask.spec import load_spec
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder that the paths of the spec start at")
@@ -66,13 +66,13 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def recall(files: list[Path], hashes: np.ndarray, change: Callable) -> float:
-    """The share of pictures that are found again once they are changed."""
+    """The share of images that match their changed copy."""
     with tempfile.TemporaryDirectory() as folder:
         names = [f"{i}.jpg" for i in range(len(files))]
         for name, file in zip(names, files, strict=True):
             with Image.open(file) as image:
                 change(image.convert("RGB")).save(Path(folder, name), quality=50)
-        changed, _ = scan_pictures(names, Path(folder), cache=None)
+        changed, _ = scan_images(names, Path(folder), cache=None)
     pairs = find_pairs(np.concatenate([hashes, changed]), np.ones(2 * len(files), bool))
     return int((pairs["second"] - pairs["first"] == len(files)).sum()) / len(files)
 
@@ -96,18 +96,18 @@ def main(_) -> None:
     image_dir = data_dir / spec.images
     table = merge_tables(spec, data_dir)
     started = time.perf_counter()
-    hashes, unusable = scan_pictures(table.paths, image_dir, cache=None)
+    hashes, unusable = scan_images(table.paths, image_dir, cache=None)
     scanned = time.perf_counter()
     usable = ~np.isin(np.arange(len(table)), list(unusable))
     pairs = find_pairs(hashes, usable)
-    print(f"{len(table)} pictures, {usable.sum()} of them here")
+    print(f"{len(table)} images, {usable.sum()} of them here")
     print(f"scan {scanned - started:.1f} s, search {time.perf_counter() - scanned:.1f} s")
     print(f"too flat: {int((usable & ~hashes.any(axis=1)).sum())}")
     described = describe_pairs(table, pairs)
-    in_val = (described[["first_split", "second_split"]] == VAL).sum(axis=1)
-    print(f"{len(pairs)} pairs; both in train, across, both in val: ", end="")
-    print([int((in_val == count).sum()) for count in range(3)])
-    print(f"val pictures seen in training: {len(seen_in_training(table, pairs))}")
+    in_test = (described[["first_split", "second_split"]] == TEST).sum(axis=1)
+    print(f"{len(pairs)} pairs; both in train, across, both in test: ", end="")
+    print([int((in_test == count).sum()) for count in range(3)])
+    print(f"test images seen in training: {len(leaking_images(described, test=True))}")
     print("by distance:", pairs.groupby(pairs["distance"] // 8 * 8).size().to_dict())
     if _SHEET.value:
         draw_sheet(described, image_dir).save(_SHEET.value)

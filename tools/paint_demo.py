@@ -2,7 +2,7 @@
 
     python tools/paint_demo.py --out=demo
 
-Each picture is painted for one class of every task, drawn independently of each other: the genre
+Each image is painted for one class of every task, drawn independently of each other: the genre
 is what is shown, the style is how it is painted, the artist is a palette and a hand (size and
 direction of the strokes, grain of the ground). So every task can be learnt from the pixels, and
 none from another task's label. Some labels are missing and some rows are wrong on purpose, as in
@@ -27,14 +27,14 @@ from tqdm import tqdm
 
 PAINTER_VERSION = 1  # goes up whenever the same flags would paint other bytes
 
-SHARES = {  # of each task's classes; the rarest to the commonest 1 : 3.1
+SHARES = {  # of each task's classes; the rarest to the most frequent 1 : 3.1
     "artist": (0.34, 0.28, 0.11, 0.27),
     "style": (0.27, 0.34, 0.28, 0.11),
     "genre": (0.28, 0.11, 0.34, 0.27),
 }
 LABELLED_SHARE = {"artist": 0.60, "style": 0.985, "genre": 0.80}
 VAL_SHARE = 0.30
-LEAKS = 6  # pictures that are train for one task and val for another
+LEAKS = 6  # images that are train for one task and test for another
 UNKNOWN_LABEL = 9  # no class file has it
 # UTF-8 read as Latin-1 and lower-cased, which is what happened to the real data's names.
 MOJIBAKE_TITLES = tuple(
@@ -58,7 +58,7 @@ class Artist:
 
     Attributes:
         tones: colours (hex RGB) of each tone; `mid` carries the painter's hue.
-        stroke: length of a stroke, as a share of the picture's side.
+        stroke: length of a stroke, as a share of the image's side.
         direction: of the strokes: horizontal, vertical, swirl (round the centre) or dot.
         grain: of the ground: rows, columns, weave or specks.
     """
@@ -118,7 +118,7 @@ ARTISTS = {
 
 
 class Palette:
-    """An artist's colours as one picture uses them: some much, some hardly at all."""
+    """An artist's colours as one image uses them: some much, some hardly at all."""
 
     def __init__(self, artist: Artist, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -149,7 +149,7 @@ class Shape:
     """An area of one colour.
 
     Attributes:
-        outline: float64 [points, 2], x and y; the picture is the unit square, y points down.
+        outline: float64 [points, 2], x and y; the image is the unit square, y points down.
         tone: of the palette.
     """
 
@@ -203,7 +203,8 @@ def portrait(rng: np.random.Generator) -> list[Shape]:
         shapes.append(Shape(ellipse(eye_x, y - 0.05 * height, 0.17 * width, 0.1 * height), "dark"))
     nose = [(0, 0.02), (0.16, 0.38), (-0.08, 0.38)] * np.array([width, height])
     mouth = ellipse(x + look, y + 0.6 * height, 0.3 * width, 0.09 * height)
-    shapes += [Shape(nose + (x + look, y), "mid"), Shape(mouth, rng.choice(["dark", "mid"]))]
+    nose += (x + look, y)
+    shapes += [Shape(nose, "mid"), Shape(mouth, rng.choice(["dark", "mid"]))]
     if rng.random() < 0.3:
         brim = ellipse(x, y - 0.6 * height, 1.7 * width, 0.16 * height)
         crown = ellipse(x, y - 0.6 * height, 1.05 * width, 0.75 * height, np.pi, 2 * np.pi)
@@ -221,19 +222,19 @@ def landscape(rng: np.random.Generator) -> list[Shape]:
     for _ in range(rng.integers(0, 4)):
         x, y = rng.uniform(0, 1), rng.uniform(0.05, 0.3)
         shapes.append(Shape(ellipse(x, y, rng.uniform(0.1, 0.25), rng.uniform(0.02, 0.04)), "mid"))
-    across = np.linspace(0, 1, 40)
+    x_of_ridge = np.linspace(0, 1, 40)
     heights = np.linspace(rng.uniform(0.35, 0.5), rng.uniform(0.75, 0.88), rng.integers(3, 5))
     tones = ["mid"] * (len(heights) - 2) + ["mid" if rng.random() < 0.5 else "dark", "dark"]
     for height, tone in zip(heights, tones, strict=True):
-        ridge = np.full_like(across, height)
+        ridge = np.full_like(x_of_ridge, height)
         for waves in (1, 2, 5):
             swing = rng.uniform(0, 0.09) / waves
-            ridge += swing * np.sin(2 * np.pi * (waves * across + rng.random()))
-        ground = np.concatenate([np.stack([across, ridge], axis=1), [(1, 1), (0, 1)]])
+            ridge += swing * np.sin(2 * np.pi * (waves * x_of_ridge + rng.random()))
+        ground = np.concatenate([np.stack([x_of_ridge, ridge], axis=1), [(1, 1), (0, 1)]])
         shapes.append(Shape(ground, tone))
         for _ in range(rng.integers(0, 3)):
             x = rng.uniform(0.05, 0.95)
-            foot = float(np.interp(x, across, ridge)) + 0.02
+            foot = float(np.interp(x, x_of_ridge, ridge)) + 0.02
             shapes += tree_or_house(x, foot, scale=0.5 * height, rng=rng)
     return shapes
 
@@ -486,7 +487,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 
 
-# === One picture ===
+# === One image ===
 
 
 def grain(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -503,7 +504,7 @@ def grain(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def paint(artist: str, style: str, genre: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """Paints one picture of `size` pixels a side."""
+    """Paints one image of `size` pixels a side."""
     hand = ARTISTS[artist]
     sketch = draw_sketch(GENRES[genre](rng), hand, OVERSAMPLING * size, rng)
     painted = Image.fromarray(np.clip(STYLES[style](sketch, rng), 0, 255).astype(np.uint8))
@@ -514,7 +515,7 @@ def paint(artist: str, style: str, genre: str, size: int, rng: np.random.Generat
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-# === The plan: which pictures, which rows, which defects ===
+# === The plan: which images, which rows, which defects ===
 
 
 @dataclass(frozen=True)
@@ -522,8 +523,8 @@ class Plan:
     """What will be painted and written.
 
     Attributes:
-        classes: int64 [pictures, tasks]: what is painted, known or not.
-        paths: of each picture, relative to wikiart/.
+        classes: int64 [images, tasks]: what is painted, known or not.
+        paths: of each image, relative to wikiart/.
         rows: of each CSV, by its stem (artist_train, ...): (path, label).
         defects: by kind: the paths concerned.
     """
@@ -534,10 +535,10 @@ class Plan:
     defects: dict[str, list[str]]
 
 
-def draw_plan(pictures: int, rng: np.random.Generator) -> Plan:
+def draw_plan(images: int, rng: np.random.Generator) -> Plan:
     """Draws plans until one has every class of every task in both of its CSVs."""
     while True:
-        plan = draw_any_plan(pictures, rng)
+        plan = draw_any_plan(images, rng)
         labels = {stem: {label for _, label in rows} for stem, rows in plan.rows.items()}
         if all(
             labels[f"{task}_{split}"].issuperset(range(len(names)))
@@ -547,40 +548,40 @@ def draw_plan(pictures: int, rng: np.random.Generator) -> Plan:
             return plan
 
 
-def draw_any_plan(pictures: int, rng: np.random.Generator) -> Plan:
+def draw_any_plan(images: int, rng: np.random.Generator) -> Plan:
     """Draws one plan; in a small one, a rare class may be missing from a CSV."""
     classes = np.stack(
-        [rng.permutation(shared_out(pictures, SHARES[task])) for task in CLASSES], axis=1
+        [rng.permutation(shared_out(images, SHARES[task])) for task in CLASSES], axis=1
     )
     labelled = np.stack(
-        [rng.permutation(pictures) < share * pictures for share in LABELLED_SHARE.values()], axis=1
+        [rng.permutation(images) < share * images for share in LABELLED_SHARE.values()], axis=1
     )
     tasks = list(CLASSES)
     labelled[~labelled[:, tasks.index("style")], tasks.index("genre")] = True  # none without any
-    val = np.repeat((rng.permutation(pictures) < VAL_SHARE * pictures)[:, None], len(tasks), axis=1)
+    test = np.repeat((rng.permutation(images) < VAL_SHARE * images)[:, None], len(tasks), axis=1)
 
     odd_titles = MOJIBAKE_TITLES + PUNCTUATED_TITLES
-    odd, plain = np.split(rng.permutation(pictures), [len(odd_titles)])
+    odd, plain = np.split(rng.permutation(images), [len(odd_titles)])
     complete = [number for number in plain if labelled[number].all()]
     leaks = complete[:LEAKS]
     for place, number in enumerate(leaks):
         task = place % len(tasks)
-        val[number, task] = ~val[number, task]
+        test[number, task] = ~test[number, task]
 
     artist, genre = tasks.index("artist"), tasks.index("genre")
     others = [number for number in plain if number not in leaks]
-    twice = next(n for n in others if labelled[n, genre] and val[n, genre])
-    unknown = next(n for n in others if labelled[n, artist] and not val[n, artist])
+    twice = next(n for n in others if labelled[n, genre] and test[n, genre])
+    unknown = next(n for n in others if labelled[n, artist] and not test[n, artist])
 
     titles = dict(zip(odd, odd_titles, strict=True))
     paths = tuple(
         path_of(classes[number], titles.get(number) or drawn_title(rng), number)
-        for number in range(pictures)
+        for number in range(images)
     )
     rows: dict[str, list[tuple[str, int]]] = {}
     for column, task in enumerate(tasks):
         for split, wanted in (("train", False), ("val", True)):
-            numbers = np.flatnonzero(labelled[:, column] & (val[:, column] == wanted))
+            numbers = np.flatnonzero(labelled[:, column] & (test[:, column] == wanted))
             rows[f"{task}_{split}"] = [(paths[n], int(classes[n, column])) for n in numbers]
     place = rows["artist_train"].index((paths[unknown], int(classes[unknown, artist])))
     rows["artist_train"][place] = (paths[unknown], UNKNOWN_LABEL)
@@ -598,10 +599,10 @@ def draw_any_plan(pictures: int, rng: np.random.Generator) -> Plan:
     return Plan(classes, paths, rows, defects)
 
 
-def shared_out(pictures: int, shares: tuple[float, ...]) -> np.ndarray:
-    """Returns int64 [pictures]: the class of each, ordered, in numbers close to `shares`."""
-    ends = np.round(np.cumsum(shares) * pictures)
-    return np.searchsorted(ends, np.arange(pictures), side="right")
+def shared_out(images: int, shares: tuple[float, ...]) -> np.ndarray:
+    """Returns int64 [images]: the class of each, ordered, in numbers close to `shares`."""
+    ends = np.round(np.cumsum(shares) * images)
+    return np.searchsorted(ends, np.arange(images), side="right")
 
 
 def drawn_title(rng: np.random.Generator) -> str:
@@ -618,7 +619,7 @@ def path_of(classes: np.ndarray, title: str, number: int) -> str:
 # === Writing ===
 
 README = """\
-{pictures} pictures of {size} x {size} pixels, painted by tools/paint_demo.py from seed {seed}.
+{images} images of {size} x {size} pixels, painted by tools/paint_demo.py from seed {seed}.
 No painter and no painting here is real; do with them what you like.
 
 Layout, as in ArtGAN's WikiArt:
@@ -632,14 +633,14 @@ direction of the strokes, grain of the ground). The three were drawn independent
 Rows:
 {rows}
 
-Missing labels are no defect: a picture that stands in no CSV of a task has no label for it.
+Missing labels are no defect: an image that stands in no CSV of a task has no label for it.
 
 Defects, planted on purpose:
 
 contradictory ({n_contradictory}): twice in genre_val.csv, with two labels.
 {contradictory}
 
-leak ({n_leak}): train for one task and val for another.
+leak ({n_leak}): train for one task and test for another.
 {leak}
 
 unknown_label ({n_unknown_label}): artist_train.csv gives index {unknown}, which is no class.
@@ -659,7 +660,7 @@ No file is missing and none is unreadable.
 class Settings:
     """What decides every byte that is written."""
 
-    pictures: int
+    images: int
     size: int
     seed: int
 
@@ -670,15 +671,15 @@ class Settings:
 
 def write_demo(folder: Path, settings: Settings) -> None:
     """Paints and writes a whole set below `folder`, which must be empty."""
-    plan_seed, *picture_seeds = np.random.SeedSequence(settings.seed).spawn(settings.pictures + 1)
-    plan = draw_plan(settings.pictures, np.random.default_rng(plan_seed))
+    plan_seed, *image_seeds = np.random.SeedSequence(settings.seed).spawn(settings.images + 1)
+    plan = draw_plan(settings.images, np.random.default_rng(plan_seed))
     for style in STYLES:
         (folder / "wikiart" / style).mkdir(parents=True)
-    pairs = zip(plan.paths, plan.classes, picture_seeds, strict=True)
-    for path, classes, seed in tqdm(pairs, total=settings.pictures, desc="painting", unit="pic"):
+    pairs = zip(plan.paths, plan.classes, image_seeds, strict=True)
+    for path, classes, seed in tqdm(pairs, total=settings.images, desc="painting", unit="pic"):
         names = (CLASSES[task][index] for task, index in zip(CLASSES, classes, strict=True))
-        picture = paint(*names, size=settings.size, rng=np.random.default_rng(seed))
-        picture.save(folder / "wikiart" / path, quality=92, subsampling=0)
+        image = paint(*names, size=settings.size, rng=np.random.default_rng(seed))
+        image.save(folder / "wikiart" / path, quality=92, subsampling=0)
     write_tables(folder / "wikiart_csv", plan)
     (folder / "README.txt").write_text(describe(plan, settings), encoding="utf-8")
     record = {"settings": settings.as_json(), "defects": plan.defects}
@@ -718,7 +719,7 @@ def paint_demo(out: Path, settings: Settings) -> str:
         FileExistsError: `out` holds something else.
     """
     if is_same_set(out, settings):
-        return f"{out} already holds these {settings.pictures} pictures; nothing to do."
+        return f"{out} already holds these {settings.images} images; nothing to do."
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(
             f"--out={out}: holds something else than a demo of these settings; "
@@ -731,7 +732,7 @@ def paint_demo(out: Path, settings: Settings) -> str:
         write_demo(unfinished, settings)
         os.replace(unfinished, out)
     classes = ", ".join(f"{len(names)} {task}s" for task, names in CLASSES.items())
-    return f"Painted {settings.pictures} pictures ({classes}) in {out}"
+    return f"Painted {settings.images} images ({classes}) in {out}"
 
 
 def is_same_set(out: Path, settings: Settings) -> bool:
@@ -750,9 +751,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     """Defines this tool's flags."""
     integer = functools.partial(flags.DEFINE_integer, flag_values=flag_values)
     flags.DEFINE_string("out", None, "Folder to paint into; new or empty.", flag_values=flag_values)
-    integer("pictures", 1200, "How many pictures.", lower_bound=40)
-    integer("size", 96, "Side of a picture in pixels.", lower_bound=16)
-    integer("seed", 0, "What the pictures are drawn from.", lower_bound=0)
+    integer("images", 1200, "How many images.", lower_bound=40)
+    integer("size", 96, "Side of an image in pixels.", lower_bound=16)
+    integer("seed", 0, "What the images are drawn from.", lower_bound=0)
     flags.DEFINE_boolean("help", False, "Print this and stop.", flag_values=flag_values)
 
 
@@ -776,7 +777,7 @@ def main(argv: list[str]) -> int:
             raise flags.Error(f"unexpected argument {unparsed[0]!r}; see --help.")
         if not values.out:
             raise flags.Error("flag --out is required: the folder to paint into.")
-        settings = Settings(values.pictures, values.size, values.seed)
+        settings = Settings(values.images, values.size, values.seed)
         print(paint_demo(Path(values.out).absolute(), settings))
     except (flags.Error, OSError) as error:
         print(f"paint_demo.py: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The commands: flags, and one call into the rooms."""
+"""The commands. Each defines its flags and makes one call into the package."""
 
 import importlib.util
 import os
@@ -12,25 +12,25 @@ DISTRIBUTIONS = ("none", "mirrored", "multihost")
 
 
 def import_tensorflow(backend: str = BACKENDS[0]) -> None:
-    """Import TensorFlow without its start-up notes, which no setting of its own silences.
+    """Import TensorFlow without its start-up messages, which no setting switches off.
 
     Args:
-        backend: what Keras is to compute with. The input is TensorFlow's with each, and a model
-            file is the same for all.
+        backend: Keras' backend. The input pipeline uses TensorFlow with every backend, and model
+            files do not depend on it.
 
     Raises:
-        InputError: no such backend, or it is not installed.
-        DiskError: temporary files have no room.
+        InputError: unknown backend, or it is not installed.
+        DiskError: there is no room for temporary files.
     """
     if backend not in BACKENDS:
         raise InputError(f'KERAS_BACKEND: "{backend}". {expected(backend, BACKENDS)}')
     if importlib.util.find_spec(backend) is None:
         raise InputError(f"--backend={backend}: needs an extra: {install(backend)}")
     os.environ["KERAS_BACKEND"] = backend
-    # AutoGraph writes what it converts there; without room it leaves functions unconverted.
+    # AutoGraph writes converted functions there; without room it would not convert them.
     with scratch() as folder:
         (folder / "probe").write_bytes(bytes(TEMPORARY_BYTES))
     with silent():
         import tensorflow
-    if backend != "tensorflow":  # which would take the memory of the GPU that it has no use for
+    if backend != "tensorflow":  # otherwise TensorFlow would reserve GPU memory without using it
         tensorflow.config.set_visible_devices([], "GPU")

@@ -1,19 +1,20 @@
-"""Say what is in a data set and what is wrong with it, before anything is trained on it.
+"""Check a data set before training: count its images and labels, and list its faults.
 
   multitask audit --spec=wikiart --data_dir=DIR --out=audit
 
-Prints a summary and writes to --out: audit.html, one page that needs nothing else, with plots and
-the near-duplicates side by side; audit.json, all lists whole. What the pictures look like is kept
-in --records_dir, so that the next audit decodes only what is new.
+Prints a summary and writes to --out: audit.html, a self-contained page with plots and the
+near-duplicates side by side; audit.json, with the complete lists. The hashes of the images are kept
+in --records_dir, so that the next audit decodes only new images.
 
-Exit status, so that it can guard a data set in CI: 0 nothing found, 3 findings, 2 wrong input.
-Findings: a missing or unreadable file; a row with an unsafe path or an unknown label; a picture
-with contradictory labels, or listed repeatedly by one task; a picture that is train for one task
-and val for another; a val picture with a near-duplicate in train; a class without a training or
-an exam label. The last line counts them. Information only: label coverage, imbalance, classes
-with few labels, mojibake in a path, a path that is spelt otherwise than its file (which is read),
-a task without a test set, near-duplicates within train or within val, images in the folder that no
-CSV names."""
+Exit status, for use in CI: 0 no findings, 3 findings, 2 wrong input.
+Findings: a missing or unreadable file; a row with an unsafe path or an unknown label; an image
+with contradictory labels, or listed repeatedly by one task; an image that is train for one task
+and test for another; a test image with a near-duplicate in train; a class without a training or
+a test label. The last line counts them. Information only: label coverage, imbalance, classes
+with few labels, mojibake in a path, a path that is spelled differently from its file (which is
+read), a task without a test set, near-duplicates within train or within test, images in the folder
+that no CSV names.
+"""
 
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from multitask.commands.spec_flags import (
 )
 from multitask.files import check_writable, replacing, write_json
 
-FOUND = 3
+HAS_FINDINGS = 3  # exit status
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -42,22 +43,22 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     check_needed(values, left, "audit", ("spec", "data_dir", "out"))
     spec = resolve_spec(values)
     out, records_dir = Path(values.out), folder_or_none(values.records_dir)
-    check_writable(out, flag="--out")
+    check_writable(out, field="out")
     if records_dir:
-        check_writable(records_dir, flag="--records_dir")
+        check_writable(records_dir, field="records_dir")
 
     import_tensorflow()
-    from multitask.data.audit import audit_data_set, name_findings, summary
-    from multitask.data.audit_page import write_page
+    from multitask.annexes.audit import audit_data_set, name_findings
+    from multitask.annexes.audit_text import summary
 
     audit = audit_data_set(spec, Path(values.data_dir), records_dir=records_dir)
     print("\n".join(summary(audit)), flush=True)
     write_json(out / "audit.json", audit.to_json())
     with replacing(out / "audit.html") as temporary:
-        write_page(audit, temporary)
+        audit.write_page(temporary)
     print(f"\nWritten: {out / 'audit.html'}, {out / 'audit.json'}")
-    found = name_findings(audit.findings)
-    if found:
-        print(f"Findings: {found}", flush=True)
-        raise SystemExit(FOUND)
+    findings = name_findings(audit.findings)
+    if findings:
+        print(f"Findings: {findings}", flush=True)
+        raise SystemExit(HAS_FINDINGS)
     print("No findings.")

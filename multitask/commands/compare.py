@@ -1,11 +1,12 @@
-"""Set runs that were evaluated on the same exam side by side, with what is chance and what is not.
+"""Compare runs that were evaluated on the same test set, with tests of the differences.
 
   multitask compare runs/first runs/second …
 
-Prints every figure of each run and its difference to the first run's: with McNemar's exact test
-for top-1, and a 95 % interval from 1,000 bootstrapped exams for accuracies and F1. Writes to --out
-the same as comparison.csv and comparison.html, one page that needs nothing else, which also lists
-the settings in which the runs differ. It reads what `evaluate` wrote in results/ and no model."""
+Prints every metric of each run and its difference from the first run's, with McNemar's exact test
+for top-1, and a 95 % interval from 1,000 bootstrapped test sets for accuracies and F1. Writes the
+same to --out as comparison.csv and comparison.html, one self-contained page, which also lists the
+settings in which the runs differ. It reads only the files that `evaluate` wrote to results/.
+"""
 
 import os
 from pathlib import Path
@@ -18,16 +19,18 @@ from multitask.spec import InputError
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    """Define the flags of `compare`."""
     flags.DEFINE_string(
         "out",
         None,
-        "folder for comparison.csv and comparison.html; without it, comparison/ beside the first "
-        "run",
+        "folder for comparison.csv and comparison.html (default: comparison/ next to the first "
+        "run)",
         flag_values=values,
     )
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
+    """Compare the named runs."""
     if len(left) < 2:
         raise InputError(
             f"multitask compare: name two runs or more, e.g. runs/first runs/second; {len(left)} "
@@ -37,19 +40,17 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     for name, place in zip(left, places, strict=True):
         if places.count(place) > 1:
             raise InputError(f"multitask compare: {name}: the same run is named twice")
-    beside = os.path.normpath(os.path.join(left[0], os.pardir, "comparison"))
-    out = Path(values.out or beside)
-    check_writable(out, flag="--out")
+    default = os.path.normpath(os.path.join(left[0], os.pardir, "comparison"))
+    out = Path(values.out or default)
+    check_writable(out, field="out")
     runs = []
     for name in left:
-        try:
-            runs.append(open_run(Path(name), allow_outside=True))  # no path of it is read
-        except InputError as error:
-            raise InputError(str(error).removeprefix("--workdir: ")) from None
+        runs.append(open_run(Path(name), allow_outside=True))  # its paths are not used
 
-    from multitask.evaluation import comparison
+    from multitask.annexes.compare.comparison import compare, table_lines, write_comparison
+    from multitask.annexes.compare.results import read_results
 
-    found = comparison.compare([comparison.read_results(run) for run in runs])
-    comparison.write_comparison(found, out)
-    print("\n".join(comparison.table_lines(found)))
+    comparison = compare([read_results(run) for run in runs])
+    write_comparison(comparison, out)
+    print("\n".join(table_lines(comparison)))
     print(f"\nWritten: {out / 'comparison.html'}, {out / 'comparison.csv'}")

@@ -1,17 +1,18 @@
-"""Write a run's best model in the formats that others run it in.
+"""Export a run's best model to standard formats.
 
   multitask export --workdir=runs/first
   multitask export --workdir=runs/first --format=savedmodel,onnx,litert,keras
   multitask export --workdir=runs/first --format=litert --quantize=int8 --out=phone
 
-Writes export/ in the workdir, after each artifact was run on real pictures, by every
-installed library that reads it, and agrees with the Keras model. This package is not
-needed to use them.
+Writes export/ in the workdir. Every installed library that reads an artifact runs it on
+real images, and the results must agree with the Keras model. The artifacts do not need
+this package.
 
-  savedmodel  TensorFlow, TensorFlow Serving; takes encoded pictures
+  savedmodel  TensorFlow, TensorFlow Serving; takes encoded images
   onnx        ONNX Runtime, OpenVINO      (needs the extra [onnx])
   litert      LiteRT: phones, fast CPUs   (needs the extra [litert])
-  keras       Keras"""
+  keras       Keras
+"""
 
 from pathlib import Path
 
@@ -22,31 +23,38 @@ from multitask.commands.run_flags import define_run_flags, run_and_model
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
     define_run_flags(values)
     to = {"flag_values": values}
-    flags.DEFINE_list("format", ["savedmodel"], "which of the four above, by comma", **to)
+    flags.DEFINE_list(
+        "format", ["savedmodel"], "one or more of the four above, separated by commas", **to
+    )
     flags.DEFINE_string(
         "quantize",
         "none",
-        "none, float16 (half the size) or int8 (a quarter, ranges from training pictures), of onnx "
-        "and litert; the exam's figures before and after stand in the table",
+        "for onnx and litert: none, float16 (half the size) or int8 (a quarter, with ranges from "
+        "training images); the printed table compares the metrics",
         **to,
     )
-    flags.DEFINE_list("tasks", None, "which tasks, by comma (default: all)", **to)
-    flags.DEFINE_string("out", None, "the folder (default: export in the workdir)", **to)
+    flags.DEFINE_list("tasks", None, "tasks to export, separated by commas (default: all)", **to)
+    flags.DEFINE_string("out", None, "folder to write (default: export in the workdir)", **to)
     flags.DEFINE_string(
-        "records_dir", None, "with int8: prepared records (default: records in the data's)", **to
+        "records_dir",
+        None,
+        "with int8: folder of prepared records (default: records in --data_dir)",
+        **to,
     )
     flags.DEFINE_integer(
-        "check_pictures",
+        "check_images",
         None,
-        "exam pictures to check with, 0 for all (default: 32, or 256 with --quantize)",
+        "number of test images to check with, 0: all (default: 32, or 256 with --quantize)",
         lower_bound=0,
         **to,
     )
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
+    """Export a model."""
     run, model_file = run_and_model(values, left, "export")
 
     import_tensorflow()
@@ -60,6 +68,6 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         tasks=values.tasks,
         out=Path(values.out) if values.out else None,
         records_dir=Path(values.records_dir) if values.records_dir else None,
-        pictures=values.check_pictures,
+        images=values.check_images,
     )
     print(f"Export: {folder}")

@@ -1,4 +1,4 @@
-"""The flags of every command that answers pictures with an export."""
+"""The flags of every command that predicts with an export."""
 
 from typing import TYPE_CHECKING
 
@@ -13,34 +13,40 @@ if TYPE_CHECKING:  # flags do not wait for TensorFlow
 
 
 def define_model_flags(values: flags.FlagValues, when: str = "", measured: str = "") -> None:
-    """`when` and `measured` say in the help when the runtime counts, and is measured."""
+    """Define the flags.
+
+    Args:
+        values: the flags of the command.
+        when: prefix of the help of --runtime, for its condition.
+        measured: suffix of that help, for the condition of the measurement.
+    """
     to = {"flag_values": values}
     flags.DEFINE_enum(
         "runtime",
         "auto",
         [AUTO, *RUNTIMES],
-        f"{when}what runs it; auto is the fastest on this machine of those that are installed and "
-        f"that the export has an artifact for (measured once and remembered{measured})",
+        f"{when}library that runs the model; auto: the fastest on this machine of those that are "
+        f"installed and can read the export (measured once, then cached{measured})",
         **to,
     )
     flags.DEFINE_string(
         "min_confidence",
         "0",
-        "answer `uncertain` where the highest probability is below this; auto:0.9 takes for each "
-        "task the lowest confidence from which on 0.9 of the answers were right on the selection "
+        "answer `uncertain` if the highest probability is below this; auto:0.9 uses, for each "
+        "task, the lowest threshold at which 90 % of the answers were correct on the validation "
         "split",
         **to,
     )
     flags.DEFINE_boolean(
-        "calibrated", True, "scale probabilities by the temperature that `evaluate` found", **to
+        "calibrated", True, "scale probabilities by the temperature that `evaluate` fitted", **to
     )
 
 
 def confidence(text: str) -> tuple[bool, float]:
-    """`0.6` -> (False, 0.6), `auto:0.9` -> (True, 0.9).
+    """Parse --min_confidence: `0.6` -> (False, 0.6), `auto:0.9` -> (True, 0.9).
 
     Raises:
-        InputError: neither.
+        InputError: any other text.
     """
     auto, _, number = text.rpartition(":")
     try:
@@ -55,14 +61,14 @@ def confidence(text: str) -> tuple[bool, float]:
     return bool(auto), value
 
 
-def thresholds_of(model: "Predictor", least: tuple[bool, float]) -> dict[str, float]:
-    """Task -> the confidence that an answer needs; those that were looked up are told.
+def thresholds_of(model: "Predictor", min_confidence: tuple[bool, float]) -> dict[str, float]:
+    """Return the threshold of each task, and print those that were looked up.
 
     Args:
-        model: that answers.
-        least: from `confidence`.
+        model: its validation split determines the thresholds.
+        min_confidence: from `confidence`.
     """
-    auto, value = least
+    auto, value = min_confidence
     if not auto:
         return dict.fromkeys(model.classes, value)
     thresholds = model.thresholds(value)
@@ -70,9 +76,9 @@ def thresholds_of(model: "Predictor", least: tuple[bool, float]) -> dict[str, fl
         task: one.why_no_threshold(value, calibrated=model.calibrated)
         for task, one in model.calibrations.items()
     }
-    told = (
-        f"{task} never ({why})" if (why := reasons[task]) else f"{task} {found:.3f}"
-        for task, found in thresholds.items()
+    parts = (
+        f"{task} never ({why})" if (why := reasons[task]) else f"{task} {threshold:.3f}"
+        for task, threshold in thresholds.items()
     )
-    note(f"From: {', '.join(told)}")
+    note(f"Thresholds: {', '.join(parts)}")
     return thresholds

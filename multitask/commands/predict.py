@@ -1,54 +1,62 @@
-"""Say what pictures show: each task's top three classes.
+"""Predict the top three classes of each task for images.
 
-  multitask predict --model=runs/first/export PICTURE_OR_FOLDER …
-  multitask predict --workdir=runs/first PICTURE_OR_FOLDER …
+  multitask predict --model=runs/first/export IMAGE_OR_FOLDER …
+  multitask predict --workdir=runs/first IMAGE_OR_FOLDER …
   multitask predict --model=runs/first/export --out=answers.csv FOLDER
 
-Preprocessing is that of training. A picture that cannot be read gets its line and
-the rest go on. With --out answers are kept as they come: if it is interrupted, the
-same command with --resume goes on."""
+Images are preprocessed as in training. An unreadable image is reported and skipped.
+With --out, predictions are stored continuously: the same command with --resume
+continues an interrupted prediction.
+"""
 
 import dataclasses
-import functools
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from multitask.commands import import_tensorflow
 from multitask.commands.model_flags import confidence, define_model_flags, thresholds_of
 from multitask.commands.spec_flags import define_allow_outside
-from multitask.console import note
+from multitask.console import log_to_stderr, note
 from multitask.spec import InputError, expected
 
+if TYPE_CHECKING:  # flags do not wait for TensorFlow
+    from multitask.serving.predictor import Predictor
+
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-MANY = 1000  # pictures; for fewer, measuring the runtimes takes longer than what it gains
+MANY = 1000  # images; for fewer, measuring the runtimes takes longer than it saves
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
     to = {"flag_values": values}
     flags.DEFINE_string("model", None, "folder that `multitask export` wrote", **to)
-    flags.DEFINE_string("workdir", None, "instead of --model: a run, for its best model", **to)
-    flags.DEFINE_string("data_dir", None, "with --workdir: where the data has moved to", **to)
+    flags.DEFINE_string(
+        "workdir", None, "instead of --model: a run, whose best model is used", **to
+    )
+    flags.DEFINE_string("data_dir", None, "with --workdir: new folder of data that was moved", **to)
     define_allow_outside(values)
     flags.DEFINE_string(
         "out",
         None,
-        "write the answers to this .csv, .jsonl or .parquet file instead of the console",
+        "write the predictions to this .csv, .jsonl or .parquet file instead of the console",
         **to,
     )
-    flags.DEFINE_boolean("resume", False, "with --out: go on where it was interrupted", **to)
-    define_model_flags(values, "with --model: ", f", for {MANY:,} pictures or more")
+    flags.DEFINE_boolean("resume", False, "with --out: continue an interrupted prediction", **to)
+    define_model_flags(values, "with --model: ", f", for {MANY:,} images or more")
     flags.DEFINE_enum(
         "tta",
         None,
         ["flip", "crops"],
-        "test-time augmentation: the mean of 2 views (mirrored) or 12 (corners and centre too)",
+        "test-time augmentation: the mean of 2 views (mirrored) or 12 (also corners and centre)",
         **to,
     )
-    flags.DEFINE_integer("batch_size", 16, "pictures at a time", lower_bound=1, **to)
+    flags.DEFINE_integer("batch_size", 16, "images in a batch", lower_bound=1, **to)
 
 
 def _check_out(out: Path) -> None:
@@ -64,81 +72,125 @@ def _check_out(out: Path) -> None:
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
-    least = confidence(values.min_confidence)
+    """Predict the images and folders in `left`."""
+    min_confidence = confidence(values.min_confidence)
     if bool(values.model) == bool(values.workdir):
         raise InputError("multitask predict: give either --model=EXPORT or --workdir=RUN")
     if values.workdir and values.runtime not in ("auto", "tensorflow"):
-        raise InputError(f"--runtime={values.runtime}: is for --model; a run is TensorFlow's")
+        raise InputError(f"--runtime={values.runtime}: needs --model; a run needs TensorFlow")
     out = Path(values.out) if values.out else None
     if out:
         _check_out(out)
     elif values.resume:
-        raise InputError("--resume: is for --out; without it nothing is kept to go on with")
+        raise InputError("--resume: needs --out; without it no predictions are stored")
 
     import_tensorflow()
-    from multitask.run import open_run
-    from multitask.serving import predict, predictor
-    from multitask.serving.answers import Answers
+    from multitask.serving.predict import find_images
 
-    tell = functools.partial(note, stream=sys.stderr)
-    files = predict.find_pictures(left, tell=tell)
+    log_to_stderr()
+    files = find_images(left)
+    model = _load_model(values, measure=len(files) >= MANY)
+    thresholds = thresholds_of(model, min_confidence)
+    if out:
+        _predict_to_file(values, out, model, files, thresholds)
+        return
+    readable = 0
+    for file, predictions in _predictions(model, files, values.batch_size, thresholds):
+        if not isinstance(predictions, str):
+            readable += 1
+            print("\n".join(_answer_lines(file, predictions)), flush=True)
+    _require_readable(readable, files)
+
+
+def _load_model(values: flags.FlagValues, *, measure: bool) -> "Predictor":
+    from multitask.run import open_run
+    from multitask.serving import predictor
+
     if values.model:
-        model = predictor.load_export(
-            Path(values.model),
-            runtime=values.runtime,
-            batch=values.batch_size if len(files) >= MANY else None,
-            tell=tell,
-        )
+        batch = values.batch_size if measure else None
+        model = predictor.load_export(Path(values.model), runtime=values.runtime, batch=batch)
     else:
         data_dir = Path(values.data_dir) if values.data_dir else None
         run = open_run(Path(values.workdir), data_dir, allow_outside=values.allow_outside)
         model = predictor.load_best(run)
-    model = dataclasses.replace(model, calibrated=values.calibrated, tta=values.tta)
-    thresholds = thresholds_of(model, least)
-    answers, before = None, len(files)
-    if out:
-        settings = {
-            "model": model.identity,
-            "runtime": model.runtime,
-            "min_confidence": thresholds,
-            "calibrated": values.calibrated,
-            "tta": values.tta,
-        }
-        answers = Answers(out, settings, model.classes, resume=values.resume)
-        files = [file for file in files if not answers.has(file)]
-        if len(files) < before:
-            note(f"Going on: {before - len(files):,} of {before:,} were answered before")
-        noun = "picture" if len(files) == 1 else "pictures"
-        note(f"Predicting {len(files):,} {noun} with {model.runtime}")
-    readable, uncertain, began = 0, Counter(), time.perf_counter()
+    return dataclasses.replace(model, calibrated=values.calibrated, tta=values.tta)
+
+
+def _predictions(
+    model: "Predictor", files: Sequence[str], batch_size: int, thresholds: Mapping[str, float]
+) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Yield each file with task -> `predict.answer`, or with the reason, which is also printed."""
+    from multitask.serving import predict
+
+    for file, result in predict.predict_files(model, files, batch_size=batch_size):
+        if isinstance(result, str):
+            note(f"{file}: {result}", sys.stderr)
+            yield file, result
+            continue
+        yield (
+            file,
+            {
+                task: predict.answer(
+                    probabilities, model.classes[task], min_confidence=thresholds[task]
+                )
+                for task, probabilities in result.items()
+            },
+        )
+
+
+def _answer_lines(file: str, predictions: dict[str, Any]) -> list[str]:
+    from multitask.serving.predict import answer_lines
+
+    return answer_lines(file, predictions)
+
+
+def _predict_to_file(
+    values: flags.FlagValues,
+    out: Path,
+    model: "Predictor",
+    all_files: Sequence[str],
+    thresholds: Mapping[str, float],
+) -> None:
+    from multitask.serving.predict import UNCERTAIN
+    from multitask.serving.prediction_files import PredictionFile
+
+    settings = {
+        "model": model.identity,
+        "runtime": model.runtime,
+        "min_confidence": thresholds,
+        "calibrated": values.calibrated,
+        "tta": values.tta,
+    }
+    prediction_file = PredictionFile(out, settings, model.classes, resume=values.resume)
+    files = [file for file in all_files if not prediction_file.has(file)]
+    done = len(all_files) - len(files)
+    if done:
+        note(f"Resuming: {done:,} of {len(all_files):,} images have predictions")
+    note(
+        f"Predicting {len(files):,} {'image' if len(files) == 1 else 'images'} with {model.runtime}"
+    )
+    readable, start_s = 0, time.perf_counter()
+    uncertain: Counter[str] = Counter()
     try:
-        for file, said in predict.predict_files(model, files, batch_size=values.batch_size):
-            if isinstance(said, str):
-                note(f"{file}: {said}", sys.stderr)
-            else:
-                said = {
-                    task: predict.answer(
-                        probabilities, model.classes[task], min_confidence=thresholds[task]
-                    )
-                    for task, probabilities in said.items()
-                }
+        for file, predictions in _predictions(model, files, values.batch_size, thresholds):
+            prediction_file.add(file, predictions)
+            if not isinstance(predictions, str):
                 readable += 1
-                uncertain.update(t for t, one in said.items() if one["answer"] == predict.UNCERTAIN)
-                if not answers:
-                    print("\n".join(predict.answer_lines(file, said)), flush=True)
-            if answers:
-                answers.add(file, said)
+                uncertain.update(t for t, p in predictions.items() if p["answer"] == UNCERTAIN)
     finally:
-        if answers:
-            answers.close()
-    if answers:
-        seconds = time.perf_counter() - began
-        answers.finish()
-        rate = f", {readable / seconds:.0f} a second" if readable else ""
-        note(f"{readable:,} answered{rate}; {len(files) - readable:,} cannot be read")
-        if any(thresholds.values()) and readable:
-            shares = (f"{task} {uncertain[task] / readable:.1%}" for task in model.classes)
-            note(f"Uncertain: {', '.join(shares)}")
-        note(f"Written: {out}")
-    if len(files) == before and not readable:
-        raise InputError(f"none of the {len(files)} pictures can be read")
+        prediction_file.close()
+    seconds = time.perf_counter() - start_s
+    prediction_file.finish()
+    rate = f", {readable / seconds:.0f} a second" if readable else ""
+    note(f"{readable:,} predicted{rate}; {len(files) - readable:,} cannot be read")
+    if any(thresholds.values()) and readable:
+        shares = (f"{task} {uncertain[task] / readable:.1%}" for task in model.classes)
+        note(f"Uncertain: {', '.join(shares)}")
+    note(f"Written: {out}")
+    if not done:
+        _require_readable(readable, files)
+
+
+def _require_readable(readable: int, files: Sequence[str]) -> None:
+    if not readable:
+        raise InputError(f"none of the {len(files)} images can be read")

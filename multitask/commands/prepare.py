@@ -1,11 +1,12 @@
-"""Decode a data set's training pictures once, into records that training reads fast.
+"""Decode the training images of a data set once into records that can be read fast.
 
   multitask prepare --spec=wikiart --data_dir=DIR
 
-Each picture is turned upright, reduced to a bounded shorter side and stored as JPEG; what cannot
-be used is listed with its reason in left_out.csv beside the records. `train` does the same by
-itself on first use; records that fit are used again. On a cluster:
---beam_runner=DataflowRunner --beam_options=project=P,region=R,temp_location=gs://…"""
+Each image is turned upright, reduced to a bounded shorter side and stored as JPEG. Excluded images
+are listed with their reason in excluded.csv, next to the records. `train` does the same on first
+use; matching records are used again. On a cluster:
+--beam_runner=DataflowRunner --beam_options=project=P,region=R,temp_location=gs://…
+"""
 
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "beam_runner",
         None,
-        "prepare by Apache Beam, with this runner: DirectRunner, DataflowRunner, FlinkRunner, "
+        "prepare with Apache Beam, on this runner: DirectRunner, DataflowRunner, FlinkRunner, "
         "SparkRunner (pip install '.[beam]')",
         flag_values=values,
     )
@@ -55,5 +56,5 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         beam_options=values.beam_options,
     )
     print("\n".join(describe_table(prepared.table)))
-    how = "Prepared" if prepared.fresh else "Already there"
+    how = "Prepared" if prepared.fresh else "Already prepared"
     print(f"\n{how}: {prepared.folder} ({prepared.size_bytes / 1e6:,.1f} MB)")

@@ -1,4 +1,4 @@
-"""The flags of every command that works on a run which exists."""
+"""The flags of every command that works on an existing run."""
 
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from multitask.spec import InputError
 
 
 def define_run_flags(values: flags.FlagValues) -> None:
+    """Define --workdir, --data_dir, --allow_outside and --model."""
     to = {"flag_values": values}
     flags.DEFINE_string("workdir", None, "folder of the run", **to)
-    flags.DEFINE_string("data_dir", None, "where the data has moved to since training", **to)
+    flags.DEFINE_string("data_dir", None, "new folder of data that was moved after training", **to)
     define_allow_outside(values)
     flags.DEFINE_string(
         "model", None, "another model file of the run, e.g. runs/a/models/best_model_x.keras", **to
@@ -20,11 +21,12 @@ def define_run_flags(values: flags.FlagValues) -> None:
 
 
 def define_similar(values: flags.FlagValues) -> None:
+    """Define --similar for the commands that evaluate."""
     flags.DEFINE_boolean(
         "similar",
         True,
-        "when evaluating, embed the training pictures too, once a model, for similar pictures and "
-        "those that are far from their class",
+        "when evaluating, also embed the training images, once per model, to report similar images "
+        "and images that are far from their class",
         flag_values=values,
     )
 
@@ -32,7 +34,7 @@ def define_similar(values: flags.FlagValues) -> None:
 def run_and_model(
     values: flags.FlagValues, left: list[str], command: str
 ) -> tuple[Run, Path | None]:
-    """The run that the flags name, and the model file where one is named."""
+    """The run that the flags name, and the model file if one is named."""
     if left:
         raise InputError(f"multitask {command}: takes flags only, not {left[0]!r}")
     if not values.workdir:

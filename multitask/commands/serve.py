@@ -1,11 +1,12 @@
-"""Answer pictures in a browser, and over HTTP, with an exported model.
+"""Serve an exported model: a web page, and predictions over HTTP.
 
   multitask serve --model=runs/first/export
   multitask serve --model=runs/first/export --workdir=runs/first --port=8080
-  curl -H 'Content-Type: image/jpeg' --data-binary @PICTURE http://127.0.0.1:8000/predict
+  curl -H 'Content-Type: image/jpeg' --data-binary @IMAGE http://127.0.0.1:8000/predict
 
-The page takes a painting that is dropped, chosen or pasted. Pictures are answered in memory and
-never written. /openapi.json describes POST /predict. Ctrl-C stops. Needs the extra `serve`."""
+On the page, a painting can be dropped, chosen or pasted. Images stay in memory and are never
+written to disk. /openapi.json describes POST /predict. Ctrl-C stops. Needs the extra `serve`.
+"""
 
 import dataclasses
 import gc
@@ -15,6 +16,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -23,87 +25,129 @@ from multitask.commands.model_flags import confidence, define_model_flags, thres
 from multitask.commands.spec_flags import define_allow_outside
 from multitask.spec import InputError, install
 
+if TYPE_CHECKING:  # flags do not wait for TensorFlow
+    from fastapi import FastAPI
+
+    from multitask.annexes.serve.app import Limits
+    from multitask.serving.predictor import Predictor
+
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-MAX_UPLOAD_MB = 2000  # held in memory, some at once
-HELD_BYTES = 512_000_000  # of all uploads at once
-GRACE_S = 10  # for what is being answered when the server is stopped
-LEAST = {
+MAX_UPLOAD_MB = 2000  # uploads are held in memory
+HELD_BYTES = 512_000_000  # of all uploads together
+GRACE_S = 10  # for requests in progress when the server is stopped
+MINIMA = {
     "upload_timeout_s": 0.1,
     "min_upload_kb_s": 0,
     "header_timeout_s": 0.1,
     "keep_alive_timeout_s": 0.1,
 }
-OTHER_FILES = 128  # that the process has open beside its connections; about 15 were seen
+OTHER_FILES = 128  # open in addition to connections; about 15 were measured
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
     to = {"flag_values": values}
     flags.DEFINE_string("model", None, "folder that `multitask export` wrote", **to)
     flags.DEFINE_string(
         "workdir",
         None,
-        "the run that the export was made of, for similar pictures; they are embedded once, which "
-        "takes minutes. Not needed where the export lies in its run and that is done",
+        "the run that was exported, for similar images; its images are embedded once, which takes "
+        "minutes. Not needed if the export lies in its run and the embeddings exist",
         **to,
     )
-    flags.DEFINE_string("data_dir", None, "where the training pictures have moved to", **to)
+    flags.DEFINE_string("data_dir", None, "new folder of training images that were moved", **to)
     define_allow_outside(values)
-    flags.DEFINE_string("host", LOOPBACK[1], "address to listen on; nobody has to log in", **to)
+    flags.DEFINE_string("host", LOOPBACK[1], "address to listen on; there is no login", **to)
     flags.DEFINE_integer(
         "port", 8000, "port to listen on; 0: any", lower_bound=0, upper_bound=65535, **to
     )
     define_model_flags(values)
-    flags.DEFINE_float("max_upload_mb", 20, "size of a picture's file, at most", **to)
+    _define_limits(values)
+
+
+def _define_limits(values: flags.FlagValues) -> None:
+    to = {"flag_values": values}
+    flags.DEFINE_float("max_upload_mb", 20, "largest image file, in MB", **to)
     flags.DEFINE_float(
         "max_megapixels",
         100,
-        "pixels of a picture, at most; a million take up to 11 MB while it is read. One side may "
-        "have 65,535, and 200 times as many as the other",
+        "largest image, in megapixels; decoding takes up to 11 MB for each. A side is limited to "
+        "65,535 pixels, and to 200 times the other side",
         **to,
     )
-    flags.DEFINE_float("upload_timeout_s", 60, "for a picture's upload, in seconds", **to)
+    flags.DEFINE_float("upload_timeout_s", 60, "longest upload of an image, in seconds", **to)
     flags.DEFINE_float(
         "min_upload_kb_s",
         4,
-        "an upload that brings less in 10 seconds is cut off: kB a second",
+        "lowest upload rate in kB/s, over 10 seconds; slower uploads are aborted",
         **to,
     )
     flags.DEFINE_float(
         "header_timeout_s",
         10,
-        "for the head of a request, in seconds: from the connection, or from its first byte",
+        "longest time for a request's head, in seconds, from the connection or its first byte",
         **to,
     )
     flags.DEFINE_float(
         "keep_alive_timeout_s",
         5,
-        "a connection without a request is closed after this time, in seconds",
+        "an idle connection is closed after this many seconds",
         **to,
     )
     flags.DEFINE_integer(
         "max_connections",
         1000,
-        "connections at once; for one more, the one that has been idle longest is closed. At most "
-        "what the system lets a process open",
+        "most connections at once; for a further one, the connection that has been idle longest is "
+        "closed. The system's limit of open files may lower it",
         lower_bound=1,
         **to,
     )
     flags.DEFINE_integer(
         "max_connections_per_address",
         128,
-        "of these, connections of one IPv4 address or IPv6 /64: a browser opens up to 6, a "
-        "reverse proxy one for each request at once",
+        "most connections of one IPv4 address or IPv6 /64: a browser opens up to 6, a reverse "
+        "proxy one for each concurrent request",
         lower_bound=1,
         **to,
     )
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
+    """Serve until stopped."""
+    min_confidence = _check(values, left)
+    # Binding first reports a busy port before the model is loaded, which may take minutes.
+    bound = _bound_socket(values)
+    with bound:
+        # TensorFlow on x86 keeps all memory that it ever allocated: after a few large images
+        # several GB. With this setting it returns memory to the system.
+        os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
+        import_tensorflow()
+        from multitask.annexes.serve.app import MAX_BATCH
+        from multitask.serving import predictor
+
+        limits = _limits(values)
+        folder = Path(values.model)
+        model = predictor.load_export(folder, runtime=values.runtime, batch=MAX_BATCH)
+        model = dataclasses.replace(model, calibrated=values.calibrated)
+        thresholds = thresholds_of(model, min_confidence)
+        loopback = ipaddress.ip_address(bound.getsockname()[0]).is_loopback
+        app = _build_app(values, folder, model, thresholds, limits, loopback=loopback)
+        if not loopback:
+            print(
+                f"--host={values.host}: everyone who can reach this machine can use the server; "
+                "there is no login",
+                file=sys.stderr,
+            )
+        _run(values, app, bound, f"{folder} with {model.runtime}")
+
+
+def _check(values: flags.FlagValues, left: list[str]) -> tuple[bool, float]:
+    """Check the flags that need no TensorFlow, and return the parsed --min_confidence."""
     if left:
         raise InputError(f"multitask serve: takes flags only, not {left[0]!r}")
     if not values.model:
         raise InputError("multitask serve: --model is needed; --help lists the flags")
-    least = confidence(values.min_confidence)
+    min_confidence = confidence(values.min_confidence)
     for module in ("fastapi", "uvicorn"):
         if importlib.util.find_spec(module) is None:
             raise InputError(f"multitask serve: needs an extra: {install('serve')}")
@@ -112,102 +156,110 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
             f"--max_upload_mb: {values.max_upload_mb:g}: expected a number above 0 and up to "
             f"{MAX_UPLOAD_MB}"
         )
-    for flag, bound in LEAST.items():
+    for flag, bound in MINIMA.items():
         if not bound <= values[flag].value <= 3600:
             raise InputError(f"--{flag}: {values[flag].value:g}: expected {bound:g} to 3600")
+    return min_confidence
 
-    # Before the minutes that a model may take.
-    listening = _bound(values)
-    with listening:
-        # TensorFlow on x86 keeps all memory that it ever had, for itself: after a few large images
-        # some GB. With this setting it comes from the system, and goes back.
-        os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
-        import_tensorflow()
-        import uvicorn
 
-        from multitask.data.decode import MAX_PIXELS
-        from multitask.serving import app, beside, connections, predictor, uploads
+def _limits(values: flags.FlagValues) -> "Limits":
+    from multitask.annexes.serve.app import Limits
+    from multitask.annexes.serve.uploads import UploadLimits
+    from multitask.data.decode import MAX_PIXELS
 
-        if not 1e-6 <= values.max_megapixels <= MAX_PIXELS / 1e6:
-            raise InputError(
-                f"--max_megapixels: {values.max_megapixels:g}: expected a number above 0 and up to "
-                f"{MAX_PIXELS // 10**6}, which is what can be decoded"
-            )
-        upload_bytes = int(values.max_upload_mb * 1e6)
-        folder = Path(values.model)
-        model = predictor.load_export(folder, runtime=values.runtime, batch=app.MAX_BATCH)
-        model = dataclasses.replace(model, calibrated=values.calibrated)
-        loopback = ipaddress.ip_address(listening.getsockname()[0]).is_loopback
-        built = app.build_app(
-            model,
-            name=predictor.read_export(folder)["spec"],
-            thresholds=thresholds_of(model, least),
-            attention=beside.load_attention(folder),
-            similar=beside.similar_pictures(
-                folder,
-                workdir=Path(values.workdir) if values.workdir else None,
-                data_dir=Path(values.data_dir) if values.data_dir else None,
-                allow_outside=values.allow_outside,
-            ),
-            limits=app.Limits(
-                upload=uploads.UploadLimits(
-                    bytes=upload_bytes,
-                    seconds=values.upload_timeout_s,
-                    bytes_per_s=1000 * values.min_upload_kb_s,
-                    held_bytes=max(HELD_BYTES, 2 * upload_bytes),
-                ),
-                pixels=int(values.max_megapixels * 1e6),
-            ),
-            hosts=(*LOOPBACK, values.host.lower()) if loopback else None,
+    if not 1e-6 <= values.max_megapixels <= MAX_PIXELS / 1e6:
+        raise InputError(
+            f"--max_megapixels: {values.max_megapixels:g}: expected a number above 0 and up to "
+            f"{MAX_PIXELS // 10**6}, the limit of the decoder"
         )
-        if not loopback:
-            print(
-                f"--host={values.host}: whoever reaches this machine can ask; there is no log-in",
-                file=sys.stderr,
-            )
-        try:
-            # From here on requests wait and are not refused.
-            listening.listen(connections.BACKLOG)
-        except OSError as error:  # another server was quicker
-            raise _taken(values, error) from None
-        host = f"[{values.host}]" if ":" in values.host else values.host
-        address = f"http://{host}:{listening.getsockname()[1]}"
-        print(f"Serving {folder} with {model.runtime} at {address} (Ctrl-C stops)", flush=True)
-        config = uvicorn.Config(
-            built,
-            http=connections.Connections(
-                connections.ConnectionLimits(
-                    total=_room_for(values.max_connections, connections.BACKLOG),
-                    per_address=values.max_connections_per_address,
-                    header_s=values.header_timeout_s,
-                    keep_alive_s=values.keep_alive_timeout_s,
-                ),
-                headers=app.HEADERS,
-            ),
-            ws="none",
-            backlog=connections.BACKLOG,
-            log_level="error",  # a warning is for each malformed request, and anyone can send them
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_S,
-        )
-        # Else a garbage collection now and then walks all that TensorFlow has built, and for the
-        # seconds that takes nobody is answered.
-        gc.collect()
-        gc.freeze()
-        uvicorn.Server(config).run(sockets=[listening])
+    upload_bytes = int(values.max_upload_mb * 1e6)
+    return Limits(
+        upload=UploadLimits(
+            bytes=upload_bytes,
+            seconds=values.upload_timeout_s,
+            bytes_per_s=1000 * values.min_upload_kb_s,
+            held_bytes=max(HELD_BYTES, 2 * upload_bytes),
+        ),
+        pixels=int(values.max_megapixels * 1e6),
+    )
 
 
-def _room_for(wanted: int, backlog: int) -> int:
-    """How many connections the process may have, at most `wanted`; raises its limit for them.
+def _build_app(
+    values: flags.FlagValues,
+    folder: Path,
+    model: "Predictor",
+    thresholds: dict[str, float],
+    limits: "Limits",
+    *,
+    loopback: bool,
+) -> "FastAPI":
+    from multitask.annexes.serve import neighbours
+    from multitask.annexes.serve.app import build_app
+    from multitask.serving.predictor import read_export
 
-    A server that runs out of file descriptors answers nobody.
+    return build_app(
+        model,
+        name=read_export(folder)["spec"],
+        thresholds=thresholds,
+        attention=neighbours.load_attention(folder),
+        similar=neighbours.similar_images(
+            folder,
+            workdir=Path(values.workdir) if values.workdir else None,
+            data_dir=Path(values.data_dir) if values.data_dir else None,
+            allow_outside=values.allow_outside,
+        ),
+        limits=limits,
+        hosts=(*LOOPBACK, values.host.lower()) if loopback else None,
+    )
+
+
+def _run(values: flags.FlagValues, app: "FastAPI", bound: socket.socket, described: str) -> None:
+    import uvicorn
+
+    from multitask.annexes.serve import connections
+    from multitask.annexes.serve.guard import HEADERS
+
+    try:
+        # From now on, requests wait and are not refused.
+        bound.listen(connections.BACKLOG)
+    except OSError as error:  # another server has taken the port in the meantime
+        raise _taken(values, error) from None
+    host = f"[{values.host}]" if ":" in values.host else values.host
+    address = f"http://{host}:{bound.getsockname()[1]}"
+    print(f"Serving {described} at {address} (Ctrl-C stops)", flush=True)
+    limits = connections.ConnectionLimits(
+        total=_max_connections(values.max_connections, connections.BACKLOG),
+        per_address=values.max_connections_per_address,
+        header_s=values.header_timeout_s,
+        keep_alive_s=values.keep_alive_timeout_s,
+    )
+    config = uvicorn.Config(
+        app,
+        http=connections.Connections(limits, headers=HEADERS),
+        ws="none",
+        backlog=connections.BACKLOG,
+        log_level="error",  # every malformed request causes a warning, and anyone can send them
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    # Otherwise garbage collections walk all objects that TensorFlow has built, and the server
+    # pauses for seconds.
+    gc.collect()
+    gc.freeze()
+    uvicorn.Server(config).run(sockets=[bound])
+
+
+def _max_connections(wanted: int, backlog: int) -> int:
+    """Return how many connections the process can have, at most `wanted`; raise its limit for them.
+
+    A server without free file descriptors cannot answer anyone.
     """
     try:
         import resource
     except ImportError:  # Windows, which has no such limit
         return wanted
-    # asyncio accepts a backlog at once, before any bound is looked at; another may be unread.
+    # asyncio accepts a whole backlog before any limit is checked; another one may be unread.
     others = OTHER_FILES + 2 * backlog
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted + others:
@@ -216,20 +268,20 @@ def _room_for(wanted: int, backlog: int) -> int:
     room = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - others)
     if room < 1:
         raise InputError(
-            f"multitask serve: the system lets a process open {soft} files; at least {others + 1} "
-            "are needed (ulimit -n)"
+            f"multitask serve: the system limits a process to {soft} open files; at least "
+            f"{others + 1} are needed (ulimit -n)"
         )
     if room < wanted:
         print(
-            f"--max_connections={wanted}: {room} are used, as the system lets a process open "
-            f"{soft} files (ulimit -n)",
+            f"--max_connections={wanted}: {room} are used, as the system limits a process to "
+            f"{soft} open files (ulimit -n)",
             file=sys.stderr,
         )
     return room
 
 
-def _bound(values: flags.FlagValues) -> socket.socket:
-    """A socket that has the address, and does not answer yet."""
+def _bound_socket(values: flags.FlagValues) -> socket.socket:
+    """Bind a socket that does not listen yet."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             values.host, values.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -238,7 +290,7 @@ def _bound(values: flags.FlagValues) -> socket.socket:
         reason = getattr(error, "strerror", None) or "not a host name"
         raise InputError(f"--host: {values.host!r}: {reason}") from None
     bound = socket.socket(family, kind, protocol)
-    # Else the port of a server that has just stopped is taken for a minute.
+    # Otherwise the port of a server that has just stopped stays busy for a minute.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind(address)
@@ -249,4 +301,6 @@ def _bound(values: flags.FlagValues) -> socket.socket:
 
 
 def _taken(values: flags.FlagValues, error: OSError) -> InputError:
-    return InputError(f"--port: {values.host}:{values.port}: {error.strerror.lower()}")
+    return InputError(
+        f"--port: {values.host}:{values.port}: {(error.strerror or str(error)).lower()}"
+    )

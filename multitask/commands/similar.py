@@ -1,54 +1,55 @@
-"""Find the training pictures that are nearest to a picture, as the model sees them.
+"""Find the training images that are most similar to an image, by their embeddings.
 
-  multitask similar --workdir=runs/first --query=PICTURE
-  multitask similar --workdir=runs/first --task=style --top_k=10 PICTURE_OR_FOLDER …
+  multitask similar --workdir=runs/first --query=IMAGE
+  multitask similar --workdir=runs/first --task=style --top_k=10 IMAGE_OR_FOLDER …
 
-The first call embeds every training picture, once, into similar/ in the workdir. Prints rank,
-distance (1 - cosine of the embeddings: 0 = the same, 1 = nothing in common), path and labels, and
-draws them in results/similar_{PICTURE}.png."""
+The first call embeds all training images and stores the embeddings in similar/ in the workdir.
+Prints rank, distance (1 - cosine of the embeddings: 0 = the same, 1 = nothing in common), path and
+labels, and plots them in results/similar_{IMAGE}.png.
+"""
 
-import functools
-import sys
 from pathlib import Path
 
 from absl import flags
 
 from multitask.commands import import_tensorflow
 from multitask.commands.run_flags import define_run_flags, run_and_model
-from multitask.console import note
+from multitask.console import log_to_stderr
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    """Define the flags of `similar`."""
     define_run_flags(values)
     to = {"flag_values": values}
-    flags.DEFINE_multi_string("query", [], "the picture; may be given several times", **to)
-    flags.DEFINE_integer("top_k", 5, "how many pictures to find", lower_bound=1, **to)
+    flags.DEFINE_multi_string("query", [], "the image; may be given several times", **to)
+    flags.DEFINE_integer("top_k", 5, "number of images to find", lower_bound=1, **to)
     flags.DEFINE_string(
         "task",
         None,
-        "compare what this task's head makes of the pictures, not what the trunk, which all the "
-        "tasks share, makes of them",
+        "compare the embeddings of this task's head instead of those of the trunk, which all the "
+        "tasks share",
         **to,
     )
-    flags.DEFINE_string("out", None, "folder for the figures, instead of results/", **to)
+    flags.DEFINE_string("out", None, "folder for the plots, instead of results/", **to)
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
+    """Find and print similar images."""
     run, model_file = run_and_model(values, [], "similar")
 
     import_tensorflow()
-    from multitask.evaluation.similar import find_similar, neighbour_lines
-    from multitask.serving.predict import find_pictures
+    from multitask.evaluation.neighbours import find_similar, neighbour_lines
+    from multitask.serving.predict import find_images
+    from multitask.trained import open_trained
 
-    tell = functools.partial(note, stream=sys.stderr)
-    found = find_similar(
-        run,
-        [Path(name) for name in find_pictures([*values.query, *left], tell=tell)],
-        model_file=model_file,
+    log_to_stderr()
+    results = find_similar(
+        open_trained(run, model_file),
+        [Path(name) for name in find_images([*values.query, *left])],
         task=values.task,
         top_k=values.top_k,
         out=Path(values.out) if values.out else None,
     )
-    for one in found:
-        print("\n".join(neighbour_lines(one)))
-        print(f"Figure: {one.figure}")
+    for result in results:
+        print("\n".join(neighbour_lines(result)))
+        print(f"Plot: {result.plot}")

@@ -1,4 +1,7 @@
-"""The flags of every command that works on a spec and its data: one place for their words."""
+"""The flags of every command that works on a spec and its data.
+
+The help of a flag that overrides a field is the description of the field.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,114 +9,45 @@ from pathlib import Path
 from absl import flags
 
 from multitask.spec import DataSpec, InputError, load_spec, override, select_tasks
+from multitask.spec_fields import described_fields
 
-# flag -> (field of the spec, how absl defines it, help)
+# flag -> the field of the spec that it overrides. The field `task.subset` is set in every task.
 OVERRIDES = {
-    "image_size": (
-        "image_size",
-        flags.DEFINE_integer,
-        "side of the model's input in px",
-    ),
-    "batch_size": ("batch_size", flags.DEFINE_integer, "pictures a step"),
-    "precision": (
-        "precision",
-        flags.DEFINE_string,
-        "float32, or bfloat16: mixed precision, which accelerators compute faster",
-    ),
-    "epochs_heads": ("phases.heads.epochs", flags.DEFINE_integer, "epochs of the phase heads"),
-    "epochs_finetune": (
-        "phases.finetune.epochs",
-        flags.DEFINE_integer,
-        "epochs of the phase finetune",
-    ),
-    "subset": ("task.subset", flags.DEFINE_float, "share of every task's training labels"),
-    "selection": (
-        "selection",
-        flags.DEFINE_float,
-        "share of the training pictures held out for choosing; 0 = none",
-    ),
-    "max_missing": ("max_missing", flags.DEFINE_float, "share of pictures that may be missing"),
-    "exclude_near_duplicates": (
-        "exclude_near_duplicates",
-        flags.DEFINE_boolean,
-        "leave out training pictures that are the same painting as an exam's picture",
-    ),
-    "seed": ("seed", flags.DEFINE_integer, "seed of everything that is drawn"),
-    "records_margin": (
-        "records.margin",
-        flags.DEFINE_float,
-        "shorter side of a prepared picture, in image sizes",
-    ),
-    "records_quality": (
-        "records.quality",
-        flags.DEFINE_integer,
-        "JPEG quality of a prepared picture, 1 to 100",
-    ),
-    "cache_features": (
-        "features.cache",
-        flags.DEFINE_string,
-        "auto, on or off: phase heads learns from features that the frozen trunk gave once",
-    ),
-    "feature_views": (
-        "features.views",
-        flags.DEFINE_integer,
-        "augmented views of each picture among the cached features, beside the plain one",
-    ),
-    "feature_dtype": (
-        "features.dtype",
-        flags.DEFINE_string,
-        "float16 or float32: of the cached features on disk",
-    ),
-    "smote": (
-        "features.smote",
-        flags.DEFINE_float,
-        "fill up rare classes to this share of the commonest, in feature space; 0 = off",
-    ),
-    "trunk": (
-        "trunk.name",
-        flags.DEFINE_string,
-        "name of the trunk: efficientnetb0 to efficientnetb7, efficientnetv2b0 to "
-        "efficientnetv2b3, efficientnetv2s, -m, -l, convnexttiny, -small, -base, -large, -xlarge, "
-        "or efficientnet_lite2",
-    ),
-    "trunk_weights": (
-        "trunk.weights",
-        flags.DEFINE_string,
-        "imagenet (fetched once; of efficientnet_lite2: from a package of the extra [lite]), none, "
-        "or a file of ImageNet weights",
-    ),
-    "freeze_depth": (
-        "freeze_depth",
-        flags.DEFINE_string,
-        "what stays frozen in finetune: N = the first N layers, -N = all but the last N, none, "
-        "all, or a block such as block5 or stage_2; instead of each task's freeze_depth",
-    ),
-    "accumulate": (
-        "optimizer.accumulate",
-        flags.DEFINE_integer,
-        "steps whose gradients make one update: a larger batch in the same memory",
-    ),
-    "clip_norm": (
-        "optimizer.clip_norm",
-        flags.DEFINE_float,
-        "largest norm of each part's gradient; 0 = any",
-    ),
-    "ema": (
-        "optimizer.ema",
-        flags.DEFINE_float,
-        "momentum of the weights' moving average, which is what is evaluated; 0 = none",
-    ),
-    "trunk_layer_decay": (
-        "optimizer.trunk_layer_decay",
-        flags.DEFINE_float,
-        "the trunk's rate, from a block to the one below it; 1 = the same",
-    ),
+    "image_size": "image_size",
+    "batch_size": "batch_size",
+    "precision": "precision",
+    "epochs_heads": "phases.heads.epochs",
+    "epochs_finetune": "phases.finetune.epochs",
+    "subset": "task.subset",
+    "validation_share": "validation",
+    "max_missing": "max_missing",
+    "exclude_near_duplicates": "exclude_near_duplicates",
+    "seed": "seed",
+    "records_margin": "records.margin",
+    "records_quality": "records.quality",
+    "cache_features": "features.cache",
+    "feature_views": "features.views",
+    "feature_dtype": "features.dtype",
+    "smote": "features.smote",
+    "trunk": "trunk.name",
+    "trunk_weights": "trunk.weights",
+    "freeze_depth": "freeze_depth",
+    "accumulate": "optimizer.accumulate",
+    "clip_norm": "optimizer.clip_norm",
+    "ema": "optimizer.ema",
+    "trunk_layer_decay": "optimizer.trunk_layer_decay",
 }
-# What decides which pictures are prepared, and how.
+_FIELDS = {field.place: field for field in described_fields()}
+_DEFINE = {
+    bool: flags.DEFINE_boolean,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+}
+# Flags that determine which images are prepared, and how.
 OF_RECORDS = (
     "image_size",
     "subset",
-    "selection",
+    "validation_share",
     "max_missing",
     "exclude_near_duplicates",
     "seed",
@@ -123,18 +57,19 @@ OF_RECORDS = (
 
 
 def define_spec_flags(values: flags.FlagValues, overrides: Iterable[str] = OVERRIDES) -> None:
-    """--spec, --data_dir, --tasks, and those of OVERRIDES that the command takes."""
+    """Define --spec, --data_dir, --tasks and the given flags of OVERRIDES."""
     to = {"flag_values": values}
     flags.DEFINE_string(
         "spec", None, "spec file, or the name of a shipped one: wikiart, demo", **to
     )
-    flags.DEFINE_string("data_dir", None, "folder that the spec's paths start at", **to)
-    flags.DEFINE_list("tasks", None, "only these of the spec's tasks, e.g. artist,style", **to)
+    flags.DEFINE_string("data_dir", None, "folder that the spec's paths are relative to", **to)
+    flags.DEFINE_list("tasks", None, "use only these tasks of the spec, e.g. artist,style", **to)
     define_allow_outside(values)
     for flag in overrides:
-        field, define, text = OVERRIDES[flag]
-        shown = "subset of each task" if field == "task.subset" else field
-        define(flag, None, f"{text} (field {shown})", **to)
+        field = _FIELDS[OVERRIDES[flag]]
+        define = _DEFINE.get(field.annotation, flags.DEFINE_string)
+        shown = "subset of each task" if field.place == "task.subset" else field.place
+        define(flag, None, f"{field.description.replace('`', '')} (field {shown})", **to)
 
 
 def define_allow_outside(values: flags.FlagValues) -> None:
@@ -162,7 +97,7 @@ def folder_or_none(value: str | None) -> Path | None:
 def check_needed(
     values: flags.FlagValues, left: list[str], command: str, needed: Iterable[str]
 ) -> None:
-    """InputError where a flag is missing that the command needs, or something else is given."""
+    """Raise InputError if a needed flag is missing, or if there are other arguments."""
     if left:
         raise InputError(f"multitask {command}: takes flags only, not {left[0]!r}")
     for name in needed:
@@ -171,13 +106,13 @@ def check_needed(
 
 
 def resolve_spec(values: flags.FlagValues) -> DataSpec:
-    """The spec that the flags ask for."""
+    """The spec that the flags name, with the fields that they override."""
     spec = load_spec(values.spec, allow_outside=values.allow_outside)
     if values.tasks is not None:
         spec = select_tasks(spec, [name.strip() for name in values.tasks if name.strip()])
     changes = {
         flag: (field, values[flag].value)
-        for flag, (field, *_) in OVERRIDES.items()
+        for flag, field in OVERRIDES.items()
         if flag in values and values[flag].value is not None
     }
     return override(spec, changes)

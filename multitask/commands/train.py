@@ -2,11 +2,13 @@
 
   multitask train --spec=wikiart --data_dir=DIR --workdir=runs/first
 
-DIR holds wikiart/ and wikiart_csv/ as ArtGAN ships them. The pictures are prepared once, into
-records that later runs read too. Everything else goes to the workdir: config.json, models/, logs/,
-results/. The same command again goes on where it was stopped. A flag overrides a field of the
-spec, for this run."""
+DIR holds wikiart/ and wikiart_csv/ as ArtGAN ships them. The images are prepared once, into
+records that later runs also read. Everything else is written to the workdir: config.json, models/,
+logs/, results/. The same command resumes a run that was stopped. Flags override fields of the
+spec for this run.
+"""
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -24,12 +26,20 @@ from multitask.commands.spec_flags import (
 )
 from multitask.spec import PHASES, InputError
 
+logger = logging.getLogger(__name__)
+
 
 def define_flags(values: flags.FlagValues) -> None:
+    """Define the flags of `train`."""
     to = {"flag_values": values}
     define_spec_flags(values)
     define_records_dir(values)
-    flags.DEFINE_string("workdir", None, "folder of the run; new, or of the same run", **to)
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "folder of the run: a new one, or one of a run with the same settings",
+        **to,
+    )
     flags.DEFINE_enum("phase", "all", [*PHASES, "all"], "which phase to train", **to)
     flags.DEFINE_string(
         "init_from", None, "with --phase=finetune: the .keras model to start from", **to
@@ -38,72 +48,86 @@ def define_flags(values: flags.FlagValues) -> None:
         "backend",
         None,
         BACKENDS,
-        "what Keras computes with (default: KERAS_BACKEND of the environment, else tensorflow)",
+        "Keras' backend (default: KERAS_BACKEND of the environment, else tensorflow)",
         **to,
     )
-    flags.DEFINE_boolean("best_per_task", True, "save each task's own best epoch too", **to)
+    flags.DEFINE_boolean("best_per_task", True, "also save the best epoch of each task", **to)
     flags.DEFINE_float(
         "checkpoint_minutes",
         10.0,
-        "minutes from one checkpoint to the next; each epoch ends with one, too",
+        "minutes between two checkpoints; there is also one at the end of each epoch",
         lower_bound=0,
         **to,
     )
     flags.DEFINE_boolean(
         "deterministic",
         None,
-        "the same bits for the same seed (default: on a CPU, where it costs nothing)",
+        "the same bits for the same seed (default: on for CPUs, where it costs nothing)",
         **to,
     )
+    _define_distribution(values)
+    flags.DEFINE_boolean("evaluate", True, "evaluate the best model when training ends", **to)
+    define_similar(values)
+
+
+def _define_distribution(values: flags.FlagValues) -> None:
+    """Define the flags of the devices and processes."""
+    to = {"flag_values": values}
     flags.DEFINE_enum(
         "distribute",
         "none",
         DISTRIBUTIONS,
-        "mirrored: over all GPUs of this machine; multihost: over several machines, with this very "
-        "command on each (JAX); --batch_size is that of all together",
+        "mirrored: all GPUs of this machine; multihost: several machines, with the same command on "
+        "each (JAX); --batch_size is the sum over all devices",
         **to,
     )
     flags.DEFINE_string(
         "coordinator",
         None,
-        "of multihost: host:port of process 0 (default: what the cluster says)",
+        "for multihost: host:port of process 0 (default: from the cluster)",
         **to,
     )
     flags.DEFINE_integer(
-        "process_count", None, "of multihost: how many processes (default: as above)", **to
+        "process_count",
+        None,
+        "for multihost: number of processes (default: from the cluster)",
+        **to,
     )
     flags.DEFINE_integer(
-        "process_index", None, "of multihost: which this is, from 0 (default: as above)", **to
+        "process_index",
+        None,
+        "for multihost: number of this process, from 0 (default: from the cluster)",
+        **to,
     )
-    flags.DEFINE_boolean("evaluate", True, "evaluate the best model when training ends", **to)
-    define_similar(values)
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
+    """Train, then evaluate."""
     check_needed(values, left, "train", ("spec", "data_dir", "workdir"))
     spec = resolve_spec(values)
-    asked = PHASES if values.phase == "all" else (values.phase,)
-    if not any(getattr(spec.phases, phase).epochs for phase in asked):
-        wanted = " or ".join(f"--epochs_{phase}" for phase in asked)
-        raise InputError(f"--phase={values.phase}: has 0 epochs to train; give {wanted}")
+    phases = PHASES if values.phase == "all" else (values.phase,)
+    if not any(getattr(spec.phases, phase).epochs for phase in phases):
+        options = " or ".join(f"--epochs_{phase}" for phase in phases)
+        raise InputError(f"--phase={values.phase}: has 0 epochs to train; give {options}")
 
     import_tensorflow(_backend(values))
-    from multitask.evaluation.record import is_evaluated
+    from multitask.annexes.extensions import build_extensions
+    from multitask.annexes.parallel import build_placement, leave
     from multitask.evaluation.report import evaluate
-    from multitask.learning.callbacks import say
-    from multitask.learning.distribution import build_distribution, part
     from multitask.learning.training import train
+    from multitask.trained import open_trained
 
-    distribution = build_distribution(
+    placement = build_placement(
         values.distribute,
         coordinator=values.coordinator,
         processes=values.process_count,
         process=values.process_index,
     )
-    speaks = distribution.writes
-    if speaks and distribution.shard.devices > 1:
-        say(f"Training on {distribution.shard.devices} devices")
-    with distribution.noticing():
+    if not placement.writes:
+        logging.getLogger("multitask").setLevel(logging.WARNING)
+    if placement.shard.devices > 1:
+        logger.info(f"Training on {placement.shard.devices} devices")
+    with placement.reporting_lost_processes():
         result = train(
             spec,
             Path(values.data_dir),
@@ -114,30 +138,32 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
             per_task_best=values.best_per_task,
             checkpoint_minutes=values.checkpoint_minutes,
             deterministic=values.deterministic,
-            distribution=distribution,
-            tell=say if speaks else lambda line: None,
+            extensions=build_extensions(spec),
+            placement=placement,
         )
-        part()
-    if not speaks:
+        leave()
+    if not placement.writes:
         return
     run = result.run
     if not result.trained:
         print(f"Nothing is left to train in {run.workdir}.")
-    if values.evaluate and (result.trained or not is_evaluated(run, run.best_model)):
-        evaluate(run, similar=values.similar)
+    if values.evaluate:
+        model = open_trained(run)
+        if result.trained or not model.is_evaluated():
+            evaluate(model, similar=values.similar)
     print(f"\nModels:  {run.models}\nReports: {run.results}" if values.evaluate else run.models)
 
 
 def _backend(values: flags.FlagValues) -> str:
-    """What Keras is to compute with; InputError where that and --distribute do not fit."""
-    asked = values.backend or os.environ.get("KERAS_BACKEND")
+    """Return Keras' backend; raise InputError if it does not support --distribute."""
+    name = values.backend or os.environ.get("KERAS_BACKEND")
     if values.distribute != "multihost":
-        for name in ("coordinator", "process_count", "process_index"):
-            if values[name].value is not None:
-                raise InputError(f"--{name}: is for --distribute=multihost alone")
-        return asked or BACKENDS[0]
+        for flag in ("coordinator", "process_count", "process_index"):
+            if values[flag].value is not None:
+                raise InputError(f"--{flag}: is only for --distribute=multihost")
+        return name or BACKENDS[0]
     if values.coordinator is not None and not re.search(r":\d+$", values.coordinator):
         raise InputError(f"--coordinator: {values.coordinator!r}: expected host:port")
-    if asked not in (None, "jax"):
-        raise InputError(f"--distribute=multihost: is for --backend=jax, not {asked}")
+    if name not in (None, "jax"):
+        raise InputError(f"--distribute=multihost: is for --backend=jax, not {name}")
     return "jax"

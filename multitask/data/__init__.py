@@ -1,0 +1,1 @@
+"""Turn the CSVs and images of a data set into batches."""

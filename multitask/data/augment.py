@@ -1,8 +1,9 @@
-"""Each task's augmentation policy, and the one policy an image gets.
+"""Augmentation: the policies of the tasks, merged into one policy per image.
 
-An image has labels of several tasks, and each task knows what its labels survive. So an image
-gets the mildest value of every operation over the policies of the tasks it is labelled for; an
-operation that one of them does not have is not applied (rule 7 of the data).
+An image can have labels of several tasks, and each task's policy allows only changes that leave its
+labels valid. An image therefore gets the mildest value of every operation over the policies of the
+tasks that label it; an operation that is absent from one of them is not applied (rule 7 of the
+data).
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ COLUMNS = (
 
 
 def policy_row(augmentation: Augmentation) -> np.ndarray:
-    """One task's policy -> float32 [len(COLUMNS)], with every absent operation neutral."""
+    """One task's policy as float32 [len(COLUMNS)]; absent operations are neutral."""
     return np.asarray(
         [
             augmentation.flip,
@@ -44,10 +45,10 @@ def policy_row(augmentation: Augmentation) -> np.ndarray:
 
 def merge_policies(rows: np.ndarray) -> np.ndarray:
     """The mildest value of every operation: float32 [policies, columns] -> [columns]."""
-    merged = rows.min(axis=0)  # the smallest chance and amount
+    merged = rows.min(axis=0)  # the smallest probability and amount
     for column in (COLUMNS.index(name) for name in COLUMNS if name.endswith(("_low", "_high"))):
         ends = rows[:, column]
-        merged[column] = ends[np.abs(ends - 1).argmin()]  # and of a range the end nearest to 1
+        merged[column] = ends[np.abs(ends - 1).argmin()]  # the end of the range nearest to 1
     return merged
 
 
@@ -58,28 +59,28 @@ def image_policies(
 
     Args:
         labels: int [rows, tasks]; MISSING where the task has no label.
-        augmentations: one a task.
+        augmentations: one per task.
 
     Returns:
-        float32 [policies, columns], and int32 [rows] which of them an image has. An image
+        float32 [policies, columns], and int32 [rows], the index of each image's policy. An image
         without any label has the neutral policy.
     """
-    of_tasks = np.stack([policy_row(augmentation) for augmentation in augmentations])
+    task_policies = np.stack([policy_row(augmentation) for augmentation in augmentations])
     sets, index = np.unique(labels != MISSING, axis=0, return_inverse=True)
     neutral = policy_row(Augmentation())
-    policies = [merge_policies(of_tasks[tasks]) if tasks.any() else neutral for tasks in sets]
+    policies = [merge_policies(task_policies[tasks]) if tasks.any() else neutral for tasks in sets]
     return np.stack(policies), index.reshape(-1).astype(np.int32)
 
 
 def augment_image(
     image: tf.Tensor, policy: tf.Tensor, seed: tf.Tensor, *, size_px: int, how: str
 ) -> tf.Tensor:
-    """Crop, resize, flip, brightness, contrast, saturation, each drawn from a stateless seed.
+    """Crop, resize, flip, change brightness, contrast and saturation; all from a stateless seed.
 
     Args:
         image: uint8 [height, width, 3], upright.
         policy: float32 [len(COLUMNS)].
-        seed: int32 [2]; the same seed draws the same picture.
+        seed: int32 [2]; the same seed gives the same image.
         size_px: side of the result.
         how: one of decode.RESIZE_KINDS.
 
@@ -87,25 +88,25 @@ def augment_image(
         float32 [size_px, size_px, 3] in 0..255.
     """
     value = dict(zip(COLUMNS, tf.unstack(policy, len(COLUMNS)), strict=True))
-    draw = tf.unstack(tf.random.stateless_uniform([8], seed), 8)
+    sample = tf.unstack(tf.random.stateless_uniform([8], seed), 8)
 
-    # One side's share for both keeps the aspect; (0, 0, 1, 1) is the whole picture.
-    share = value["crop_low"] + draw[0] * (value["crop_high"] - value["crop_low"])
-    share = tf.where(draw[1] < value["crop_probability"], share, 1.0)
-    box = tf.stack([draw[2] * (1 - share), draw[3] * (1 - share), share, share])
+    # The same share of both sides keeps the aspect ratio; (0, 0, 1, 1) is the whole image.
+    share = value["crop_low"] + sample[0] * (value["crop_high"] - value["crop_low"])
+    share = tf.where(sample[1] < value["crop_probability"], share, 1.0)
+    box = tf.stack([sample[2] * (1 - share), sample[3] * (1 - share), share, share])
     planar = resize_crop(image, box=box, size_px=size_px, how=how, planar=True)
 
-    # Red, green and blue apart, float32 [width, height] each: whole rows of one channel make the
-    # colours several times cheaper. The copy that parts them also flips.
+    # Red, green and blue separately, float32 [width, height] each: whole rows of one channel make
+    # the colour operations several times cheaper. The copy that separates them also flips.
     columns = tf.range(size_px)
-    flipped = (draw[4] < 0.5) & (value["flip"] > 0)
+    flipped = (sample[4] < 0.5) & (value["flip"] > 0)
     columns = 3 * tf.where(flipped, columns[::-1], columns)
     rows = tf.reshape(planar, [size_px * 3, size_px])
     channels = [tf.gather(rows, columns + channel) for channel in range(3)]
 
-    # Contrast is around the mean of the brightened picture; both make one factor and offset.
-    brightness = 255 * (2 * draw[5] - 1) * value["brightness"]
-    contrast = value["contrast_low"] + draw[6] * (value["contrast_high"] - value["contrast_low"])
+    # Contrast scales around the mean of the brightened image; both combine to a factor and offset.
+    brightness = 255 * (2 * sample[5] - 1) * value["brightness"]
+    contrast = value["contrast_low"] + sample[6] * (value["contrast_high"] - value["contrast_low"])
     offsets = [tf.reduce_mean(channel) * (1 - contrast) + brightness for channel in channels]
     channels = [
         tf.raw_ops.ClipByValue(
@@ -114,9 +115,9 @@ def augment_image(
         for channel, offset in zip(channels, offsets, strict=True)
     ]
 
-    # Saturation as HSV has it: away from the brightest channel, until the darkest is 0. The 1e-4
-    # of a level keep grey from 0 / 0 and rounding from going below 0.
-    saturation = value["saturation_low"] + draw[7] * (
+    # Saturation as in HSV: scale the distance to the brightest channel, until the darkest is 0.
+    # The 1e-4 (of a level) prevents 0 / 0 for grey pixels and results that round below 0.
+    saturation = value["saturation_low"] + sample[7] * (
         value["saturation_high"] - value["saturation_low"]
     )
     red, green, blue = channels

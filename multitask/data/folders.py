@@ -1,24 +1,24 @@
-"""The image files of a folder, and what of it is skipped, and why."""
+"""Search folders for image files, and count the skipped files."""
 
 import collections
 import os
 from dataclasses import dataclass, field
 
-# Those of JPEG are what browsers, scanners and Windows name it; compared without regard to case.
+# The JPEG suffixes are those that browsers, scanners and Windows use. Case is ignored.
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp")
-SHOWN = 5  # suffixes in a message
+SHOWN = 5  # suffixes that a message lists
 
 
 @dataclass
 class Skipped:
-    """What a search of folders passed over.
+    """The files and folders that a search skipped.
 
     Attributes:
-        suffixes: of files of another type -> how many; "" of names without one.
-        irregular: image names that are named pipes, sockets or devices.
-        hidden: files and folders whose name begins with a dot, such as `._1.jpg` of macOS.
-        repeated: links to folders that are read already.
-        dangling: links that lead nowhere, other than those named as images.
+        suffixes: suffix of files of another type -> count; "" for names without a suffix.
+        irregular: named pipes, sockets and devices with the suffix of an image.
+        hidden: the number of files and folders whose name begins with a dot, e.g. `._1.jpg`.
+        repeated: the number of links to folders that were already searched.
+        dangling: broken links, except those with the suffix of an image.
         unlisted: folders whose content cannot be listed, and why.
     """
 
@@ -30,26 +30,31 @@ class Skipped:
     unlisted: list[str] = field(default_factory=list)
 
     def reasons(self) -> str:
-        """`12 of another type (.txt, .tif), 2 not regular files (a.jpg, …)`, in one line; "" where
-        nothing was skipped."""
+        """The counts and reasons in one line.
+
+        Returns:
+            `12 of another type (.txt, .tif), 2 not regular files (a.jpg, …)`; "" where nothing was
+            skipped.
+        """
         parts = []
         if others := self.suffixes.total():
             names = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))
             shown = [name or "no suffix" for name, _ in names[:SHOWN]]
             shown += ["…"] * (len(names) > SHOWN)
             parts.append(f"{others:,} of another type ({', '.join(shown)})")
-        if count := len(self.irregular):
-            what = "not a regular file" if count == 1 else "not regular files"
-            more = ", …" * (count > 1)
-            parts.append(f"{count:,} {what} ({self.irregular[0]}{more})")
+        if irregular := len(self.irregular):
+            what = "not a regular file" if irregular == 1 else "not regular files"
+            more = ", …" * (irregular > 1)
+            parts.append(f"{irregular:,} {what} ({self.irregular[0]}{more})")
         if self.hidden:
             parts.append(f"{self.hidden:,} hidden (names that begin with a dot)")
         if self.repeated:
-            links = "link" if self.repeated == 1 else "links"
-            parts.append(f"{self.repeated:,} {links} to a folder that is read already")
-        if links := len(self.dangling):
-            what = "link that leads" if links == 1 else "links that lead"
-            parts.append(f"{links:,} {what} nowhere ({self.dangling[0]}{', …' * (links > 1)})")
+            what = "link" if self.repeated == 1 else "links"
+            parts.append(f"{self.repeated:,} {what} to a folder that was already read")
+        if dangling := len(self.dangling):
+            what = "link that leads" if dangling == 1 else "links that lead"
+            more = ", …" * (dangling > 1)
+            parts.append(f"{dangling:,} {what} nowhere ({self.dangling[0]}{more})")
         return " ".join(", ".join(parts + self.unlisted).split())
 
     def line(self) -> str:
@@ -60,10 +65,10 @@ class Skipped:
 
 
 class ImageSearch:
-    """Finds image files in folders. A folder that is reached twice is read once.
+    """Finds image files in folders. A folder that is reached twice is searched once.
 
     Attributes:
-        skipped: in all the folders so far.
+        skipped: the files and folders that all searches so far skipped.
     """
 
     def __init__(self) -> None:
@@ -71,24 +76,26 @@ class ImageSearch:
         self._read: set[tuple[int, int]] = set()
 
     def has_read(self, folder: str) -> bool:
-        """Whether it is read already, under whatever name."""
+        """Whether the folder was searched before, under any name."""
         return identity(folder) in self._read
 
     def find(self, folder: str) -> list[str]:
         """The image files below a folder, sorted. Links are followed.
 
-        Hidden files and folders are skipped, and what is named as an image and is no regular file.
-        A link that leads nowhere is found: whoever reads it tells its name and the reason.
+        Hidden files and folders are skipped, and so are named pipes, sockets and devices. A broken
+        link with the suffix of an image is included, so that its reader reports name and reason.
         """
-        found, links = [], [folder]
-        while links:  # after the real folders, whose files keep their own path then
+        files: list[str] = []
+        links = [folder]
+        while links:  # linked folders come last, so that files in real folders keep the real path
             links.sort(reverse=True)
-            links += self._search(links.pop(), found)
-        return sorted(found)
+            links += self._search(links.pop(), files)
+        return sorted(files)
 
-    def _search(self, top: str, found: list[str]) -> list[str]:
-        """Adds the image files below a folder to `found`; returns the links to folders."""
-        folders, links = [top], []
+    def _search(self, top: str, files: list[str]) -> list[str]:
+        """Add the image files below a folder to `files`; return the links to folders."""
+        folders = [top]
+        links: list[str] = []
         while folders:
             folder = folders.pop()
             try:
@@ -114,11 +121,11 @@ class ImageSearch:
                 elif os.path.exists(entry.path) and not os.path.isfile(entry.path):
                     self.skipped.irregular.append(entry.path)
                 else:
-                    found.append(entry.path)
+                    files.append(entry.path)
         return links
 
 
 def identity(path: str) -> tuple[int, int]:
-    """The same for all names of a file or folder, links included; OSError where there is none."""
+    """A key that all names and links of a file or folder share; may raise OSError."""
     status = os.stat(path)
     return status.st_dev, status.st_ino

@@ -1,4 +1,4 @@
-"""The text of a class file or of a CSV -> its cells, whichever program wrote it."""
+"""Split the text of a class file or a CSV into cells, whatever program wrote it."""
 
 import csv
 import io
@@ -9,32 +9,33 @@ from dataclasses import dataclass
 
 from multitask.spec import MISSING, InputError, near, shown
 
-MARK = "\ufeff"  # a byte order mark; inside a file where two files were joined
+MARK = "\ufeff"  # a byte order mark; joining two files leaves one inside the result
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 CELL = 40  # characters of a cell that a message quotes
 _INTEGER = re.compile(r"[+-]?\d+")
-_DIGITS = 9  # more are no index
+_DIGITS = 9  # a number with more digits is not an index
 
 
 def lines(text: str) -> list[str]:
-    """Split at line ends alone: \\n, \\r\\n and \\r.
+    r"""Split only at the line ends \n, \r\n and \r.
 
-    `str.splitlines` also splits at U+0085, half a letter of a garbled name, and at others.
+    `str.splitlines` also splits at other characters, such as U+0085, which occurs in garbled names.
     """
     return re.split(r"\r\n|\n|\r", text)
 
 
 def without_marks(text: str) -> tuple[str, int]:
-    """A text without the byte order marks at the start of its lines, and how many those were."""
+    """The text without byte order marks at the start of its lines, and their number."""
     return re.subn(rf"(^|(?<=[\r\n])){MARK}+", "", text)
 
 
 def is_integer(text: str) -> bool:
+    """Whether a text is a whole number, with or without a sign."""
     return bool(_INTEGER.fullmatch(text))
 
 
 def as_index(text: str, count: int) -> int:
-    """The class index that a text is; MISSING where it is none of 0 to count - 1."""
+    """Convert a text to a class index; MISSING if it is not in 0 to count - 1."""
     if not is_integer(text) or len(text.lstrip("+-0")) > _DIGITS:
         return MISSING
     index = int(text)
@@ -49,9 +50,9 @@ class Rows:
     """The rows of a CSV of two columns.
 
     Attributes:
-        numbers: line numbers, from 1; of a row over several lines the last.
-        pairs: path and class, stripped, as they stand there.
-        notes: what was skipped or read otherwise, a phrase each.
+        numbers: line numbers, from 1; for a row of several lines, that of its last line.
+        pairs: path and class as written, stripped.
+        notes: one phrase for each thing that was skipped or converted.
     """
 
     numbers: list[int]
@@ -60,7 +61,7 @@ class Rows:
 
 
 def _cells(text: str, separator: str) -> tuple[list[int], list[list[str]]]:
-    """The lines that hold something: their numbers and their cells, stripped; csv.Error."""
+    """Return line numbers and stripped cells of the non-blank lines; may raise csv.Error."""
     numbers, rows = [], []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
@@ -75,13 +76,13 @@ def _cells(text: str, separator: str) -> tuple[list[int], list[list[str]]]:
 
 
 def _used(rows: list[list[str]]) -> list[int]:
-    """The columns that are not empty all the way down."""
+    """The columns that are not entirely empty."""
     width = max(map(len, rows), default=0)
     return [c for c in range(width) if any(len(row) > c and row[c] for row in rows)]
 
 
 def _pairs(rows: list[list[str]]) -> list[tuple[str, str]] | None:
-    """The two columns in use; None where there are not two."""
+    """Return the cells of the two columns in use; None if not exactly two are in use."""
     used = _used(rows)
     if len(used) != 2:
         return None
@@ -94,35 +95,35 @@ def _is_header(first: tuple[str, str], is_label: Callable[[str], bool]) -> bool:
 
 
 def _fits(rows: list[list[str]], is_label: Callable[[str], bool]) -> bool:
-    """Whether rows are plainly `path,class`: two full columns, and a class among the second."""
+    """Whether rows are clearly `path,class`: two full columns, and a class in the second."""
     pairs = _pairs(rows)
     if not pairs or not all(name and label for name, label in pairs):
         return False
-    alone = len(pairs) == 1 and _is_header(pairs[0], is_label)
-    return alone or any(is_label(label) for _, label in pairs)
+    only_header = len(pairs) == 1 and _is_header(pairs[0], is_label)
+    return only_header or any(is_label(label) for _, label in pairs)
 
 
 def read_rows(text: str, place: str, is_label: Callable[[str], bool]) -> Rows:
-    """A CSV's text -> its rows, without header and blank lines.
+    """Read the rows of a CSV's text, without header and blank lines.
 
     Args:
-        text: of the file; may be empty.
+        text: text of the file; may be empty.
         place: the file, for messages.
         is_label: whether a text is a class name or looks like an index.
 
     Raises:
-        InputError: not CSV, or not two columns; with the line.
+        InputError: not CSV, or not two columns; the message names the line.
     """
     notes: list[str] = []
     text, marks = without_marks(text)
     if marks:
         notes.append(
-            f"{marks} byte order mark{'s' * (marks > 1)} inside the file (of files that were "
-            "joined?) skipped"
+            f"{marks} byte order mark{'s' * (marks > 1)} inside the file (from joined files?) "
+            "skipped"
         )
     separator, numbers, rows = _split(text, place, is_label)
     if separator != ",":
-        notes.append(f"its columns are separated by {SEPARATORS[separator]}, and are read so")
+        notes.append(f"its columns are separated by {SEPARATORS[separator]}")
     if not rows:
         return Rows([], [], notes)
     pairs = _pairs(rows)
@@ -133,12 +134,12 @@ def read_rows(text: str, place: str, is_label: Callable[[str], bool]) -> Rows:
     below = pairs[1:]
     if _is_header(pairs[0], is_label) and (not below or any(is_label(cell) for _, cell in below)):
         header, width = pairs[0], len(rows[0])
-        kept = [place for place, pair in enumerate(pairs) if pair != header]
+        kept = [i for i, pair in enumerate(pairs) if pair != header]
         skipped = len(pairs) - len(kept)
         times = f", {skipped} times," if skipped > 1 else ""
         notes.append(f"a header row ({shown(separator.join(rows[0]), CELL)}){times} was skipped")
         if width > 2:
-            notes[-1] += "; columns without content too"
+            notes[-1] += ", and so were columns without content"
         numbers, pairs = [numbers[i] for i in kept], [pairs[i] for i in kept]
     for number, (name, label) in zip(numbers, pairs, strict=True):
         if not name or not label:
@@ -153,12 +154,12 @@ def read_rows(text: str, place: str, is_label: Callable[[str], bool]) -> Rows:
 def _split(
     text: str, place: str, is_label: Callable[[str], bool]
 ) -> tuple[str, list[int], list[list[str]]]:
-    """The cells by commas; by the one other separator that gives two columns where commas do not.
+    """Split by commas, or by the only other separator that gives two columns if commas do not.
 
     Returns:
         The separator, line numbers and cells.
     """
-    found, refusal = {}, None
+    splits, refusal = {}, None
     for separator in SEPARATORS:
         try:
             numbers, rows = _cells(text, separator)
@@ -169,24 +170,24 @@ def _split(
         if separator == "," and (not rows or _fits(rows, is_label)):
             return separator, numbers, rows
         if separator == "," or _fits(rows, is_label):
-            found[separator] = numbers, rows
-    others = [separator for separator in found if separator != ","]
+            splits[separator] = numbers, rows
+    others = [separator for separator in splits if separator != ","]
     if len(others) == 1:
-        return others[0], *found[others[0]]
+        return others[0], *splits[others[0]]
     if refusal:
         raise refusal
-    return ",", *found[","]
+    return ",", *splits[","]
 
 
 def _why_not_two(numbers: list[int], rows: list[list[str]]) -> str:
-    """Which line it is, where most have two cells; else how many columns there are."""
+    """Name the wrong line if most lines have two cells; otherwise the number of columns."""
     counts = [sum(map(bool, row)) for row in rows]
     usual = Counter(counts).most_common(1)[0][0]
-    wrong = next((place for place, count in enumerate(counts) if count > 2), None)
+    wrong = next((i for i, count in enumerate(counts) if count > 2), None)
     if usual == 2 and wrong is not None:
         joined = any(MARK in cell for cell in rows[wrong])
         cause = (
-            "a byte order mark stands in it: two files were joined without a line break between"
+            "it contains a byte order mark: two files were joined without a line break"
             if joined
             else 'a path with a comma needs double quotes: "a, b.jpg",3'
         )
@@ -199,30 +200,30 @@ def _why_not_two(numbers: list[int], rows: list[list[str]]) -> str:
 
 
 def are_names(texts: Sequence[str], classes: Sequence[str]) -> bool | None:
-    """Whether the cells of a class column are names; the class file decides, not one cell.
+    """Whether the cells of a class column are names, by comparison with the class file.
 
     Args:
         texts: the cells.
         classes: names, by index.
 
     Returns:
-        True: names. False: indices. None: every cell is both, of two different classes at least
-        once (or there is no cell), so that the cells alone do not tell.
+        True: names. False: indices. None: ambiguous, because every cell is both, and at least one
+        means two different classes (or there is no cell).
     """
     index_of = {name: index for index, name in enumerate(classes)}
-    known = set(texts)  # of few classes
+    known = set(texts)  # few, because there are few classes
     by_index = {text: as_index(text, len(classes)) for text in known}
     by_name = {text: index_of.get(text, MISSING) for text in known}
     if MISSING not in by_index.values() and MISSING not in by_name.values():
         return None if by_index != by_name or not known else False
     indices, names = (
-        sum(found[text] != MISSING for text in texts) for found in (by_index, by_name)
+        sum(labels[text] != MISSING for text in texts) for labels in (by_index, by_name)
     )
     return names > indices
 
 
 def read_labels_as(texts: Sequence[str], classes: Sequence[str], *, names: bool) -> list[int]:
-    """The class of each cell; MISSING where it is none."""
+    """Read the class of each cell; MISSING if it is not a class."""
     index_of = {name: index for index, name in enumerate(classes)}
     if names:
         return [index_of.get(text, MISSING) for text in texts]
@@ -232,7 +233,7 @@ def read_labels_as(texts: Sequence[str], classes: Sequence[str], *, names: bool)
 def refuse_no_index(
     texts: Sequence[str], numbers: Sequence[int], classes: Sequence[str], place: str
 ) -> None:
-    """InputError at the first cell that does not even look like an index."""
+    """Raise InputError for the first cell that is not a whole number."""
     for number, text in zip(numbers, texts, strict=True):
         if not is_integer(text):
             raise InputError(

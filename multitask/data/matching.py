@@ -1,8 +1,8 @@
-"""A row's path -> the file that it means, where the list and the disk spell it differently.
+"""Find the file that a row's path means, even if the CSV and the disk spell it differently.
 
-The one rule: the exact file wins; otherwise the one file whose path is the same after the
-differences below are removed on both sides; never one of two. `merge_tables` applies it, so that
-every room after it sees paths of files.
+An exact match takes precedence. Otherwise a path means the one file whose path is equal after the
+differences below are removed from both; if there are several such files, none of them is used.
+`merge_tables` applies this rule, so that all later code sees the paths of files.
 """
 
 import os
@@ -18,20 +18,21 @@ UNICODE, PERCENT, ACCENTS = "Unicode form (NFC or NFD)", "percent-encoding", "da
 SPACES, CASE = "spaces at an end", "letter case"
 _IN_NAMES = (UNICODE, PERCENT, ACCENTS, SPACES, CASE)
 _UNUSUAL = re.compile(r"[%\\\s]|(?:^|/)\.?(?:/|$)")
-_FOLDERS = 3  # of the image folder's own path, that a row may repeat
+_FOLDERS = 3  # how many of the last folders of the image folder's path a row may repeat
 
-# Names were lower-cased after they had been garbled: `Ã©` became `ã©`. Back, for U+00E0 to U+00FE.
+# Names were lower-cased after they had been garbled: `Ã©` became `ã©`. This undoes the lower-casing
+# for U+00E0 to U+00FE.
 _RAISED = str.maketrans({chr(c): chr(c - 0x20) for c in range(0xE0, 0xFF) if c != 0xF7})
 
 
 def repair_mojibake(text: str) -> str | None:
-    """What a text was before its UTF-8 was read as Latin-1 or cp1252 (and then lower-cased).
+    """Undo reading a text's UTF-8 as Latin-1 or cp1252 (and lower-casing it).
 
-    All of it must be valid UTF-8 when it is written back, which a name that is meant as it
-    stands hardly ever is: `é` alone is not.
+    The whole text must be valid UTF-8 when it is encoded back. An intact name hardly ever is: even
+    a single `é` is not.
 
     Returns:
-        The repaired text, or None where the text is no mojibake.
+        The repaired text, or None where the text is not mojibake.
     """
     if text.isascii():
         return None
@@ -52,7 +53,7 @@ def _unquoted(text: str) -> str:
 
 
 def fold(name: str, *, keep: str = "") -> str:
-    """A file's or folder's name without the differences in spelling; `keep`: all but this one."""
+    """Remove all differences in spelling from a file or folder name, except the kind `keep`."""
     if name.isascii() and "%" not in name:
         name = name if keep == SPACES else name.strip()
         return name if keep == CASE else name.lower()
@@ -75,7 +76,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _fold_path(path: str) -> str:
-    if path.isascii() and not _UNUSUAL.search(path):  # as nearly all are
+    if path.isascii() and not _UNUSUAL.search(path):  # nearly all paths
         return path.lower()
     return "/".join(map(fold, _parts(path)))
 
@@ -85,8 +86,8 @@ class Match:
     """The files that a path may mean.
 
     Attributes:
-        files: relative to the image folder, sorted; several: none of them is taken.
-        kind: in what the spelling differs, e.g. `letter case + backslash for slash`.
+        files: relative to the image folder, sorted; if there are several, none is used.
+        kind: how the spelling differs, e.g. `letter case + backslash for slash`.
     """
 
     files: tuple[str, ...]
@@ -99,11 +100,11 @@ class Match:
 
 
 class _Disk:
-    """The image folder. A folder in it is listed when a path is looked for there, once."""
+    """The image folder. Each folder in it is listed once, when a path in it is first searched."""
 
     def __init__(self, image_dir: Path):
         self.root = str(image_dir)
-        # Of the absolute path, links and all: a list repeats what its author typed.
+        # The absolute path, links not resolved: a CSV repeats the path that its author typed.
         own = [fold(part) for part in Path(os.path.abspath(image_dir)).parts[1:]]
         self.repeated = [own[-count:] for count in range(1, min(_FOLDERS, len(own)) + 1)]
         self._listed: dict[str, dict[str, list[str]]] = {}
@@ -115,19 +116,19 @@ class _Disk:
             return None
 
     def _names(self, folder: str) -> dict[str, list[str]]:
-        """Folded name -> names, of what lies in a folder."""
+        """Folded name -> names, of the files and folders in a folder."""
         if folder not in self._listed:
-            found: dict[str, list[str]] = {}
+            names: dict[str, list[str]] = {}
             try:
                 for name in os.listdir(os.path.join(self.root, folder)):
-                    found.setdefault(fold(name), []).append(name)
-            except OSError:  # no folder, or one that may not be read
+                    names.setdefault(fold(name), []).append(name)
+            except OSError:  # not a folder, or not readable
                 pass
-            self._listed[folder] = found
+            self._listed[folder] = names
         return self._listed[folder]
 
     def _readings(self, path: str) -> Iterator[list[str]]:
-        """A path's parts; and those after the image folder, where the path begins with that."""
+        """Yield a path's parts; also those after the image folder, if the path repeats it."""
         parts = _parts(path)
         yield parts
         for own in self.repeated:
@@ -135,22 +136,22 @@ class _Disk:
                 yield parts[len(own) :]
 
     def look_for(self, path: str) -> Match | None:
-        """What a path that does not exist may mean; None where there is no such file.
+        """Find the files that a non-existent path may mean; None if there are none.
 
-        Only names that a listing gave are joined: no path leads out of the image folder.
+        Only names from listings are joined, so that no path leads out of the image folder.
         """
         files, repeats = set(), False
-        for place, parts in enumerate(self._readings(path)):
-            found = [""]
+        for reading, parts in enumerate(self._readings(path)):
+            matches = [""]
             for part in parts:
-                found = [
+                matches = [
                     f"{folder}/{name}" if folder else name
-                    for folder in found
+                    for folder in matches
                     for name in self._names(folder).get(fold(part), ())
                 ]
-            found = [file for file in found if os.path.isfile(os.path.join(self.root, file))]
-            repeats |= bool(found) and place > 0
-            files.update(found)
+            matches = [file for file in matches if os.path.isfile(os.path.join(self.root, file))]
+            repeats |= bool(matches) and reading > 0
+            files.update(matches)
         if not files:
             return None
         first = min(files)
@@ -159,12 +160,12 @@ class _Disk:
 
 
 def describe_difference(path: str, file: str, *, repeats: bool = False) -> str:
-    """In what a path is spelt otherwise than a file that it means."""
+    """Describe how the spelling of a path differs from that of its file."""
     kinds = [BACKSLASH] if "\\" in path and "\\" not in file else []
     kinds += [IMAGE_FOLDER] * repeats
-    there = _parts(file)
-    pairs = zip(_parts(path)[-len(there) :], there, strict=True)
-    pairs = [(one, other) for one, other in pairs if one != other]
+    parts = _parts(file)
+    zipped = zip(_parts(path)[-len(parts) :], parts, strict=True)
+    pairs = [(one, other) for one, other in zipped if one != other]
     kinds += [
         kind
         for kind in _IN_NAMES
@@ -174,47 +175,48 @@ def describe_difference(path: str, file: str, *, repeats: bool = False) -> str:
 
 
 def match_files(paths: Sequence[str], image_dir: Path) -> dict[str, Match]:
-    """The paths that are not spelt as their file is.
+    """Find the paths that are spelled differently from their file.
 
     Args:
         paths: of rows, each once, relative to the image folder and safe.
         image_dir: the image folder.
 
     Returns:
-        path -> what it may mean, of the paths that do not exist as they stand and that one file or
-        several are spelt like; and of those that are one file under several spellings, as on a
-        file system that ignores case. {} in the usual case, which costs a look at each file.
+        path -> the files that it may mean, for the paths that do not exist as written but match one
+        or several files, and for those that are one file under several spellings, as on a file
+        system that ignores case. The result is usually {}, at the cost of one `stat` per file.
     """
-    disk, found = _Disk(image_dir), {}
-    there: dict[str, str] = {}  # path -> file
+    disk = _Disk(image_dir)
+    matches: dict[str, Match] = {}
+    file_of: dict[str, str] = {}
     for path in paths:
         if disk.stat(path) is not None:
-            there[path] = path
+            file_of[path] = path
         elif match := disk.look_for(path):
-            found[path] = match
+            matches[path] = match
             if match.file:
-                there[path] = match.file
-    # One file, one path: two spellings would be two images, one of them maybe of the test set.
+                file_of[path] = match.file
+    # One path per file: two spellings would count as two images, and one could be a test image.
     alike: dict[str, list[str]] = {}
-    for path, file in there.items():
+    for path, file in file_of.items():
         alike.setdefault(_fold_path(file), []).append(path)
     for group in alike.values():
-        files = sorted({there[path] for path in group})
+        files = sorted({file_of[path] for path in group})
         first_of: dict[tuple[int, int], str] = {}
         for file in files if len(files) > 1 else ():
             stat = disk.stat(file)
             if stat and stat.st_ino:
                 first = first_of.setdefault((stat.st_dev, stat.st_ino), file)
                 for path in group:
-                    if there[path] == file != first:
-                        found[path] = Match((first,), describe_difference(path, first))
-    return found
+                    if file_of[path] == file != first:
+                        matches[path] = Match((first,), describe_difference(path, first))
+    return matches
 
 
 def why_missing(path: str, image_dir: Path, reason: str) -> str:
-    """A reason why there is no file, with what is there instead."""
+    """Add the files of similar spelling to the reason why a path has no file."""
     match = _Disk(image_dir).look_for(path)
     if match is None or match.file:
         return reason
     files = ", ".join(match.files[:3])
-    return f"{reason}; {len(match.files)} files are spelt alike, none is taken: {files}"
+    return f"{reason}; {len(match.files)} files have a similar spelling, none is used: {files}"

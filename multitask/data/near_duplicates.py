@@ -1,26 +1,29 @@
 """Near-duplicates: the same painting as two files (another scan, colour, crop, size, or mirrored).
 
-The hash is imagehash's `phash` of 256 bits (signs of the 16 x 16 lowest frequencies); two pictures
-are near-duplicates where at most 66 bits differ, as they are or with one of them mirrored. Measured
-on 12,500 real paintings by tools/measure_near_duplicates.py, every pair to 76 bits looked at:
+The hash is imagehash's `phash` of 256 bits (signs of the 16 x 16 lowest frequencies). Two images
+are near-duplicates if at most 66 bits differ, directly or with one of them mirrored. Measured on
+12,500 real paintings by tools/measure_near_duplicates.py, with a visual check of every pair of up
+to 76 bits:
 
-- precision: to 56 bits 95 of 95 pairs are the same painting (one in doubt), of 58 to 66 bits 18 of
-  20 (the others are one composition painted twice), of 68 to 72 bits 5 of 9, of 74 to 76 bits 2 of
-  14: ovals, arches and dark portraits begin to look alike. Mirrored, to 66 bits 7 of 7.
+- precision: up to 56 bits, 95 of 95 pairs are the same painting (one in doubt); from 58 to 66 bits,
+  18 of 20 (the others are one composition painted twice); from 68 to 72 bits, 5 of 9; from 74 to 76
+  bits, 2 of 14: ovals, arches and dark portraits begin to look alike. Mirrored, up to 66 bits: 7 of
+  7.
 - recall of changed copies: encoded again, half the size, grey, mirrored, +-10 % brightness or
-  contrast, colour cast 100 %; width and height cropped by 2 % 100 %, by 3.5 % 98 %, by 5 % 77 %, by
-  8 % 16 %.
-- not found: at least 14 pairs, mostly scans with wide margins; cutting margins off in the search
+  contrast, colour cast: 100 %; width and height cropped by 2 %: 100 %, by 3.5 %: 98 %, by 5 %:
+  77 %, by 8 %: 16 %.
+- missed: at least 14 pairs, mostly scans with wide margins. Cropping margins before the search
   would find them, at several times the cost.
 
 At equal precision a `phash` of 144 bits finds 92 % of these pairs; one of 64 bits, or a `dhash` of
 128 bits, less than half.
 
-A picture of flat areas (a colour field, stripes) is in no pair: its signs are those of noise, or of
-a layout that it shares with others. Of 300 smooth colour fields made for the purpose 267 were in a
-wrong pair without that guard and none with it; it leaves out 3 of the real paintings.
+An image of flat areas (a colour field, stripes) is in no pair: its signs come from noise, or from a
+layout that many images share. Without this rule, 267 of 300 synthetic smooth colour fields were in
+a wrong pair; with it, none is. The rule excludes 3 of the real paintings.
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,34 +38,35 @@ from PIL import Image
 from tqdm import tqdm
 
 from multitask.data.decode import decode_image, resize_image
-from multitask.data.files import map_files, why_unreadable
-from multitask.data.table import VAL, Table
+from multitask.data.image_files import map_files, why_unreadable
+from multitask.data.table import NEAR_DUPLICATE, TEST, Table
 from multitask.files import replacing
 from multitask.reading import open_regular
+from multitask.spec import DataSpec
 
 MAX_DISTANCE = 66  # bits
 SIDE = 16  # frequencies each way
 WORDS = SIDE * SIDE // 64
-PICTURE_PX = 4 * SIDE  # what phash makes of a picture; given that, it need not resize
+IMAGE_PX = 4 * SIDE  # the size that phash resizes to; an image of this size is not resized
 FLAT = 0.05  # median over RMS of the frequencies; real paintings: 0.1 % under 0.07, median 0.32
-CACHE_VERSION = f"phash {SIDE} of {PICTURE_PX} px, even columns first, flat {FLAT}: 1"
-BLOCK = (32, 8192)  # pictures compared at once: numpy's cost a call is small, and so is memory
+CACHE_VERSION = f"phash {SIDE} of {IMAGE_PX} px, even columns first, flat {FLAT}: 1"
+BLOCK = (32, 8192)  # images per comparison: enough to hide numpy's overhead, small in memory
 
 
 # === Hashes ===
 
 
-def hash_picture(picture: np.ndarray) -> np.ndarray:
-    """The hash of one picture; 0 where it is too flat to have one.
+def hash_image(image: np.ndarray) -> np.ndarray:
+    """Compute the hash of one image; 0 if the image is too flat to have one.
 
     Args:
-        picture: uint8 [PICTURE_PX, PICTURE_PX, 3].
+        image: uint8 [IMAGE_PX, IMAGE_PX, 3].
 
     Returns:
         uint64 [WORDS]; the first half holds the even horizontal frequencies, the second the odd
-        ones, which are those that change sign where the picture is mirrored.
+        ones, which change sign when the image is mirrored.
     """
-    grey = Image.fromarray(picture).convert("L")
+    grey = Image.fromarray(image).convert("L")
     sizes = np.abs(scipy.fft.dctn(np.asarray(grey, np.float32), norm="ortho")[:SIDE, :SIDE])
     sizes[0, 0] = 0  # the mean brightness
     if np.median(sizes) <= FLAT * np.sqrt(np.mean(sizes**2)):
@@ -71,37 +75,40 @@ def hash_picture(picture: np.ndarray) -> np.ndarray:
     return np.packbits([bits[:, 0::2], bits[:, 1::2]]).view("<u8")
 
 
-def scan_pictures(
-    paths: Sequence[str], image_dir: Path, *, cache: Path | None, progress: bool = True
+def scan_images(
+    paths: Sequence[str] | np.ndarray,
+    image_dir: Path,
+    *,
+    cache: Path | None,
+    progress: bool = True,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode and hash every picture once.
+    """Decode and hash every image once.
 
     Args:
-        paths: relative to the picture folder.
-        image_dir: the picture folder.
-        cache: a .npz file of the hashes of earlier calls, by path and file size: only what is new
-            or of another size is decoded. One that is broken, of another version, or cannot be
-            written is passed over in silence, and everything is decoded.
+        paths: relative to the image folder.
+        image_dir: the image folder.
+        cache: a .npz file of the hashes of earlier calls, by path and file size: only files that
+            are new or of another size are decoded. A cache that is broken, of another version, or
+            not writable is ignored, and everything is decoded.
         progress: show a bar on a terminal.
 
     Returns:
-        uint64 [pictures, WORDS], the hashes (0: too flat, missing or unreadable); and
-        index -> reason, for the pictures that are missing or unreadable.
+        uint64 [images, WORDS], the hashes (0: too flat, missing or unreadable); and
+        index -> reason, for the images that are missing or unreadable.
     """
     names = [str(image_dir / path) for path in paths]
-    sizes = [os.path.getsize(name) if os.path.isfile(name) else None for name in names]
+    sizes = [os.path.getsize(name) if os.path.isfile(name) else -1 for name in names]
     hashes = np.zeros((len(names), WORDS), np.uint64)
     good = np.zeros(len(names), bool)
     known = _read_cache(cache) if cache else {}
     for i, path in enumerate(paths):
-        size, known_hash = known.get(path, (None, None))
-        if size is not None and size == sizes[i]:
-            hashes[i], good[i] = known_hash, True
-    todo = np.flatnonzero(np.asarray([size is not None for size in sizes], bool) & ~good)
-    if len(todo):
-        _hash_files(names, todo, hashes, good, progress=progress)
+        if path in known and known[path][0] == sizes[i]:
+            hashes[i], good[i] = known[path][1], True
+    new = np.flatnonzero((np.asarray(sizes, int) >= 0) & ~good)
+    if len(new):
+        _hash_files(names, new, hashes, good, progress=progress)
         if cache:
-            known |= {paths[i]: (sizes[i], hashes[i]) for i in np.flatnonzero(good)}
+            known |= {paths[i]: (sizes[i], hashes[i]) for i in np.flatnonzero(good).tolist()}
             _write_cache(cache, known)
     unusable = {
         int(i): why_unreadable(names[i]) or "could not be read the first time"
@@ -111,38 +118,38 @@ def scan_pictures(
 
 
 def _hash_files(
-    names: Sequence[str], todo: np.ndarray, hashes: np.ndarray, good: np.ndarray, *, progress: bool
+    names: Sequence[str], new: np.ndarray, hashes: np.ndarray, good: np.ndarray, *, progress: bool
 ) -> None:
-    """Fill in `hashes` and `good` at the indices `todo`."""
+    """Fill in `hashes` and `good` at the indices `new`."""
 
     def shrink(data: tf.Tensor) -> tf.Tensor:
-        image = decode_image(data, target_px=PICTURE_PX)
-        image = resize_image(image, size_px=PICTURE_PX, how="squash")
+        image = decode_image(data, target_px=IMAGE_PX)
+        image = resize_image(image, size_px=IMAGE_PX, how="squash")
         return tf.cast(tf.round(image), tf.uint8)
 
-    dataset = map_files([names[i] for i in todo], shrink).batch(64).prefetch(1)
+    dataset = map_files([names[i] for i in new], shrink).batch(64).prefetch(1)
     with tqdm(
-        total=len(todo),
-        desc="hashing pictures",
-        unit=" pictures",
+        total=len(new),
+        desc="hashing images",
+        unit=" images",
         disable=None if progress else True,
         leave=False,
     ) as bar:
-        for places, pictures in dataset.as_numpy_iterator():
-            indices = todo[places]
-            hashes[indices] = [hash_picture(picture) for picture in pictures]
+        for places, images in dataset.as_numpy_iterator():
+            indices = new[places]
+            hashes[indices] = [hash_image(image) for image in images]
             good[indices] = True
             bar.update(len(indices))
 
 
 def _read_cache(file: Path) -> dict[str, tuple[int, np.ndarray]]:
-    """path -> (file size in bytes, hash); empty where the file is not one that we wrote."""
+    """Path -> (file size in bytes, hash); empty where the file is not a valid cache."""
     try:
         with open_regular(file) as opened, np.load(opened, allow_pickle=False) as cache:
             if str(cache["version"]) != CACHE_VERSION:
                 return {}
             paths, sizes, hashes = cache["paths"], cache["sizes"], cache["hashes"]
-    except Exception:  # whatever lies there: numpy and zipfile raise a dozen kinds of error
+    except Exception:  # for a broken file, numpy and zipfile raise a dozen kinds of error
         return {}
     if sizes.shape != paths.shape or hashes.shape != (*paths.shape, WORDS):
         return {}
@@ -154,7 +161,7 @@ def _read_cache(file: Path) -> dict[str, tuple[int, np.ndarray]]:
 def _write_cache(file: Path, known: dict[str, tuple[int, np.ndarray]]) -> None:
     sizes, hashes = zip(*known.values(), strict=True) if known else ((), ())
     try:
-        # An open file, as numpy gives a name without .npz another one.
+        # Pass an open file: numpy would append .npz to the temporary name.
         with replacing(file) as temporary, temporary.open("wb") as opened:
             np.savez_compressed(
                 opened,
@@ -171,13 +178,13 @@ def _write_cache(file: Path, known: dict[str, tuple[int, np.ndarray]]) -> None:
 
 
 def find_pairs(hashes: np.ndarray, usable: np.ndarray) -> pd.DataFrame:
-    """All pairs of pictures that differ in at most MAX_DISTANCE bits, one of them mirrored or not.
+    """Find all pairs of images that differ in at most MAX_DISTANCE bits, mirrored or not.
 
-    Exact: every picture is compared with every other, 81,446 of them within a minute.
+    The search is exact: every image is compared with every other; 81,446 images take a minute.
 
     Args:
-        hashes: uint64 [pictures, words] as `hash_picture` gives them, words even and at most 6.
-        usable: bool [pictures]; the others, and those whose hash is 0, are in no pair.
+        hashes: uint64 [images, words] as `hash_image` gives them, words even and at most 6.
+        usable: bool [images]; the others, and those whose hash is 0, are in no pair.
 
     Returns:
         A frame of first and second (indices, first < second) and distance (bits, the smaller of
@@ -192,30 +199,30 @@ def find_pairs(hashes: np.ndarray, usable: np.ndarray) -> pd.DataFrame:
         top, left = start
 
         def differing(words: np.ndarray) -> np.ndarray:
-            # uint8 throughout: half a hash has few enough bits.
-            return sum(
+            counts = [
                 np.bitwise_count(word[top : top + height, None] ^ word[left : left + width])
                 for word in words
-            )
+            ]
+            return functools.reduce(np.add, counts)  # uint8: half a hash has few enough bits
 
         # Mirroring flips every bit of the odd half.
         odd_bits = differing(odd)
         distance = differing(even) + np.minimum(odd_bits, half - odd_bits)
         i, j = np.nonzero(distance <= MAX_DISTANCE)
-        found = np.stack([top + i, left + j, distance[i, j]], axis=1)
-        return found[found[:, 0] < found[:, 1]]
+        close = np.stack([top + i, left + j, distance[i, j]], axis=1)
+        return close[close[:, 0] < close[:, 1]]
 
     starts = [(i, j) for i in range(0, len(rows), height) for j in range(i, len(rows), width)]
-    with ThreadPoolExecutor() as pool:  # numpy lets other threads run
-        found = np.concatenate([np.zeros((0, 3), np.int64), *pool.map(compare, starts)])
-    found = found[np.lexsort((found[:, 1], found[:, 0]))]
+    with ThreadPoolExecutor() as pool:  # numpy releases the GIL
+        close = np.concatenate([np.zeros((0, 3), np.int64), *pool.map(compare, starts)])
+    close = close[np.lexsort((close[:, 1], close[:, 0]))]
     return pd.DataFrame(
-        {"first": rows[found[:, 0]], "second": rows[found[:, 1]], "distance": found[:, 2]}
+        {"first": rows[close[:, 0]], "second": rows[close[:, 1]], "distance": close[:, 2]}
     )
 
 
 def describe_pairs(table: Table, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The pairs of `find_pairs` (of the table's rows) for people.
+    """Add paths and splits to the pairs of `find_pairs`, whose indices are rows of the table.
 
     Returns:
         A frame of first, second (paths), first_split, second_split and distance (bits).
@@ -228,24 +235,46 @@ def describe_pairs(table: Table, pairs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def training_side(table: Table, pairs: pd.DataFrame) -> np.ndarray:
-    """str [n], sorted: paths of the train and selection pictures with a near-duplicate in val."""
-    return across_splits(describe_pairs(table, pairs), val=False)
-
-
-def seen_in_training(table: Table, pairs: pd.DataFrame) -> np.ndarray:
-    """str [n], sorted: paths of the val pictures with a near-duplicate in train or selection."""
-    return across_splits(describe_pairs(table, pairs), val=True)
-
-
-def across_splits(described: pd.DataFrame, *, val: bool) -> np.ndarray:
-    """str [n], sorted: of the pairs with one side in val, the pictures of that side or the other.
+def leaking_images(described: pd.DataFrame, *, test: bool) -> np.ndarray:
+    """Find the images of pairs with one image in test and the other in train or validation.
 
     Args:
         described: from `describe_pairs`.
-        val: which side.
+        test: whether to return the test images; otherwise the images of train and validation.
+
+    Returns:
+        str [n], sorted paths.
     """
     paths = described[["first", "second"]].to_numpy(object)
-    is_val = described[["first_split", "second_split"]].to_numpy(object) == VAL
-    across = is_val.any(axis=1) & ~is_val.all(axis=1)
-    return np.unique(paths[across][is_val[across] == val])
+    is_test = described[["first_split", "second_split"]].to_numpy(object) == TEST
+    leaks = is_test.any(axis=1) & ~is_test.all(axis=1)
+    return np.unique(paths[leaks][is_test[leaks] == test])
+
+
+# === The near-duplicates of a table ===
+
+
+def hash_cache(spec: DataSpec, records_dir: Path) -> Path:
+    """The file that keeps the hashes of a data set's images."""
+    return records_dir / f"hashes_{spec.name}.npz"
+
+
+def near_pairs(table: Table, image_dir: Path, cache: Path) -> pd.DataFrame:
+    """Find the near-duplicate pairs of a table's images; hashes in the cache are reused."""
+    hashes, unusable = scan_images(table.paths, image_dir, cache=cache)
+    usable = np.ones(len(table), bool)
+    usable[list(unusable)] = False
+    return find_pairs(hashes, usable)
+
+
+def exclude_near_duplicates(
+    table: Table, image_dir: Path, cache: Path
+) -> tuple[Table, pd.DataFrame]:
+    """Exclude the training images that have a near-duplicate in the test set.
+
+    Returns:
+        The table without them, and all pairs, as `describe_pairs` returns them.
+    """
+    described = describe_pairs(table, near_pairs(table, image_dir, cache))
+    rows = table.find(leaking_images(described, test=False))
+    return table.drop(rows, NEAR_DUPLICATE), described

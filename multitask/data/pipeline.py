@@ -1,9 +1,9 @@
-"""Records -> tf.data of (image, {task: label}, {task: weight}); the same seed, the same batches.
+"""Read records as tf.data of (image, {task: label}, {task: weight}), reproducible by the seed.
 
-Training goes through epochs without end; which picture comes when, how it is augmented, and what
-it is mixed with, is a function of seed, epoch and row or step alone, so that a run can start at
-any step of any epoch and see what an uninterrupted one saw. Everything else is read once, in the
-order of its rows.
+A training dataset repeats epochs without end. The order of the images, their augmentation and
+the transform of a batch depend only on seed, epoch and row or step, so that a run can start at any
+step of any epoch and get the batches of an uninterrupted run. Every other dataset reads each row
+once, in order.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,119 +14,142 @@ import tensorflow as tf
 
 from multitask.data.augment import augment_image, image_policies
 from multitask.data.decode import decode_image, resize_image
-from multitask.data.files import map_files, read_encoded
-from multitask.data.mixing import build_mixing
-from multitask.data.records import Prepared
-from multitask.data.sampling import UNSHARDED, Shard, batch_places, epoch_key, epoch_rows
+from multitask.data.image_files import map_files, read_encoded
+from multitask.data.order import SHUFFLED, UNSHARDED, RowOrder, Shard, batch_places, epoch_key
+from multitask.data.records import PreparedData
 from multitask.data.table import TRAIN, Table
 from multitask.spec import MISSING, DataSpec
 
+# (images, labels [batch, tasks], seed) -> (images, labels [batch, tasks, …], weights)
+Transform = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+
 
 def steps_per_epoch(table: Table, spec: DataSpec, split: str = TRAIN) -> int:
-    """Batches that one pass over a split takes; the last may be smaller."""
+    """Return the number of batches of one pass over a split; the last may be smaller."""
     return -(-len(table.rows(split)) // spec.batch_size)
 
 
 def file_names(table: Table, rows: np.ndarray, image_dir: Path) -> list[str]:
+    """Return the paths of the rows' image files."""
     return [str(image_dir / path) for path in table.paths[rows]]
 
 
-def load_picture(file_name: tf.Tensor, *, size_px: int, how: str) -> tf.Tensor:
-    """A file's name -> float32 [size_px, size_px, 3] in 0..255, not augmented."""
+def load_image(file_name: tf.Tensor, *, size_px: int, how: str) -> tf.Tensor:
+    """Load an image file as float32 [size_px, size_px, 3] in 0..255, not augmented."""
     image = decode_image(read_encoded(file_name), target_px=size_px)
     return resize_image(image, size_px=size_px, how=how)
 
 
-def targets(labels: tf.Tensor, tasks: tuple[str, ...]) -> tuple[dict, dict]:
-    """int32 [batch, tasks] -> {task: label}, {task: weight}."""
-    return _by_task(tasks, labels, _weights(labels))
+def targets(
+    labels: tf.Tensor, tasks: tuple[str, ...]
+) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    """Split int32 [batch, tasks] into {task: label}, {task: weight}."""
+    return _by_task(tasks, labels), _by_task(tasks, _weights(labels))
 
 
 def _weights(labels: tf.Tensor) -> tf.Tensor:
-    """float32, 0 or 1 (rule 10)."""
+    """Return the labels' weights: float32, 0 or 1 (rule 10)."""
     return tf.cast(labels != MISSING, tf.float32)
 
 
-def _by_task(tasks: tuple[str, ...], *values: tf.Tensor) -> tuple[dict[str, tf.Tensor], ...]:
-    """Each [batch, tasks, …] -> {task: [batch, …]}."""
-    return tuple(
-        dict(zip(tasks, tf.unstack(value, len(tasks), axis=1), strict=True)) for value in values
-    )
+def _by_task(tasks: tuple[str, ...], values: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Split [batch, tasks, …] into {task: [batch, …]}."""
+    return dict(zip(tasks, tf.unstack(values, len(tasks), axis=1), strict=True))
 
 
 def training_dataset(
-    prepared: Prepared,
+    prepared: PreparedData,
     spec: DataSpec,
     *,
     first_epoch: int = 0,
     first_step: int = 0,
     shard: Shard = UNSHARDED,
+    order: RowOrder = SHUFFLED,
+    transform: Transform | None = None,
 ) -> tf.data.Dataset:
-    """Augmented, shuffled batches of the training split, from a step on, without end.
+    """Make endless augmented, shuffled batches of the training split, from a given step on.
 
     Args:
         prepared: its records of the split `train` are used.
         spec: image size, batch size, seed and the tasks' augmentation.
-        first_epoch: counted over both phases.
-        first_step: of that epoch; the pictures of the steps before it are not read.
-        shard: what of each batch is read here.
+        first_epoch: the epoch to start in, counted over both phases.
+        first_step: the step of that epoch to start at; images of earlier steps are not read.
+        shard: the part of each batch that is read here.
+        order: the rows of an epoch and their order.
+        transform: applied to each batch with a separate seed; None: batches are not changed.
 
     Returns:
         Batches of image float32 [batch, size, size, 3] in 0..255, {task: int32 [batch]} and
-        {task: float32 [batch]}. With `mix`, labels and weights are [batch, 2], as `mix_batch`
-        says. An epoch is every row once, or with `sampler` as many draws; its last batch may be
-        smaller.
+        {task: float32 [batch]}; a transform may change the shapes of labels and weights. The last
+        batch of an epoch may be smaller.
     """
     table = prepared.table
     all_labels = table.labels[table.rows(TRAIN)]
-    rows_of, count = epoch_rows(all_labels, spec), len(all_labels)
+    rows_of, count = order.epoch_rows(all_labels, spec.seed), len(all_labels)
     every_place = tf.constant(batch_places(count, spec.batch_size, shard))
     batch_size = _local(spec, shard)
-    mix = build_mixing(spec)
     load, read = _augmenting(prepared, spec), prepared.reader(TRAIN)
 
-    def mixed(epoch: tf.Tensor, step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor):
-        # Below 0 is no row's number: what is drawn here is not what some augmentation drew.
-        seed = epoch_key(spec.seed, epoch)
-        for number in (tf.constant(-1 - shard.index, tf.int64), step):
-            seed = tf.random.experimental.stateless_fold_in(seed, number)
-        return mix(images, labels, seed)
+    def load_place(epoch: tf.Tensor, place: tf.Tensor, row: tf.Tensor, encoded: tf.Tensor) -> tuple:
+        # If rows repeat, each occurrence needs its own augmentation: the place is the key.
+        image, labels = load(epoch, place if order.repeats else row, row, encoded)
+        return image, tf.where(place < count, labels, MISSING)
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        def load_place(place: tf.Tensor, found: tuple) -> tuple:
-            # A row that is drawn twice is augmented twice, so by its place; otherwise by its row.
-            image, labels = load(epoch, place if spec.sampler else found[0], *found)
-            return image, tf.where(place < count, labels, MISSING)
-
         step = tf.where(epoch == first_epoch, tf.constant(first_step, tf.int64), 0)
         places = every_place[step * batch_size :]
-        order = tf.cast(tf.gather(rows_of(epoch), tf.minimum(places, count - 1)), tf.int64)
-        pictures = tf.data.Dataset.zip(
+        rows = tf.cast(tf.gather(rows_of(epoch), tf.minimum(places, count - 1)), tf.int64)
+        examples = tf.data.Dataset.zip(
             tf.data.Dataset.from_tensor_slices(places),
-            read(tf.data.Dataset.from_tensor_slices(order)),
+            read(tf.data.Dataset.from_tensor_slices(rows)),
         )
-        pictures = pictures.map(load_place, tf.data.AUTOTUNE, deterministic=True)
-        batches = pictures.batch(batch_size)
-        if mix is None:
-            return batches.map(lambda images, labels: (images, labels, _weights(labels)))
-        batches = batches.enumerate(step).map(lambda step, batch: (epoch, step, *batch))
-        return batches.map(mixed, tf.data.AUTOTUNE, deterministic=True)
+        examples = examples.map(
+            lambda place, example: load_place(epoch, place, example[0], example[1]),
+            tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        return _transformed(examples.batch(batch_size), transform, spec, shard, epoch, step)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     batches = epochs.flat_map(one_epoch)
     tasks = table.tasks
-    return batches.map(lambda image, *both: (image, *_by_task(tasks, *both))).prefetch(2)
+    return batches.map(
+        lambda images, labels, weights: (images, _by_task(tasks, labels), _by_task(tasks, weights))
+    ).prefetch(2)
 
 
-def _augmenting(prepared: Prepared, spec: DataSpec) -> Callable:
-    """(epoch, number that its augmentation is drawn by, row, JPEG) -> (image, labels) of train."""
+def _transformed(
+    batches: tf.data.Dataset,
+    transform: Transform | None,
+    spec: DataSpec,
+    shard: Shard,
+    epoch: tf.Tensor,
+    first_step: tf.Tensor,
+) -> tf.data.Dataset:
+    """Transform an epoch's batches of (images, labels) to (images, labels, weights)."""
+    if transform is None:
+        return batches.map(lambda images, labels: (images, labels, _weights(labels)))
+
+    def apply(step: tf.Tensor, batch: tuple) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        # Augmentation keys are row numbers, never negative, so a negative key is distinct.
+        seed = epoch_key(spec.seed, epoch)
+        for number in (tf.constant(-1 - shard.index, tf.int64), step):
+            seed = tf.random.experimental.stateless_fold_in(seed, number)
+        images, labels = batch
+        return transform(images, labels, seed)
+
+    return batches.enumerate(first_step).map(apply, tf.data.AUTOTUNE, deterministic=True)
+
+
+def _augmenting(prepared: PreparedData, spec: DataSpec) -> Callable:
+    """Make a function: (epoch, number that keys the augmentation, row, JPEG) -> (image, labels)."""
     table = prepared.table
     all_labels = table.labels[table.rows(TRAIN)]
     policies, policy_of = image_policies(all_labels, [t.augment for t in spec.tasks])
     labels, policies, policy_of = map(tf.constant, (all_labels, policies, policy_of))
 
-    def load(epoch: tf.Tensor, number: tf.Tensor, row: tf.Tensor, picture: tf.Tensor):
-        image = decode_image(picture, target_px=spec.image_size)
+    def load(epoch: tf.Tensor, number: tf.Tensor, row: tf.Tensor, encoded: tf.Tensor) -> tuple:
+        image = decode_image(encoded, target_px=spec.image_size)
         seed = tf.random.experimental.stateless_fold_in(epoch_key(spec.seed, epoch), number)
         image = augment_image(
             image, policies[policy_of[row]], seed, size_px=spec.image_size, how=spec.resize
@@ -137,7 +160,7 @@ def _augmenting(prepared: Prepared, spec: DataSpec) -> Callable:
 
 
 def view_dataset(
-    prepared: Prepared,
+    prepared: PreparedData,
     spec: DataSpec,
     *,
     split: str,
@@ -145,40 +168,40 @@ def view_dataset(
     view: int = 0,
     rows: np.ndarray | None = None,
 ) -> tf.data.Dataset:
-    """Batches of images alone, in the order of a split's rows.
+    """Make batches of images without labels, in the order of a split's rows.
 
     Args:
         prepared: its records are read.
         spec: image size, seed and the tasks' augmentation.
-        split: train or selection.
-        batch_size: the last may be smaller.
-        view: 0: plain; v: augmented as `training_dataset` does it in epoch v - 1 (train alone).
-        rows: int64, which of the split; None: all.
+        split: train or validation.
+        batch_size: the last batch may be smaller.
+        view: 0: plain; v > 0: augmented as in epoch v - 1 of `training_dataset` (train only).
+        rows: int64 [n], rows of the split; None: all.
     """
     if view:
         augmented, epoch = _augmenting(prepared, spec), tf.constant(view - 1, tf.int64)
 
-        def load(row: tf.Tensor, picture: tf.Tensor) -> tf.Tensor:
-            return augmented(epoch, row, row, picture)[0]
+        def load(row: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
+            return augmented(epoch, row, row, encoded)[0]
     else:
 
-        def load(row: tf.Tensor, picture: tf.Tensor) -> tf.Tensor:
-            image = decode_image(picture, target_px=spec.image_size)
+        def load(row: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
+            image = decode_image(encoded, target_px=spec.image_size)
             return resize_image(image, size_px=spec.image_size, how=spec.resize)
 
     if rows is None:
         rows = np.arange(len(prepared.table.rows(split)))
-    pictures = prepared.reader(split)(tf.data.Dataset.from_tensor_slices(rows))
-    pictures = pictures.map(load, tf.data.AUTOTUNE, deterministic=True)
-    return pictures.batch(batch_size).prefetch(2)
+    examples = prepared.reader(split)(tf.data.Dataset.from_tensor_slices(rows))
+    examples = examples.map(load, tf.data.AUTOTUNE, deterministic=True)
+    return examples.batch(batch_size).prefetch(2)
 
 
 def evaluation_dataset(
-    prepared: Prepared, spec: DataSpec, *, split: str, shard: Shard = UNSHARDED
+    prepared: PreparedData, spec: DataSpec, *, split: str, shard: Shard = UNSHARDED
 ) -> tf.data.Dataset:
-    """Plain batches of the records of a split, in the order of its rows, each row once.
+    """Make plain batches of the records of a split, in the order of its rows, each row once.
 
-    Elements as `training_dataset` gives them.
+    The elements have the form of those of `training_dataset`.
     """
     table, batch_size = prepared.table, _local(spec, shard)
     rows, labels = sharded_labels(table.labels[table.rows(split)], spec, shard)
@@ -186,7 +209,7 @@ def evaluation_dataset(
     labels = tf.data.Dataset.from_tensor_slices(labels).batch(batch_size)
     batches = tf.data.Dataset.zip(images, labels)
     batches = batches.map(lambda image, label: (image, *targets(label, table.tasks)))
-    # What is unknown behind a read; without it Keras warns of a dataset that ends.
+    # Reading loses the length; without a length Keras warns at the end of the dataset.
     return batches.apply(
         tf.data.experimental.assert_cardinality(steps_per_epoch(table, spec, split))
     )
@@ -195,33 +218,35 @@ def evaluation_dataset(
 def sharded_labels(
     labels: np.ndarray, spec: DataSpec, shard: Shard
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that a process reads of a split in order, and their labels: MISSING where a row
-    stands only to fill up the last batch."""
+    """Return the rows of a split that one process reads, in order, and their labels.
+
+    A row that only fills up the last batch has the label MISSING.
+    """
     places = batch_places(len(labels), spec.batch_size, shard)
     rows = np.minimum(places, len(labels) - 1)
     return rows, np.where((places < len(labels))[:, None], labels[rows], MISSING)
 
 
 def _local(spec: DataSpec, shard: Shard) -> int:
-    """Pictures of a batch that one process reads."""
+    """Return how many images of a batch one process reads."""
     return spec.batch_size // shard.count
 
 
-def readable_pictures(
+def readable_images(
     names: Sequence[str | bytes], *, size_px: int, how: str, batch_size: int
 ) -> tf.data.Dataset:
-    """Batches of (index int64 [batch], image float32 [batch, size, size, 3]), in order.
+    """Make batches of (index int64 [batch], image float32 [batch, size, size, 3]), in order.
 
-    A picture that is missing or unreadable is left out, and so is its index; `why_unreadable`
-    tells its reason.
+    A missing or unreadable image is skipped together with its index; `why_unreadable` returns the
+    reason.
     """
 
     def load(data: tf.Tensor) -> tf.Tensor:
         image = decode_image(data, target_px=size_px)
         return resize_image(image, size_px=size_px, how=how)
 
-    # Tuning gains nothing here, and beside a runtime that takes all cores it costs at times two
-    # fifths of the whole, for as long as the dataset is read.
+    # Autotuning gains nothing here. Next to a runtime that uses all cores it takes up to two fifths
+    # of the whole time.
     options = tf.data.Options()
     options.autotune.enabled = False
     return map_files(names, load).batch(batch_size).prefetch(2).with_options(options)

@@ -1,118 +1,119 @@
-"""Pictures that a report shows: where the model looks, and what it finds alike."""
+"""Example images of a report: attention maps of predictions, and similar images."""
 
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 
-from multitask.data.pipeline import readable_pictures
+from multitask.data.pipeline import readable_images
 from multitask.evaluation.attention import activation_maps, overlay
+from multitask.evaluation.gallery import Gallery, normalised
+from multitask.evaluation.neighbours import nearest
 from multitask.evaluation.predictions import Predictions
-from multitask.evaluation.similar import Gallery, nearest, normalised
-from multitask.model.network import FEATURES, parts
-from multitask.run import Run
+from multitask.model.network import FEATURES, trunk_and_heads
 from multitask.spec import MISSING, SHARED
+from multitask.trained import TrainedModel
 
-WRONG, RIGHT = 12, 6  # pictures of a task whose attention is shown
+WRONG, RIGHT = 12, 6  # shown predictions of a task
 QUERIES, NEIGHBOURS = 8, 5
 
 
 def attention_examples(
-    run: Run,
-    model: keras.Model,
+    trained: TrainedModel,
     infer: Callable,
     predictions: Predictions,
     load: Callable[[str], np.ndarray | None],
 ) -> list[dict[str, Any]]:
-    """Grad-CAM of each task's answer: its surest mistakes, and its surest right answers, each of
-    another class.
+    """Compute Grad-CAM of each task's most confident mistakes and right predictions.
+
+    Every right prediction has a different class.
 
     Args:
-        run: its spec and where the pictures are.
-        model: from load_network.
+        trained: the model.
         infer: `compiled(examined_model(model))`.
-        predictions: of the exam.
+        predictions: of the test set.
         load: path -> uint8 [height, width, 3], or None.
 
     Returns:
         Dicts of task, path, true, predicted, confidence, overlay (uint8 [height, width, 3]).
     """
-    chosen = [(task, row) for task in predictions.classes for row in _to_look_at(predictions, task)]
-    image_dir, heads = run.data_dir / run.spec.images, parts(model)[1]
-    batches = readable_pictures(
-        [str(image_dir / predictions.paths[row]) for _, row in chosen],
-        size_px=run.spec.image_size,
-        how=run.spec.resize,
+    chosen = [
+        (task, row) for task in predictions.classes for row in _attention_rows(predictions, task)
+    ]
+    spec, heads = trained.spec, trunk_and_heads(trained.network)[1]
+    batches = readable_images(
+        [str(trained.image_dir / predictions.paths[row]) for _, row in chosen],
+        size_px=spec.image_size,
+        how=spec.resize,
         batch_size=WRONG + RIGHT,
     )
-    found = []
+    examples = []
     for places, images in batches:
         features = np.asarray(infer(images)[FEATURES])
-        seen = [chosen[place] for place in places.numpy()]
+        batch = [chosen[place] for place in places.numpy()]
         for task, names in predictions.classes.items():
-            among = [place for place, (of, _) in enumerate(seen) if of == task]
-            if not among:
+            own = [place for place, (of_task, _) in enumerate(batch) if of_task == task]
+            if not own:
                 continue
-            rows = [seen[place][1] for place in among]
-            answers = predictions.answers(task)[rows]
-            maps = np.asarray(activation_maps(heads[task], features[among], answers))
-            for row, answer, cam in zip(rows, answers, maps, strict=True):
-                picture = load(predictions.paths[row])
-                if picture is not None:
-                    found.append(
+            rows = [batch[place][1] for place in own]
+            classes = predictions.predicted(task)[rows]
+            maps = np.asarray(activation_maps(heads[task], features[own], classes))
+            for row, predicted, cam in zip(rows, classes, maps, strict=True):
+                image = load(predictions.paths[row])
+                if image is not None:
+                    examples.append(
                         {
                             "task": task,
                             "path": predictions.paths[row],
                             "true": names[predictions.labels_of(task)[row]],
-                            "predicted": names[answer],
-                            "confidence": float(predictions.probabilities[task][row, answer]),
-                            "overlay": overlay(picture, cam, how=run.spec.resize),
+                            "predicted": names[predicted],
+                            "confidence": float(predictions.probabilities[task][row, predicted]),
+                            "overlay": overlay(image, cam, how=spec.resize),
                         }
                     )
-    return found
+    return examples
 
 
-def _to_look_at(predictions: Predictions, task: str) -> np.ndarray:
-    """int [n], rows: the surest mistakes, then the surest right answers of different classes."""
+def _attention_rows(predictions: Predictions, task: str) -> np.ndarray:
+    """Rows of the most confident mistakes, then of right predictions of different classes."""
     confidence = predictions.probabilities[task].max(axis=1)
-    surest = np.argsort(-confidence, kind="stable")
-    surest = surest[predictions.labelled(task)[surest]]
-    right = predictions.right(task)[surest]
-    _, first = np.unique(predictions.answers(task)[surest[right]], return_index=True)
-    return np.concatenate([surest[~right][:WRONG], surest[right][np.sort(first)[:RIGHT]]])
+    rows = np.argsort(-confidence, kind="stable")
+    rows = rows[predictions.labelled(task)[rows]]
+    right = predictions.correct(task)[rows]
+    _, first = np.unique(predictions.predicted(task)[rows[right]], return_index=True)
+    return np.concatenate([rows[~right][:WRONG], rows[right][np.sort(first)[:RIGHT]]])
 
 
 def similar_examples(gallery: Gallery, predictions: Predictions) -> list[dict[str, Any]]:
-    """Some exam pictures, from all over the exam, and their nearest training pictures.
+    """Choose evenly spaced test images, and their nearest training images.
 
     Returns:
         Dicts of path, labels (a text) and neighbours: dicts of path, distance and labels.
     """
-    among = np.flatnonzero((predictions.labels != MISSING).any(axis=1))
-    if not len(among):
+    labelled = np.flatnonzero((predictions.labels != MISSING).any(axis=1))
+    if not len(labelled):
         return []
-    rows = among[np.unique(np.linspace(0, len(among) - 1, QUERIES).astype(int))]
+    rows = labelled[np.unique(np.linspace(0, len(labelled) - 1, QUERIES).astype(int))]
     queries = normalised(predictions.vectors[SHARED][rows])
-    found, distances = nearest(gallery.loaded(SHARED), queries, NEIGHBOURS)
+    neighbours, distances = nearest(gallery.loaded(SHARED), queries, NEIGHBOURS)
     return [
         {
             "path": predictions.paths[row],
-            "labels": _names(gallery, predictions.labels[row]),
+            "labels": _label_text(gallery, predictions.labels[row]),
             "neighbours": [
                 {
                     "path": gallery.paths[neighbour],
                     "distance": float(distance),
-                    "labels": _names(gallery, gallery.labels[neighbour]),
+                    "labels": _label_text(gallery, gallery.labels[neighbour]),
                 }
-                for neighbour, distance in zip(*near, strict=True)
+                for neighbour, distance in zip(*matches, strict=True)
                 if neighbour >= 0
             ],
         }
-        for row, *near in zip(rows, found, distances, strict=True)
+        for row, *matches in zip(rows, neighbours, distances, strict=True)
     ]
 
 
-def _names(gallery: Gallery, labels: np.ndarray) -> str:
-    every = zip(gallery.classes.values(), labels, strict=True)
-    return ", ".join(names[label].replace("_", " ") for names, label in every if label != MISSING)
+def _label_text(gallery: Gallery, labels: np.ndarray) -> str:
+    pairs = zip(gallery.classes.values(), labels, strict=True)
+    return ", ".join(names[label].replace("_", " ") for names, label in pairs if label != MISSING)

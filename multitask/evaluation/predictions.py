@@ -1,8 +1,9 @@
-"""Model + pictures -> Predictions: the one table that every figure of an evaluation reads."""
+"""Predictions of a model for images; all metrics are computed from them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,9 +11,9 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from multitask.data.files import refuse_missing, why_unreadable
-from multitask.data.pipeline import file_names, readable_pictures
-from multitask.data.table import VAL, Table
+from multitask.data.image_files import refuse_missing, why_unreadable
+from multitask.data.pipeline import file_names, readable_images
+from multitask.data.table import TEST, Table
 from multitask.files import replacing
 from multitask.model.network import ANSWERS, VECTORS, examined_model
 from multitask.spec import MISSING, DataSpec, InputError, field_of
@@ -20,16 +21,16 @@ from multitask.spec import MISSING, DataSpec, InputError, field_of
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of every picture of the exam.
+    """A model's predictions for the images of the test set (or of another split).
 
     Attributes:
         classes: task -> class names.
         paths: str [n], as in the CSVs.
-        labels: int32 [n, tasks]; MISSING where a picture is no exam of the task.
-        probabilities: task -> float64 [n, classes]: in float32 the small ones would be 0, and a
-            temperature could not bring them back.
-        vectors: SHARED and each task -> float32 [n, width], the embeddings; empty where there are
-            views.
+        labels: int32 [n, tasks]; MISSING if an image has no label of the task in this split.
+        probabilities: task -> float64 [n, classes]; in float32 small ones would underflow to 0,
+            and a temperature could not restore them.
+        vectors: SHARED and each task -> float32 [n, width], the embeddings; empty with test-time
+            augmentation.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -39,66 +40,70 @@ class Predictions:
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
 
     def labels_of(self, task: str) -> np.ndarray:
-        """int32 [n]; MISSING where a picture is no exam of the task."""
+        """The labels of a task, int32 [n]; MISSING if an image has none in this split."""
         return self.labels[:, list(self.classes).index(task)]
 
     def labelled(self, task: str) -> np.ndarray:
-        """bool [n]: whether a picture is an exam of the task."""
+        """Whether an image has a label of the task, bool [n]."""
         return self.labels_of(task) != MISSING
 
-    def answers(self, task: str) -> np.ndarray:
-        """int [n], the most probable class; the lowest of equal ones."""
+    def predicted(self, task: str) -> np.ndarray:
+        """The most probable class, int [n]; on a tie, the lowest index."""
         return self.probabilities[task].argmax(axis=1)
 
-    def right(self, task: str) -> np.ndarray:
-        """bool [n]; False where there is no label."""
-        return self.answers(task) == self.labels_of(task)
+    def correct(self, task: str) -> np.ndarray:
+        """Whether the prediction is right, bool [n]; False without a label."""
+        return self.predicted(task) == self.labels_of(task)
 
-    def exam(self, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The rows that have a label of the task: (rows, labels, probabilities)."""
+    def labelled_examples(self, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, labels and probabilities of the images that have a label of the task."""
         rows = np.flatnonzero(self.labelled(task))
         return rows, self.labels_of(task)[rows], self.probabilities[task][rows]
 
-    def without(self, paths: Iterable[str]) -> "Predictions":
-        """The same less some pictures."""
+    def excluding(self, paths: Iterable[str]) -> "Predictions":
+        """The predictions without those of some images."""
         kept = ~pd.Index(self.paths).isin(list(paths))
         probabilities, vectors = (
-            {name: values[kept] for name, values in of.items()}
-            for of in (self.probabilities, self.vectors)
+            {name: values[kept] for name, values in arrays.items()}
+            for arrays in (self.probabilities, self.vectors)
         )
         return Predictions(
             self.classes, self.paths[kept], self.labels[kept], probabilities, vectors
         )
 
     def frame(self) -> pd.DataFrame:
-        """`path`, and each task's `artist/true` and `artist/predicted` class (by name) and
-        `artist/confidence`."""
-        columns = {"path": self.paths}
-        for task, names in self.classes.items():
-            names = np.asarray(names, dtype=object)
+        """The predictions as a frame.
+
+        Returns:
+            `path`, and each task's `artist/true` and `artist/predicted` class (by name) and
+            `artist/confidence`.
+        """
+        columns: dict[str, np.ndarray] = {"path": self.paths}
+        for task, class_names in self.classes.items():
+            names = np.asarray(class_names, dtype=object)
             labels, known = self.labels_of(task), self.labelled(task)
             true = np.full(len(labels), "", dtype=object)
             true[known] = names[labels[known]]
             columns |= {
                 field_of(task, "true"): true,
-                field_of(task, "predicted"): names[self.answers(task)],
+                field_of(task, "predicted"): names[self.predicted(task)],
                 field_of(task, "confidence"): self.probabilities[task]
                 .max(axis=1)
                 .astype(np.float32),
             }
         return pd.DataFrame(columns)
 
-    def save(self, folder: Path, **more: np.ndarray) -> None:
-        """`predictions.csv`, and the probabilities in the same order in `probabilities.npz`.
+    def save(self, folder: Path, **columns: np.ndarray) -> None:
+        """Write `predictions.csv`, and the probabilities in the same order, `probabilities.npz`.
 
         Args:
-            folder: where.
-            more: further columns, [n] each.
+            folder: folder of the files.
+            columns: further columns of the CSV, [n] each.
         """
         with replacing(folder / "predictions.csv") as temporary:
-            self.frame().assign(**more).to_csv(temporary, index=False)
+            self.frame().assign(**columns).to_csv(temporary, index=False)
         with replacing(folder / "probabilities.npz") as temporary:
-            arrays = {
+            arrays: dict[str, Any] = {
                 field_of(task, "probabilities"): values.astype(np.float32)
                 for task, values in self.probabilities.items()
             }
@@ -106,7 +111,7 @@ class Predictions:
 
 
 def read_predictions(file: Path) -> pd.DataFrame:
-    """A `predictions.csv`; a name such as "None" stays a name, and "" is no label."""
+    """Read a `predictions.csv`; "None" may be the name of a class, and "" is no label."""
     header = pd.read_csv(file, nrows=0).columns
     names = [c for c in header if c == "path" or c.endswith(("/true", "/predicted"))]
     frame = pd.read_csv(file, dtype=dict.fromkeys(names, str), na_values={}, keep_default_na=False)
@@ -116,13 +121,13 @@ def read_predictions(file: Path) -> pd.DataFrame:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """float [n, classes] -> probabilities, of the same type."""
+    """Float [n, classes] of logits -> probabilities of the same type."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 def compiled(model: keras.Model) -> Callable:
-    """The model's inference as one graph: on a CPU, several times as fast as `predict`."""
+    """Compile inference to one graph, several times as fast as `predict` on a CPU."""
     if keras.backend.backend() != "tensorflow":
         return lambda image: model.predict_on_batch(np.asarray(image))
     return tf.function(
@@ -132,7 +137,7 @@ def compiled(model: keras.Model) -> Callable:
     )
 
 
-def predict_exam(
+def predict_split(
     model: keras.Model,
     table: Table,
     spec: DataSpec,
@@ -141,63 +146,41 @@ def predict_exam(
     batch_size: int,
     max_missing: float,
     infer: Callable | None = None,
-    split: str = VAL,
+    split: str = TEST,
     views: Callable[[tf.Tensor], Sequence[tf.Tensor]] | None = None,
     temperatures: Mapping[str, float] | None = None,
 ) -> tuple[Predictions, pd.DataFrame]:
-    """Every val picture's answers, from the original files, in the order of the table.
+    """Predict every labelled image of a split, from the original files, in the table's order.
 
     Args:
         model: image -> {task: logits}.
-        table: its rows of the split, with at least one label.
+        table: the table; its rows of the split are predicted.
         spec: image size and resizing.
         image_dir: the folder that the table's paths start at.
-        batch_size: pictures at a time.
-        max_missing: the share of the table's pictures that may be missing or unreadable.
-        infer: `compiled(examined_model(model))`, where that was made before.
-        split: another one than val.
-        views: a batch -> batches of the same pictures seen otherwise, whose probabilities are
-            averaged.
-        temperatures: task -> what its logits are divided by; None: 1.
+        batch_size: images at a time.
+        max_missing: the share of the table's images that may be missing or unreadable.
+        infer: `compiled(examined_model(model))` if it exists already.
+        split: one of SPLITS.
+        views: one of TTA; the probabilities of its views are averaged; None: the plain image.
+        temperatures: task -> the divisor of its logits; None: 1.
 
     Returns:
-        The predictions, and a frame of path and reason of the pictures that could not be read.
+        The predictions, and a frame of path and reason of the images that could not be read.
 
     Raises:
-        InputError: too many of those, or none can be read where there are some.
+        InputError: too many images are unreadable, or all of them.
     """
     rows = table.rows(split)
     rows = rows[(table.labels[rows] != MISSING).any(axis=1)]
     names = file_names(table, rows, image_dir)
-    batches = readable_pictures(
-        names, size_px=spec.image_size, how=spec.resize, batch_size=batch_size
-    )
-    infer, temperatures = infer or compiled(examined_model(model)), temperatures or {}
-    read, found, vectors = [], {task: [] for task in table.tasks}, {}
-    with tqdm(
-        total=len(names), desc="evaluating", unit=" pictures", leave=False, disable=None
-    ) as bar:
-        for indices, image in batches:
-            read.append(indices.numpy())
-            said = [infer(view) for view in (views(image) if views else [image])]
-            for task, values in found.items():
-                logits = [np.asarray(view[ANSWERS][task], np.float64) for view in said]
-                temperature = temperatures.get(task, 1.0)
-                values.append(np.mean([softmax(one / temperature) for one in logits], axis=0))
-            if not views:
-                for name, values in said[0][VECTORS].items():
-                    vectors.setdefault(name, []).append(np.asarray(values))
-            bar.update(int(read[-1][-1]) + 1 - bar.n)
-    read = np.concatenate(read) if read else np.zeros(0, np.int64)
-    left_out = np.setdiff1d(np.arange(len(names)), read)
-    unusable = pd.DataFrame(
-        {
-            "path": [table.paths[rows[i]] for i in left_out],
-            "reason": [why_unreadable(names[i]) or "could not be read" for i in left_out],
-        }
-    )
+    outputs = _Outputs(table.tasks, temperatures or {}, views)
+    infer = infer or compiled(examined_model(model))
+    read = outputs.collect(names, infer, spec, batch_size)
+    unread = np.setdiff1d(np.arange(len(names)), read)
+    reasons = [why_unreadable(names[i]) or "could not be read" for i in unread]
+    unreadable = pd.DataFrame({"path": table.paths[rows[unread]], "reason": reasons})
     refuse_missing(
-        unusable,
+        unreadable,
         len(table),
         image_dir,
         max_missing=max_missing,
@@ -205,21 +188,72 @@ def predict_exam(
         allow="allow them to be missing with `multitask evaluate --max_missing={share}`",
     )
     if len(names) and not len(read):
-        raise InputError(f"{image_dir}: none of the {len(names)} {split} pictures can be read")
-    if not len(names):  # no test set; the arrays have their widths all the same
-        shapes = examined_model(model).output
-        found = {task: [_no_rows(shapes[ANSWERS][task], np.float64)] for task in found}
-        vectors = {name: [_no_rows(x, np.float32)] for name, x in shapes[VECTORS].items()}
+        raise InputError(f"{image_dir}: none of the {len(names)} {split} images can be read")
+    probabilities, vectors = outputs.arrays() if len(names) else _empty_arrays(model, table.tasks)
     rows = rows[read]
     predictions = Predictions(
-        table.classes,
-        table.paths[rows],
-        table.labels[rows],
-        {task: np.concatenate(values) for task, values in found.items()},
-        {name: np.concatenate(values) for name, values in vectors.items()},
+        table.classes, table.paths[rows], table.labels[rows], probabilities, vectors
     )
-    return predictions, unusable
+    return predictions, unreadable
 
 
-def _no_rows(output: keras.KerasTensor, dtype: type) -> np.ndarray:
-    return np.zeros((0, *output.shape[1:]), dtype)
+class _Outputs:
+    """The outputs of a model, collected batch by batch."""
+
+    def __init__(
+        self, tasks: Sequence[str], temperatures: Mapping[str, float], views: Callable | None
+    ):
+        self.temperatures, self.views = temperatures, views
+        self.probabilities: dict[str, list[np.ndarray]] = {task: [] for task in tasks}
+        self.vectors: dict[str, list[np.ndarray]] = {}
+
+    def collect(
+        self, names: list[str], infer: Callable, spec: DataSpec, batch_size: int
+    ) -> np.ndarray:
+        """Run the model on image files; returns the places of the readable ones, int [n]."""
+        read = [np.zeros(0, np.int64)]
+        batches = readable_images(
+            names, size_px=spec.image_size, how=spec.resize, batch_size=batch_size
+        )
+        with tqdm(
+            total=len(names), desc="evaluating", unit=" images", leave=False, disable=None
+        ) as bar:
+            for places, images in batches:
+                read.append(places.numpy())
+                views = self.views(images) if self.views else [images]
+                self._add([infer(view) for view in views])
+                bar.update(int(read[-1][-1]) + 1 - bar.n)
+        return np.concatenate(read)
+
+    def _add(self, outputs: list[dict]) -> None:
+        """Add a batch.
+
+        Args:
+            outputs: of `examined_model`, one dict per view.
+        """
+        for task, batches in self.probabilities.items():
+            logits = [np.asarray(view[ANSWERS][task], np.float64) for view in outputs]
+            temperature = self.temperatures.get(task, 1.0)
+            batches.append(np.mean([softmax(one / temperature) for one in logits], axis=0))
+        if not self.views:
+            for name, values in outputs[0][VECTORS].items():
+                self.vectors.setdefault(name, []).append(np.asarray(values))
+
+    def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Probabilities and vectors, each name -> [n, …]."""
+        probabilities, vectors = (
+            {name: np.concatenate(batches) for name, batches in batches_of.items()}
+            for batches_of in (self.probabilities, self.vectors)
+        )
+        return probabilities, vectors
+
+
+def _empty_arrays(
+    model: keras.Model, tasks: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Empty probabilities and vectors, with the widths of the model's outputs."""
+    outputs = examined_model(model).output
+    return (
+        {task: np.zeros((0, outputs[ANSWERS][task].shape[1])) for task in tasks},
+        {name: np.zeros((0, x.shape[1]), np.float32) for name, x in outputs[VECTORS].items()},
+    )

@@ -1,0 +1,1 @@
+"""Training: phases, losses, optimizers, checkpoints, and the interfaces of extensions."""

@@ -1,12 +1,14 @@
-"""What happens around a step and after an epoch, under Keras' `fit`."""
+"""Callbacks of `fit`: checkpoints, best models, early stopping, history and the console."""
 
 import contextlib
+import logging
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,32 +16,41 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from multitask.files import RunError, replacing, writing
-from multitask.learning.backend import has_strategy, synchronise, synchronise_batchnorm
+from multitask.backend import has_strategy, synchronise, synchronise_batchnorm
+from multitask.disk import writing
+from multitask.errors import RunError
+from multitask.files import replacing
 from multitask.learning.checkpoints import BEST, Progress, save_checkpoint
 from multitask.learning.optimizers import current_rates
 from multitask.learning.phases import PhaseModel
 from multitask.run import Run
 from multitask.spec import DataSpec, field_of
 
+logger = logging.getLogger(__name__)
 
-class NonFiniteLoss(RunError):
+
+class NonFiniteLossError(RunError):
     """The loss is infinite or NaN."""
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
-    """Stop at the first loss that is not finite, and name the step."""
+    """Stop at the first loss that is not finite, and name the step.
+
+    Args:
+        progress: the position in the run, for the message.
+    """
 
     def __init__(self, progress: Progress):
         super().__init__()
         self.progress = progress
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Check the loss."""
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
-            raise NonFiniteLoss(
+            raise NonFiniteLossError(
                 f"the loss is {loss} at step {self.progress.step + 1} of epoch "
-                f"{self.progress.phase_epoch + 1}; the models and checkpoints from before are "
+                f"{self.progress.phase_epoch + 1}; the earlier models and checkpoints are "
                 "kept. Lower the learning rates (rate_factor of the phase) and train in another "
                 "workdir"
             )
@@ -47,17 +58,17 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def noting_signals() -> Iterator[list[int]]:
-    """Within it SIGTERM and Ctrl-C are noted in the list, not obeyed; a second one is obeyed."""
+    """Collect SIGTERM and Ctrl-C in the yielded list; a second signal acts as usual."""
     noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only that one may ask
+    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
         yield noted
         return
 
-    def note(number, frame):
+    def note(number: int, frame: object) -> None:
         noted.append(number)
         restore()
 
-    def restore():
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -69,12 +80,12 @@ def noting_signals() -> Iterator[list[int]]:
 
 
 class StepCounter(keras.callbacks.Callback):
-    """Counts steps, and stops the run when it is asked to; writes nothing.
+    """Counts steps, and stops the run after a signal; writes nothing.
 
     Args:
         progress: its `step` is counted here.
-        noted: signals that ask the run to stop.
-        metrics: values that the metrics had at `progress.step`, in the middle of an epoch.
+        noted: signals received so far.
+        metrics: values of the metrics at `progress.step`, if that is in the middle of an epoch.
     """
 
     minutes = math.inf
@@ -84,32 +95,37 @@ class StepCounter(keras.callbacks.Callback):
         self.progress, self.noted, self.metrics = progress, noted, metrics
         self.saved = time.monotonic()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Restore the metrics in the middle of an epoch."""
         if self.progress.step:  # `fit` has just reset them
             restore_metrics(self.model, self.metrics)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Count the step; save after a signal or when a checkpoint is due."""
         self.progress.step += 1
         if self.noted or time.monotonic() - self.saved > 60 * self.minutes:
             self._save(metric_values(self.model))
-            self._stop_if_asked()
+            self._stop_if_signalled()
 
-    def on_test_begin(self, logs=None):
-        self.metrics = metric_values(self.model)  # of training; the test resets them
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Keep the training metrics, which the validation resets."""
+        self.metrics = metric_values(self.model)
 
-    def on_test_batch_end(self, batch, logs=None):
+    def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Save and stop after a signal."""
         if self.noted:
             self._save(self.metrics)
-            self._stop_if_asked()
+            self._stop_if_signalled()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Save the end of the epoch."""
         self._save()
-        self._stop_if_asked()
+        self._stop_if_signalled()
 
     def _save(self, metrics: Sequence[np.ndarray] = ()) -> None:
-        self.model.optimizer.use_averages(False)  # in a test they were the weights
+        self.model.optimizer.use_averages(False)  # validation uses the averages as weights
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_signalled(self) -> None:
         if self.noted:
             if self.noted[0] == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -117,54 +133,61 @@ class StepCounter(keras.callbacks.Callback):
 
 
 class Checkpointer(StepCounter):
-    """Writes a checkpoint every so often, and when the run is asked to stop.
+    """Writes a checkpoint at intervals, and before the run stops after a signal.
 
-    It comes after all callbacks that remember something.
+    It must come after all callbacks that change the progress.
 
     Args:
-        run: where it is written.
+        run: the workdir of the checkpoints.
         progress: its `step` is counted here.
-        prepared: whose variables are saved.
-        minutes: from one checkpoint to the next.
-        options: of StepCounter.
+        phase_model: its variables are saved.
+        minutes: time between two checkpoints.
+        options: arguments of StepCounter.
     """
 
     def __init__(
-        self, run: Run, progress: Progress, prepared: PhaseModel, *, minutes: float, **options
+        self,
+        run: Run,
+        progress: Progress,
+        phase_model: PhaseModel,
+        *,
+        minutes: float,
+        **options: Any,
     ):
         super().__init__(progress, **options)
-        self.run, self.prepared, self.minutes = run, prepared, minutes
+        self.run, self.phase_model, self.minutes = run, phase_model, minutes
 
     def _save(self, metrics: Sequence[np.ndarray] = ()) -> None:
         synchronise(self.model)
         super()._save()
-        save_checkpoint(self.run.checkpoint, self.prepared.variables, self.progress, metrics)
+        save_checkpoint(self.run.checkpoint, self.phase_model.variables, self.progress, metrics)
         self.saved = time.monotonic()
 
 
 def metric_values(model: keras.Model) -> list[np.ndarray]:
+    """Return the values of the metrics' variables."""
     synchronise(model)
     return [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
 
 
 def restore_metrics(model: keras.Model, values: Sequence[np.ndarray]) -> None:
+    """Assign the values of the metrics' variables."""
     for variable, value in zip(model.metrics_variables, values, strict=True):
         variable.assign(value)
 
 
 def rename_logs(logs: dict) -> None:
-    """Keras' `top1/artist` -> `artist/top1`, `val_top1/artist` -> `artist/val_top1`; in place."""
+    """Rename `top1/artist` to `artist/top1`, `val_top1/artist` to `artist/val_top1`; in place."""
     renamed = {}
     for name, value in logs.items():
         field, slash, task = name.partition("/")
         renamed[field_of(task, field) if slash else name] = value
-    logs.clear()  # only now: `val_loss/top1` is a name before and another one after
+    logs.clear()  # only now: an old and a new name may be equal
     logs |= renamed
 
 
-def selection_scores(logs: dict, tasks: tuple[str, ...]) -> dict[str, float]:
-    """Macro-F1 on the selection split, `artist/macro_f1` of each task that has labels there, and
-    their mean, BEST."""
+def validation_scores(logs: dict, tasks: tuple[str, ...]) -> dict[str, float]:
+    """Return macro-F1 on the validation split: per task with labels, and the mean as BEST."""
     scores = {
         field_of(task, "macro_f1"): logs[field_of(task, "val_macro_f1")]
         for task in tasks
@@ -176,51 +199,53 @@ def selection_scores(logs: dict, tasks: tuple[str, ...]) -> dict[str, float]:
 
 
 class EpochMemory(keras.callbacks.Callback):
-    """The best scores, early stopping, plateau reduction and history; writes nothing.
+    """Tracks best scores, early stopping, plateau reduction and history; writes nothing.
 
-    What is evaluated and saved as a best model are the weights' moving averages, where the
-    optimizer keeps them; what is trained on are the weights.
+    If the optimizer keeps moving averages of the weights, the averages are evaluated and saved as
+    best models, and training continues with the weights.
 
     Args:
-        spec: its early stopping and plateau reduction.
-        progress: what is kept up to date.
-        prepared: its plateau factor is lowered.
+        spec: its early stopping and plateau reduction are used.
+        progress: kept up to date here.
+        phase_model: its plateau factor is lowered.
     """
 
-    def __init__(self, spec: DataSpec, progress: Progress, prepared: PhaseModel):
+    def __init__(self, spec: DataSpec, progress: Progress, phase_model: PhaseModel):
         super().__init__()
-        self.spec, self.progress, self.prepared = spec, progress, prepared
+        self.spec, self.progress, self.phase_model = spec, progress, phase_model
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Evaluate the moving averages."""
         self.model.optimizer.use_averages(True)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Update the progress and add the epoch to the history."""
         logs = {} if logs is None else logs
         rename_logs(logs)  # for the callbacks after this one, too
         progress, spec = self.progress, self.spec
         progress.epoch += 1
         progress.phase_epoch += 1
         progress.step = 0
-        scores = selection_scores(logs, spec.task_names)
+        scores = validation_scores(logs, spec.task_names)
         if BEST in scores:
             logs["val_macro_f1"] = scores[BEST]
-        self.model.optimizer.use_averages(True)  # no test, no averages yet
+        self.model.optimizer.use_averages(True)  # not yet in use if there was no validation
         improved = self._keep_best(scores)
         self.model.optimizer.use_averages(False)
         logs["improved"] = BEST in improved
         logs |= current_rates(self.model.optimizer)
-        weights = self.model.balancing.weights_now()
+        weights = self.model.balancer.current_weights()
         logs |= {field_of(task, "weight"): weight for task, weight in weights.items()}
         self._wait(BEST in improved, bool(scores))
         row = {"epoch": progress.epoch, "phase": progress.phase}
         progress.history.append(row | {key: float(value) for key, value in logs.items()})
 
     def _keep_best(self, scores: dict[str, float]) -> set[str]:
-        """Note what became the best, and return it."""
+        """Update the best scores, and return the names of those that improved."""
         progress = self.progress
-        if not scores:  # nothing to choose by: the last epoch is the best
+        if not scores:  # without a validation split the last epoch is the best
             scores = {BEST: float(progress.epoch)}
-        # A tie goes to the earlier epoch; NaN never wins.
+        # In a tie the earlier epoch stays the best; NaN is never better.
         improved = {
             name for name, score in scores.items() if score > progress.best.get(name, -math.inf)
         }
@@ -229,10 +254,10 @@ class EpochMemory(keras.callbacks.Callback):
             progress.best_epoch[name] = progress.epoch
         return improved
 
-    def _wait(self, improved: bool, judged: bool) -> None:
-        """Early stopping and plateau reduction; both count over the phases."""
+    def _wait(self, improved: bool, validated: bool) -> None:
+        """Apply early stopping and plateau reduction; both count epochs over both phases."""
         progress, spec = self.progress, self.spec
-        if improved or not judged:
+        if improved or not validated:
             progress.waited = progress.plateau_waited = 0
             return
         progress.waited += 1
@@ -242,39 +267,40 @@ class EpochMemory(keras.callbacks.Callback):
         if progress.plateau_waited >= spec.plateau.patience:
             progress.plateau = max(progress.plateau * spec.plateau.factor, spec.plateau.least)
             progress.plateau_waited = 0
-            self.prepared.plateau.assign(progress.plateau)
+            self.phase_model.plateau.assign(progress.plateau)
         if progress.waited >= spec.early_stopping.patience:
             self.model.stop_training = True
 
 
 class EpochEnd(EpochMemory):
-    """The memory of a run, and what it writes: best models, history, TensorBoard.
+    """EpochMemory that also writes: best models, history, TensorBoard.
 
     Args:
-        run: where things are written.
-        progress: what is kept up to date.
-        prepared: its plain model is saved as best, its plateau factor lowered.
+        run: the workdir.
+        progress: kept up to date here.
+        phase_model: its plain model is saved as best, its plateau factor lowered.
         per_task: save each task's own best epoch too.
     """
 
-    def __init__(self, run: Run, progress: Progress, prepared: PhaseModel, *, per_task: bool):
-        super().__init__(run.spec, progress, prepared)
+    def __init__(self, run: Run, progress: Progress, phase_model: PhaseModel, *, per_task: bool):
+        super().__init__(run.spec, progress, phase_model)
         self.run, self.per_task = run, per_task
         with writing(run.logs):
             self.writer = tf.summary.create_file_writer(str(run.logs / "tensorboard"))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Update the progress and write."""
         super().on_epoch_end(epoch, logs)
         self._log(self.progress.history)
 
     def _keep_best(self, scores: dict[str, float]) -> set[str]:
-        """Save the models that became the best, and return which."""
+        """Save the models that improved, and return their names."""
         improved = super()._keep_best(scores)
         for name in sorted(improved):
             if name == BEST:
-                save_model(self.prepared.plain, self.run.best_model)
+                save_model(self.phase_model.plain, self.run.best_model)
             elif self.per_task:
-                save_model(self.prepared.plain, self.run.best_model_of(name.split("/")[0]))
+                save_model(self.phase_model.plain, self.run.best_model_of(name.split("/")[0]))
         return improved
 
     def _log(self, history: list[dict]) -> None:
@@ -286,10 +312,10 @@ class EpochEnd(EpochMemory):
             self.writer.flush()
 
 
-def save_model(model: keras.Model, path) -> None:
-    """Write a `.keras` file, whole or not at all."""
+def save_model(model: keras.Model, path: Path) -> None:
+    """Write a `.keras` file atomically."""
     if has_strategy():
-        synchronise_batchnorm(model, False)  # the file is for every backend
+        synchronise_batchnorm(model, False)  # every backend must be able to read the file
     with replacing(path) as temporary:
         model.save(temporary)
     if has_strategy():
@@ -297,19 +323,28 @@ def save_model(model: keras.Model, path) -> None:
 
 
 def write_history(run: Run, history: list[dict]) -> None:
+    """Write history.csv, one row per epoch."""
     with replacing(run.logs / "history.csv") as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False)
 
 
 class Console(keras.callbacks.Callback):
-    """A bar while an epoch runs (on a terminal), and a line when it is over."""
+    """A progress bar during an epoch (on a terminal), and a line after it.
 
-    def __init__(self, progress: Progress, tasks: tuple[str, ...], steps: int, pictures: int):
+    Args:
+        progress: the position in the run.
+        tasks: names of the tasks.
+        steps: number of steps per epoch.
+        images: number of images per epoch.
+    """
+
+    def __init__(self, progress: Progress, tasks: tuple[str, ...], steps: int, images: int):
         super().__init__()
-        self.progress, self.tasks, self.steps, self.pictures = progress, tasks, steps, pictures
-        self.bar = None
+        self.progress, self.tasks, self.steps, self.images = progress, tasks, steps, images
+        self.bar = tqdm(disable=True)  # until an epoch begins
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Show the bar."""
         self.place = f"{self.progress.phase} {epoch + 1}/{self.params['epochs']}"
         self.first = self.progress.step
         self.bar = tqdm(
@@ -322,41 +357,37 @@ class Console(keras.callbacks.Callback):
         )
         self.began = self.after_first = self.trained = time.monotonic()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Move the bar."""
         if batch == 0:  # the first step of a phase compiles
             self.after_first = time.monotonic()
-        self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+        self.bar.set_postfix(loss=f"{(logs or {})['loss']:.4f}", refresh=False)
         self.bar.update()
         self.trained = time.monotonic()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Log the epoch's line."""
         self.bar.close()
         logs = logs or {}
         timed = self.steps - self.first - 1
-        speed = timed / self.steps * self.pictures / max(self.trained - self.after_first, 1e-9)
-        parts = [f"{self.place:<15} loss {logs['loss']:.4f}"]
+        speed = timed / self.steps * self.images / max(self.trained - self.after_first, 1e-9)
+        columns = [f"{self.place:<15} loss {logs['loss']:.4f}"]
         for task in self.tasks:
-            parts.append(f"{task} {_scores(logs, task, '')} → {_scores(logs, task, 'val_')}")
+            columns.append(f"{task} {_scores(logs, task, '')} → {_scores(logs, task, 'val_')}")
         if "val_macro_f1" in logs:
-            parts.append(f"selection F1 {logs['val_macro_f1']:.3f}{' *' * logs['improved']}")
+            columns.append(f"validation F1 {logs['val_macro_f1']:.3f}{' *' * logs['improved']}")
         speed_text = f"{speed:.0f} images/s, " if timed > 0 else ""
-        parts.append(f"{speed_text}{time.monotonic() - self.began:.0f} s")
-        print("  ".join(parts), flush=True)
+        columns.append(f"{speed_text}{time.monotonic() - self.began:.0f} s")
+        logger.info("  ".join(columns))
 
-    def on_train_end(self, logs=None):
-        if self.bar is not None:
-            self.bar.close()
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Close the bar."""
+        self.bar.close()
 
 
 def _scores(logs: dict, task: str, prefix: str) -> str:
-    """`.812/.790`: top-1 and macro-F1; `n/a` where the task had no label."""
+    """Format top-1 and macro-F1 as `.812/.790`; `n/a` where the task had no label."""
     if not logs.get(field_of(task, f"{prefix}labelled")):
         return "n/a"
-    figures = (logs[field_of(task, prefix + name)] for name in ("top1", "macro_f1"))
-    return "/".join(f"{figure:.3f}" for figure in figures)
-
-
-def say(text: str = "") -> None:
-    """A line for the person at the terminal, in order with the bars on stderr."""
-    sys.stderr.flush()
-    print(text, flush=True)
+    scores = (logs[field_of(task, prefix + name)] for name in ("top1", "macro_f1"))
+    return "/".join(f"{score:.3f}" for score in scores)

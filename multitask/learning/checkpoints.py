@@ -1,11 +1,11 @@
-"""What a run needs to go on exactly: the progress so far, and every variable, at any step.
+"""Checkpoints: the progress and every variable of a run, to resume it exactly at any step.
 
-  checkpoint/000012/variables.npz     all variables, in their order; then the metrics'
+  checkpoint/000012/variables.npz     all variables, in order; then those of the metrics
                     progress.json     a Progress
-                    sha256.json       of the two files
+                    sha256.json       checksums of the two files
 
-The last two are kept. A file that was torn or changed is noticed by its checksum, and the
-checkpoint before it is used.
+The last two checkpoints are kept. A checksum detects a file that is incomplete or was changed;
+the previous checkpoint is then used.
 """
 
 import dataclasses
@@ -24,28 +24,28 @@ from multitask.files import read_json, replacing
 from multitask.reading import sha256
 from multitask.spec import InputError
 
-BEST = "macro_f1"  # the key of the best over all tasks; of a task it is `artist/macro_f1`
+BEST = "macro_f1"  # the key for all tasks together; the key for one task is `artist/macro_f1`
 KEPT = 2
-FORMAT = 2  # of progress.json; goes up when a reader of the old one would be wrong
+FORMAT = 2  # of progress.json; incremented when the old format would be misread
 VARIABLES, PROGRESS, CHECKSUMS = "variables.npz", "progress.json", "sha256.json"
 
 
 @dataclass
 class Progress:
-    """Where a run is and what it has seen; all of it is saved with each checkpoint.
+    """The position of a run, and its state between epochs; each checkpoint saves all of it.
 
     Attributes:
-        phase: the phase that `phase_epoch` counts in.
-        epoch: epochs done, over all phases; what the input's random numbers are keyed by.
+        phase: the current phase; `phase_epoch` counts its epochs.
+        epoch: epochs done, over all phases; the key of the input's random numbers.
         phase_epoch: epochs done in this phase.
-        step: steps done in the epoch after those.
-        finished: phases that are over.
-        best: what -> its best score: `macro_f1` over all tasks, and each task's `artist/macro_f1`.
-        best_epoch: what -> the epoch (over all phases, from 1) of its best score.
-        waited: epochs since the best score over all.
-        plateau_waited: epochs since the best score or the last reduction.
+        step: steps done in the current epoch.
+        finished: phases that are finished.
+        best: name -> best score: `macro_f1` over all tasks, and each task's `{task}/macro_f1`.
+        best_epoch: name -> the epoch (over all phases, from 1) of its best score.
+        waited: epochs since the best `macro_f1`.
+        plateau_waited: epochs since the best `macro_f1` or the last reduction.
         plateau: the factor on every learning rate.
-        history: one row an epoch.
+        history: one row per epoch.
     """
 
     phase: str = ""
@@ -62,18 +62,18 @@ class Progress:
 
     @property
     def in_phase(self) -> bool:
-        """Whether its phase has begun and is not over."""
+        """Whether the current phase has begun and is not finished."""
         return self.phase != "" and self.phase not in self.finished
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from.
+    """The point that a run resumes from.
 
     Attributes:
-        folder: None: nothing has been saved yet.
-        progress: a fresh one there.
-        damaged: newer ones that cannot be used, and why, one line each.
+        folder: folder of the checkpoint; None: nothing has been saved yet.
+        progress: the saved progress; a new one if the folder is None.
+        damaged: newer checkpoints that cannot be used, and why, one line each.
     """
 
     folder: Path | None
@@ -82,7 +82,7 @@ class Checkpoint:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Checkpoints, the newest last."""
+    """Return the checkpoints, the newest last."""
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
 
 
@@ -92,14 +92,14 @@ def save_checkpoint(
     progress: Progress,
     metrics: Sequence[np.ndarray] = (),
 ) -> None:
-    """Write the next checkpoint, whole or not at all, and drop those before the last two.
+    """Write the next checkpoint atomically, and remove those before the last two.
 
     Args:
-        folder: of all checkpoints.
-        variables: weights, seeds and the optimizer's state, in an order that another process
-            comes to as well.
-        progress: its `step` says how far into an epoch the variables are.
-        metrics: what the epoch's metrics have summed up so far.
+        folder: the folder of all checkpoints.
+        variables: weights, seeds and the optimizer's state, in an order that is the same in every
+            process.
+        progress: its `step` is the step of the epoch that the variables belong to.
+        metrics: values of the metrics' variables, if in the middle of an epoch.
     """
     older = _folders(folder)
     number = int(older[-1].name) + 1 if older else 1
@@ -112,22 +112,27 @@ def save_checkpoint(
         (temporary / PROGRESS).write_text(json.dumps(content))
         sums = {name: sha256(temporary / name) for name in (VARIABLES, PROGRESS)}
         (temporary / CHECKSUMS).write_text(json.dumps(sums))
-    for path in [*older, folder / f"{number:06d}"][:-KEPT]:
+    drop_older_checkpoints(folder)
+
+
+def drop_older_checkpoints(folder: Path) -> None:
+    """Remove all but the last two checkpoints; a killed process may have left more."""
+    for path in _folders(folder)[:-KEPT]:
         shutil.rmtree(path)
 
 
 def find_checkpoint(folder: Path) -> Checkpoint:
-    """The newest checkpoint that is whole.
+    """Find the newest undamaged checkpoint.
 
     Raises:
-        InputError: there are some, and none is; or it is of another version.
+        InputError: every checkpoint is damaged, or the newest has another format.
     """
     damaged = []
     for path in reversed(_folders(folder)):
         try:
-            for name, wanted in read_json(path / CHECKSUMS).items():
-                if sha256(path / name) != wanted:
-                    raise ValueError(f"{name} is not what was written")
+            for name, expected in read_json(path / CHECKSUMS).items():
+                if sha256(path / name) != expected:
+                    raise ValueError(f"{name} does not match its checksum")
             content = read_json(path / PROGRESS)
             written = content.pop("format", 1)
             if written != FORMAT:
@@ -152,10 +157,10 @@ def find_checkpoint(folder: Path) -> Checkpoint:
 
 
 def restore_variables(folder: Path, variables: Sequence[keras.Variable]) -> list[np.ndarray]:
-    """Give the variables the values of a checkpoint's, all or none; return the metrics'.
+    """Assign a checkpoint's values to the variables, all or none; return those of the metrics.
 
     Raises:
-        InputError: the file is broken or of another model.
+        InputError: the file is damaged or of another model.
     """
     path = folder / VARIABLES
     try:
@@ -167,7 +172,7 @@ def restore_variables(folder: Path, variables: Sequence[keras.Variable]) -> list
         if [v.shape for v in values] != [tuple(v.shape) for v in variables]:
             raise ValueError("its variables are those of another model")
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be gone on from: {error}") from None
+        raise InputError(f"{path}: cannot be resumed: {error}") from None
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     return metrics

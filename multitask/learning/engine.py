@@ -1,58 +1,76 @@
-"""The model that `fit` trains: the network's outputs, and how its tasks make one loss."""
+"""The model that `fit` trains: the outputs of the network, and one loss for all tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 from keras import ops
 
-from multitask.learning.backend import over_replicas, replicas
-from multitask.learning.balancing import Balancing
-from multitask.learning.contrastive import supervised_contrastive_loss
-from multitask.learning.losses import MaskedLoss, build_metrics
-from multitask.model.network import EMBEDDING
+from multitask.backend import over_replicas, replicas
+from multitask.learning.balancer import LossBalancer
+from multitask.learning.extensions import ExtraLoss
+from multitask.learning.losses import MaskedLoss
+from multitask.learning.metrics import build_metrics
+from multitask.model.network import PROJECTED
+
+
+def _unchanged(labels: Any, weights: Any) -> tuple[Any, Any]:
+    return labels, weights
+
+
+def _extra_means(extra_loss: ExtraLoss | None) -> dict[str, keras.metrics.Mean]:
+    """Make the metrics of each task's extra loss."""
+    if extra_loss is None:
+        return {}
+    return {
+        task: keras.metrics.Mean(name=f"{extra_loss.name}_loss/{task}")
+        for task in extra_loss.weights
+    }
 
 
 class MultitaskModel(keras.Model):
     """A functional model {task: logits} with a masked loss and metrics for each task.
 
-    Its batches are inputs, {task: label} and {task: weight}, as `data.pipeline` gives them.
-    Keras' own losses of `compile` are not used: they know nothing of how many labels there were.
+    A batch has inputs, {task: label} and {task: weight}, as `data.pipeline` makes them. The losses
+    of Keras' `compile` are not used: they do not know the number of labels.
 
     Args:
-        inputs: of the functional model.
-        outputs: task -> logits; EMBEDDING -> what the contrastive loss is of, where there is one.
+        inputs: inputs of the functional model.
+        outputs: task -> logits; with an extra loss, PROJECTED -> its vectors.
         losses: task -> its loss.
-        balancing: makes one loss of all.
+        balancer: combines the task losses into one.
         classes: task -> number of classes.
-        contrastive: task -> weight of its contrastive loss.
-        temperature: of that.
+        extra_loss: a further loss on the projected features; None: no such loss.
+        metric_targets: maps a task's labels and weights to those of its metrics, each [batch].
     """
 
     def __init__(
         self,
-        inputs,
-        outputs: Mapping,
+        inputs: Any,
+        outputs: Mapping[str, Any],
         *,
         losses: Mapping[str, MaskedLoss],
-        balancing: Balancing,
+        balancer: LossBalancer,
         classes: Mapping[str, int],
-        contrastive: Mapping[str, float] | None = None,
-        temperature: float = 0.1,
+        extra_loss: ExtraLoss | None = None,
+        metric_targets: Callable[[Any, Any], tuple[Any, Any]] = _unchanged,
     ):
         super().__init__(inputs, dict(outputs))
         self.task_losses = losses
-        self.balancing = balancing
-        self.contrastive = contrastive or {}
-        self.temperature = temperature
+        self.balancer = balancer
+        self.extra_loss = extra_loss
+        self.metric_targets = metric_targets
         self.means = {task: keras.metrics.Mean(name=f"loss/{task}") for task in losses}
-        self.contrastive_means = {
-            task: keras.metrics.Mean(name=f"contrastive_loss/{task}") for task in self.contrastive
-        }
-        self.figures = build_metrics(classes)
+        self.extra_means = _extra_means(extra_loss)
+        self.task_metrics = build_metrics(classes)
 
-    def task_means(self, y: Mapping, y_pred: Mapping, weights: Mapping) -> tuple[dict, dict]:
-        """Each task's mean loss over its labels in a batch, and how many labels it has; of the
-        whole batch, where replicas have parts of it."""
+    def task_means(
+        self, y: Mapping[str, Any], y_pred: Mapping[str, Any], weights: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Compute each task's mean loss over its labels in a batch, and its number of labels.
+
+        If each replica has a part of the batch, both are still those of the whole batch.
+        """
         means, counts = {}, {}
         for task, loss in self.task_losses.items():
             sums = loss.total(y[task], y_pred[task], weights[task])
@@ -60,28 +78,32 @@ class MultitaskModel(keras.Model):
             means[task] = total / ops.maximum(counts[task], 1.0)
         return means, counts
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """One loss of all tasks'."""
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Compute the one loss of all tasks."""
         means, counts = self.task_means(y, y_pred, sample_weight)
         for task, mean in self.means.items():
             mean.update_state(means[task], sample_weight=counts[task])
-        loss = self.balancing.total(means, counts)
-        for task, weight in self.contrastive.items():
-            value = supervised_contrastive_loss(
-                y[task], y_pred[EMBEDDING], temperature=self.temperature
-            )
-            self.contrastive_means[task].update_state(value)
-            loss += weight * value
-        return loss / replicas()  # whose gradients are summed
+        loss = self.balancer.total(means, counts)
+        if self.extra_loss is not None:
+            for task, weight in self.extra_loss.weights.items():
+                value = self.extra_loss(y[task], y_pred[PROJECTED])
+                self.extra_means[task].update_state(value)
+                loss += weight * value
+        return loss / replicas()  # the gradients of the replicas are summed
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Of a mixed picture, the label that it has most of counts."""
-        for task, metrics in self.figures.items():
-            labels, weights = y[task], sample_weight[task]
-            if len(labels.shape) == 2:
-                most = ops.argmax(weights, axis=1)[:, None]
-                labels = ops.take_along_axis(labels, most, axis=1)[:, 0]
-                weights = ops.sum(weights, axis=1)
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """Update each task's metrics and return all results."""
+        for task, metrics in self.task_metrics.items():
+            labels, weights = self.metric_targets(y[task], sample_weight[task])
             for metric in metrics:
                 metric.update_state(labels, y_pred[task], sample_weight=weights)
         return self.get_metrics_result()

@@ -1,10 +1,12 @@
-"""Masked losses, one a task. A new kind is a function and a line in LOSSES; what it may be told
-are its keyword-only parameters (class weights come from the data, not from the spec)."""
+"""Masked losses, one per task.
 
-from collections.abc import Mapping
-from typing import Annotated
+A new kind is a function and a line in LOSSES; its options are its keyword-only parameters (class
+weights come from the data, not from the spec).
+"""
 
-import keras
+from collections.abc import Callable
+from typing import Annotated, Any
+
 import numpy as np
 from keras import ops
 from pydantic import Field
@@ -17,14 +19,14 @@ Smoothing = Annotated[float, Field(ge=0, lt=1)]
 
 
 def focal_loss(
-    labels,
-    logits,
-    class_weights,
+    labels: Any,
+    logits: Any,
+    class_weights: Any,
     *,
     gamma: Gamma = 2.0,
     alpha: Alpha = 0.25,
     label_smoothing: Smoothing = 0.0,
-):
+) -> Any:
     """Focal loss of each example (Lin et al. 2017, eq. 5, for many classes).
 
     Args:
@@ -32,7 +34,7 @@ def focal_loss(
         logits: float32 [batch, classes], unnormalised.
         class_weights: float32 [classes], mean 1 over the training labels.
         gamma: focusing power, >= 0; 0 is cross-entropy.
-        alpha: plain scale of the loss, > 0; what balances classes is class_weights.
+        alpha: scale of the loss, > 0; class balance comes from class_weights.
         label_smoothing: share of the target spread over all classes, in [0, 1).
 
     Returns:
@@ -40,18 +42,20 @@ def focal_loss(
     """
     labels = ops.cast(labels, "int32")
     labelled = ops.cast(labels != MISSING, "float32")
-    known = ops.maximum(labels, 0)  # -1 is no index; what it gives is multiplied by 0
+    known = ops.maximum(labels, 0)  # -1 is not an index; its loss is multiplied by 0
     classes = ops.shape(logits)[-1]
     target = ops.one_hot(known, classes) * (1 - label_smoothing) + label_smoothing / classes
     log_p = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
-    # 1 - p, never quite 0: there a power below 1 has no slope, and the gradient would be NaN.
-    doubt = ops.maximum(-ops.expm1(log_p), 1e-7)
-    focus = ops.power(doubt, gamma) if gamma else 1.0
+    # 1 - p, bounded above 0: at 0 a power below 1 has no slope, and the gradient would be NaN.
+    complement = ops.maximum(-ops.expm1(log_p), 1e-7)
+    focus = ops.power(complement, gamma) if gamma else 1.0
     weight = ops.take(ops.convert_to_tensor(class_weights, "float32"), known)
     return -alpha * weight * labelled * ops.sum(target * focus * log_p, axis=-1)
 
 
-def cross_entropy(labels, logits, class_weights, *, label_smoothing: Smoothing = 0.0):
+def cross_entropy(
+    labels: Any, logits: Any, class_weights: Any, *, label_smoothing: Smoothing = 0.0
+) -> Any:
     """Cross-entropy of each example: the focal loss with gamma 0 and alpha 1."""
     return focal_loss(
         labels, logits, class_weights, gamma=0.0, alpha=1.0, label_smoothing=label_smoothing
@@ -62,43 +66,55 @@ LOSSES = {"focal": focal_loss, "cross_entropy": cross_entropy}
 
 
 class MaskedLoss:
-    """A task's loss of a batch: the mean over its labelled examples, 0 where there is none.
+    """A task's loss of a batch: the mean over its labelled examples, 0 if there are none.
 
-    Keras' own default divides by the batch size, so that a half-labelled task would weigh half.
-    The sample weight that comes with a label is 0 or 1 (rule 10), and their sum is the number of
-    labels. A picture that was mixed of two has two labels, whose weights sum to 0 or 1.
+    Keras' default divides by the batch size, so that a half-labelled task would count half. The
+    sample weight of a label is 0 or 1 (rule 10), and the sum of the weights is the number of
+    labels.
+
+    Args:
+        function: one of LOSSES.
+        class_weights: float32 [classes].
+        options: keyword arguments of the function.
     """
 
-    def __init__(self, function, class_weights: np.ndarray, options: dict):
+    def __init__(
+        self, function: Callable[..., Any], class_weights: np.ndarray, options: dict[str, Any]
+    ):
         self.function = function
         self.class_weights = class_weights
         self.options = options
 
-    def total(self, labels, logits, weights):
-        """The sum over the labelled examples, and how many they are.
+    def example_losses(self, labels: Any, logits: Any) -> Any:
+        """Return each example's loss, float32 [batch]."""
+        return self.function(labels, logits, self.class_weights, **self.options)
+
+    def total(self, labels: Any, logits: Any, weights: Any) -> tuple[Any, Any]:
+        """Sum the loss over the labelled examples, and count them.
 
         Args:
-            labels: int32 [batch] or, of mixed pictures, [batch, 2]; MISSING (-1) where none.
+            labels: int32 [batch]; MISSING where the task has no label.
             logits: float32 [batch, classes].
-            weights: float32, of the labels' shape.
-        """
-        pairs = [(labels, weights)]
-        if len(labels.shape) == 2:
-            pairs = [(labels[:, i], weights[:, i]) for i in range(labels.shape[1])]
-        losses = (
-            ops.sum(self.function(y, logits, self.class_weights, **self.options) * w)
-            for y, w in pairs
-        )
-        return sum(losses), ops.sum(ops.cast(weights, "float32"))
+            weights: float32 [batch].
 
-    def __call__(self, labels, logits, weights):
-        """The mean, float32 []; arguments as of `total`."""
+        Returns:
+            Two float32 scalars.
+        """
+        losses = self.example_losses(labels, logits)
+        return ops.sum(losses * weights), ops.sum(ops.cast(weights, "float32"))
+
+    def __call__(self, labels: Any, logits: Any, weights: Any) -> Any:
+        """Return the mean over the labelled examples, float32 []; arguments as in `total`."""
         total, count = self.total(labels, logits, weights)
         return total / ops.maximum(count, 1.0)
 
 
 def build_losses(spec: DataSpec, class_weights: dict[str, np.ndarray]) -> dict[str, MaskedLoss]:
-    """Every task's loss, as `compile` takes them.
+    """Build every task's loss.
+
+    Args:
+        spec: the losses of its tasks are built.
+        class_weights: task -> float32 [classes].
 
     Raises:
         SpecError: unknown kind or option, with its place.
@@ -109,64 +125,3 @@ def build_losses(spec: DataSpec, class_weights: dict[str, np.ndarray]) -> dict[s
         function = LOSSES[task.loss.kind]
         losses[task.name] = MaskedLoss(function, class_weights[task.name], options)
     return losses
-
-
-class MacroF1(keras.metrics.Metric):
-    """Macro-F1 over the classes that have a label (rule 11), from a running confusion matrix.
-
-    Keras' F1Score wants one-hot labels and counts absent classes as 0.
-    """
-
-    def __init__(self, classes: int, name: str = "macro_f1"):
-        super().__init__(name=name)
-        self.classes = classes
-        self.matrix = self.add_variable((classes, classes), "zeros", name="matrix")
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
-        weight = ops.cast(labels != MISSING, "float32")
-        if sample_weight is not None:
-            weight *= ops.cast(ops.reshape(sample_weight, (-1,)), "float32")
-        true = ops.one_hot(ops.maximum(labels, 0), self.classes) * weight[:, None]
-        predicted = ops.one_hot(ops.argmax(y_pred, axis=-1), self.classes)
-        self.matrix.assign_add(ops.matmul(ops.transpose(true), predicted))
-
-    def result(self):
-        hits = ops.diagonal(self.matrix)
-        support = ops.sum(self.matrix, axis=1)
-        f1 = 2 * hits / ops.maximum(support + ops.sum(self.matrix, axis=0), 1)
-        present = ops.cast(support > 0, "float32")
-        return ops.sum(f1 * present) / ops.maximum(ops.sum(present), 1)
-
-
-def build_metrics(classes: Mapping[str, int]) -> dict[str, list[keras.metrics.Metric]]:
-    """Every task's metrics, with the task in their names.
-
-    The task comes last: Keras puts `val_` before the whole name, and `val_artist/top1` could be
-    that of a task called `val_artist`. `callbacks.rename_logs` makes `artist/val_top1` of it.
-    `labelled` is how many labels there were: a task without any shows `n/a`, not 0.
-    """
-    return {
-        task: [
-            keras.metrics.SparseCategoricalAccuracy(name=f"top1/{task}"),
-            MacroF1(count, name=f"macro_f1/{task}"),
-            LabelCount(name=f"labelled/{task}"),
-        ]
-        for task, count in classes.items()
-    }
-
-
-class LabelCount(keras.metrics.Metric):
-    """How many labels were seen."""
-
-    def __init__(self, name: str = "labelled"):
-        super().__init__(name=name)
-        self.total = self.add_variable((), "zeros", name="total")
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        labels = ops.cast(y_true, "int32")
-        self.total.assign_add(ops.sum(ops.cast(labels != MISSING, "float32")))
-
-    def result(self):
-        # Not the variable: `fit` reads its logs after the test, which counts from 0 again.
-        return self.total + 0

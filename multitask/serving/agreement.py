@@ -1,8 +1,10 @@
-"""An export's artifacts against the model they were made of, on real pictures, each run by every
-installed library that reads it."""
+"""Compares an export's artifacts with their model on real images.
+
+Each artifact is run by every installed library that can read it.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +14,33 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from multitask.data.pipeline import readable_pictures
+from multitask.calibration import Calibration
+from multitask.data.pipeline import readable_images
 from multitask.data.table import Table
-from multitask.evaluation.calibration import Calibration
+from multitask.errors import RunError
 from multitask.evaluation.predictions import compiled, softmax
-from multitask.files import RunError, silent
+from multitask.files import silent
 from multitask.metrics import classification_metrics
 from multitask.reading import MAX_IMAGE_BYTES, read_regular
 from multitask.serving.formats import FLOAT32, FORMATS
-from multitask.serving.runtimes import RUNTIMES, load_savedmodel, output_of, speed
+from multitask.serving.runtimes import RUNTIMES, Infer, load_savedmodel, output_of, speed
 from multitask.serving.signatures import SIGNATURE
 from multitask.spec import MISSING, InputError
 
 BATCH = 16
-BYTES_CHECKED = 32  # pictures that the SavedModel decodes itself
-TIMED_S = 0.5  # at least, of each batch size
+BYTES_CHECKED = 32  # images that the SavedModel decodes itself, rounded up to whole batches
+TIMED_S = 0.5  # shortest measurement for each batch size
 BATCHES_TIMED = (1, BATCH)
 METRICS = ("top1", "macro_f1")
-Infer = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What an artifact of a precision is held to.
+    """Tolerance for an artifact of a precision.
 
     Attributes:
-        difference: the greatest of a probability.
-        same_top1: the least share of equal answers, in each task.
+        difference: the greatest allowed difference of a probability.
+        same_top1: the smallest allowed share of equal predictions in each task.
     """
 
     difference: float
@@ -54,11 +56,11 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """One that was written.
+    """An artifact on disk.
 
     Attributes:
         format: of formats.FORMATS.
-        path: where it lies.
+        path: its file or folder.
         precision: of its weights.
     """
 
@@ -68,29 +70,33 @@ class Artifact:
 
     @property
     def size_bytes(self) -> int:
+        """Size of the file, or of all files in the folder."""
         files = self.path.rglob("*") if self.path.is_dir() else [self.path]
         return sum(file.stat().st_size for file in files if file.is_file())
 
     def open(self) -> list[tuple[str, Infer]]:
-        """Each library that is installed and reads it, and how it runs it.
+        """Load it with every installed library that reads its format.
+
+        Returns:
+            The name of each library, for display, and its function.
 
         Raises:
-            RunError: one of them cannot.
+            RunError: a library cannot load it.
         """
-        found = []
+        functions = []
         for runtime in RUNTIMES.values():
             if runtime.format == self.format and runtime.installed:
                 try:
                     with silent():
-                        found.append((runtime.described, runtime.load(self.path)))
-                except Exception as error:  # each raises kinds of its own
+                        functions.append((runtime.described, runtime.load(self.path)))
+                except Exception as error:  # each library raises other types
                     reason = str(error).strip().split("\n")[0]
                     raise RunError(
                         f"the {FORMATS[self.format].title} export cannot be loaded by "
-                        f"{runtime.title} ({reason}); it was thrown away"
+                        f"{runtime.title} ({reason}); it was discarded"
                     ) from None
-        if found:
-            return found
+        if functions:
+            return functions
         infer = compiled(keras.saving.load_model(self.path, compile=False, safe_mode=True))
         return [(f"Keras {keras.__version__}", _with_logits(infer))]
 
@@ -99,6 +105,84 @@ def _with_logits(infer: Callable) -> Infer:
     return lambda image: {
         output_of(task, "logits"): np.asarray(logits) for task, logits in infer(image).items()
     }
+
+
+@dataclass
+class _Candidate:
+    """One way to run the model or an artifact, with its results on the images.
+
+    Attributes:
+        artifact: None: the model itself.
+        runtime: name of the library, for display.
+        infer: images -> outputs.
+        calibrations: task -> its temperature.
+        decode_and_infer: encoded images -> outputs, if the artifact decodes images.
+        batches: task -> probabilities of each batch, float64 [n, classes].
+        difference_from_bytes: greatest difference of a probability on encoded images.
+    """
+
+    artifact: Artifact | None
+    runtime: str
+    infer: Infer
+    calibrations: Mapping[str, Calibration]
+    decode_and_infer: Callable | None = None
+    batches: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    difference_from_bytes: float = 0.0
+
+    def run(self, images: np.ndarray) -> None:
+        """Add the probabilities of a batch."""
+        for task, values in self._probabilities(self.infer(images)).items():
+            self.batches.setdefault(task, []).append(values)
+
+    def run_on_bytes(self, data: tf.Tensor, reference: "_Candidate") -> None:
+        """Compare encoded images with the reference's results of the last batch."""
+        if self.decode_and_infer is None:
+            return
+        outputs = {name: x.numpy() for name, x in self.decode_and_infer(data).items()}
+        worst = max(
+            _worst(values, reference.batches[task][-1])
+            for task, values in self._probabilities(outputs).items()
+        )
+        self.difference_from_bytes = max(self.difference_from_bytes, worst)
+
+    def _probabilities(self, outputs: Mapping) -> dict[str, np.ndarray]:
+        return {task: _probabilities(outputs, task, c) for task, c in self.calibrations.items()}
+
+    def probabilities(self) -> dict[str, np.ndarray]:
+        """Task -> float64 [images, classes], of all batches."""
+        return {task: np.concatenate(values) for task, values in self.batches.items()}
+
+    def entry(
+        self,
+        reference: Mapping[str, np.ndarray],
+        labels: Mapping[str, np.ndarray],
+        batch: np.ndarray,
+    ) -> dict[str, Any]:
+        """Return the entry of `report.json`.
+
+        Args:
+            reference: task -> the model's probabilities.
+            labels: task -> int [images].
+            batch: images for measuring the speed.
+        """
+        entry: dict[str, Any] = {"format": "model", "precision": FLOAT32, "runtime": self.runtime}
+        if self.artifact:
+            entry |= {"format": self.artifact.format, "precision": self.artifact.precision}
+            entry["bytes"] = self.artifact.size_bytes
+        entry["images"] = len(next(iter(labels.values())))
+        entry["tasks"] = {
+            task: _entry(values, reference[task], labels[task])
+            for task, values in self.probabilities().items()
+        }
+        if self.decode_and_infer:
+            entry["difference_from_bytes"] = self.difference_from_bytes
+        entry["images_per_second"] = {
+            str(count): speed(
+                self.infer, np.resize(batch, (count, *batch.shape[1:])), seconds=TIMED_S
+            )
+            for count in BATCHES_TIMED
+        }
+        return entry
 
 
 def compare(
@@ -110,172 +194,160 @@ def compare(
     names: Sequence[str],
     *,
     how: str,
-    trained: keras.Model | None = None,
+    mixed_precision_model: keras.Model | None = None,
 ) -> list[dict[str, Any]]:
-    """Each artifact's answers beside the model's.
+    """Compare the predictions of each artifact with those of the model.
 
     Args:
-        artifacts: of the model.
+        artifacts: artifacts of the model.
         model: image -> {task: logits}, in float32.
         calibrations: task -> its temperature.
-        table: whose labels the metrics are of.
-        rows: int [n], of the table.
-        names: str [n], the rows' picture files.
-        how: pictures are made to fit.
-        trained: the same network as it was trained, where it computed in another precision.
+        table: the table with the labels for the metrics.
+        rows: int [n], rows of the table.
+        names: str [n], the rows' image files.
+        how: the kind of resizing.
+        mixed_precision_model: the same network as it was trained, if not in float32.
 
     Returns:
-        For each artifact and each library that runs it here what stands in `report.json`: format,
-        precision, runtime, bytes, pictures, the greatest difference of a probability and the share
-        of equal answers a task, the metrics of both, and pictures a second by batch size. The first
-        is the model itself; where it was `trained` in another precision, its `rounding` is, for
-        each task, how far the two are from each other.
+        One entry of `report.json` for each artifact and each installed library that runs it:
+        format, precision, runtime, bytes, images, the greatest difference of a probability and the
+        share of equal predictions for each task, the metrics of both, and images per second by
+        batch size. The first entry is the model itself; with a `mixed_precision_model`, its
+        `rounding` holds, for each task, the differences between the two.
 
     Raises:
-        InputError: none of the pictures can be read.
+        InputError: none of the images can be read.
     """
-    size_px, infer = model.input_shape[1], compiled(model)
-    opened: list[tuple[Artifact | None, str, Infer]] = [(None, "the model", _with_logits(infer))]
-    opened += [(artifact, *way) for artifact in artifacts for way in artifact.open()]
-    as_trained = _with_logits(compiled(trained)) if trained else None
-    before: dict[str, list] = {task: [] for task in calibrations}
-    encoded = [artifact and _encoded(artifact) for artifact, *_ in opened]
-    said: list[dict[str, list]] = [{task: [] for task in calibrations} for _ in opened]
-    from_bytes = [0.0] * len(opened)
-    read, batch = [], None
-    batches = readable_pictures(list(names), size_px=size_px, how=how, batch_size=BATCH)
-    with tqdm(
-        total=len(names), desc="checking", unit=" pictures", leave=False, disable=None
-    ) as bar:
-        for places, image in batches:
-            batch = image.numpy() if batch is None else batch
-            places, image = places.numpy(), image.numpy()
-            for (*_, answer), found in zip(opened, said, strict=True):
-                answers = answer(image)
-                for task, values in found.items():
-                    values.append(_probabilities(answers, task, calibrations[task]))
-            if as_trained:
-                answers = as_trained(image)
-                for task, values in before.items():
-                    values.append(_probabilities(answers, task, calibrations[task]))
-            if sum(map(len, read)) < BYTES_CHECKED:
-                data = tf.constant([read_regular(names[i], MAX_IMAGE_BYTES) for i in places])
-                for index, serve in enumerate(encoded):
-                    if serve:
-                        answers = {name: x.numpy() for name, x in serve(data).items()}
-                        worst = max(
-                            _worst(_probabilities(answers, task, calibrations[task]), values[-1])
-                            for task, values in said[0].items()
-                        )
-                        from_bytes[index] = max(from_bytes[index], worst)
-            read.append(places)
-            bar.update(int(places[-1]) + 1 - bar.n)
-    if batch is None:
-        raise InputError(f"none of the {len(names)} pictures to check with can be read")
-    labels = table.labels[rows[np.concatenate(read)]]
-    reference = {task: np.concatenate(values) for task, values in said[0].items()}
-    found = []
-    for index, ((artifact, runtime, answer), answers) in enumerate(zip(opened, said, strict=True)):
-        probabilities = {task: np.concatenate(values) for task, values in answers.items()}
-        entry: dict[str, Any] = {"format": "model", "precision": FLOAT32, "runtime": runtime}
-        if artifact:
-            entry |= {"format": artifact.format, "precision": artifact.precision}
-            entry["bytes"] = artifact.size_bytes
-        entry["pictures"] = len(labels)
-        entry["tasks"] = {
-            task: _entry(values, reference[task], labels[:, table.tasks.index(task)])
-            for task, values in probabilities.items()
-        }
-        if encoded[index]:
-            entry["difference_from_bytes"] = from_bytes[index]
-        entry["pictures_per_second"] = {
-            str(count): speed(answer, np.resize(batch, (count, *batch.shape[1:])), seconds=TIMED_S)
-            for count in BATCHES_TIMED
-        }
-        found.append(entry)
-    if as_trained:
-        found[0]["rounding"] = {
+    reference = _Candidate(None, "the model", _with_logits(compiled(model)), calibrations)
+    candidates = [reference]
+    for artifact in artifacts:
+        for runtime, infer in artifact.open():
+            from_bytes = _encoded(artifact)
+            candidates.append(_Candidate(artifact, runtime, infer, calibrations, from_bytes))
+    trained = None
+    if mixed_precision_model:
+        infer = _with_logits(compiled(mixed_precision_model))
+        trained = _Candidate(None, "as trained", infer, calibrations)
+    everything = [*candidates, trained] if trained else candidates
+    batch, places = _run_all(everything, names, size_px=model.input_shape[1], how=how)
+    labels = table.labels[rows[places]]
+    labels_by_task = {task: labels[:, table.tasks.index(task)] for task in calibrations}
+    expected = reference.probabilities()
+    entries = [candidate.entry(expected, labels_by_task, batch) for candidate in candidates]
+    if trained:
+        entries[0]["rounding"] = {
             task: {
-                "difference": _worst(reference[task], np.concatenate(values)),
-                "same_top1": _same_top1(reference[task], np.concatenate(values)),
+                "difference": _worst(expected[task], values),
+                "same_top1": _same_top1(expected[task], values),
             }
-            for task, values in before.items()
+            for task, values in trained.probabilities().items()
         }
-    return found
+    return entries
+
+
+def _run_all(
+    candidates: Sequence[_Candidate], names: Sequence[str], *, size_px: int, how: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run every candidate on all readable images; the first one is the reference.
+
+    Returns:
+        The first batch of images, and the places of the readable ones in `names`.
+    """
+    first_batch, places = None, []
+    checked_bytes = 0
+    batches = readable_images(list(names), size_px=size_px, how=how, batch_size=BATCH)
+    with tqdm(total=len(names), desc="checking", unit=" images", leave=False, disable=None) as bar:
+        for batch_places, batch in batches:
+            batch_places, images = batch_places.numpy(), batch.numpy()
+            first_batch = images if first_batch is None else first_batch
+            for candidate in candidates:
+                candidate.run(images)
+            if checked_bytes < BYTES_CHECKED:
+                data = tf.constant([read_regular(names[i], MAX_IMAGE_BYTES) for i in batch_places])
+                for candidate in candidates:
+                    candidate.run_on_bytes(data, candidates[0])
+            checked_bytes += len(batch_places)
+            places.append(batch_places)
+            bar.update(int(batch_places[-1]) + 1 - bar.n)
+    if first_batch is None:
+        raise InputError(f"none of the {len(names)} images to check with can be read")
+    return first_batch, np.concatenate(places)
 
 
 def _encoded(artifact: Artifact) -> Callable | None:
-    """The function of encoded pictures, where the artifact has one."""
+    """Return the artifact's function of encoded images, or None."""
     if artifact.format != "savedmodel":
         return None
     loaded = load_savedmodel(artifact.path)
     return lambda data, kept=loaded: kept.signatures[SIGNATURE](data)
 
 
-def _probabilities(answers: Mapping, task: str, calibration: Calibration) -> np.ndarray:
-    own = answers.get(output_of(task, "probabilities"))
+def _probabilities(outputs: Mapping, task: str, calibration: Calibration) -> np.ndarray:
+    own = outputs.get(output_of(task, "probabilities"))
     if own is not None:
         return np.asarray(own, np.float64)
-    logits = np.asarray(answers[output_of(task, "logits")], np.float64)
+    logits = np.asarray(outputs[output_of(task, "logits")], np.float64)
     return softmax(logits / calibration.temperature)
 
 
-def _worst(found: np.ndarray, expected: np.ndarray) -> float:
-    worst = float(np.max(np.abs(found - expected), initial=0.0))
-    # NaN on both sides would agree with itself.
+def _worst(actual: np.ndarray, expected: np.ndarray) -> float:
+    worst = float(np.max(np.abs(actual - expected), initial=0.0))
+    # A NaN counts as the greatest difference, even if the model gives NaN as well.
     return worst if np.isfinite(worst) else float("inf")
 
 
-def _same_top1(found: np.ndarray, expected: np.ndarray) -> float:
-    return float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
+def _same_top1(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float((actual.argmax(axis=1) == expected.argmax(axis=1)).mean())
 
 
-def _entry(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _entry(actual: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     known = labels != MISSING
     metrics: dict[str, Any] = dict.fromkeys(METRICS)
-    if np.isfinite(found).all():
-        metrics = classification_metrics(labels[known], found[known], classes=found.shape[1])
+    if np.isfinite(actual).all():
+        metrics = classification_metrics(labels[known], actual[known], classes=actual.shape[1])
     return {
-        "difference": _worst(found, expected),
-        "same_top1": _same_top1(found, expected),
+        "difference": _worst(actual, expected),
+        "same_top1": _same_top1(actual, expected),
         "labelled": int(known.sum()),
         **{name: metrics[name] for name in METRICS},
     }
 
 
 def why_refused(entry: Mapping[str, Any]) -> str | None:
-    """What an artifact's entry is beyond the bound of its precision."""
+    """Return how an artifact's entry exceeds the tolerance of its precision, or None."""
     bound = BOUNDS[entry["precision"]]
-    worst = max(found["difference"] for found in entry["tasks"].values())
+    worst = max(task["difference"] for task in entry["tasks"].values())
     worst = max(worst, entry.get("difference_from_bytes", 0.0))
     if not worst <= bound.difference:
         return f"by {worst:.2g} in probability (allowed: {bound.difference:g})"
     task, least = min(
-        ((task, found["same_top1"]) for task, found in entry["tasks"].items()), key=lambda x: x[1]
+        ((task, values["same_top1"]) for task, values in entry["tasks"].items()), key=lambda x: x[1]
     )
     if least < bound.same_top1:
-        return f"in {1 - least:.1%} of the answers of {task} (allowed: {1 - bound.same_top1:.0%})"
+        return (
+            f"in {1 - least:.1%} of the predictions of {task} (allowed: {1 - bound.same_top1:.0%})"
+        )
     return None
 
 
 def rounding_line(entries: Sequence[Mapping[str, Any]]) -> str | None:
-    """What computing in float32 changes of a network that was trained in bfloat16; else None."""
+    """Describe the effect of float32 on a network trained in bfloat16; None for others."""
     model = entries[0]
     if "rounding" not in model:
         return None
     parts = (
-        f"{task} {found['difference']:.1e} in probability, top-1 the same on "
-        f"{found['same_top1']:.1%}"
-        for task, found in model["rounding"].items()
+        f"{task} {values['difference']:.1e} in probability, top-1 the same on "
+        f"{values['same_top1']:.1%}"
+        for task, values in model["rounding"].items()
     )
     return (
         "Trained in bfloat16, exported in float32 with the same weights. On "
-        f"{model['pictures']} images the two differ by at most: {'; '.join(parts)}."
+        f"{model['images']} images the two differ by at most: {'; '.join(parts)}."
     )
 
 
 def table_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For the console: size, agreement, top-1/macro-F1 of each task, and pictures a second."""
+    """Format for the console: size, agreement, metrics of each task, and images per second."""
     rows = []
     for entry in entries:
         tasks = entry["tasks"].values()
@@ -286,17 +358,17 @@ def table_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
                 "run by": entry["runtime"] if entry["format"] in FORMATS else "",
                 "precision": entry["precision"],
                 "size": size,
-                "max |Δp|": f"{max(found['difference'] for found in tasks):.1e}",
-                "same top-1": f"{min(found['same_top1'] for found in tasks):.3f}",
+                "max |Δp|": f"{max(task['difference'] for task in tasks):.1e}",
+                "same top-1": f"{min(task['same_top1'] for task in tasks):.3f}",
                 **{
                     f"{task}/": "/".join(  # a task may be called `precision`
-                        "n/a" if found[name] is None else f"{found[name]:.3f}" for name in METRICS
+                        "n/a" if values[name] is None else f"{values[name]:.3f}" for name in METRICS
                     )
-                    for task, found in entry["tasks"].items()
+                    for task, values in entry["tasks"].items()
                 },
                 **{
                     f"batch {count}": f"{value:.0f}/s"
-                    for count, value in entry["pictures_per_second"].items()
+                    for count, value in entry["images_per_second"].items()
                 },
             }
         )

@@ -1,37 +1,41 @@
-"""A run's best model -> artifacts that need nothing of ours.
+"""Exports a model of a run to artifacts that do not need this package.
 
 export/<spec>/1/          SavedModel: `tf.saved_model.load`, TensorFlow Serving
 export/<spec>.onnx        ONNX; likewise .tflite (LiteRT) and .keras
-export/classes.json       tasks, class names, image size, thresholds, which artifacts there are
-export/report.json        each artifact against the model: agreement, size, speed
+export/classes.json       tasks, class names, image size, thresholds, artifacts
+export/report.json        comparison of each artifact with the model: agreement, size, speed
 export/MODEL_CARD.md      data, counts, metrics, recipe, licence
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from multitask.data.decode import decode_image, resize_image
 from multitask.data.pipeline import file_names
 from multitask.data.records import prepare
-from multitask.data.table import SPLITS, TRAIN, VAL, Table, load_table, read_classes
-from multitask.evaluation.calibration import saved_calibrations
-from multitask.evaluation.trained_on import left_out
-from multitask.files import RunError, replacing, silent, write_json
-from multitask.model.network import connect, in_float32, load_network, parts
-from multitask.reading import sha256
+from multitask.data.table import SPLITS, TEST, TRAIN, Table
+from multitask.errors import RunError
+from multitask.files import replacing, silent, write_json
+from multitask.model.network import connect, in_float32, trunk_and_heads
 from multitask.run import Run, package_versions
 from multitask.serving.agreement import Artifact, compare, rounding_line, table_lines, why_refused
-from multitask.serving.card import model_card
 from multitask.serving.formats import FLOAT32, FORMATS, PRECISIONS, Source, check_installed
+from multitask.serving.model_card import model_card
 from multitask.spec import MISSING, NO_TEST_SET, InputError, expected
+from multitask.trained import TrainedModel, open_trained
 
-CHECKED_PICTURES = {"none": 32, "float16": 256, "int8": 256}
-CALIBRATED_ON = 128  # training pictures, for the ranges of int8
-FORMAT = 3  # of classes.json; goes up when a reader of the old one would be wrong
+logger = logging.getLogger(__name__)
+
+CHECKED_IMAGES = {"none": 32, "float16": 256, "int8": 256}
+INT8_IMAGES = 128  # training images for measuring the ranges of int8
+FORMAT = 3  # version of classes.json; incremented when older readers would misread it
 
 
 def export(
@@ -43,182 +47,265 @@ def export(
     tasks: Sequence[str] | None = None,
     out: Path | None = None,
     records_dir: Path | None = None,
-    pictures: int | None = None,
-    tell: Callable[[str], None] = print,
+    images: int | None = None,
 ) -> Path:
-    """Write `export/`, after each artifact was run on real pictures and agrees with the model.
+    """Write artifacts of a model that agree with it on real images.
 
     Args:
         run: from open_run.
-        model_file: another model of the run; None: the best over all.
+        model_file: another model of the run; None: the best one.
         formats: of formats.FORMATS.
-        quantize: of formats.PRECISIONS; a format that has none of it stays float32.
-        tasks: which; None: all.
+        quantize: of formats.PRECISIONS; formats without quantization stay float32.
+        tasks: to export; None: all.
         out: the folder; None: `export` in the workdir.
-        records_dir: where prepared records lie, for int8; None: `records` in the data's folder.
-        pictures: to check with; 0: every one of the exam; None: CHECKED_PICTURES.
-        tell: shows a line.
+        records_dir: folder of prepared records, for int8; None: `records` in the data's folder.
+        images: number of images to check with; 0: the whole test set; None: CHECKED_IMAGES.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: no model yet, no picture to check with, no such format or task, or what it needs
-            is not installed.
-        RunError: an artifact disagrees; the export folder is as it was before.
+        InputError: no model, no image to check with, an unknown format or task, or a missing
+            package.
+        RunError: an artifact disagrees; an existing export folder is unchanged.
     """
-    spec, model_file = run.spec, model_file or run.best_model
+    spec = run.spec
     _check(formats, quantize)
-    tasks = _asked(spec.task_names, tasks)
+    tasks = _selected_tasks(spec.task_names, tasks)
     if out:
         _refuse_other_content(out)
-    if not model_file.exists():
-        raise InputError(f"{model_file}: no such model; `multitask train` makes it")
-    classes = {task.name: read_classes(run.data_dir / task.classes) for task in spec.tasks}
-    model = load_network(model_file, spec, classes)
-    if tasks != spec.task_names:
-        trunk, heads = parts(model)
-        model = connect(trunk, {task: heads[task] for task in tasks})
-    trained = model
-    # ONNX and LiteRT have no bfloat16 convolutions, and every format is to give the same answers.
-    model = in_float32(trained)
-    found = saved_calibrations(run, model_file)
-    calibrations = {task: found[task] for task in tasks}
-    table = load_table(spec, run.data_dir, left_out=left_out(run))
-    rows, names, of_test = _pictures_to_check(
-        run, table, CHECKED_PICTURES[quantize] if pictures is None else pictures
+    trained = open_trained(run, model_file)
+    table = trained.training_table
+    source, exported = _source(trained, tasks)
+    _check_convertible(source.model, formats)
+    count = CHECKED_IMAGES[quantize] if images is None else images
+    images_to_check = _images_to_check(run, table, count)
+    if quantize == "int8":
+        source = replace(source, representative=list(_representative(run, records_dir)))
+    target = out or run.workdir / "export"
+    with replacing(target) as folder:
+        folder.mkdir()
+        artifacts = _write_artifacts(source, folder, formats, quantize)
+        entries = _check_artifacts(
+            artifacts, source, exported, table, images_to_check, trained.model_file
+        )
+        _write_descriptions(folder, trained, source, artifacts, entries, images_to_check.kind)
+    _log_checks(entries, images_to_check.kind, trained.model_file)
+    return target
+
+
+def _write_descriptions(
+    folder: Path,
+    trained: TrainedModel,
+    source: Source,
+    artifacts: Sequence[Artifact],
+    entries: Sequence[dict[str, Any]],
+    kind: str,
+) -> None:
+    """Write classes.json, report.json and the model card."""
+    paths = {a.format: a.path.relative_to(folder).as_posix() for a in artifacts}
+    content = {
+        **source.description,
+        "artifacts": paths,
+        "precisions": {a.format: a.precision for a in artifacts},
+        "versions": package_versions(),
+    }
+    write_json(folder / "classes.json", content)
+    write_json(folder / "report.json", {"artifacts": entries})
+    card = model_card(
+        trained, trained.training_table, source.calibrations, entries, paths, checked_on=kind
     )
+    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _ImagesToCheck:
+    """Real images on which the artifacts are compared with the model.
+
+    Attributes:
+        rows: int [n], of the table.
+        names: str [n], image files.
+        in_test_set: whether they belong to the test set; their labels are used only then.
+        kind: kind of the images, for display.
+    """
+
+    rows: np.ndarray
+    names: list[str]
+    in_test_set: bool
+    kind: str
+
+
+def _source(trained: TrainedModel, tasks: tuple[str, ...]) -> tuple[Source, keras.Model]:
+    """The content of the export, in float32, and the same model in its original precision."""
+    spec, model = trained.spec, trained.network
+    if tasks != spec.task_names:
+        trunk, heads = trunk_and_heads(model)
+        model = connect(trunk, {task: heads[task] for task in tasks})
+    calibrations = {task: trained.calibrations[task] for task in tasks}
+    classes = {task: trained.classes[task] for task in tasks}
     description = {
         "format": FORMAT,
         "spec": spec.name,
         "image_size": spec.image_size,
         "resize": spec.resize,
-        "classes": {task: classes[task] for task in tasks},
+        "classes": classes,
         "calibration": {task: one.to_dict() for task, one in calibrations.items()},
-        "model": sha256(model_file),
+        "model": trained.digest,
     }
     source = Source(
         name=spec.name,
-        model=model,
-        classes=description["classes"],
+        # ONNX and LiteRT have no bfloat16 convolutions, and all formats must agree.
+        model=in_float32(model),
+        classes=classes,
         how=spec.resize,
         calibrations=calibrations,
         description=description,
-        representative=list(_representative(run, records_dir)) if quantize == "int8" else [],
+        representative=[],
     )
-    target = out or run.workdir / "export"
-    with replacing(target) as folder:
-        folder.mkdir()
-        artifacts = []
-        for name in formats:
-            with silent():
-                path = folder / FORMATS[name].write(source, folder, quantize)
-            quantized = FORMATS[name].quantizes and quantize != "none"
-            artifacts.append(Artifact(name, path, quantize if quantized else FLOAT32))
-        labels = table.labels if of_test else np.full_like(table.labels, MISSING)
-        judged = replace(table, labels=labels)  # what is right in training tells nothing
-        against = {"how": spec.resize, "trained": None if trained is model else trained}
-        entries = compare(artifacts, model, calibrations, judged, rows, names, **against)
-        for entry in entries[1:]:
-            if refused := why_refused(entry):
-                raise RunError(
-                    f"the {FORMATS[entry['format']].title} export, run by {entry['runtime']}, "
-                    f"disagrees with {model_file} {refused} on {entry['pictures']} pictures; it "
-                    "was thrown away"
-                )
-        where = {a.format: a.path.relative_to(folder).as_posix() for a in artifacts}
-        write_json(
-            folder / "classes.json",
-            {
-                **description,
-                "artifacts": where,
-                "precisions": {a.format: a.precision for a in artifacts},
-                "versions": package_versions(),
-            },
-        )
-        write_json(folder / "report.json", {"artifacts": entries})
-        kind = "pictures"
-        if not of_test:
-            why = "none of the test set is there" if len(table.rows(VAL)) else NO_TEST_SET
-            kind = f"training pictures ({why})"
-        card = model_card(run, model_file, table, calibrations, entries, where, checked_on=kind)
-        (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    count = entries[0]["pictures"]
-    tell(
-        f"Checked on {count} {kind} against {model_file.name} (a task: top-1/macro-F1; a batch: "
-        "pictures a second):"
+    return source, model
+
+
+def _write_artifacts(
+    source: Source, folder: Path, formats: Sequence[str], quantize: str
+) -> list[Artifact]:
+    artifacts = []
+    for name in formats:
+        with silent():
+            path = folder / FORMATS[name].write(source, folder, quantize)
+        quantized = FORMATS[name].quantizes and quantize != "none"
+        artifacts.append(Artifact(name, path, quantize if quantized else FLOAT32))
+    return artifacts
+
+
+def _check_artifacts(
+    artifacts: Sequence[Artifact],
+    source: Source,
+    trained: keras.Model,
+    table: Table,
+    images: _ImagesToCheck,
+    model_file: Path,
+) -> list[dict[str, Any]]:
+    """Return the entries of `compare`.
+
+    Raises:
+        RunError: an artifact disagrees with the model.
+    """
+    # Metrics on training images would be misleading.
+    labels = table.labels if images.in_test_set else np.full_like(table.labels, MISSING)
+    entries = compare(
+        artifacts,
+        source.model,
+        source.calibrations,
+        replace(table, labels=labels),
+        images.rows,
+        images.names,
+        how=source.how,
+        mixed_precision_model=None if trained is source.model else trained,
+    )
+    for entry in entries[1:]:
+        if reason := why_refused(entry):
+            raise RunError(
+                f"the {FORMATS[entry['format']].title} export, run by {entry['runtime']}, "
+                f"disagrees with {model_file} {reason} on {entry['images']} images; it was "
+                "discarded"
+            )
+    return entries
+
+
+def _log_checks(entries: Sequence[dict[str, Any]], kind: str, model_file: Path) -> None:
+    logger.info(
+        f"Checked {entries[0]['images']} {kind} against {model_file.name} (task columns: "
+        "top-1/macro-F1; batch columns: images a second):"
     )
     for line in table_lines(entries):
-        tell(line)
+        logger.info(line)
     if rounding := rounding_line(entries):
-        tell(rounding)
-    return target
+        logger.info(rounding)
 
 
 def _check(formats: Sequence[str], quantize: str) -> None:
     if quantize not in PRECISIONS:
-        raise InputError(f"--quantize: {quantize!r}. {expected(quantize, PRECISIONS)}")
+        raise InputError(f"{quantize!r}. {expected(quantize, PRECISIONS)}", field="quantize")
     if not formats:
-        raise InputError(f"--format: none named. {expected('', FORMATS)}")
+        raise InputError(f"none named. {expected('', FORMATS)}", field="format")
     for name in formats:
         if name not in FORMATS:
-            raise InputError(f"--format: {name!r}. {expected(name, FORMATS)}")
+            raise InputError(f"{name!r}. {expected(name, FORMATS)}", field="format")
         if formats.count(name) > 1:
-            raise InputError(f"--format: {name} is named twice")
+            raise InputError(f"{name} is named twice", field="format")
         check_installed(name)
-    able = [name for name, kind in FORMATS.items() if kind.quantizes]
-    if quantize != "none" and not set(able) & set(formats):
+    quantizable = [name for name, kind in FORMATS.items() if kind.quantizes]
+    if quantize != "none" and not set(quantizable) & set(formats):
         raise InputError(
-            f"--quantize={quantize}: is for {' and '.join(able)}; asked is {', '.join(formats)}"
+            f"{quantize}: supported by {' and '.join(quantizable)}, not by {', '.join(formats)}",
+            field="quantize",
         )
+
+
+def _check_convertible(model: keras.Model, formats: Sequence[str]) -> None:
+    """Raise InputError for a format that cannot hold the network."""
+    for name in formats:
+        if reason := FORMATS[name].why_not(model):
+            others = [other for other, kind in FORMATS.items() if kind.why_not(model) is None]
+            raise InputError(f"{name}: {reason}; export to {', '.join(others)}", field="format")
 
 
 def _refuse_other_content(out: Path) -> None:
-    """What is written replaces the folder whole, so that only an older export may stand there."""
-    ours = out.is_dir() and ((out / "classes.json").is_file() or not any(out.iterdir()))
-    if out.exists() and not ours:
+    """Refuse to replace a folder that is neither empty nor an older export."""
+    replaceable = out.is_dir() and ((out / "classes.json").is_file() or not any(out.iterdir()))
+    if out.exists() and not replaceable:
         raise InputError(
-            f"--out: {out}: holds something else than an export, which would be lost; name another "
-            "folder"
+            f"{out}: holds other files than an export, which would be lost; name another folder",
+            field="out",
         )
 
 
-def _asked(known: tuple[str, ...], tasks: Sequence[str] | None) -> tuple[str, ...]:
-    """In the spec's order."""
+def _selected_tasks(known: tuple[str, ...], tasks: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the selected tasks in the spec's order; None: all."""
     if tasks is None:
         return known
     for task in tasks:
         if task not in known:
-            raise InputError(f"--tasks: {task!r}. {expected(task, known)}")
+            raise InputError(f"{task!r}. {expected(task, known)}", field="tasks")
     if not tasks:
-        raise InputError(f"--tasks: none named. {expected('', known)}")
+        raise InputError(f"none named. {expected('', known)}", field="tasks")
     return tuple(task for task in known if task in tasks)
 
 
-def _pictures_to_check(run: Run, table: Table, count: int) -> tuple[np.ndarray, list[str], bool]:
-    """Real pictures of the test set, else of training: rows of the table, files, and whether they
-    are the test set's."""
+def _images_to_check(run: Run, table: Table, count: int) -> _ImagesToCheck:
+    """Select evenly spaced images that exist: of the test set, or else of another split.
+
+    Args:
+        run: the run with the data.
+        table: table of the run.
+        count: number of images; 0: all.
+    """
     image_dir = run.data_dir / run.spec.images
-    for split in (VAL, *SPLITS):
+    for split in (TEST, *SPLITS):
         rows = table.rows(split)
         names = file_names(table, rows, image_dir)
         here = [place for place, name in enumerate(names) if Path(name).is_file()]
         if here:
             step = max(1, len(here) // count) if count else 1
             here = here[::step][: count or None]
-            return rows[here], [names[place] for place in here], split == VAL
+            kind = "images"
+            if split != TEST:
+                in_table = len(table.rows(TEST))
+                reason = "no image of the test set exists" if in_table else NO_TEST_SET
+                kind = f"training images ({reason})"
+            return _ImagesToCheck(rows[here], [names[place] for place in here], split == TEST, kind)
     raise InputError(
-        f"{image_dir}: no picture is there to check the export with; name where with --data_dir"
+        f"{image_dir}: no image to check the export with; name the data's folder with --data_dir"
     )
 
 
 def _representative(run: Run, records_dir: Path | None) -> Iterator[np.ndarray]:
-    """Training pictures from their records, evenly over all, float32 [1, size, size, 3]."""
+    """Yield evenly spaced training images from the records, float32 [1, size, size, 3]."""
     spec = run.spec
-    remedy = "Name where the images are with --data_dir"
+    remedy = "Name the images' folder with --data_dir"
     prepared = prepare(spec, run.data_dir, records_dir, remedy=remedy, allow="")
     count = len(prepared.table.rows(TRAIN))
-    places = np.unique(np.linspace(0, count - 1, min(count, CALIBRATED_ON)).astype(np.int64))
+    places = np.unique(np.linspace(0, count - 1, min(count, INT8_IMAGES)).astype(np.int64))
     dataset = prepared.reader(TRAIN)(tf.data.Dataset.from_tensor_slices(places))
     for _, data in dataset:
         image = decode_image(data, target_px=spec.image_size)

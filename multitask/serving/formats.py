@@ -1,4 +1,4 @@
-"""A model -> one artifact a format. A new format is a function and a line in FORMATS."""
+"""The export formats. A new format needs a function and an entry in FORMATS."""
 
 import importlib.util
 import json
@@ -13,33 +13,33 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from multitask.evaluation.calibration import Calibration
-from multitask.files import plainly_named, scratch
-from multitask.model.network import connect, parts
+from multitask.calibration import Calibration
+from multitask.files import pattern_free_path, scratch
+from multitask.serving.convertible import unrolled, why_no_onnx
 from multitask.serving.runtimes import IMAGE
 from multitask.serving.signatures import numbers, signatures
 from multitask.spec import InputError, install
 
-VERSION = "1"  # of the served model; TensorFlow Serving wants a number
+VERSION = "1"  # of the served model; TensorFlow Serving needs a number
 OPSET = 18  # of ONNX; ONNX Runtime 1.15 and OpenVINO 2023.1 read it
-FLOAT16_LEAST = 1024  # weights of a tensor that is stored in half precision
+FLOAT16_MIN_WEIGHTS = 1024  # smaller tensors stay in float32
 PRECISIONS = ("none", "float16", "int8")
 FLOAT32 = "float32"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported.
+    """The content of an export.
 
     Attributes:
-        name: of the artifacts, the spec's.
+        name: name of the artifacts, which is the spec's name.
         model: image -> {task: logits}.
         classes: task -> class names, of the model's tasks.
-        how: pictures are made to fit.
+        how: the kind of resizing.
         calibrations: task -> its temperature.
-        description: for the artifact's metadata; JSON.
-        representative: batches of one picture, float32 [1, size, size, 3], of training: where
-            ranges of activations are measured.
+        description: metadata of the artifact; JSON.
+        representative: training images, float32 [1, size, size, 3] each, for measuring the ranges
+            of activations.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Source:
 
 
 def _savedmodel(source: Source, folder: Path, quantize: str) -> str:
-    """`<name>/<version>/`, as TensorFlow Serving wants it."""
+    """Write `<name>/<version>/`, the layout of TensorFlow Serving."""
     name = f"{source.name}/{VERSION}"
     functions = signatures(
         source.model, source.classes, how=source.how, calibrations=source.calibrations
@@ -62,8 +62,8 @@ def _savedmodel(source: Source, folder: Path, quantize: str) -> str:
 
 
 def _write(functions: Mapping[str, Callable], path: Path) -> None:
-    # It tracks the variables that the functions use. With the model tracked too, Keras would write
-    # each variable twice.
+    # The archive tracks the variables of the functions. If it tracked the model as well, Keras
+    # would write each variable twice.
     archive = keras.export.ExportArchive()
     for name, function in functions.items():
         archive.add_endpoint(name, function)
@@ -71,7 +71,7 @@ def _write(functions: Mapping[str, Callable], path: Path) -> None:
 
 
 def _keras(source: Source, folder: Path, quantize: str) -> str:
-    """image float32 [batch, size, size, 3] in 0..255 -> {task: logits}."""
+    """Write the Keras model: image float32 [batch, size, size, 3] in 0..255 -> {task: logits}."""
     name = f"{source.name}.keras"
     source.model.save(folder / name)
     return name
@@ -82,12 +82,12 @@ def _onnx(source: Source, folder: Path, quantize: str) -> str:
     import tf2onnx
 
     name = f"{source.name}.onnx"
-    # Variables and captured tensors become constants first. Keras' own export and tf2onnx's of a
-    # function leave two of the trunk's normalisation as inputs that the caller would have to give.
-    answer = numbers(_unrolled(source.model), source.calibrations).get_concrete_function()
-    frozen = convert_variables_to_constants_v2(answer)
-    told = zip(frozen.outputs, sorted(answer.structured_outputs), strict=True)
-    names = {x.name: name for x, name in told}
+    # Variables and captured tensors become constants first. Otherwise the exports of Keras and of
+    # tf2onnx leave two tensors of the trunk's normalisation as inputs of the graph.
+    function = numbers(unrolled(source.model), source.calibrations).get_concrete_function()
+    frozen = convert_variables_to_constants_v2(function)
+    outputs = zip(frozen.outputs, sorted(function.structured_outputs), strict=True)
+    names = {x.name: name for x, name in outputs}
     model, _ = tf2onnx.convert.from_graph_def(
         frozen.graph.as_graph_def(),
         input_names=[x.name for x in frozen.inputs],
@@ -114,16 +114,16 @@ def _onnx(source: Source, folder: Path, quantize: str) -> str:
     return name
 
 
-def _halve_weights(model) -> None:
-    """Weights in half precision, and a Cast before they are used: arithmetic stays float32.
+def _halve_weights(model: Any) -> None:
+    """Store weights in float16, with a Cast before their use: arithmetic stays float32.
 
-    Runtimes cast once, when they load: half the file at the speed of the whole.
+    Runtimes cast once, when they load the file. It has half the size and the same speed.
     """
     import onnx
 
     casts = []
     for index, tensor in enumerate(model.graph.initializer):
-        if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < FLOAT16_LEAST:
+        if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < FLOAT16_MIN_WEIGHTS:
             continue
         half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
         name = f"{tensor.name}_float16"
@@ -137,15 +137,15 @@ def _halve_weights(model) -> None:
 
 
 def _quantize(source: Source, path: Path) -> None:
-    """Weights and activations in 8 bits (QDQ), ranges from pictures of training."""
+    """Quantize weights and activations to 8 bits (QDQ), with ranges from training images."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(quantization.CalibrationDataReader):
-        def __init__(self):
+        def __init__(self) -> None:
             self.images = iter(source.representative)
 
-        def get_next(self):
+        def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(self.images, None)
             return None if image is None else {IMAGE: image}
 
@@ -166,10 +166,10 @@ def _quantize(source: Source, path: Path) -> None:
 
 def _litert(source: Source, folder: Path, quantize: str) -> str:
     name = f"{source.name}.tflite"
-    with scratch() as made, plainly_named(made) as saved:
-        # From anything but an archive that tracks the variables, the weights would be lost.
-        answer = numbers(_unrolled(source.model), source.calibrations)
-        _write({"serving_default": answer}, saved)
+    with scratch() as made, pattern_free_path(made) as saved:
+        # The weights would be lost without an archive that tracks the variables.
+        function = numbers(unrolled(source.model), source.calibrations)
+        _write({"serving_default": function}, saved)
         converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
         if quantize != "none":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -179,7 +179,7 @@ def _litert(source: Source, folder: Path, quantize: str) -> str:
             converter.representative_dataset = lambda: ({IMAGE: i} for i in source.representative)
         content = converter.convert()
     (folder / name).write_bytes(content)
-    # The format's way to carry files: a zip archive behind the network, which readers leave alone.
+    # LiteRT's convention for metadata files: a zip archive after the network. Readers ignore it.
     with zipfile.ZipFile(folder / name, "a") as archive:
         archive.writestr("description.json", json.dumps(source.description, ensure_ascii=False))
         for task, names in source.classes.items():
@@ -187,46 +187,18 @@ def _litert(source: Source, folder: Path, quantize: str) -> str:
     return name
 
 
-def _unrolled(model: keras.Model) -> keras.Model:
-    """The same without loops: ONNX and LiteRT know none of Keras' over a batch of any size."""
-
-    def straight(layer: keras.Layer) -> keras.Layer:
-        config = keras.saving.serialize_keras_object(layer)
-        for inner in _recurrent(config):
-            inner["config"]["unroll"] = True
-        return keras.saving.deserialize_keras_object(config, safe_mode=True)
-
-    trunk, heads = parts(model)
-    found = {}
-    for task, head in heads.items():
-        found[task] = head
-        if _recurrent(keras.saving.serialize_keras_object(head)):
-            found[task] = keras.models.clone_model(head, clone_function=straight)
-            found[task].set_weights(head.get_weights())
-    return connect(trunk, found)
-
-
-def _recurrent(config: Any) -> list[dict]:
-    """The configurations of layers with an `unroll`, however deep."""
-    inside = config.values() if isinstance(config, dict) else config
-    if not isinstance(config, (dict, list)):
-        return []
-    found = [one for inner in inside for one in _recurrent(inner)]
-    own = isinstance(config, dict) and "unroll" in (config.get("config") or ())
-    return [*found, config] if own else found
-
-
 @dataclass(frozen=True)
 class Format:
-    """One kind of artifact.
+    """A format of artifacts.
 
     Attributes:
-        title: for people.
-        takes: what it is given, for the model card; {size} is the picture's side.
-        write: writes one of a source into a folder at a precision, and gives its name there.
-        needs: modules that it is made and checked with.
-        extra: of this package that installs them.
-        quantizes: whether it can be of less precision.
+        title: name for display.
+        takes: description of its input for the model card; {size} is the image's side.
+        write: writes a source into a folder at a precision, and returns the artifact's name.
+        needs: modules that write and check it.
+        extra: the extra of this package that installs them.
+        quantizes: whether it supports lower precisions.
+        why_not: returns the reason why a network cannot be converted; None if it can.
     """
 
     title: str
@@ -235,9 +207,10 @@ class Format:
     needs: tuple[str, ...] = ()
     extra: str = ""
     quantizes: bool = False
+    why_not: Callable[[keras.Model], str | None] = lambda model: None
 
 
-PICTURES = "`image` float32 [batch, {size}, {size}, 3] in 0..255, RGB"
+IMAGES = "`image` float32 [batch, {size}, {size}, 3] in 0..255, RGB"
 FORMATS = {
     "savedmodel": Format(
         "SavedModel",
@@ -247,26 +220,29 @@ FORMATS = {
     ),
     "onnx": Format(
         "ONNX",
-        f"{PICTURES}; class names in its metadata",
+        f"{IMAGES}; class names in its metadata",
         _onnx,
         ("onnx", "tf2onnx", "onnxruntime"),
         "onnx",
         True,
+        why_no_onnx,
     ),
     "litert": Format(
         "LiteRT",
-        f"{PICTURES}; class names in a zip archive behind the network",
+        f"{IMAGES}; class names in a zip archive after the network",
         _litert,
         ("ai_edge_litert",),
         "litert",
         True,
     ),
-    "keras": Format("Keras", f"{PICTURES}; gives logits by task", _keras),
+    "keras": Format("Keras", f"{IMAGES}; returns logits by task", _keras),
 }
 
 
 def check_installed(name: str) -> None:
-    """Refuse a format that cannot be made here."""
+    """Raise InputError if a package that the format needs is not installed."""
     for module in FORMATS[name].needs:
         if importlib.util.find_spec(module) is None:
-            raise InputError(f"--format={name}: needs an extra: {install(FORMATS[name].extra)}")
+            raise InputError(
+                f"{name}: needs an extra: {install(FORMATS[name].extra)}", field="format"
+            )

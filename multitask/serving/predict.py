@@ -1,38 +1,38 @@
-"""Pictures and folders -> every task's answer, a batch at a time."""
+"""Predicts every task for the images of files and folders, in batches."""
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from multitask.data.files import why_unreadable
 from multitask.data.folders import SUFFIXES, ImageSearch
-from multitask.data.pipeline import readable_pictures
+from multitask.data.image_files import why_unreadable
+from multitask.data.pipeline import readable_images
 from multitask.serving.predictor import Predictor
 from multitask.spec import InputError
+
+logger = logging.getLogger(__name__)
 
 TOP = 3
 UNCERTAIN = "uncertain"
 
 
-def find_pictures(names: Sequence[str], *, tell: Callable[[str], None] = print) -> list[str]:
-    """Pictures and folders -> picture files, sorted within a folder, each once.
-
-    Of a folder, what `ImageSearch` finds below it.
+def find_images(names: Sequence[str]) -> list[str]:
+    """List image files, sorted within a folder, without duplicates.
 
     Args:
-        names: of pictures and folders.
-        tell: shows a line, of what was skipped.
+        names: paths of images and folders; `ImageSearch` searches the folders.
 
     Raises:
-        InputError: nothing was named, or there is no such file or folder, or no picture in it.
+        InputError: no name was given, a file or folder does not exist, or a folder has no image.
     """
     if not names:
-        raise InputError("name at least one picture or folder")
-    found: dict[str, None] = {}
+        raise InputError("name at least one image or folder")
+    files: dict[str, None] = {}
     search = ImageSearch()
     for name in names:
         path = str(Path(name))
@@ -43,29 +43,32 @@ def find_pictures(names: Sequence[str], *, tell: Callable[[str], None] = print) 
             if not inside:
                 skipped = search.skipped.line()
                 raise InputError(
-                    f"{path}: no picture in this folder (names ending in {', '.join(SUFFIXES)})"
+                    f"{path}: no image in this folder (names ending in {', '.join(SUFFIXES)})"
                     + (f". {skipped}" if skipped else "")
                 )
-            found |= dict.fromkeys(inside)
+            files |= dict.fromkeys(inside)
         elif os.path.exists(path):
-            found[path] = None
+            files[path] = None
         else:
             raise InputError(f"{path}: no such file or folder")
     if skipped := search.skipped.line():
-        tell(skipped)
-    return list(found)
+        logger.info(skipped)
+    return list(files)
 
 
 def predict_files(
     predictor: Predictor, files: Sequence[str | Path], *, batch_size: int
 ) -> Iterator[tuple[str, dict[str, np.ndarray] | str]]:
-    """Each file's answer, in order: task -> float32 [classes], or why it cannot be read.
+    """Predict files in order.
 
-    Pictures are read and decoded beside the model's work on those before them; memory does not
-    grow with their number.
+    Images are decoded while the model works on previous ones. The use of memory does not grow with
+    the number of images.
+
+    Yields:
+        A file; and task -> float32 [classes], or the reason why it cannot be read.
     """
     names = [os.fspath(file) for file in files]
-    batches = readable_pictures(
+    batches = readable_images(
         [os.fsencode(name) for name in names],
         size_px=predictor.size_px,
         how=predictor.how,
@@ -78,10 +81,10 @@ def predict_files(
             yield name, " ".join((why_unreadable(name) or "could not be read").split())
 
     with tqdm(
-        total=len(names), desc="predicting", unit=" pictures", leave=False, disable=None
+        total=len(names), desc="predicting", unit=" images", leave=False, disable=None
     ) as bar:
         for places, images in batches:
-            # `numpy()` would copy ten megabytes a batch while the model waits.
+            # `numpy()` would copy ten megabytes per batch while the model waits.
             probabilities = predictor.probabilities(np.asarray(images))
             for row, place in enumerate(places.numpy().tolist()):
                 yield from unreadable(place)
@@ -94,28 +97,28 @@ def predict_files(
 def answer(
     probabilities: np.ndarray, names: Sequence[str], *, min_confidence: float
 ) -> dict[str, Any]:
-    """One task's answer for one picture.
+    """Return one task's prediction for one image.
 
     Args:
         probabilities: float [classes].
-        names: of the classes.
-        min_confidence: below it, the answer is `uncertain`.
+        names: class names.
+        min_confidence: a lower confidence makes the answer `uncertain`.
 
     Returns:
-        `{"answer": name or "uncertain", "top": [(name, probability), …]}`, the most probable
-        first, three at most.
+        `{"answer": name or "uncertain", "top": [(name, probability), …]}`, at most three, most
+        probable first.
     """
     order = np.argsort(-probabilities, kind="stable")[:TOP]
     top = [(names[i], float(probabilities[i])) for i in order]
     return {"answer": top[0][0] if top[0][1] >= min_confidence else UNCERTAIN, "top": top}
 
 
-def answer_lines(file: str | Path, said: dict) -> list[str]:
-    """A picture's answers for the console: a line a task, with the top three."""
-    width = max(len(task) for task in said)
+def answer_lines(file: str | Path, predictions: dict) -> list[str]:
+    """Format an image's predictions for the console: one line per task, with the top three."""
+    width = max(len(task) for task in predictions)
     lines = [str(file)]
-    for task, found in said.items():
-        top = ", ".join(f"{name} {probability:.3f}" for name, probability in found["top"])
-        mark = f"{UNCERTAIN}: " if found["answer"] == UNCERTAIN else ""
+    for task, prediction in predictions.items():
+        top = ", ".join(f"{name} {probability:.3f}" for name, probability in prediction["top"])
+        mark = f"{UNCERTAIN}: " if prediction["answer"] == UNCERTAIN else ""
         lines.append(f"  {task:<{width}}  {mark}{top}")
     return lines

@@ -1,4 +1,4 @@
-"""A trained model that answers pictures, from an export or from a run."""
+"""A trained model for predictions, from an export or from a run."""
 
 import math
 import os
@@ -10,38 +10,38 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from multitask.calibration import Calibration
 from multitask.data.decode import RESIZE_KINDS
-from multitask.data.table import read_classes
-from multitask.evaluation.calibration import Calibration, saved_calibrations
 from multitask.evaluation.predictions import softmax
-from multitask.evaluation.views import TTA
+from multitask.evaluation.test_time import TTA
 from multitask.files import read_json, silent
-from multitask.model.network import load_network
 from multitask.reading import check_regular, sha256
 from multitask.run import Run
 from multitask.serving.export import FORMAT
-from multitask.serving.fastest import fastest
-from multitask.serving.runtimes import AUTO, EMBEDDING, RUNTIMES, able, output_of
+from multitask.serving.runtime_choice import fastest_runtime
+from multitask.serving.runtimes import AUTO, EMBEDDING, RUNTIMES, output_of, usable_runtimes
 from multitask.serving.signatures import numbers
 from multitask.spec import InputError
+from multitask.trained import open_trained
 
 LARGEST_PX = 4096  # of an export's input; a spec allows 1024
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that answers pictures.
+    """A model that predicts the tasks of images.
 
     Attributes:
         classes: task -> class names.
         infer: image float32 [batch, size, size, 3] in 0..255 -> {`{task}_logits`: float32
-            [batch, classes], EMBEDDING: float32 [batch, width] where the artifact has it}.
-        runtime: what runs it, for people.
-        calibrations: task -> what the selection split said of its confidences.
-        size_px, how: the model's input.
-        identity: the same for the same model alone.
+            [batch, classes], EMBEDDING: float32 [batch, width] if the artifact has it}.
+        runtime: the library that runs it, for display.
+        calibrations: task -> its calibration on the validation split.
+        size_px: side of the model's input.
+        how: the kind of resizing.
+        identity: a text that differs for different models.
         calibrated: whether probabilities are scaled by the temperature.
-        tta: one of views.TTA; None: the plain picture.
+        tta: one of test_time.TTA; None: the plain image.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -55,69 +55,90 @@ class Predictor:
     tta: str | None = None
 
     def probabilities(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Pictures of the model's size, float32 [n, size, size, 3] -> task -> float32 [n,
-        classes]."""
+        """Predict the class probabilities of images.
+
+        Args:
+            images: float32 [n, size, size, 3], of the model's size.
+
+        Returns:
+            Task -> float32 [n, classes].
+        """
         return self.answer(images)[0]
 
     def answer(self, images: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """`probabilities`, and the plain pictures' embedding, float32 [n, width], or None."""
+        """Return `probabilities`, and the embedding float32 [n, width]; None with TTA."""
         views = [images]
         if self.tta:
             views = [view.numpy() for view in TTA[self.tta](tf.constant(images))]
-        said = [self.infer(view) for view in views]
-        found = {}
+        outputs = [self.infer(view) for view in views]
+        probabilities = {}
         for task, calibration in self.calibrations.items():
             temperature = calibration.temperature if self.calibrated else 1.0
             each = [
-                softmax(np.float64(view[output_of(task, "logits")]) / temperature) for view in said
+                softmax(output[output_of(task, "logits")].astype(np.float64) / temperature)
+                for output in outputs
             ]
-            found[task] = np.mean(each, axis=0).astype(np.float32)
-        return found, None if self.tta else said[0].get(EMBEDDING)
+            probabilities[task] = np.mean(each, axis=0).astype(np.float32)
+        return probabilities, None if self.tta else outputs[0].get(EMBEDDING)
 
     def thresholds(self, accuracy: float) -> dict[str, float]:
-        """Task -> the confidence from which on this share is right on the validation split; inf
-        where no confidence is known to be, and the task so always uncertain.
+        """Look up the confidences that reach an accuracy on the validation split.
+
+        Args:
+            accuracy: of the predictions at or above the threshold.
+
+        Returns:
+            Task -> the lowest such confidence; inf if there is none, so that every prediction of
+            the task is uncertain.
 
         Raises:
             InputError: no task has one, or the model was not evaluated.
         """
-        found, reasons = {}, {}
+        thresholds, reasons = {}, {}
         for task, calibration in self.calibrations.items():
             threshold = calibration.threshold(accuracy, calibrated=self.calibrated)
-            found[task] = math.inf if threshold is None else threshold
+            thresholds[task] = math.inf if threshold is None else threshold
             reasons[task] = calibration.why_no_threshold(accuracy, calibrated=self.calibrated)
             if not calibration.fitted_on and calibration.reason is None:
                 raise InputError(
-                    f"--min_confidence: auto:{accuracy:g}: nothing is known of {task}, as this "
+                    f"auto:{accuracy:g}: {task} has no calibration, as this "
                     "model was not evaluated; `multitask evaluate` measures it, and the next "
-                    "`multitask export` carries it"
+                    "`multitask export` includes it",
+                    field="min_confidence",
                 )
         if all(reasons.values()):
             why = "; ".join(f"{task}: {reason}" for task, reason in reasons.items())
             raise InputError(
-                f"--min_confidence: auto:{accuracy:g}: the validation split shows no such "
+                f"auto:{accuracy:g}: the validation split shows no such "
                 f"confidence ({why}). Give a number, such as --min_confidence=0.6; a new training "
-                "with a larger validation split (--selection) may show one"
+                "with a larger validation split (--validation_share) may provide one",
+                field="min_confidence",
             )
-        return found
+        return thresholds
 
 
 def read_export(folder: Path) -> dict[str, Any]:
-    """`classes.json` of an export, with classes as tuples, calibrations read, and the export's
-    `identity`.
+    """Read and check `classes.json` of an export.
+
+    Args:
+        folder: of the export.
+
+    Returns:
+        Its content, with classes as tuples, `Calibration` objects, and the export's `identity`.
 
     Raises:
-        InputError: not such a folder, or of another version.
+        InputError: not an export, or of another version.
     """
     if not folder.is_dir():
-        raise InputError(f"--model: {folder}: no such folder; `multitask export` makes one")
+        raise InputError(f"{folder}: no such folder; `multitask export` makes one", field="model")
     try:
         content = read_json(folder / "classes.json")
-        written = content["format"]
-        if written != FORMAT:
+        version = content["format"]
+        if version != FORMAT:
             raise InputError(
-                f"--model: {folder}: written in format {written}, this version reads {FORMAT}; "
-                "export it again"
+                f"{folder}: written in format {version}, this version reads {FORMAT}; "
+                "export it again",
+                field="model",
             )
         classes = {task: tuple(names) for task, names in content["classes"].items()}
         if not all(isinstance(name, str) for names in classes.values() for name in names):
@@ -134,7 +155,7 @@ def read_export(folder: Path) -> dict[str, Any]:
         for where in artifacts.values():
             if not (folder / where).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"artifact {where!r}")
-            if os.path.exists(folder / where):  # whoever loads it says that it is missing
+            if os.path.exists(folder / where):  # loading reports a missing artifact
                 check_regular(folder / where)
         identity = sha256(folder / "classes.json", folder / "report.json")
     except InputError:
@@ -142,7 +163,7 @@ def read_export(folder: Path) -> dict[str, Any]:
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError
     ) as error:  # fmt: skip
-        raise InputError(f"--model: {folder}: not an export of multitask ({error})") from None
+        raise InputError(f"{folder}: not an export of multitask ({error})", field="model") from None
     return {
         **content,
         "classes": classes,
@@ -158,47 +179,47 @@ def load_export(
     *,
     runtime: str = AUTO,
     batch: int | None = None,
-    tell: Callable[[str], None] = print,
 ) -> Predictor:
-    """What `multitask export` wrote.
+    """Load an export.
 
     Args:
         folder: of the export.
-        runtime: of runtimes.RUNTIMES, or AUTO: of those that are installed and have an artifact,
-            the fastest at `batch` pictures at a time.
-        batch: None: AUTO is the one that starts the fastest, and nothing is measured.
-        tell: shows a line.
+        runtime: of runtimes.RUNTIMES, or AUTO: the fastest of those that are installed and have
+            an artifact.
+        batch: batch size for which AUTO chooses; None: AUTO is the runtime that starts fastest,
+            and nothing is measured.
 
     Raises:
-        InputError: not such a folder, or nothing installed runs it.
+        InputError: not an export, or no installed library runs it.
     """
     content = read_export(folder)
     size_px, artifacts = content["image_size"], content["artifacts"]
     identity = content["identity"]
-    names = able(runtime, artifacts)
+    names = usable_runtimes(runtime, artifacts)
     paths = {name: folder / artifacts[RUNTIMES[name].format] for name in names}
     name = names[0]
     if batch:
-        name = fastest(paths, size_px=size_px, batch=batch, identity=identity, tell=tell)
+        name = fastest_runtime(paths, size_px=size_px, batch=batch, identity=identity)
     chosen, path = RUNTIMES[name], paths[name]
     try:
         with silent():
             infer = chosen.load(path)
-            said = infer(np.zeros((1, size_px, size_px, 3), np.float32))
-    except Exception as error:  # each runtime raises kinds of its own
+            outputs = infer(np.zeros((1, size_px, size_px, 3), np.float32))
+    except Exception as error:  # each library raises other types
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f"--model: {folder}: {path.relative_to(folder)} cannot be loaded by {chosen.title} "
-            f"({reason})"
+            f"{folder}: {path.relative_to(folder)} cannot be loaded by {chosen.title} ({reason})",
+            field="model",
         ) from None
-    for task, names in content["classes"].items():
-        logits = said.get(output_of(task, "logits"))
+    for task, class_names in content["classes"].items():
+        logits = outputs.get(output_of(task, "logits"))
         if logits is None:
-            raise InputError(f"--model: {folder}: its model does not answer {task}")
-        if logits.shape[-1] != len(names):
+            raise InputError(f"{folder}: its model has no output for {task}", field="model")
+        if logits.shape[-1] != len(class_names):
             raise InputError(
-                f"--model: {folder}: classes.json names {len(names)} classes of {task}, its model "
-                f"has {logits.shape[-1]}"
+                f"{folder}: classes.json names {len(class_names)} classes of {task}, its "
+                f"model has {logits.shape[-1]}",
+                field="model",
             )
     return Predictor(
         content["classes"],
@@ -212,22 +233,19 @@ def load_export(
 
 
 def load_best(run: Run, *, model_file: Path | None = None) -> Predictor:
-    """A run's best model, or another of its models, in TensorFlow.
+    """Load a run's best model, or another of its models, in TensorFlow.
 
     Raises:
-        InputError: no model yet.
+        InputError: no such model.
     """
-    classes = {task.name: read_classes(run.data_dir / task.classes) for task in run.spec.tasks}
-    model_file = model_file or run.best_model
-    model = load_network(model_file, run.spec, classes)
-    calibrations = saved_calibrations(run, model_file)
-    answer = numbers(model, calibrations)
+    trained = open_trained(run, model_file)
+    answer = numbers(trained.network, trained.calibrations)
     return Predictor(
-        classes,
+        trained.classes,
         lambda image: {name: x.numpy() for name, x in answer(tf.constant(image)).items()},
         RUNTIMES["tensorflow"].described,
-        calibrations,
+        trained.calibrations,
         run.spec.image_size,
         run.spec.resize,
-        sha256(model_file),
+        trained.digest,
     )

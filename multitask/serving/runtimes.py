@@ -1,8 +1,8 @@
-"""What runs an export's artifacts: the libraries of each format, loaded only when it is used.
+"""The libraries that run an export's artifacts, imported only when they are used.
 
-Every one becomes a function from pictures, float32 [batch, size, size, 3] in 0..255, to
+Each loads an artifact as a function from images, float32 [batch, size, size, 3] in 0..255, to
 {output: array}: `{task}_logits` float32 [batch, classes], and `embedding` float32 [batch, width],
-the pooled features, where the artifact has it.
+the pooled features, if the artifact has it.
 """
 
 import importlib
@@ -12,26 +12,27 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from multitask.files import plainly_named
+from multitask.files import pattern_free_path
 from multitask.spec import InputError, expected, install
 
 EMBEDDING = "embedding"
 IMAGE = "image"
-PIXELS = "pixels"  # the SavedModel's signature of decoded pictures
-# Of a task's outputs.
+PIXELS = "pixels"  # the SavedModel's signature of decoded images
+# Kinds of a task's outputs.
 KINDS = ("attention", "classes", EMBEDDING, "label", "logits", "probabilities")
-Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+Infer = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 def output_of(task: str, kind: str) -> str:
-    """An output of an artifact: `artist_logits`.
+    """Return the name of an artifact's output, such as `artist_logits`.
 
-    Clients in other languages ask for these names, so they have no slash, unlike columns. No kind
-    (of KINDS) ends in `_` and another one, so that two tasks' names always differ; none of ours
-    (`embedding`, `image`) ends in `_` and a kind.
+    Clients in other languages use these names, so they have no slash, unlike columns. Names of two
+    tasks never collide, because no kind ends in `_` and another kind. They do not collide with
+    `embedding` and `image` either, because these do not end in `_` and a kind.
     """
     return f"{task}_{kind}"
 
@@ -41,34 +42,35 @@ class Runtime:
     """A library that runs artifacts.
 
     Attributes:
-        title: for people.
-        module: to import.
-        extra: of this package that installs it; "" where it always is.
-        format: of the artifacts that it reads.
-        load: an artifact -> a function.
+        title: name for display.
+        module: name of the module to import.
+        extra: the extra of this package that installs it; "": always installed.
+        format: format of the artifacts that it reads.
+        load: loads an artifact as a function.
     """
 
     title: str
     module: str
     extra: str
     format: str
-    load: Callable[[Path], Run]
+    load: Callable[[Path], Infer]
 
     @property
     def installed(self) -> bool:
+        """Whether the library can be imported."""
         return importlib.util.find_spec(self.module) is not None
 
     @property
     def described(self) -> str:
-        """With its version, e.g. "ONNX Runtime 1.30"."""
+        """Title and version, e.g. "ONNX Runtime 1.30"."""
         return f"{self.title} {importlib.import_module(self.module).__version__.split('-')[0]}"
 
 
-def _onnxruntime(path: Path) -> Run:
+def _onnxruntime(path: Path) -> Infer:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(
         path, options, providers=onnxruntime.get_available_providers()
     )
@@ -76,54 +78,58 @@ def _onnxruntime(path: Path) -> Run:
     return lambda image: dict(zip(names, session.run(names, {IMAGE: image}), strict=True))
 
 
-def _openvino(path: Path) -> Run:
+def _openvino(path: Path) -> Infer:
     import openvino
 
-    # By itself OpenVINO computes in bfloat16 where the CPU can, some hundredths of a logit off.
+    # By default OpenVINO uses bfloat16 if the CPU can, which changes logits by some hundredths.
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(path, "CPU", options)
     names = [output.get_any_name() for output in compiled.outputs]
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
-        found = compiled([image])
-        return {name: np.array(found[name]) for name in names}  # its memory is used again
+        outputs = compiled([image])
+        return {name: np.array(outputs[name]) for name in names}  # its memory is reused
 
     return run
 
 
-def _litert(path: Path) -> Run:
+def _litert(path: Path) -> Infer:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path), num_threads=os.cpu_count())
-    interpreter.allocate_tensors()  # now, and not with a note on stderr when it is first asked
+    interpreter.allocate_tensors()  # now; otherwise the first call would print to stderr
     signature = interpreter.get_signature_runner()
+
     # The signature alone does not keep the interpreter alive.
-    return lambda image, kept=interpreter: signature(**{IMAGE: image})
+    def run(image: np.ndarray, kept: Any = interpreter) -> dict[str, np.ndarray]:
+        return signature(**{IMAGE: image})
+
+    return run
 
 
-def load_savedmodel(path: Path):
-    """TensorFlow's own object of a SavedModel, whatever the folders above it are called."""
+def load_savedmodel(path: Path) -> Any:
+    """Load a SavedModel with TensorFlow, also from a path with special characters."""
     import tensorflow as tf
 
-    with plainly_named(path) as plain:
+    with pattern_free_path(path) as plain:
         return tf.saved_model.load(str(plain))
 
 
-def _tensorflow(path: Path) -> Run:
+def _tensorflow(path: Path) -> Infer:
     import tensorflow as tf
 
     loaded = load_savedmodel(path)
     signature = loaded.signatures[PIXELS]
 
     # The signature alone does not keep the variables alive.
-    def run(image: np.ndarray, kept=loaded) -> dict[str, np.ndarray]:
-        found = signature(tf.constant(image))
-        return {name: x.numpy() for name, x in found.items() if x.dtype == tf.float32}
+    def run(image: np.ndarray, kept: Any = loaded) -> dict[str, np.ndarray]:
+        outputs = signature(tf.constant(image))
+        return {name: x.numpy() for name, x in outputs.items() if x.dtype == tf.float32}
 
     return run
 
 
-# The fastest to start first; which is the fastest to answer depends on the machine.
+# In the order of their start-up time; which one runs fastest depends on the machine.
 RUNTIMES = {
     "litert": Runtime("LiteRT", "ai_edge_litert", "litert", "litert", _litert),
     "onnxruntime": Runtime("ONNX Runtime", "onnxruntime", "onnx", "onnx", _onnxruntime),
@@ -133,43 +139,45 @@ RUNTIMES = {
 AUTO = "auto"
 
 
-def able(name: str, artifacts: Mapping[str, str]) -> list[str]:
-    """The runtimes that may be used, in the order of RUNTIMES; at least one.
+def usable_runtimes(name: str, artifacts: Mapping[str, str]) -> list[str]:
+    """Return the names of the usable runtimes, in the order of RUNTIMES; at least one.
 
     Args:
-        name: of RUNTIMES, or AUTO: all that are installed and have an artifact.
+        name: of RUNTIMES, or AUTO: all that are installed and can read an artifact.
         artifacts: format -> file, of an export.
 
     Raises:
-        InputError: not installed, or there is no artifact for it.
+        InputError: not installed, or the export has no artifact for it.
     """
     if name == AUTO:
-        found = [n for n, r in RUNTIMES.items() if r.format in artifacts and r.installed]
-        if found:
-            return found
-        wanted = {r.format: r.extra for r in RUNTIMES.values() if r.format in artifacts}
+        names = [n for n, r in RUNTIMES.items() if r.format in artifacts and r.installed]
+        if names:
+            return names
+        extras = {r.format: r.extra for r in RUNTIMES.values() if r.format in artifacts}
         raise InputError(
-            f"--runtime: nothing that is installed runs {', '.join(artifacts)}; "
+            f"no installed library runs {', '.join(artifacts)}; "
             + (
-                "; ".join(install(extra) for extra in wanted.values())
-                or "`multitask export --format=savedmodel` makes what TensorFlow runs"
-            )
+                "; ".join(install(extra) for extra in extras.values())
+                or "`multitask export --format=savedmodel` makes an artifact for TensorFlow"
+            ),
+            field="runtime",
         )
     if name not in RUNTIMES:
-        raise InputError(f"--runtime: {name!r}. {expected(name, [AUTO, *RUNTIMES])}")
+        raise InputError(f"{name!r}. {expected(name, [AUTO, *RUNTIMES])}", field="runtime")
     runtime = RUNTIMES[name]
     if runtime.format not in artifacts:
         raise InputError(
-            f"--runtime={name}: reads {runtime.format}, and the export has {', '.join(artifacts)}; "
-            f"`multitask export --format={runtime.format}` makes it"
+            f"{name}: reads {runtime.format}, and the export has {', '.join(artifacts)}; "
+            f"`multitask export --format={runtime.format}` makes it",
+            field="runtime",
         )
     if not runtime.installed:
-        raise InputError(f"--runtime={name}: needs an extra: {install(runtime.extra)}")
+        raise InputError(f"{name}: needs an extra: {install(runtime.extra)}", field="runtime")
     return [name]
 
 
-def speed(infer: Run, batch: np.ndarray, *, seconds: float) -> float:
-    """Pictures a second, after one call to warm up: the best of the calls in that time."""
+def speed(infer: Infer, batch: np.ndarray, *, seconds: float) -> float:
+    """Measure images per second in the fastest call within `seconds`, after a warm-up call."""
     infer(batch)
     began, best = time.perf_counter(), np.inf
     while time.perf_counter() - began < seconds:

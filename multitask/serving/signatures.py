@@ -1,14 +1,16 @@
-"""What an export answers, as TensorFlow graphs over a trained model."""
+"""The functions of an export, as TensorFlow graphs of a trained model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from multitask.calibration import Calibration
 from multitask.data.decode import decode_image, resize_image
 from multitask.evaluation.attention import activation_maps
-from multitask.evaluation.calibration import Calibration
-from multitask.model.network import ANSWERS, FEATURES, VECTORS, examined_model, parts
+from multitask.model.network import ANSWERS, FEATURES, VECTORS, examined_model, trunk_and_heads
 from multitask.serving.runtimes import EMBEDDING, IMAGE, PIXELS, output_of
 from multitask.spec import SHARED
 
@@ -20,11 +22,11 @@ SIGNATURE, PIXELS_UINT8, EMBED, ATTENTION = (
 )
 
 
-def numbers(model: keras.Model, calibrations: Mapping[str, Calibration]) -> Callable:
-    """What every format can carry.
+def numbers(model: keras.Model, calibrations: Mapping[str, Calibration]) -> Any:
+    """Build the function that every format can contain.
 
     Args:
-        model: image -> {task: logits}, of a trunk and heads.
+        model: image -> {task: logits}, made of a trunk and heads.
         calibrations: task -> the temperature that its logits are divided by.
 
     Returns:
@@ -35,10 +37,10 @@ def numbers(model: keras.Model, calibrations: Mapping[str, Calibration]) -> Call
     examined = examined_model(model)
 
     @tf.function(input_signature=[_images(*model.input_shape[1:])])
-    def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _answers(examined(image, training=False), calibrations)
+    def predict(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        return _outputs(examined(image, training=False), calibrations)
 
-    return answer
+    return predict
 
 
 def signatures(
@@ -48,101 +50,151 @@ def signatures(
     how: str,
     calibrations: Mapping[str, Calibration],
 ) -> dict[str, Callable]:
-    """All that a SavedModel is asked for.
+    """Build all signatures of a SavedModel.
 
     Args:
-        model: image -> {task: logits}, of a trunk and heads.
+        model: image -> {task: logits}, made of a trunk and heads.
         classes: task -> class names.
-        how: pictures are made to fit, one of decode.RESIZE_KINDS.
+        how: the kind of resizing, one of decode.RESIZE_KINDS.
         calibrations: task -> the temperature that its logits are divided by.
 
     Returns:
         Name -> a tf.function.
 
-        - SIGNATURE: from `image_bytes`, string [batch], encoded pictures.
+        - SIGNATURE: from `image_bytes`, string [batch], encoded images.
         - PIXELS, PIXELS_UINT8: from `image`, float32 or uint8 [batch, height, width, 3] in 0..255.
         - EMBED: from `image_bytes` to `embedding`, and `{task}_embedding`, the head's last hidden
           layer.
         - ATTENTION, where the trunk has a feature map: from `image` float32 of the model's size to
-          `{task}_attention` float32 [batch, h, w] in 0..1, Grad-CAM of the class that it answers.
+          `{task}_attention` float32 [batch, h, w] in 0..1, Grad-CAM of the predicted class.
 
-        The first three give what `numbers` does (SIGNATURE without the embedding), and
+        The first three return the outputs of `numbers` (SIGNATURE without the embedding), and
         `{task}_classes` string [classes] and `{task}_label` string [batch], the most probable.
     """
     size_px = model.input_shape[1]
-    examined, heads = examined_model(model), parts(model)[1]
-    encoded = [tf.TensorSpec([None], tf.string, name="image_bytes")]
+    resizer = _Resizer(size_px, how)
+    functions = _prediction_functions(model, classes, resizer, calibrations)
+    functions[EMBED] = _embed(model, resizer)
+    if len(trunk_and_heads(model)[0].output_shape) == 4:
+        functions[ATTENTION] = _attention(model)
+    return functions
 
-    def load(data: tf.Tensor) -> tf.Tensor:
-        return resize_image(decode_image(data, target_px=size_px), size_px=size_px, how=how)
 
-    def fit(image: tf.Tensor) -> tf.Tensor:
-        return resize_image(image, size_px=size_px, how=how)
+@dataclass(frozen=True)
+class _Resizer:
+    """Resizes images one by one, as their sizes differ.
 
-    def each(function: Callable, values: tf.Tensor) -> tf.Tensor:
-        return tf.map_fn(
-            function, values, fn_output_signature=tf.TensorSpec([size_px, size_px, 3], tf.float32)
-        )
+    Attributes:
+        size_px: side of the model's input.
+        how: one of decode.RESIZE_KINDS.
+    """
 
-    def named(answers: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    size_px: int
+    how: str
+
+    def decode(self, image_bytes: tf.Tensor) -> tf.Tensor:
+        """Decode and resize: string [batch] -> float32 [batch, size, size, 3]."""
+
+        def load(data: tf.Tensor) -> tf.Tensor:
+            image = decode_image(data, target_px=self.size_px)
+            return resize_image(image, size_px=self.size_px, how=self.how)
+
+        return self._map(load, image_bytes)
+
+    def resize(self, image: tf.Tensor) -> tf.Tensor:
+        """Resize: float32 [batch, height, width, 3] -> float32 [batch, size, size, 3]."""
+
+        def fit(one: tf.Tensor) -> tf.Tensor:
+            return resize_image(one, size_px=self.size_px, how=self.how)
+
+        fits = tf.reduce_all(tf.shape(image)[1:3] == self.size_px)
+        image = tf.cond(fits, lambda: image, lambda: self._map(fit, image))
+        return tf.ensure_shape(image, [None, self.size_px, self.size_px, 3])
+
+    def _map(self, function: Callable, values: tf.Tensor) -> tf.Tensor:
+        shape = [self.size_px, self.size_px, 3]
+        return tf.map_fn(function, values, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+
+
+def _prediction_functions(
+    model: keras.Model,
+    classes: Mapping[str, Sequence[str]],
+    resizer: _Resizer,
+    calibrations: Mapping[str, Calibration],
+) -> dict[str, Callable]:
+    examined, heads = examined_model(model), trunk_and_heads(model)[1]
+
+    def with_names(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         for task in heads:
             names = tf.constant(classes[task])
-            answers[output_of(task, "classes")] = names
-            answers[output_of(task, "label")] = tf.gather(
-                names, tf.argmax(answers[output_of(task, "logits")], axis=-1)
+            outputs[output_of(task, "classes")] = names
+            outputs[output_of(task, "label")] = tf.gather(
+                names, tf.argmax(outputs[output_of(task, "logits")], axis=-1)
             )
-        return answers
+        return outputs
 
-    @tf.function(input_signature=encoded)
+    @tf.function(input_signature=[_encoded_images()])
     def serve(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        answers = _answers(examined(each(load, image_bytes), training=False), calibrations)
-        del answers[EMBEDDING]
-        return named(answers)
+        image = resizer.decode(image_bytes)
+        outputs = _outputs(examined(image, training=False), calibrations)
+        del outputs[EMBEDDING]
+        return with_names(outputs)
 
     @tf.function(input_signature=[_images(None, None, 3)])
     def pixels(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        fits = tf.reduce_all(tf.shape(image)[1:3] == size_px)
-        image = tf.cond(fits, lambda: image, lambda: each(fit, image))
-        image = tf.ensure_shape(image, [None, size_px, size_px, 3])
-        return named(_answers(examined(image, training=False), calibrations))
+        image = resizer.resize(image)
+        return with_names(_outputs(examined(image, training=False), calibrations))
 
     @tf.function(input_signature=[_images(None, None, 3, dtype=tf.uint8)])
     def pixels_uint8(image: tf.Tensor) -> dict[str, tf.Tensor]:
         return pixels(tf.cast(image, tf.float32))
 
-    @tf.function(input_signature=encoded)
+    return {SIGNATURE: serve, PIXELS: pixels, PIXELS_UINT8: pixels_uint8}
+
+
+def _embed(model: keras.Model, resizer: _Resizer) -> Callable:
+    examined, heads = examined_model(model), trunk_and_heads(model)[1]
+
+    @tf.function(input_signature=[_encoded_images()])
     def embed(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        vectors = examined(each(load, image_bytes), training=False)[VECTORS]
+        vectors = examined(resizer.decode(image_bytes), training=False)[VECTORS]
         return {
             EMBEDDING: vectors[SHARED],
             **{output_of(task, EMBEDDING): vectors[task] for task in heads},
         }
 
+    return embed
+
+
+def _attention(model: keras.Model) -> Callable:
+    examined, heads = examined_model(model), trunk_and_heads(model)[1]
+
     @tf.function(input_signature=[_images(*model.input_shape[1:])])
     def attention(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        said = examined(image, training=False)
+        values = examined(image, training=False)
         return {
             output_of(task, ATTENTION): activation_maps(
-                head, said[FEATURES], tf.argmax(said[ANSWERS][task], axis=-1)
+                head, values[FEATURES], tf.argmax(values[ANSWERS][task], axis=-1)
             )
             for task, head in heads.items()
         }
 
-    found = {SIGNATURE: serve, PIXELS: pixels, PIXELS_UINT8: pixels_uint8, EMBED: embed}
-    if len(parts(model)[0].output_shape) == 4:
-        found[ATTENTION] = attention
-    return found
+    return attention
+
+
+def _encoded_images() -> tf.TensorSpec:
+    return tf.TensorSpec([None], tf.string, name="image_bytes")
 
 
 def _images(*shape: int | None, dtype: tf.DType = tf.float32) -> tf.TensorSpec:
     return tf.TensorSpec([None, *shape], dtype, name=IMAGE)
 
 
-def _answers(said: dict, calibrations: Mapping[str, Calibration]) -> dict[str, tf.Tensor]:
-    answers = {EMBEDDING: said[VECTORS][SHARED]}
-    for task, logits in said[ANSWERS].items():
-        answers[output_of(task, "logits")] = logits
-        answers[output_of(task, "probabilities")] = tf.nn.softmax(
+def _outputs(values: dict, calibrations: Mapping[str, Calibration]) -> dict[str, tf.Tensor]:
+    outputs = {EMBEDDING: values[VECTORS][SHARED]}
+    for task, logits in values[ANSWERS].items():
+        outputs[output_of(task, "logits")] = logits
+        outputs[output_of(task, "probabilities")] = tf.nn.softmax(
             logits / calibrations[task].temperature
         )
-    return answers
+    return outputs

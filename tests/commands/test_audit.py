@@ -19,7 +19,7 @@ TASK = """
 [[task]]
 name = "NAME"
 train = "wikiart_csv/NAME_train.csv"
-val = "wikiart_csv/NAME_val.csv"
+test = "wikiart_csv/NAME_val.csv"
 classes = "wikiart_csv/NAME_class.txt"
 head = { kind = "linear" }
 loss = { kind = "focal", gamma = 2.0, alpha = 1.0 }
@@ -52,7 +52,7 @@ def test_clean_data_is_status_0(place, capsys):
     assert run(place) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.splitlines()[0].startswith("a tiny data set: 16 pictures in the CSVs, 16 readable")
+    assert out.splitlines()[0].startswith("a tiny data set: 16 images in the CSVs, 16 readable")
     assert out.splitlines()[-1] == "No findings."
     assert sorted(p.name for p in (place / "audit").iterdir()) == ["audit.html", "audit.json"]
     report = json.loads((place / "audit/audit.json").read_text(encoding="utf-8"))
@@ -67,7 +67,7 @@ def test_findings_are_status_3_and_named_in_the_last_line(place, capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert out.splitlines()[-1] == (
-        "Findings: 1 missing file, 1 row with an unsafe path, 1 picture with contradictory labels"
+        "Findings: 1 missing file, 1 row with an unsafe path, 1 image with contradictory labels"
     )
     report = json.loads((place / "audit/audit.json").read_text(encoding="utf-8"))
     assert report["missing"] == ["Dots/someone_train-00.jpg"]
@@ -86,27 +86,27 @@ def test_only_the_named_tasks_are_looked_at(place, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--out="], "--out is needed"),
         (["--data_dir="], "--data_dir is needed"),
         (["--spec=wikart"], 'Did you mean "wikiart"?'),
         (["--tasks=nonsense"], '"nonsense"'),
-        (["--data_dir=gone"], "--data_dir: gone: is no folder"),
+        (["--data_dir=gone"], "--data_dir: gone: is not a folder"),
         (["--out=spec.toml"], "--out: spec.toml"),
         (["--out=spec.toml/audit"], "--out: spec.toml/audit"),
         (["--records_dir=spec.toml"], "--records_dir: spec.toml"),
-        (["picture.jpg"], "takes flags only"),
+        (["image.jpg"], "takes flags only"),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(place, capsys, monkeypatch, flags, said):
+def test_wrong_input_is_one_line_and_status_2(place, capsys, monkeypatch, flags, message):
     monkeypatch.chdir(place)
     before = sorted(place.rglob("*"))
     assert run(place, *flags) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert said in err
+    assert message in err
     assert sorted(place.rglob("*")) == before
 
 

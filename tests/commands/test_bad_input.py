@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from multitask.__main__ import main
-from multitask.data.files import why_unreadable
+from multitask.data.image_files import why_unreadable
 from multitask.evaluation.predictions import Predictions
 from multitask.files import write_json
 from multitask.learning import training
@@ -23,10 +23,10 @@ from multitask.spec import MISSING, find_spec, load_spec
 
 SPEC = """
 name = "colours"
-images = "pictures"
+images = "images"
 image_size = 32
 batch_size = 8
-selection = 0.0
+validation = 0.0
 max_missing = 0.1
 
 [trunk]
@@ -38,7 +38,7 @@ TASK = """
 [[task]]
 name = "NAME"
 train = "lists/NAME_train.csv"
-val = "lists/NAME_val.csv"
+test = "lists/NAME_val.csv"
 classes = "lists/NAME_class.txt"
 head = { kind = "linear" }
 loss = { kind = "focal", gamma = 1.0, alpha = 1.0 }
@@ -66,7 +66,7 @@ def trained(place, known):
 
 @pytest.fixture
 def without_network(monkeypatch):
-    """Building the network comes before the lists are read, takes seconds and is not asked here."""
+    """Building the network comes before the CSVs are read; it takes seconds and is not needed."""
     monkeypatch.setattr(training, "_first_network", lambda *args: None)
 
 
@@ -131,7 +131,7 @@ def add_row(row):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             lambda data: (data / "lists/shade_train.csv").rename(data / "lists/shade_trian.csv"),
@@ -176,11 +176,11 @@ def add_row(row):
         ),
         (
             replace_in("lists/shade_class.txt", "4 slate", "4 coral"),
-            ["shade_class.txt: line 5", '"coral"', "twice"],
+            ["shade_class.txt: line 5", '"coral"', "is repeated"],
         ),
         (
             replace_in("lists/shade_class.txt", "4 slate", "3 slate"),
-            ["shade_class.txt: line 5", "index 3", "twice"],
+            ["shade_class.txt: line 5", "index 3", "is repeated"],
         ),
         (
             replace_in("lists/shade_class.txt", "4 slate", "slate"),
@@ -195,15 +195,15 @@ def add_row(row):
             ["warmth_class.txt: no such file"],
         ),
         (
-            lambda data: (data / "pictures").rename(data / "elsewhere"),
-            [f"{os.sep}pictures", "no such folder"],
+            lambda data: (data / "images").rename(data / "elsewhere"),
+            [f"{os.sep}images", "no such folder"],
         ),
     ],
 )
-def test_bad_lists(capsys, place, without_network, change, said):
+def test_bad_lists(capsys, place, without_network, change, message):
     change(place / "data")
     line = train_refused(capsys, place)
-    assert all(text in line for text in said), line
+    assert all(text in line for text in message), line
     assert str(place / "data") in line
 
 
@@ -213,7 +213,7 @@ def test_a_run_that_exists_is_not_changed_by_bad_lists(capsys, place, trained):
         assert "path,class" in refused(capsys, place, command, f"--workdir={trained.workdir}")
 
 
-# === Pictures ===
+# === Images ===
 
 
 def jpeg(path):
@@ -239,44 +239,44 @@ def huge(path):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (truncated, "bad.jpg ("),
-        (lambda path: path.write_text("a text"), "not a JPEG, PNG or WebP picture"),
+        (lambda path: path.write_text("a text"), "not a JPEG, PNG or WebP image"),
         (lambda path: path.write_bytes(b""), "it is empty"),
-        (huge, "picture of 30000 x 30000 pixels, over the limit"),
+        (huge, "image of 30000 x 30000 pixels, over the limit"),
         (lambda path: path.mkdir(), "it is a folder, not a regular file"),
         (lambda path: None, "no such file"),
     ],
 )
-def test_a_bad_picture(capsys, place, without_network, tmp_path_factory, make, said):
+def test_a_bad_image(capsys, place, without_network, tmp_path_factory, make, message):
     add_row("bad.jpg,1")(place / "data")
-    make(place / "data/pictures/bad.jpg")
+    make(place / "data/images/bad.jpg")
     # The records of the others are kept, elsewhere, for the next try. Three of 61 are missing.
     records_dir = tmp_path_factory.mktemp("records")
     line = train_refused(capsys, place, "--max_missing=0.05", f"--records_dir={records_dir}")
-    assert "4 of 61 pictures" in line
+    assert "4 of 61 images" in line
     assert "bad.jpg" in line
-    assert said in line
+    assert message in line
     assert "max_missing" in line
     assert "--max_missing" in line  # the way out
     if make is truncated:
         assert "no such file" not in line.split("bad.jpg (")[1].split(")")[0]
 
 
-def test_a_picture_of_one_pixel_is_one(place, trained, known, capsys):
+def test_an_image_of_one_pixel_is_one(place, trained, known, capsys):
     """It trains, is examined and predicted; the same answers as a larger one of its colour."""
     row = (place / "data/lists/shade_val.csv").read_text().splitlines()
     colour = next(
         file
         for path in (line.split(",")[0] for line in row)
-        if (file := place / "data/pictures" / path).is_file()
+        if (file := place / "data/images" / path).is_file()
     )
     argv = ["predict", f"--workdir={trained.workdir}", str(colour)]
     main(argv)
     before = capsys.readouterr().out
-    with Image.open(colour) as picture:
-        picture.crop((0, 0, 1, 1)).save(colour)
+    with Image.open(colour) as image:
+        image.crop((0, 0, 1, 1)).save(colour)
     main(argv)
     assert capsys.readouterr().out == before
     assert why_unreadable(colour) is None
@@ -286,7 +286,7 @@ def test_a_picture_of_one_pixel_is_one(place, trained, known, capsys):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("batch_size = 8", "batchsize = 8", ['"batchsize"', 'Did you mean "batch_size"?']),
         (
@@ -313,25 +313,25 @@ def test_a_picture_of_one_pixel_is_one(place, trained, known, capsys):
         ),
     ],
 )
-def test_bad_specs(capsys, place, old, new, said):
+def test_bad_specs(capsys, place, old, new, message):
     path = place / "spec.toml"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
     line = train_refused(capsys, place)
     assert line.startswith(str(path))
-    assert all(text in line for text in said), line
+    assert all(text in line for text in message), line
 
 
 # === Flags and folders ===
 
 
 @pytest.mark.parametrize(
-    ("flag", "said"),
+    ("flag", "message"),
     [
         ("--batch_size=0", ["--batch_size: 0", "greater than 0"]),
         ("--subset=0", ["--subset: 0", "greater than 0"]),
         ("--subset=nan", ["--subset: nan", "finite"]),
-        ("--selection=0.9", ["--selection: 0.9", "0.5"]),
+        ("--validation_share=0.9", ["--validation_share: 0.9", "0.5"]),
         ("--max_missing=1", ["--max_missing: 1", "less than 1"]),
         ("--image_size=-1", ["--image_size: -1", "32"]),
         ("--epochs_heads=-1", ["--epochs_heads: -1"]),
@@ -345,34 +345,34 @@ def test_bad_specs(capsys, place, old, new, said):
         ("--spec=gone.toml", ["--spec: gone.toml: no such file"]),
         ("--spec=wikart", ['"wikart"', 'Did you mean "wikiart"?']),
         ("--data_dir=gone", ["--data_dir: gone"]),
-        ("--phase=finetune", ["--phase=finetune", "--phase=heads", "--init_from"]),
+        ("--phase=finetune", ["--phase: finetune", "--phase=heads", "--init_from"]),
         ("--init_from=gone.keras", ["--init_from", "--phase=finetune"]),
     ],
 )
-def test_bad_flags(capsys, place, flag, said):
+def test_bad_flags(capsys, place, flag, message):
     line = train_refused(capsys, place, flag)
-    assert all(text in line for text in said), line
+    assert all(text in line for text in message), line
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--epochs_heads=0", "--epochs_finetune=0"], "--epochs_heads or --epochs_finetune"),
         (["--phase=heads", "--epochs_heads=0"], "--phase=heads: has 0 epochs"),
     ],
 )
-def test_nothing_to_train(capsys, place, flags, said):
-    assert said in train_refused(capsys, place, *flags)
+def test_nothing_to_train(capsys, place, flags, message):
+    assert message in train_refused(capsys, place, *flags)
 
 
 @pytest.mark.parametrize(
-    ("depth", "said"),
+    ("depth", "message"),
     [("-9999", ["-9999", "layers"]), ("block99", ['"block99"', "block1", "none, all"])],
 )
-def test_a_freeze_depth_beyond_the_trunk(capsys, place, depth, said):
+def test_a_freeze_depth_beyond_the_trunk(capsys, place, depth, message):
     line = train_refused(capsys, place, f"--freeze_depth={depth}")
     assert "--freeze_depth" in line
-    assert all(text in line for text in said), line
+    assert all(text in line for text in message), line
 
 
 def test_a_workdir_that_cannot_be_made(capsys, place):
@@ -392,8 +392,8 @@ def test_a_workdir_that_holds_something_else(capsys, place):
 def test_a_workdir_of_another_spec(capsys, place, trained):
     line = train_refused(capsys, place, "--image_size=64", "--subset=0.5")
     assert str(trained.workdir) in line
-    assert "image_size: 32 there, 64 asked" in line
-    assert "task[0].subset: 1.0 there, 0.5 asked" in line
+    assert "image_size: 32 before, 64 now" in line
+    assert "task[0].subset: 1.0 before, 0.5 now" in line
 
 
 def test_a_broken_run(capsys, place, trained):
@@ -406,12 +406,12 @@ def test_a_broken_run(capsys, place, trained):
 
 @pytest.mark.parametrize("command", ["evaluate", "export", "predict", "similar"])
 def test_a_workdir_that_is_not_there(capsys, place, command):
-    (place / "picture.png").write_bytes(b"")
-    pictures = [str(place / "picture.png")] if command == "predict" else []
-    line = refused(capsys, place, command, f"--workdir={place / 'gone'}", *pictures)
+    (place / "image.png").write_bytes(b"")
+    images = [str(place / "image.png")] if command == "predict" else []
+    line = refused(capsys, place, command, f"--workdir={place / 'gone'}", *images)
     assert str(place / "gone") in line
     assert "multitask train" in line
-    line = refused(capsys, place, command, f"--workdir={place / 'data'}", *pictures)
+    line = refused(capsys, place, command, f"--workdir={place / 'data'}", *images)
     assert "no run" in line
 
 
@@ -427,16 +427,16 @@ def compared(place, trained):
         paths = np.array(["a.png", "b.png", "c.png"], dtype=object)
         labels = np.array([[0, 1], [1, MISSING], [2, 0]], np.int32)
         classes = {"shade": ("a", "b", "c"), "warmth": ("warm", "cold")}
-        said = {task: np.eye(3, len(c), dtype=np.float32) for task, c in classes.items()}
-        said["warmth"][2, 0] = 1
-        predictions = Predictions(classes, paths, labels, said)
+        message = {task: np.eye(3, len(c), dtype=np.float32) for task, c in classes.items()}
+        message["warmth"][2, 0] = 1
+        predictions = Predictions(classes, paths, labels, message)
         predictions.save(run.results)
-        judged = {}
+        evaluated = {}
         for task, names_of in classes.items():
-            _, true, probabilities = predictions.exam(task)
-            found = classification_metrics(true, probabilities, classes=len(names_of))
-            judged |= {f"{task}/{key}": value for key, value in found.items()}
-        write_json(run.results / "metrics.json", {"model": "m", "metrics": judged})
+            _, true, probabilities = predictions.labelled_examples(task)
+            result = classification_metrics(true, probabilities, classes=len(names_of))
+            evaluated |= {f"{task}/{key}": value for key, value in result.items()}
+        write_json(run.results / "metrics.json", {"model": "m", "metrics": evaluated})
         names.append(str(run.workdir))
     return names
 
@@ -454,7 +454,7 @@ def test_fewer_than_two_runs_or_one_twice(capsys, place, compared):
 def test_a_run_that_is_not_there_or_not_evaluated(capsys, place, compared):
     first, second = compared
     line = refused(capsys, place, "compare", first, f"{place}/gone")
-    assert line.startswith(f"{place}/gone: is no such folder")
+    assert line.startswith(f"{place}/gone: there is no such folder")
     shutil.rmtree(f"{second}/results")
     line = refused(capsys, place, "compare", first, second)
     assert line.startswith(f"{second}: no results")
@@ -470,12 +470,12 @@ def test_a_comparison_that_cannot_be_written(capsys, place, compared):
     assert 'Did you mean "out"?' in line
 
 
-def test_runs_of_other_exams(capsys, place, compared):
+def test_runs_with_different_test_sets(capsys, place, compared):
     file = Path(compared[1], "results/predictions.csv")
     file.write_text(file.read_text().replace("b.png", "d.png"))
     line = refused(capsys, place, "compare", *compared)
     assert line.startswith(
-        "shade: the runs have other exams: 2 pictures differ, the first is b.png"
+        "shade: the runs have different test sets: 2 images differ, the first is b.png"
     )
 
 
@@ -507,10 +507,10 @@ def test_a_model_file_that_is_not_one(capsys, place, trained, kind):
     elif kind != "nothing":
         path.write_text("a text" if kind == "a text" else "")
     wanted = f"{path}: no such model" if kind == "nothing" else f"{path}: not a model file"
-    picture = next((place / "data/pictures").rglob("*.png"))
+    image = next((place / "data/images").rglob("*.png"))
     for command in ("evaluate", "export", "similar"):
-        pictures = [str(picture)] if command == "similar" else []
-        argv = [f"--workdir={trained.workdir}", f"--model={path}", *pictures]
+        images = [str(image)] if command == "similar" else []
+        argv = [f"--workdir={trained.workdir}", f"--model={path}", *images]
         line = refused(capsys, place, command, *argv)
         assert line.startswith(wanted)
     line = train_refused(
@@ -536,7 +536,7 @@ def test_no_imagenet_weights_and_no_network(place):
         env[name] = "http://127.0.0.1:9"
     env.pop("no_proxy", None)
     workdir = place / "run"
-    found = subprocess.run(
+    result = subprocess.run(
         [
             sys.executable,
             "-m",
@@ -553,8 +553,8 @@ def test_no_imagenet_weights_and_no_network(place):
         timeout=120,
         check=False,
     )
-    assert found.returncode == 2
-    (line,) = found.stderr.splitlines()
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
     for text in ("imagenet", "--trunk_weights=FILE", "--trunk_weights=none", "network"):
         assert text in line
     assert not workdir.exists()
@@ -570,20 +570,20 @@ def _wikiart_layout(place):
 
 
 def test_a_real_process_says_one_line_too(place, trained):
-    """TensorFlow's own notes on unreadable pictures stay out of stderr."""
+    """TensorFlow's own notes on unreadable images stay out of stderr."""
     name = (place / "data/lists/shade_val.csv").read_text().split(",")[0]
-    truncated(place / "data/pictures" / name)
+    truncated(place / "data/images" / name)
     before = content(place)
     argv = ["evaluate", f"--workdir={trained.workdir}", "--max_missing=0"]
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "multitask", *argv],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert found.returncode == 2
-    (line,) = found.stderr.splitlines()
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
     assert name in line
     assert content(place) == before
 
@@ -619,7 +619,7 @@ def test_features_that_contradict_themselves(place, capsys):
             ["--distribute=multihost", "--coordinator=first-host"],
             "--coordinator: 'first-host': expected host:port",
         ),
-        (["--process_index=1"], "--process_index: is for --distribute=multihost alone"),
+        (["--process_index=1"], "--process_index: is only for --distribute=multihost"),
         (["--distribute=mirored"], 'Did you mean "mirrored"?'),
     ],
 )
@@ -645,31 +645,32 @@ def similar_refused(capsys, trained, *argv) -> str:
     return refused(capsys, trained.workdir.parent, "similar", f"--workdir={trained.workdir}", *argv)
 
 
-def test_queries_that_cannot_be_asked(capsys, place, trained):
-    picture = next((place / "data/pictures").rglob("*.png"))
+def test_queries_that_cannot_be_answered(capsys, place, trained):
+    image = next((place / "data/images").rglob("*.png"))
     line = similar_refused(capsys, trained)
-    assert "name at least one picture" in line
+    assert "name at least one image" in line
     gone = place / "gone.png"
     assert similar_refused(capsys, trained, f"--query={gone}").startswith(f"{gone}: no such file")
     (place / "text.png").write_text("a text")
     line = similar_refused(capsys, trained, f"--query={place / 'text.png'}")
-    assert line.startswith(f"--query: {place / 'text.png'}: ") and "unknown content" in line
-    line = similar_refused(capsys, trained, f"--query={picture}", "--task=shadow")
+    assert line.startswith(f"--query: {place / 'text.png'}: ")
+    assert "unknown content" in line
+    line = similar_refused(capsys, trained, f"--query={image}", "--task=shadow")
     assert line == '--task: "shadow". Expected one of: shade, warmth. Did you mean "shade"?'
-    line = similar_refused(capsys, trained, f"--query={picture}", "--top_k=0")
+    line = similar_refused(capsys, trained, f"--query={image}", "--top_k=0")
     assert "--top_k: '0': expected a positive integer" in line
     (place / "again").mkdir()
-    (place / "again" / picture.name).write_bytes(picture.read_bytes())
-    line = similar_refused(capsys, trained, str(picture), str(place / "again"))
-    assert f"similar_{picture.stem}.png" in line
-    line = similar_refused(capsys, trained, str(picture), f"--out={place / 'text.png'}")
+    (place / "again" / image.name).write_bytes(image.read_bytes())
+    line = similar_refused(capsys, trained, str(image), str(place / "again"))
+    assert f"similar_{image.stem}.png" in line
+    line = similar_refused(capsys, trained, str(image), f"--out={place / 'text.png'}")
     assert "cannot be written" in line
 
 
 def test_similar_needs_a_model_and_data(capsys, place, trained):
-    picture = next((place / "data/pictures").rglob("*.png"))
-    line = similar_refused(capsys, trained, str(picture), f"--data_dir={place / 'moved'}")
-    assert line == f"--data_dir: {place / 'moved'}: is no folder"
+    image = next((place / "data/images").rglob("*.png"))
+    line = similar_refused(capsys, trained, str(image), f"--data_dir={place / 'moved'}")
+    assert line == f"--data_dir: {place / 'moved'}: is not a folder"
     trained.best_model.unlink()
-    line = similar_refused(capsys, trained, str(picture))
+    line = similar_refused(capsys, trained, str(image))
     assert line == f"{trained.best_model}: no such model; `multitask train` makes it"

@@ -21,16 +21,16 @@ from PIL import Image
 
 from multitask import __main__ as console
 from multitask.__main__ import main
-from multitask.evaluation.calibration import Calibration, saved_calibrations
+from multitask.annexes.serve.neighbours import load_attention
+from multitask.calibration import Calibration
 from multitask.files import write_json
-from multitask.learning import tuning
-from multitask.run import check_same_data, check_workdir, open_run, start_run
+from multitask.run import check_same_data, check_workdir, open_run, start_run, write_config
 from multitask.serving import agreement
-from multitask.serving.answers import Answers
-from multitask.serving.beside import load_attention
 from multitask.serving.export import FORMAT
+from multitask.serving.prediction_files import PredictionFile
 from multitask.serving.predictor import read_export
 from multitask.spec import InputError, load_spec
+from multitask.trained import open_trained
 
 HANG_S = 300  # a command that is still running then waits for ever
 
@@ -152,7 +152,7 @@ def test_a_disk_that_takes_nothing_is_one_line(tmp_path, monkeypatch, capsys, nu
 @pytest.mark.parametrize("argv", [["--help"], ["--version"], ["train", "--help"]])
 def test_standard_output_on_a_full_disk_is_one_line(argv, buffered):
     with open("/dev/full", "w") as full:
-        found = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "multitask", *argv],
             stdout=full,
             stderr=subprocess.PIPE,
@@ -160,7 +160,7 @@ def test_standard_output_on_a_full_disk_is_one_line(argv, buffered):
             env=os.environ | {"PYTHONUNBUFFERED": buffered},
             check=False,
         )
-    assert (found.returncode, found.stderr) == (
+    assert (result.returncode, result.stderr) == (
         1,
         "standard output: no room on the disk; make room, then run the same command again\n",
     )
@@ -177,12 +177,12 @@ def full_run(small_disk, known, data):
 def test_predict_on_a_full_disk(full_run, data, tmp_path, capsys, suffix):
     disk, run = full_run
     out = disk.files / f"answers.{suffix}"
-    command = ["predict", f"--workdir={run.workdir}", "--batch_size=5", data.folder / "pictures"]
+    command = ["predict", f"--workdir={run.workdir}", "--batch_size=5", data.folder / "images"]
     main([*map(str, command), f"--out={tmp_path / out.name}"])
     capsys.readouterr()
     whole = (tmp_path / out.name).read_bytes()
     out.write_text("older")
-    said = []
+    message = []
     # Nothing begins; then the answers end in the middle; then the file that is made of them does.
     for free in (0, PAGE, 4 * PAGE):
         disk.leave(free)
@@ -191,9 +191,9 @@ def test_predict_on_a_full_disk(full_run, data, tmp_path, capsys, suffix):
         assert line.startswith(f"{out.parent}: no room on the disk (more needed, ")
         assert out.read_text() == "older"
         there = sorted(path.name for path in disk.files.glob("*.*"))
-        said.append((line.endswith(" with --resume"), there))
+        message.append((line.endswith(" with --resume"), there))
     begun = [out.name, f"{out.name}.partial"]
-    assert said == [(False, [out.name]), (True, begun), (True, begun)]
+    assert message == [(False, [out.name]), (True, begun), (True, begun)]
     disk.leave(10**6)
     main([*map(str, command), f"--out={out}", "--resume"])
     assert out.read_bytes() == whole
@@ -203,11 +203,11 @@ def test_predict_on_a_full_disk(full_run, data, tmp_path, capsys, suffix):
 @pytest.mark.slow  # TensorFlow is imported once more
 def test_predict_into_a_file_on_a_full_disk(full_run, data):
     """Of the shell: `predict … > answers.txt`."""
-    disk, run = full_run
-    command = ["predict", f"--workdir={disk.folder}/run", str(data.folder / "pictures")]
+    disk, _run = full_run
+    command = ["predict", f"--workdir={disk.folder}/run", str(data.folder / "images")]
     disk.leave(PAGE)
-    found = disk.run(*command, stdout=disk.folder / "answers.txt")
-    assert (found.status, found.err) == (
+    result = disk.run(*command, stdout=disk.folder / "answers.txt")
+    assert (result.status, result.err) == (
         1,
         "standard output: no room on the disk; make room, then run the same command again\n",
     )
@@ -215,8 +215,9 @@ def test_predict_into_a_file_on_a_full_disk(full_run, data):
 
 def test_the_gallery_on_a_full_disk(full_run, data, capsys, tmp_path):
     disk, run = full_run
-    query = next((data.folder / "pictures").rglob("*.png"))
-    command = ["similar", f"--workdir={run.workdir}", f"--out={tmp_path}", f"--query={query}"]
+    query = next((data.folder / "images").rglob("*.png"))
+    command = ["similar", "--quiet", f"--workdir={run.workdir}", f"--out={tmp_path}"]
+    command.append(f"--query={query}")
     similar = run.workdir / "similar"
     disk.leave(0)
     status, line = stopped(capsys, *command)
@@ -241,7 +242,7 @@ def test_the_gallery_on_a_full_disk(full_run, data, capsys, tmp_path):
 
 def test_an_export_on_a_full_disk(full_run, capsys):
     disk, run = full_run
-    command = ["export", f"--workdir={run.workdir}", "--format=keras", "--check_pictures=3"]
+    command = ["export", f"--workdir={run.workdir}", "--format=keras", "--check_images=3"]
     main(command)
     capsys.readouterr()
     folder = run.workdir / "export"
@@ -279,9 +280,9 @@ def test_temporary_files_without_room(full_run, capsys, monkeypatch):
 
 COLOURS_SPEC = """
 name = "colours"
-images = "pictures"
+images = "images"
 image_size = 32
-selection = 0.0
+validation = 0.0
 max_missing = 0.2
 [trunk]
 name = "efficientnetb0"
@@ -290,7 +291,7 @@ schedule = { kind = "constant", rate = 1e-3 }
 [[task]]
 name = "shade"
 train = "lists/shade_train.csv"
-val = "lists/shade_val.csv"
+test = "lists/shade_val.csv"
 classes = "lists/shade_class.txt"
 head = { kind = "linear" }
 loss = { kind = "focal", gamma = 1.0, alpha = 1.0 }
@@ -371,7 +372,7 @@ def test_what_a_flag_or_a_spec_names_is_a_regular_file(place, capsys, no_hang, p
     make(place / path)
     argv = ["audit", *TRAIN, "--out={}/audit"]
     if path.startswith("run"):
-        argv = ["predict", "--workdir={}/run", "{}/data/pictures"]
+        argv = ["predict", "--workdir={}/run", "{}/data/images"]
     with pytest.raises(SystemExit) as stopped:
         main([word.format(place) for word in argv])
     err = capsys.readouterr().err
@@ -384,19 +385,19 @@ def test_what_a_flag_or_a_spec_names_is_a_regular_file(place, capsys, no_hang, p
 def test_an_export_is_of_regular_files(place, capsys, no_hang, name):
     from multitask.serving.export import export
 
-    folder = export(open_run(place / "run"), tell=lambda line: None)
+    folder = export(open_run(place / "run"))
     text = (folder / "classes.json").read_text()
     more = '"artifacts": {\n  "onnx": "colours.onnx",'
     (folder / "classes.json").write_text(text.replace('"artifacts": {', more))
     pipe(folder / name)
     with pytest.raises(SystemExit) as stopped:
-        main(["predict", f"--model={folder}", str(place / "data/pictures")])
+        main(["predict", f"--model={folder}", str(place / "data/images")])
     err = capsys.readouterr().err
     assert stopped.value.code == 2
     assert err == f"--model: {folder}: not an export of multitask ({FIFO})\n"
 
 
-def test_images_that_are_not_regular_files_are_told_and_the_rest_goes_on(place):
+def test_files_that_are_not_regular_are_listed_and_the_others_predicted(place):
     paint(place / "good.png")
     pipe(place / "pipe.jpg")
     device(place / "zero.jpg")
@@ -414,10 +415,10 @@ def test_images_that_are_not_regular_files_are_told_and_the_rest_goes_on(place):
 
 def test_a_data_set_with_images_that_are_not_regular_files(place):
     """Prepared and audited: they count as unreadable, and nothing waits for them."""
-    lists, pictures = place / "data/lists", place / "data/pictures"
+    lists, images = place / "data/lists", place / "data/images"
     first, second = (lists / "shade_train.csv").read_text().splitlines()[:2]
-    pipe(pictures / first.split(",")[0])
-    device(pictures / second.split(",")[0])
+    pipe(images / first.split(",")[0])
+    device(images / second.split(",")[0])
     flags = [word.format(place) for word in TRAIN]
     prepared = shell('"$@"', "prepare", *flags)
     assert prepared.returncode == 0, prepared.stderr
@@ -467,7 +468,7 @@ def test_output_that_was_closed_before_the_start(place):
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
-def test_what_a_folder_holds_beside_images_is_told(place, capsys):
+def test_other_files_of_a_folder_are_counted(place, capsys):
     paint(place / "top/own.jpg", place / "store/1.jpg", place / "store/2.JPE")
     paint(place / "top/saved.jfif", place / "top/._own.jpg")
     for name in ("a.tif", "b.txt", "c.txt"):
@@ -476,14 +477,14 @@ def test_what_a_folder_holds_beside_images_is_told(place, capsys):
     (place / "top/again").symlink_to(".")
     pipe(place / "top/pipe.png")
     main(["predict", f"--workdir={place}/run", f"{place}/top"])
-    said = capsys.readouterr()
-    answered = [line for line in said.out.splitlines() if line.startswith("/")]
+    message = capsys.readouterr()
+    answered = [line for line in message.out.splitlines() if line.startswith("/")]
     names = ("own.jpg", "roll/1.jpg", "roll/2.JPE", "saved.jfif")
     assert answered == [f"{place}/top/{name}" for name in names]
-    assert said.err == (
+    assert message.err == (
         "Skipped 5 files: 3 of another type (.txt, .tif), 1 not a regular file "
         f"({place}/top/pipe.png), 1 hidden (names that begin with a dot), 1 link to a folder that "
-        "is read already\n"
+        "was already read\n"
     )
     shutil.rmtree(place / "store")
     for name in ("own.jpg", "saved.jfif"):
@@ -492,7 +493,7 @@ def test_what_a_folder_holds_beside_images_is_told(place, capsys):
         main(["predict", f"--workdir={place}/run", f"{place}/top"])
     assert stopped.value.code == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"{place}/top: no picture in this folder (names ending in .jpg, ")
+    assert err.startswith(f"{place}/top: no image in this folder (names ending in .jpg, ")
     assert f"1 link that leads nowhere ({place}/top/roll)" in err
     assert err.count("\n") == 1
 
@@ -523,6 +524,7 @@ def read_back(tmp_path_factory):
     root = tmp_path_factory.mktemp("read_back")
     spec = load_spec("demo")
     run = start_run(root / "run", spec, root, fingerprint="0")
+    run.best_model.write_bytes(b"")
     calibration = Calibration(1.5, 20, {"raw": ((0.5, 0.8, 0.9),), "calibrated": ()}).to_dict()
     write_json(
         run.results / "calibration.json",
@@ -545,15 +547,19 @@ def read_back(tmp_path_factory):
         },
     )
     (root / "export/report.json").write_text("{}")
-    search = {"spec": spec.to_dict(), "metric": "macro_f1", "search": ["heads"]}
-    write_json(root / "search/tune/config.json", search | {"data_fingerprint": "0"})
+    search, settings = root / "search/tune", {"metric": "macro_f1", "search": ["heads"]}
+    write_config(search, spec, root, fingerprint="0", **settings)
     write_json(root / "answers.csv.partial", {"model": "m", "tta": None})
     # A file of ours is one line.
     (root / "answers.csv.partial").write_text('{"model": "m", "tta": null}\n{"path": "a.jpg"}\n')
 
     def resume():
         settings = {"model": "m", "tta": None}
-        Answers(root / "answers.csv", settings, {"style": ("a", "b")}, resume=True).close()
+        PredictionFile(root / "answers.csv", settings, {"style": ("a", "b")}, resume=True).close()
+
+    def check_search():
+        check_workdir(search, spec, kind="search", **settings)
+        check_same_data(search, "0", kind="search")
 
     def open_and_check():
         check_workdir(run.workdir, spec)
@@ -564,12 +570,12 @@ def read_back(tmp_path_factory):
         "config": (run.workdir / "config.json", open_and_check),
         "calibration": (
             run.results / "calibration.json",
-            lambda: saved_calibrations(run, run.best_model),
+            lambda: open_trained(run).calibrations,
         ),
         "classes": (root / "export/classes.json", lambda: read_export(root / "export")),
         "search": (
             root / "search/tune/config.json",
-            lambda: tuning._check_folder(root / "search", search),
+            check_search,
         ),
         "answers": (root / "answers.csv.partial", resume),
     }
@@ -648,10 +654,10 @@ def in_one_line(capsys, *argv, status=2):
 
 SPEC = """
 name = "hostile"
-images = "pictures"
+images = "images"
 image_size = 32
 batch_size = 4
-selection = 0.2
+validation = 0.2
 [trunk]
 name = "tiny"
 weights = "none"
@@ -671,10 +677,10 @@ schedule = { kind = "constant", rate = 1e-3 }
 
 
 @pytest.fixture
-def collection(tmp_path, write_picture):
-    """A folder with spec.toml and data/: 12 training pictures of two classes, and no test set."""
+def collection(tmp_path, write_image):
+    """A folder with spec.toml and data/: 12 training images of two classes, and no test set."""
     for i in range(12):
-        write_picture(tmp_path / f"data/pictures/p{i:02}.jpg", seed=i)
+        write_image(tmp_path / f"data/images/p{i:02}.jpg", seed=i)
     rows = "".join(f"p{i:02}.jpg,{i % 2}\n" for i in range(12))
     (tmp_path / "data/train.csv").write_text(rows)
     (tmp_path / "data/classes.txt").write_text("0 a\n1 b\n")
@@ -683,13 +689,13 @@ def collection(tmp_path, write_picture):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("x = " + "[" * 2000 + "]" * 2000, "within each other"),
-        ("x = " + "{a=" * 2000 + "1" + "}" * 2000, "within each other"),
-        (".".join("a" * 2000) + " = 1", "within each other"),
-        ("[" + ".".join("a" * 2000) + "]", "within each other"),
-        ("[[" + ".".join("a" * 2000) + "]]", "within each other"),
+        ("x = " + "[" * 2000 + "]" * 2000, "nested tables or lists"),
+        ("x = " + "{a=" * 2000 + "1" + "}" * 2000, "nested tables or lists"),
+        (".".join("a" * 2000) + " = 1", "nested tables or lists"),
+        ("[" + ".".join("a" * 2000) + "]", "nested tables or lists"),
+        ("[[" + ".".join("a" * 2000) + "]]", "nested tables or lists"),
         ("seed = " + "9" * 5000, "64 bits"),
         ("seed = 0x" + "f" * 5000, "64 bits"),
         ("image_size = 1" + "0" * 30, "64 bits"),
@@ -707,14 +713,14 @@ def collection(tmp_path, write_picture):
     ],
     ids=itertools.count(),
 )
-def test_a_hostile_spec_is_one_line(collection, capsys, text, said):
+def test_a_hostile_spec_is_one_line(collection, capsys, text, message):
     file = collection / "spec.toml"
     # A field stands once: that of the text.
     rest = [line for line in SPEC.split("\n") if f"{line.split(' = ')[0]} = " not in text]
     file.write_text("\n".join([text, *rest]), encoding="utf-8")
     err, _ = in_one_line(capsys, "prepare", f"--spec={file}", f"--data_dir={collection / 'data'}")
     assert err.startswith(f"{file}: ")
-    assert said in err
+    assert message in err
 
 
 def test_a_flag_moves_no_cursor(collection, capsys):
@@ -730,9 +736,9 @@ SECRET = "s3cret-token-of-somebody-else another-word"
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('images = "pictures"', 'images = "{}"'),
+        ('images = "images"', 'images = "{}"'),
         ('train = "train.csv"', 'train = "{}"'),
-        ('train = "train.csv"', 'train = "train.csv"\nval = "{}"'),
+        ('train = "train.csv"', 'train = "train.csv"\ntest = "{}"'),
         ('classes = "classes.txt"', 'classes = "{}"'),
     ],
 )
@@ -806,18 +812,18 @@ def test_a_task_without_a_test_set_is_trained_and_says_so(
     file = collection / "spec.toml"
     if test_list is not None:
         (data / "test.csv").write_text(test_list)
-        file.write_text(SPEC.replace("classes =", 'val = "test.csv"\nclasses ='))
+        file.write_text(SPEC.replace("classes =", 'test = "test.csv"\nclasses ='))
     argv = [f"--spec={file}", f"--data_dir={data}"]
     main(["train", *argv, f"--workdir={run}", "--nosimilar"])
     out = capsys.readouterr().out
     assert "  kind: no test set\n" in out
-    assert re.search(r"heads 1/1 .* selection F1 [\d.]+ \*", out)  # chosen by it
+    assert re.search(r"heads 1/1 .* validation F1 [\d.]+ \*", out)  # chosen by it
     assert "\nkind  n/a (no test set)\n" in out
     results = json.loads((run / "results/metrics.json").read_text())
     assert results["without_test_set"] == ["kind"]
     assert results["metrics"]["kind/labelled"] == 0
-    figures = ("top1", "top5", "macro_f1", "weighted_f1", "balanced_accuracy", "ece", "outliers")
-    assert {results["metrics"][f"kind/{name}"] for name in figures} == {None}
+    names = ("top1", "top5", "macro_f1", "weighted_f1", "balanced_accuracy", "ece", "outliers")
+    assert {results["metrics"][f"kind/{name}"] for name in names} == {None}
     page = (run / "results/report.html").read_text(encoding="utf-8")
     assert page.count("n/a (no test set)") == 2
     report = (run / "results/classification_report_kind.txt").read_text()
@@ -835,11 +841,11 @@ def test_a_task_without_a_test_set_is_trained_and_says_so(
     assert "kind: not compared, no test set" in err
     main(["export", f"--workdir={run}", "--format=keras"])
     out = capsys.readouterr().out
-    assert out.startswith("Checked on 10 training pictures (no test set) against best_model.keras")
+    assert out.startswith("Checked 10 training images (no test set) against best_model.keras")
     assert "n/a/n/a" in out
     card = (run / "export/MODEL_CARD.md").read_text(encoding="utf-8")
     assert "| kind | n/a (no test set) |" in card
-    assert "Each was run on 10 training pictures (no test set) before it was kept." in card
+    assert "10 training images (no test set)" in card
 
 
 @pytest.mark.slow
@@ -858,7 +864,7 @@ def test_the_smallest_collections_are_trained(collection, capsys, tiny_trunk, tr
     (data / "classes.txt").write_text(classes)
     if test:
         (data / "test.csv").write_text(test)
-        spec = SPEC.replace("classes =", 'val = "test.csv"\nclasses =')
+        spec = SPEC.replace("classes =", 'test = "test.csv"\nclasses =')
         (collection / "spec.toml").write_text(spec)
     argv = [f"--spec={collection / 'spec.toml'}", f"--data_dir={data}", "--nosimilar"]
     main(["train", *argv, f"--workdir={collection / 'run'}"])
@@ -867,34 +873,34 @@ def test_the_smallest_collections_are_trained(collection, capsys, tiny_trunk, tr
     assert (collection / "run/results/report.html").is_file()
 
 
-def test_what_is_read_under_another_name_is_said_by_every_command(collection, capsys, tiny_trunk):
+def test_every_command_reports_paths_in_another_spelling(collection, capsys, tiny_trunk):
     data, run = collection / "data", collection / "run"
-    pictures = data / "pictures"
-    (pictures / "p00.jpg").rename(pictures / "P00.JPG")
-    (pictures / "p01.jpg").rename(pictures / "cafe\u0301.jpg")
+    images = data / "images"
+    (images / "p00.jpg").rename(images / "P00.JPG")
+    (images / "p01.jpg").rename(images / "cafe\u0301.jpg")
     rows = (data / "train.csv").read_text()
-    (data / "train.csv").write_text(rows.replace("p01.jpg", "pictures\\café.jpg"), "utf-8")
+    (data / "train.csv").write_text(rows.replace("p01.jpg", "images\\café.jpg"), "utf-8")
     (data / "test.csv").write_text("P00.jpg,0\n")
-    spec = SPEC.replace("classes =", 'val = "test.csv"\nclasses =')
+    spec = SPEC.replace("classes =", 'test = "test.csv"\nclasses =')
     (collection / "spec.toml").write_text(spec)
     argv = [f"--spec={collection / 'spec.toml'}", f"--data_dir={data}"]
-    said = "  3 paths are spelt otherwise than their file, which is read all the same ("
+    message = "  3 paths are spelled differently from their file, which is read nevertheless ("
     with pytest.raises(SystemExit) as stopped:  # the test row is a training row, too
         main(["audit", *argv, f"--out={collection / 'audit'}"])
     assert stopped.value.code == 3
     out = capsys.readouterr().out
-    assert said in out
+    assert message in out
     assert "letter case 2" in out
-    assert "Findings: 1 picture listed repeatedly, 1 class without" in out
+    assert "Findings: 1 image listed repeatedly, 1 class without" in out
     main(["prepare", *argv])
-    assert said in capsys.readouterr().out
+    assert message in capsys.readouterr().out
     main(["train", *argv, f"--workdir={run}", "--nosimilar"])
     out = capsys.readouterr().out
-    assert out.count(said) == 2  # of train, and of evaluate
+    assert out.count(message) == 2  # of train, and of evaluate
     assert re.search(r"^train +\d+ +\d+$", out, re.M)
     table = pd.read_csv(run / "results/predictions.csv")
     assert table["path"].tolist() == ["P00.JPG"]
-    assert "pictures left out" not in out
+    assert "excluded images" not in out
 
 
 # === Names that meet ours ===
@@ -903,7 +909,7 @@ def test_what_is_read_under_another_name_is_said_by_every_command(collection, ca
 def write_spec(folder, names):
     """`tiny_data`'s tasks under other names: the spec file."""
     text = (
-        'name = "own"\nimages = "wikiart"\nimage_size = 32\nbatch_size = 5\nselection = 0.2\n'
+        'name = "own"\nimages = "wikiart"\nimage_size = 32\nbatch_size = 5\nvalidation = 0.2\n'
         '[trunk]\nname = "tiny"\nweights = "none"\n'
         'schedule = { kind = "constant", rate = 1e-3 }\n'
         "[phases.heads]\nepochs = 2\n"
@@ -911,7 +917,7 @@ def write_spec(folder, names):
     for file, name in zip(("artist", "genre", "style"), names, strict=True):
         text += (
             f'[[task]]\nname = "{name}"\ntrain = "wikiart_csv/{file}_train.csv"\n'
-            f'val = "wikiart_csv/{file}_val.csv"\nclasses = "wikiart_csv/{file}_class.txt"\n'
+            f'test = "wikiart_csv/{file}_val.csv"\nclasses = "wikiart_csv/{file}_class.txt"\n'
             'head = { kind = "linear" }\nloss = { kind = "focal" }\n'
             'schedule = { kind = "constant", rate = 1e-3 }\n'
         )
@@ -922,7 +928,7 @@ def write_spec(folder, names):
 
 @pytest.mark.parametrize(
     "names",
-    [("image", "trunk", "val"), ("features", "macro_f1", "x"), ("loss", "shared", "val_loss")],
+    [("image", "test", "trunk"), ("features", "macro_f1", "x"), ("loss", "shared", "val_loss")],
 )
 def test_tasks_called_as_ours_are_trained_as_under_harmless_names(
     names, tiny_data, tiny_trunk, tmp_path, capsys
@@ -981,22 +987,22 @@ def spec_file(spec, folder):
 
 def test_a_temperature_of_few_images_is_1_and_everything_says_why(known, data, tmp_path, capsys):
     """The case: 3 images gave T = 0.05, which was used, and `auto` then advised what was done."""
-    run = known.make_run(tmp_path / "run", data, selection=0.15)
+    run = known.make_run(tmp_path / "run", data, validation=0.15)
     main(["evaluate", f"--workdir={run.workdir}", "--nosimilar"])
     console = capsys.readouterr().out
     content = json.loads((run.results / "calibration.json").read_text())["tasks"]
-    judged = json.loads((run.results / "metrics.json").read_text())["calibration"]
+    evaluated = json.loads((run.results / "metrics.json").read_text())["calibration"]
     page = (run.results / "report.html").read_text()
     for task in run.spec.task_names:
         count = content[task]["fitted_on"]
         assert 1 < count < 10
         reason = f"only {count} validation images have a label, at least 30 are needed"
-        assert content[task]["temperature"] == judged[task]["temperature"] == 1
-        assert content[task]["reason"] == judged[task]["reason"] == reason
+        assert content[task]["temperature"] == evaluated[task]["temperature"] == 1
+        assert content[task]["reason"] == evaluated[task]["reason"] == reason
         assert f"Not calibrated (T = 1): {task}: {reason}\n" in console
         assert task == "empty" or f"<p>Not calibrated (T = 1): {reason}." in page
     assert "Calibration error by temperature scaling" not in console
-    image = next(iter((data.folder / "pictures").rglob("*.png")))
+    image = next(iter((data.folder / "images").rglob("*.png")))
     with pytest.raises(SystemExit) as stopped:
         main(["predict", f"--workdir={run.workdir}", "--min_confidence=auto:0.9", str(image)])
     assert stopped.value.code == 2
@@ -1012,7 +1018,7 @@ def test_a_temperature_of_few_images_is_1_and_everything_says_why(known, data, t
 def test_a_phase_of_no_epochs_is_skipped(
     heads, finetune, tiny_data, tiny_spec, tiny_trunk, tmp_path, capsys
 ):
-    spec = spec_file(tiny_spec(selection=0.25), tmp_path)
+    spec = spec_file(tiny_spec(validation=0.25), tmp_path)
     command = [
         "train",
         f"--spec={spec}",
@@ -1085,7 +1091,7 @@ def test_an_export_below_a_folder_that_is_a_pattern(known, data, tmp_path, monke
     """TensorFlow reads a SavedModel's weights by pattern: `m [v1]` is `m v` and `m 1` to it."""
     monkeypatch.setattr(agreement, "TIMED_S", 0.0)
     run = known.make_run(tmp_path / NASTY / "run", data, tasks=("warmth",))
-    main(["export", f"--workdir={run.workdir}", "--check_pictures=3"])
+    main(["export", f"--workdir={run.workdir}", "--check_images=3"])
     # What the pattern matches is another model.
     other = known.make_run(tmp_path / "d 2 {a,b} * ? %20 #1 'x\" é $m$ d" / "run", data)
     assert other.best_model.is_file()
@@ -1096,12 +1102,12 @@ def test_an_export_below_a_folder_that_is_a_pattern(known, data, tmp_path, monke
             "predict",
             f"--model={run.workdir / 'export'}",
             "--runtime=tensorflow",
-            str(data.folder / "pictures" / image),
+            str(data.folder / "images" / image),
         ]
     )
     out = capsys.readouterr().out
-    said = known.answers(data.painted[image][None])["warmth"][0]
-    assert f"warmth  {known.WARMTH[said.argmax()]} {said.max():.3f}" in out
+    message = known.answers(data.painted[image][None])["warmth"][0]
+    assert f"warmth  {known.WARMTH[message.argmax()]} {message.max():.3f}" in out
     assert callable(load_attention(run.workdir / "export"))
 
 
@@ -1114,7 +1120,7 @@ def test_every_command_in_a_folder_of_a_nasty_name(
     monkeypatch.setitem(agreement.BOUNDS, "int8", agreement.Bound(0.1, 0.0))  # hardly trained
     place = tmp_path / NASTY
     root = tiny_data(folder=f"{NASTY}/data")
-    spec = spec_file(tiny_spec(selection=0.25, trunk={
+    spec = spec_file(tiny_spec(validation=0.25, trunk={
         "name": tiny_trunk, "weights": "none", "schedule": {"kind": "constant", "rate": 1e-3}
     }), place)  # fmt: skip
     data = [f"--spec={spec}", f"--data_dir={root}"]

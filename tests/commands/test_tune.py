@@ -3,9 +3,9 @@
 import pytest
 
 from multitask.__main__ import main
-from multitask.commands import tune
+from multitask.annexes.tune.space import GROUPS
 from multitask.commands.spec_flags import OVERRIDES
-from multitask.learning import tuning
+from multitask.commands.tune import NOT_TUNED
 from multitask.spec import load_spec
 
 
@@ -19,7 +19,7 @@ def stopped(capsys, *argv):
 def place(tiny_data, tiny_spec, tmp_path):
     """data/ and spec.toml of the tiny data set."""
     tiny_data()
-    (tmp_path / "spec.toml").write_text(tiny_spec(selection=0.25).to_toml())
+    (tmp_path / "spec.toml").write_text(tiny_spec(validation=0.25).to_toml())
     return tmp_path
 
 
@@ -53,14 +53,17 @@ def given(place, *more):
             '--search: "loss": expected one of: heads, losses, rates, weights. '
             'Did you mean "losses"?',
         ),
-        ("--search=", '--search: "": the spec has nothing of it to search'),
+        ("--search=", '--search: "": the spec has no numbers to search'),
         (
             "--metric=styel",
             '--metric: "styel": expected one of: artist, genre, macro_f1, style. '
             'Did you mean "style"?',
         ),
         ("--epochs_heads=0", "--epochs_heads: 0: a trial is the phase heads; expected 1 or more"),
-        ("--selection=0", "--selection: 0: tune chooses by the selection split; expected more"),
+        (
+            "--validation_share=0",
+            "--validation_share: 0: tune chooses by the validation split; expected more",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(capsys, place, flag, line):
@@ -88,11 +91,11 @@ def test_what_is_needed(capsys):
 def test_help_names_what_is_searched(capsys):
     status, out, _ = stopped(capsys, "--help")
     assert status == 0
-    for group, of_task in tuning.GROUPS.items():
-        assert f"\n  {group} " in out, of_task
+    for group in GROUPS:
+        assert f"\n  {group} " in out
     assert "optimistic" in out
     shown = {flag for flag in OVERRIDES if f"--{flag}=" in out or f"--[no]{flag}" in out}
-    assert shown == OVERRIDES.keys() - set(tune.NOT_TUNED)
+    assert shown == OVERRIDES.keys() - set(NOT_TUNED)
 
 
 def test_a_small_search(capsys, place):
@@ -110,4 +113,4 @@ def test_a_small_search(capsys, place):
     # Other flags in that folder are refused; nothing is searched.
     status, out, err = stopped(capsys, *flags, "--trunk=efficientnetb0", "--batch_size=5")
     assert (status, out) == (2, "")
-    assert "holds a search with other settings (spec.batch_size: 4 there, 5 asked)" in err
+    assert "holds a search with other settings (batch_size: 4 before, 5 now)" in err

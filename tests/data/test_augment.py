@@ -42,7 +42,7 @@ EVERYTHING = Augmentation(
 ATOL = 1e-3  # of 255 levels
 
 
-def picture(height=30, width=40, seed=0):
+def source(height=30, width=40, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -238,7 +238,7 @@ def test_one_row_and_one_task_have_their_policy_too():
     ids=lambda p: "-".join(sorted(p.model_fields_set)) if p != EVERYTHING else "everything",
 )
 def test_each_operation_against_numpy(policy):
-    image = picture()
+    image = source()
     plain = resize_image(image, size_px=SIZE_PX, how="squash").numpy()
     differences = []
     for seed in SEEDS:
@@ -268,8 +268,8 @@ WIKIART = [policy_row(task.augment) for task in load_spec("wikiart").tasks]
     ids=["artist", "style", "genre", "merged", "everything", "extremes"],
 )
 def test_as_the_plain_ops(row, how):
-    """On pictures with grey, black, white and pure colours, eagerly and inside `tf.data`."""
-    images = [picture(258, 300), picture(30, 40), picture(9, 5)]
+    """On images with grey, black, white and pure colours, eagerly and inside `tf.data`."""
+    images = [source(258, 300), source(30, 40), source(9, 5)]
     special = [[0, 0, 0], [255, 255, 255], [128, 128, 128], [255, 0, 0], [0, 1, 0], [254, 255, 255]]
     images.append(np.repeat(np.asarray(special, np.uint8), 12, axis=0).reshape(8, 9, 3))
     row = tf.constant(row)
@@ -297,7 +297,7 @@ def test_the_draws_take_both_sides_of_every_chance():
 
 @pytest.mark.parametrize("how", RESIZE_KINDS)
 def test_the_neutral_policy_is_the_plain_resize(how):
-    image = picture(50, 31)
+    image = source(50, 31)
     plain = resize_image(image, size_px=SIZE_PX, how=how).numpy()
     got = augment(image, Augmentation(), (1, 2), how)
     np.testing.assert_allclose(got, plain, atol=1e-3)
@@ -307,7 +307,7 @@ def test_nothing_leaves_0_to_255():
     policy = Augmentation(
         flip=True, brightness=1.0, contrast=(0, 10), saturation=(0, 10), crop=(0.05, 1)
     )
-    flat = [np.zeros((9, 7, 3), np.uint8), np.full((9, 7, 3), 255, np.uint8), picture(9, 7)]
+    flat = [np.zeros((9, 7, 3), np.uint8), np.full((9, 7, 3), 255, np.uint8), source(9, 7)]
     for image in flat:
         for seed in SEEDS:
             got = augment(image, policy, seed)
@@ -332,7 +332,7 @@ def test_a_crop_stays_inside_and_keeps_its_share():
 
 
 def test_the_seed_alone_decides():
-    image = picture()
+    image = source()
     first, other = augment(image, EVERYTHING, (5, 1)), augment(image, EVERYTHING, (5, 2))
     tf.random.set_seed(99)
     np.testing.assert_array_equal(augment(image, EVERYTHING, (5, 1)), first)
@@ -340,7 +340,7 @@ def test_the_seed_alone_decides():
 
 
 def test_eager_and_inside_tf_data_agree():
-    images = [picture(30, 40, seed) for seed in range(len(SEEDS))]
+    images = [source(30, 40, seed) for seed in range(len(SEEDS))]
     seeds = tf.constant(SEEDS, tf.int32)
     row = tf.constant(policy_row(EVERYTHING))
     dataset = tf.data.Dataset.from_tensor_slices((np.stack(images), seeds)).map(

@@ -5,7 +5,6 @@ import struct
 import subprocess
 import sys
 import textwrap
-import time
 import zlib
 
 import numpy as np
@@ -19,8 +18,8 @@ SIZE_PX = 32
 ORIENTATION = 0x0112
 
 
-def picture(width=60, height=40, mode="RGB", seed=0):
-    """A smooth picture without symmetry, so that every turn of it differs."""
+def source(width=60, height=40, mode="RGB", seed=0):
+    """A smooth image without symmetry, so that every turn of it differs."""
     seeds = np.random.default_rng(seed).integers(0, 256, (4, 6, 3)).astype("uint8")
     return Image.fromarray(seeds).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
 
@@ -32,7 +31,7 @@ def encode(image, kind, **options):
 
 
 def with_alpha(width=60, height=40):
-    image = picture(width, height).convert("RGBA")
+    image = source(width, height).convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize((width, height)))
     return image
 
@@ -88,12 +87,14 @@ def refusal(data):
     with pytest.raises(tf.errors.InvalidArgumentError) as raised:
         decoded(data)
     line = str(raised.value)
-    assert "\n" not in line and "{{" not in line and "[" not in line
+    assert "\n" not in line
+    assert "{{" not in line
+    assert "[" not in line
     return line
 
 
 def by_tf_data(samples):
-    """Pictures, and the lines of the errors where there is none."""
+    """Images, and the lines of the errors where there is none."""
     dataset = tf.data.Dataset.from_tensor_slices(samples)
     dataset = dataset.map(lambda data: decode.decode_image(data, target_px=SIZE_PX))
     assert dataset.element_spec == tf.TensorSpec([None, None, 3], tf.uint8)
@@ -108,20 +109,20 @@ def by_tf_data(samples):
 # === Formats ===
 
 SAMPLES = {
-    "jpeg": encode(picture(), "JPEG"),
-    "progressive jpeg": encode(picture(), "JPEG", progressive=True),
-    "grey jpeg": encode(picture(mode="L"), "JPEG"),
-    "cmyk jpeg": encode(picture(mode="CMYK"), "JPEG"),  # Pillow writes Adobe's inverted kind
-    "rgb png": encode(picture(), "PNG"),
-    "grey png": encode(picture(mode="L"), "PNG"),
-    "black and white png": encode(picture(mode="1"), "PNG"),
-    "palette png": encode(picture(mode="P"), "PNG"),
-    "2-bit palette png": encode(picture().quantize(4), "PNG", bits=2),
+    "jpeg": encode(source(), "JPEG"),
+    "progressive jpeg": encode(source(), "JPEG", progressive=True),
+    "grey jpeg": encode(source(mode="L"), "JPEG"),
+    "cmyk jpeg": encode(source(mode="CMYK"), "JPEG"),  # Pillow writes Adobe's inverted kind
+    "rgb png": encode(source(), "PNG"),
+    "grey png": encode(source(mode="L"), "PNG"),
+    "black and white png": encode(source(mode="1"), "PNG"),
+    "palette png": encode(source(mode="P"), "PNG"),
+    "2-bit palette png": encode(source().quantize(4), "PNG", bits=2),
     "2-bit palette png with tRNS": encode(
-        picture().quantize(4), "PNG", bits=2, transparency=b"\0\x50\xff"
+        source().quantize(4), "PNG", bits=2, transparency=b"\0\x50\xff"
     ),
-    "1-bit png with tRNS": encode(picture(mode="1"), "PNG", transparency=0),
-    "palette png with tRNS": encode(picture(mode="P"), "PNG", transparency=bytes(range(0, 250, 5))),
+    "1-bit png with tRNS": encode(source(mode="1"), "PNG", transparency=0),
+    "palette png with tRNS": encode(source(mode="P"), "PNG", transparency=bytes(range(0, 250, 5))),
     "grey alpha png": encode(with_alpha().convert("LA"), "PNG"),
     "alpha png": encode(with_alpha(), "PNG"),
     "16-bit rgb png": raw_png(
@@ -133,14 +134,14 @@ SAMPLES = {
         2,
         chunk(b"tRNS", struct.pack(">HHH", 3, 4, 5)),
     ),
-    "lossy webp": encode(picture(), "WEBP"),
-    "lossless webp": encode(picture(), "WEBP", lossless=True),
+    "lossy webp": encode(source(), "WEBP"),
+    "lossless webp": encode(source(), "WEBP", lossless=True),
     "lossy alpha webp": encode(with_alpha(), "WEBP"),
     "lossless alpha webp": encode(with_alpha(), "WEBP", lossless=True),
-    "1x1 jpeg": encode(picture(1, 1), "JPEG"),
-    "1x1 png": encode(picture(1, 1), "PNG"),
-    "1x1 webp": encode(picture(1, 1), "WEBP"),
-    "jpeg with bytes behind it": encode(picture(), "JPEG") + bytes(100),
+    "1x1 jpeg": encode(source(1, 1), "JPEG"),
+    "1x1 png": encode(source(1, 1), "PNG"),
+    "1x1 webp": encode(source(1, 1), "WEBP"),
+    "jpeg with bytes behind it": encode(source(), "JPEG") + bytes(100),
 }
 
 
@@ -154,14 +155,14 @@ def test_same_pixels_as_pillow(name):
 
 
 def test_ycck_jpeg():
-    # The same components, said to be YCCK: byte 11 of the Adobe segment is the transform.
+    # The same components, labelled as YCCK: byte 11 of the Adobe segment is the transform.
     data = bytearray(SAMPLES["cmyk jpeg"])
     data[data.index(b"Adobe") + 11] = 2
     np.testing.assert_array_equal(decoded(bytes(data)), by_pillow(bytes(data)))
 
 
 def test_16_bit_grey_png_keeps_the_high_byte():
-    # Pillow 13 clips these to white instead, so it is no judge here.
+    # Pillow 13 clips these to white instead, so it is no reference here.
     values = np.random.default_rng(0).integers(0, 65536, (5, 7)).astype(">u2")
     expected = np.repeat((values >> 8).astype("uint8")[..., None], 3, axis=2)
     np.testing.assert_array_equal(decoded(raw_png(values, 16, 0)), expected)
@@ -185,10 +186,10 @@ EXIF_PLACES = {
         + b"\xff\xff"
         + segment(0xE1, b"Exif\0\0" + tiff)
     ),
-    "png": lambda tiff: encode(picture(), "PNG", exif=tiff),
-    "webp": lambda tiff: encode(picture(), "WEBP", exif=tiff),
+    "png": lambda tiff: encode(source(), "PNG", exif=tiff),
+    "webp": lambda tiff: encode(source(), "WEBP", exif=tiff),
     "webp, with the prefix of a JPEG": lambda tiff: encode(
-        picture(), "WEBP", exif=b"Exif\0\0" + tiff
+        source(), "WEBP", exif=b"Exif\0\0" + tiff
     ),
 }
 
@@ -241,24 +242,24 @@ def test_exif_of_pixels_or_comments_is_not_heeded():
 def test_garbage_headers_end():
     for garbage in (b"\xff" * 70_000, bytes(70_000), b"\xff\xe1\0\0" * 9_000, b"Exif\0\0" * 9_000):
         data = SAMPLES["jpeg"][:2] + garbage
-        started_s = time.monotonic()
         refusal(data)
         refusal(PNG_START + chunk(b"IHDR", bytes(13)) + garbage)
         refusal(b"RIFF\xff\xff\xff\xffWEBPVP8X" + garbage)
-        assert time.monotonic() - started_s < 5
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_random_damage_never_escapes(name):
-    """A changed byte gives a picture or the documented error, nothing else."""
+    """A changed byte gives an image or the documented error, nothing else."""
     rng = np.random.default_rng(0)
     for _ in range(20):
         data = bytearray(SAMPLES[name])
         data[rng.integers(min(len(data), 100))] = rng.integers(256)
         try:
-            assert decoded(bytes(data)).ndim == 3
+            dimensions, text = decoded(bytes(data)).ndim, ""
         except tf.errors.InvalidArgumentError as error:
-            assert "\n" not in str(error)
+            dimensions, text = 3, str(error)
+        assert dimensions == 3
+        assert "\n" not in text
 
 
 # === Bounds and refusals ===
@@ -296,22 +297,20 @@ def header_of(kind, width, height):
     ],
 )
 def test_too_many_pixels_are_refused_by_the_header(kind, width, height):
-    started_s = time.monotonic()
     line = refusal(header_of(kind, width, height))
-    assert line == f"picture of {width} x {height} pixels, over the limit of {decode.MAX_PIXELS}"
-    assert time.monotonic() - started_s < 5
+    assert line == f"image of {width} x {height} pixels, over the limit of {decode.MAX_PIXELS}"
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp VP8", "webp VP8L", "webp VP8X"])
 def test_sides_that_no_painting_has_are_refused_by_the_header(kind):
     for width, height in ((201, 1), (1, 201), (16_000, 79), (79, 16_000)):
         line = refusal(header_of(kind, width, height))
-        expected = f"picture of {width} x {height} pixels, over the limit of 200 : 1 for its sides"
+        expected = f"image of {width} x {height} pixels, over the limit of 200 : 1 for its sides"
         assert line == expected
     if kind in ("png", "webp VP8X"):
         for width, height in ((65_536, 1000), (1000, 65_536), (1_000_000, 1)):
             line = refusal(header_of(kind, width, height))
-            expected = f"picture of {width} x {height} pixels, over the limit of 65535 for a side"
+            expected = f"image of {width} x {height} pixels, over the limit of 65535 for a side"
             assert line == expected
     # These are let through to the decoder, which finds no pixels.
     for width, height in ((200, 1), (1, 200), (16_000, 80), (80, 16_000)):
@@ -339,16 +338,38 @@ def test_the_limit_is_pillows():
 
 
 @pytest.mark.parametrize("name", ["jpeg", "progressive jpeg", "rgb png", "lossy webp"])
-def test_truncated_pictures_are_refused(name):
+def test_truncated_images_are_refused(name):
     whole = SAMPLES[name]
     for size in (len(whole) // 2, int(len(whole) * 0.95), len(whole) - 2, len(whole) - 1):
         assert refusal(whole[:size])
 
 
+def jpeg_of_scans(count):
+    """A progressive JPEG whose last scan is repeated."""
+    data = encode(source(64, 64), "JPEG", progressive=True, quality=100)
+    last = data[data.rindex(decode.SCAN) : -2]
+    return data[:-2] + last * (count - data.count(decode.SCAN)) + data[-2:]
+
+
+def test_a_jpeg_of_more_than_100_scans_is_refused():
+    """Each scan costs as much as the whole image, and 30 bytes are enough for one."""
+    line = "JPEG of more than 100 scans"
+    assert decoded(jpeg_of_scans(100), 64).shape == (64, 64, 3)
+    assert refusal(jpeg_of_scans(101)) == line
+    hidden = jpeg_of_scans(101).replace(decode.SCAN, segment(0xFE, b"\xff\xd9") + decode.SCAN)
+    assert refusal(hidden) == line  # a comment between scans does not end the image
+
+
+def test_bytes_like_a_scan_after_the_image_are_no_scans():
+    """As in the video that a phone appends to its JPEG."""
+    data = encode(source(), "JPEG")
+    np.testing.assert_array_equal(decoded(data + 500 * b"\xff\xda\x9c"), decoded(data))
+
+
 def test_animated_webp_is_refused_by_name():
-    frames = [picture(seed=seed) for seed in range(3)]
+    frames = [source(seed=seed) for seed in range(3)]
     data = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:])
-    assert refusal(data) == "an animated WebP; only still pictures are read"
+    assert refusal(data) == "an animated WebP; only still images are read"
 
 
 OTHER_CONTENT = [
@@ -356,29 +377,29 @@ OTHER_CONTENT = [
     (b"\xff", "unknown content"),
     (b"just some words", "unknown content"),
     (bytes(15), "unknown content"),
-    (bytes(16), "it is filled with zero bytes, as of an incomplete copy"),
-    (bytes(1000), "it is filled with zero bytes, as of an incomplete copy"),
+    (bytes(16), "it is filled with zero bytes, as after an incomplete copy"),
+    (bytes(1000), "it is filled with zero bytes, as after an incomplete copy"),
     (b"RIFF\0\0\0\0WAVEfmt ", "unknown content"),
-    (encode(picture(), "GIF"), "it is a GIF"),
-    (encode(picture(), "BMP"), "it is a BMP"),
-    (encode(picture(), "TIFF"), "it is a TIFF"),
+    (encode(source(), "GIF"), "it is a GIF"),
+    (encode(source(), "BMP"), "it is a BMP"),
+    (encode(source(), "TIFF"), "it is a TIFF"),
     (b"\n<svg xmlns='http://www.w3.org/2000/svg'/>", "it is SVG or other XML"),
     (b"<!DOCTYPE html><title>404</title>", "it is HTML"),
     (b"\0\0\0\x18ftypheic\0\0\0\0", "it is HEIC, AVIF or a video"),
-    (encode(picture(), "JPEG2000"), "it is a JPEG 2000"),
+    (encode(source(), "JPEG2000"), "it is a JPEG 2000"),
     (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "it is a JPEG XL"),
     (b"8BPS\0\1" + bytes(40), "it is a Photoshop file"),
     (b"PK\3\4" + bytes(40), "it is a ZIP archive"),
     (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-        "it is a pointer of Git LFS; fetch the file itself",
+        "it is a Git LFS pointer; fetch the file itself",
     ),
 ]
 
 
-@pytest.mark.parametrize(("data", "found"), OTHER_CONTENT)
-def test_other_content_is_named(data, found):
-    assert refusal(data) == f"not a JPEG, PNG or WebP picture: {found}"
+@pytest.mark.parametrize(("data", "kind_text"), OTHER_CONTENT)
+def test_other_content_is_named(data, kind_text):
+    assert refusal(data) == f"not a JPEG, PNG or WebP image: {kind_text}"
 
 
 def test_jpeg_without_pixels_is_refused():
@@ -386,7 +407,7 @@ def test_jpeg_without_pixels_is_refused():
     assert refusal(SAMPLES["jpeg"][:200])
 
 
-def test_tf_data_gives_the_same_pictures_and_refusals():
+def test_tf_data_gives_the_same_images_and_refusals():
     turned = [EXIF_PLACES["jpeg, after JFIF"](exif(orientation)) for orientation in range(1, 9)]
     bad = [data for data, _ in OTHER_CONTENT]
     bad += [header_of("png", 30_000, 30_001), header_of("jpeg", 30_000, 30_001)]
@@ -417,12 +438,12 @@ def test_tf_data_gives_the_same_pictures_and_refusals():
     ],
 )
 def test_jpeg_is_scaled_to_no_less_than_the_target(width, height, target_px, expected):
-    data = encode(picture(width, height), "JPEG")
+    data = encode(source(width, height), "JPEG")
     assert decoded(data, target_px).shape == (*expected, 3)
 
 
-def test_scaled_jpeg_is_the_picture_made_smaller():
-    image = picture(320, 240)
+def test_scaled_jpeg_is_the_image_made_smaller():
+    image = source(320, 240)
     smaller = np.asarray(image.resize((40, 30), Image.Resampling.BOX)).astype(int)
     assert np.abs(decoded(encode(image, "JPEG", quality=95), 30) - smaller).mean() < 2
 
@@ -454,14 +475,14 @@ def bilinear(image, width, height):
 
 @pytest.mark.parametrize(("width", "height"), [(200, 120), (75, 133), (20, 10), (32, 32)])
 def test_squash_as_pillow(width, height):
-    image = picture(width, height)
+    image = source(width, height)
     mine = resized(image, SIZE_PX, "squash")
     np.testing.assert_allclose(mine, bilinear(image, SIZE_PX, SIZE_PX), atol=1.5)
 
 
 @pytest.mark.parametrize(("width", "height"), [(200, 120), (75, 133), (20, 10), (32, 32)])
 def test_crop_as_pillow(width, height):
-    image = picture(width, height)
+    image = source(width, height)
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     square = image.crop((left, top, left + side, top + side))
@@ -474,7 +495,7 @@ def test_crop_as_pillow(width, height):
     [(200, 120, (32, 19)), (75, 133, (18, 32)), (20, 10, (32, 16)), (500, 1, (32, 1))],
 )
 def test_pad_as_pillow(width, height, inner):
-    image = picture(width, height)
+    image = source(width, height)
     left, top = (SIZE_PX - inner[0]) // 2, (SIZE_PX - inner[1]) // 2
     mine = resized(image, SIZE_PX, "pad")
     inside = (slice(top, top + inner[1]), slice(left, left + inner[0]))
@@ -487,7 +508,8 @@ def test_pad_as_pillow(width, height, inner):
 def test_resizing_keeps_the_range_and_does_not_round(how):
     noise = np.random.default_rng(0).integers(0, 2, (90, 90, 3)).astype("uint8") * 255
     mine = resized(noise, SIZE_PX, how)
-    assert mine.min() >= 0 and mine.max() <= 255
+    assert mine.min() >= 0
+    assert mine.max() <= 255
     assert (mine != np.round(mine)).any()
     as_float = decode.resize_image(noise.astype("float32"), size_px=SIZE_PX, how=how)
     np.testing.assert_array_equal(mine, as_float)
@@ -500,8 +522,8 @@ def test_one_pixel_fills_the_square(how):
 
 
 @pytest.mark.parametrize("how", decode.RESIZE_KINDS)
-def test_presized_pictures_are_left_alone(how):
-    image = np.asarray(picture(SIZE_PX, SIZE_PX))
+def test_presized_images_are_left_alone(how):
+    image = np.asarray(source(SIZE_PX, SIZE_PX))
     np.testing.assert_array_equal(resized(image, SIZE_PX, how), image)
 
 
@@ -532,15 +554,15 @@ def test_squash_as_tensorflow_at_other_sizes(width, height, size_px):
 
 @pytest.mark.parametrize("how", decode.RESIZE_KINDS)
 @pytest.mark.parametrize(("width", "height"), [(75, 133), (20, 10), (200, 1), (32, 32)])
-def test_planar_is_the_same_picture(width, height, how):
-    image = np.asarray(picture(width, height))
+def test_planar_is_the_same_image(width, height, how):
+    image = np.asarray(source(width, height))
     planar = decode.resize_image(image, size_px=SIZE_PX, how=how, planar=True)
     assert planar.shape == (SIZE_PX, 3, SIZE_PX)
     np.testing.assert_array_equal(np.transpose(planar, [2, 0, 1]), resized(image, SIZE_PX, how))
 
 
 def test_unknown_settings_are_refused():
-    with pytest.raises(ValueError, match="squash, crop, pad. Received 'stretch'"):
+    with pytest.raises(ValueError, match=r"squash, crop, pad. Received 'stretch'"):
         decode.resize_image(np.zeros([2, 2, 3]), size_px=SIZE_PX, how="stretch")
     with pytest.raises(ValueError, match="size_px"):
         decode.resize_image(np.zeros([2, 2, 3]), size_px=0, how="squash")
@@ -551,7 +573,7 @@ def test_unknown_settings_are_refused():
 
 @pytest.mark.parametrize("how", decode.RESIZE_KINDS)
 def test_the_whole_box_changes_nothing(how):
-    image = np.asarray(picture(75, 133))
+    image = np.asarray(source(75, 133))
     box = tf.constant([0.0, 0.0, 1.0, 1.0])
     mine = decode.resize_crop(image, box=box, size_px=SIZE_PX, how=how)
     np.testing.assert_array_equal(mine, resized(image, SIZE_PX, how))
@@ -569,7 +591,7 @@ def test_the_whole_box_changes_nothing(how):
 )
 @pytest.mark.parametrize("how", decode.RESIZE_KINDS)
 def test_a_box_is_cut_in_whole_pixels(box, pixels, how):
-    image = np.asarray(picture())
+    image = np.asarray(source())
     expected = decode.resize_image(image[pixels], size_px=SIZE_PX, how=how).numpy()
     dataset = tf.data.Dataset.from_tensors((image, np.array(box, "float32")))
     dataset = dataset.map(
@@ -611,7 +633,7 @@ def test_saved_model_gives_the_same_with_tensorflow_alone(tmp_path):
         try:
             model(tf.constant([b"GIF89a"]))
         except tf.errors.InvalidArgumentError as error:
-            assert {"not a JPEG, PNG or WebP picture: it is a GIF"!r} in str(error)
+            assert {"not a JPEG, PNG or WebP image: it is a GIF"!r} in str(error)
         else:
             raise AssertionError("the GIF was read")
         assert "multitask" not in sys.modules
@@ -633,19 +655,17 @@ def test_saved_model_gives_the_same_with_tensorflow_alone(tmp_path):
     ],
 )
 def test_the_shorter_side_is_bounded_and_the_aspect_kept(width, height, expected):
-    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    got = decode.reduce_image(tf.constant(picture), shorter_px=258).numpy()
+    source = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    got = decode.reduce_image(tf.constant(source), shorter_px=258).numpy()
     assert got.dtype == np.uint8
     assert got.shape == (*expected, 3)
-    want = tf.image.resize(picture, expected, antialias=True).numpy()
+    want = tf.image.resize(source, expected, antialias=True).numpy()
     np.testing.assert_allclose(got, want, atol=0.501)  # rounded to whole levels
 
 
-def test_a_small_picture_is_not_reduced():
-    picture = np.random.default_rng(0).integers(0, 256, (257, 900, 3)).astype(np.uint8)
-    np.testing.assert_array_equal(
-        decode.reduce_image(tf.constant(picture), shorter_px=258), picture
-    )
+def test_a_small_image_is_not_reduced():
+    source = np.random.default_rng(0).integers(0, 256, (257, 900, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(decode.reduce_image(tf.constant(source), shorter_px=258), source)
 
 
 # === Why broken data cannot be read ===
@@ -663,7 +683,7 @@ JPEG, PNG, WEBP = (SAMPLES[name] for name in ("jpeg", "rgb png", "lossy webp"))
 LARGE = encode(Image.effect_noise((200, 150), 90).convert("RGB"), "JPEG")
 CUT_OFF = "the {} is cut off before its end; copy or download it again"
 DAMAGED = "the {} is damaged; copy or download it again, or save it anew in an image editor"
-NOT_READ = ", which is not read; save it as an ordinary (baseline or progressive, 8-bit) JPEG"
+NOT_READ = ", which is not supported; save it as an ordinary (baseline or progressive, 8-bit) JPEG"
 IDAT = PNG.index(b"IDAT")
 BROKEN = {
     "half a jpeg": (LARGE[: len(LARGE) // 2], CUT_OFF.format("JPEG")),
@@ -681,7 +701,7 @@ BROKEN = {
     "hierarchical jpeg": (frame_of(JPEG, 0xC5), "a hierarchical JPEG" + NOT_READ),
     "12-bit jpeg": (frame_of(JPEG, 0xC1, 12), "a JPEG of 12 bits a sample" + NOT_READ),
     "jpeg without width": (
-        JPEG.replace(struct.pack(">H", picture().width), b"\0\0", 1),
+        JPEG.replace(struct.pack(">H", source().width), b"\0\0", 1),
         DAMAGED.format("JPEG"),
     ),
     "half a png": (PNG[: len(PNG) // 2], CUT_OFF.format("PNG")),

@@ -1,4 +1,4 @@
-"""Image files in folders: which are found, in which order, and what is said of the others."""
+"""Image files in folders: which are listed, in which order, and how the others are counted."""
 
 import os
 
@@ -14,10 +14,10 @@ def fill(folder, *names):
 
 
 def search(folder):
-    """What is found, relative to the folder, and the line of what is skipped."""
+    """The image files, relative to the folder, and the line on what is skipped."""
     one = ImageSearch()
-    found = one.find(str(folder))
-    return [os.path.relpath(path, folder) for path in found], one.skipped.line()
+    files = one.find(str(folder))
+    return [os.path.relpath(path, folder) for path in files], one.skipped.line()
 
 
 def test_every_suffix_counts_in_any_case(tmp_path):
@@ -28,7 +28,7 @@ def test_every_suffix_counts_in_any_case(tmp_path):
     assert {".jpg", ".jfif", ".jpe", ".png", ".webp"} <= set(SUFFIXES)
 
 
-def test_images_behind_a_linked_folder_are_found(tmp_path):
+def test_images_in_a_linked_folder_are_listed(tmp_path):
     top, store = tmp_path / "top", tmp_path / "store"
     fill(top, "own.jpg")
     fill(store, "1.jpg", "deep/2.jpg")
@@ -42,18 +42,18 @@ def test_images_behind_a_linked_folder_are_found(tmp_path):
 def test_a_loop_ends(tmp_path, target):
     fill(tmp_path, "a/1.jpg", "a/b/2.jpg")
     (tmp_path / "a/b/back").symlink_to(target)
-    found, line = search(tmp_path / "a")
-    assert found == ["1.jpg", "b/2.jpg"]
-    assert line == "Skipped: 1 link to a folder that is read already"
+    files, line = search(tmp_path / "a")
+    assert files == ["1.jpg", "b/2.jpg"]
+    assert line == "Skipped: 1 link to a folder that was already read"
 
 
 def test_a_folder_reached_twice_is_read_once_and_under_its_own_name(tmp_path):
     fill(tmp_path, "z/1.jpg", "m.png")
     (tmp_path / "a").symlink_to("z")  # sorts before the real folder
     (tmp_path / "b").symlink_to("a")
-    found, line = search(tmp_path)
-    assert found == ["m.png", "z/1.jpg"]
-    assert line == "Skipped: 2 links to a folder that is read already"
+    files, line = search(tmp_path)
+    assert files == ["m.png", "z/1.jpg"]
+    assert line == "Skipped: 2 links to a folder that was already read"
     # Of two links to one folder outside, the first by name.
     (tmp_path / "x").mkdir()
     (tmp_path / "x/q").symlink_to("../z")
@@ -76,9 +76,9 @@ def test_what_is_skipped_is_counted_by_its_reason(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
-    found, line = search(tmp_path)
+    files, line = search(tmp_path)
     # A link that leads nowhere gets its own line from whoever reads it.
-    assert found == ["1.jpg", "gone.jpg"]
+    assert files == ["1.jpg", "gone.jpg"]
     assert line == (
         "Skipped 9 files: 4 of another type (.tif, no suffix, .txt), 2 not regular files "
         f"({tmp_path}/pipe.jpg, …), 3 hidden (names that begin with a dot)"
@@ -88,8 +88,8 @@ def test_what_is_skipped_is_counted_by_its_reason(tmp_path):
 def test_the_line_stays_one_short_line(tmp_path):
     fill(tmp_path, *(f"{i}.x{i:02}" for i in range(2000)))
     os.mkfifo(tmp_path / "two\nlines.jpg")
-    found, line = search(tmp_path)
-    assert found == []
+    files, line = search(tmp_path)
+    assert files == []
     assert line.startswith("Skipped 2,001 files: 2,000 of another type (.x00, ")
     assert line.count(".x") == SHOWN
     assert "…" in line
@@ -97,7 +97,7 @@ def test_the_line_stays_one_short_line(tmp_path):
     assert "\n" not in line
 
 
-def test_a_folder_that_cannot_be_listed_is_told(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_reported(tmp_path, monkeypatch):
     fill(tmp_path, "1.jpg", "closed/2.jpg")
     listing = os.scandir
 
@@ -107,6 +107,6 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path, monkeypatch):
         return listing(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    found, line = search(tmp_path)
-    assert found == ["1.jpg"]
+    files, line = search(tmp_path)
+    assert files == ["1.jpg"]
     assert line == f"Skipped: {tmp_path}/closed cannot be listed (Permission denied)"

@@ -30,7 +30,7 @@ PLAIN = [("a.jpg", "0"), ("b.jpg", "2")]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("a.jpg;0\nb.jpg;2\n", "separated by semicolons"),
         ("a.jpg\t0\r\nb.jpg\t2\r\n", "separated by tabs"),
@@ -43,10 +43,10 @@ PLAIN = [("a.jpg", "0"), ("b.jpg", "2")]
         ("path,class\na.jpg,nonsense\nb.jpg,2\n", "header row"),
     ],
 )
-def test_what_can_be_read_is_read_and_said(text, said):
+def test_what_can_be_read_is_read_and_noted(text, expected):
     rows = read(text)
     assert [name for name, _ in rows.pairs] == ["a.jpg", "b.jpg"]
-    assert any(said in note for note in rows.notes), rows.notes
+    assert any(expected in note for note in rows.notes), rows.notes
 
 
 def test_a_separator_inside_a_path_is_part_of_it():
@@ -73,7 +73,7 @@ def test_one_row_of_an_unknown_class_is_no_header(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         (
             "a.jpg,0\nb.jpg,1\nDots/c, d.jpg,2\n",
@@ -82,18 +82,18 @@ def test_one_row_of_an_unknown_class_is_no_header(text):
         ),
         (
             "a.jpg,0\nb.jpg,1\nc.jpg,2\ufeffd.jpg,2\ne.jpg,0\n",
-            "line 3: 3 cells, the other lines have 2; a byte order mark stands in it: two files "
-            "were joined without a line break between",
+            "line 3: 3 cells, the other lines have 2; it contains a byte order mark: two files "
+            "were joined without a line break",
         ),
         ("a.jpg;0\nb.jpg;x;y\n", "found 1 column"),
         ("a.jpg 0\nb.jpg 1\n", "expected two columns, `path,class`; found 1 column"),
     ],
 )
-def test_what_cannot_be_read_names_the_line_and_the_remedy(text, said):
+def test_what_cannot_be_read_names_the_line_and_the_remedy(text, expected):
     with pytest.raises(InputError) as caught:
         read(text)
     assert str(caught.value).startswith("list.csv: ")
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
 # === Indices or names ===

@@ -21,7 +21,7 @@ from multitask.data.matching import (
     why_missing,
 )
 from multitask.data.records import prepare
-from multitask.data.table import MISSING_FILE, TRAIN, VAL, load_table, merge_tables
+from multitask.data.table import MISSING_FILE, TEST, TRAIN, load_table, merge_tables
 from multitask.spec import InputError
 
 NFC, NFD = (unicodedata.normalize(form, "Dots/café.jpg") for form in ("NFC", "NFD"))
@@ -55,10 +55,12 @@ def touch(folder, *names):
         ("Dots/JOAQU\xc3\xadN.jpg", "Dots/joaqui\u0301n.jpg", f"{UNICODE} + {ACCENTS} + {CASE}"),
     ],
 )  # fmt: skip
-def test_one_file_that_is_spelt_otherwise_is_found(tmp_path, path, file, kind):
+def test_one_file_with_another_spelling_matches(tmp_path, path, file, kind):
     folder = touch(tmp_path / "data" / "wikiart", file, "Dots/other.jpg", "Lines/a.png")
     match = match_files([path, "Dots/other.jpg"], folder)
-    assert {name: (found.file, found.kind) for name, found in match.items()} == {path: (file, kind)}
+    assert {name: (result.file, result.kind) for name, result in match.items()} == {
+        path: (file, kind)
+    }
     assert (folder / match[path].file).read_bytes() == file.encode()
 
 
@@ -84,9 +86,9 @@ def test_of_two_files_none_is_taken(tmp_path, path, files):
     match = match_files([path], folder)[path]
     assert match.files == tuple(sorted(files))
     assert match.file is None
-    said = why_missing(path, folder, MISSING_FILE)
-    assert said.startswith("no such file; 2 files are spelt alike, none is taken: ")
-    assert all(file in said for file in files)
+    reason = why_missing(path, folder, MISSING_FILE)
+    assert reason.startswith("no such file; 2 files have a similar spelling, none is used: ")
+    assert all(file in reason for file in files)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_what_is_not_there_stays_missing_and_nothing_leads_out(tmp_path, path):
     assert why_missing(path, folder, MISSING_FILE) == MISSING_FILE
 
 
-def test_only_files_are_found(tmp_path):
+def test_only_files_are_matched(tmp_path):
     folder = touch(tmp_path, "Dots/x.png")
     (folder / "Dots" / "a.jpg").mkdir()
     os.symlink("nowhere", folder / "Dots" / "b.jpg")
@@ -128,7 +130,7 @@ def test_links_are_followed_and_loops_do_no_harm(tmp_path):
     os.symlink(".", folder / "loop")
     os.symlink(tmp_path / "elsewhere", folder / "Linked")
     match = match_files(["LINKED/B.jpg", "Loop/loop/real/A.jpg"], folder)
-    assert [found.file for found in match.values()] == ["Linked/b.jpg", "loop/loop/real/a.jpg"]
+    assert [result.file for result in match.values()] == ["Linked/b.jpg", "loop/loop/real/a.jpg"]
 
 
 def test_one_file_under_two_spellings_is_one_path(tmp_path):
@@ -136,14 +138,14 @@ def test_one_file_under_two_spellings_is_one_path(tmp_path):
     folder = touch(tmp_path, "a.jpg", "b.jpg", "B.jpg")
     os.link(folder / "a.jpg", folder / "A.JPG")
     match = match_files(["a.jpg", "A.JPG", "b.jpg", "B.jpg"], folder)
-    assert {path: (found.file, found.kind) for path, found in match.items()} == {
+    assert {path: (result.file, result.kind) for path, result in match.items()} == {
         "a.jpg": ("A.JPG", CASE)
     }
 
 
 def test_a_folder_of_a_hundred_thousand_files_is_listed_once(tmp_path, monkeypatch):
     folder = touch(tmp_path, "z.jpg")
-    names, listed = [f"{i:06}_name-of-a-picture-(1918).jpg" for i in range(100_000)], []
+    names, listed = [f"{i:06}_name-of-a-image-(1918).jpg" for i in range(100_000)], []
 
     def listdir(path):
         listed.append(Path(path))
@@ -155,7 +157,7 @@ def test_a_folder_of_a_hundred_thousand_files_is_listed_once(tmp_path, monkeypat
     match = match_files([name.upper() for name in names[::50]], folder)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert [found.file for found in match.values()] == names[::50]
+    assert [result.file for result in match.values()] == names[::50]
     assert listed == [folder]
     assert peak < 60e6
 
@@ -167,24 +169,24 @@ def rows_by_path(table):
     return dict(zip(table.paths, table.splits, strict=True))
 
 
-def test_a_test_image_under_another_spelling_is_not_trained_on(tiny_data, tiny_spec, write_picture):
+def test_a_test_image_under_another_spelling_is_not_trained_on(tiny_data, tiny_spec, write_image):
     """Rule 2: for another task, and for the same one."""
     rows = {
         "style_train": [("Dots/a.jpg", 0), ("Dots/B.JPG", 1), ("Dots\\c.jpg", 2)],
         "genre_val": [("DOTS/A.JPG", 0)],
         "style_val": [("Dots/b.jpg", 1)],
     }
-    data = tiny_data(only=True, pictures=False, rows=rows)
+    data = tiny_data(only=True, images=False, rows=rows)
     for seed, name in enumerate("abc"):
-        write_picture(data / f"wikiart/Dots/{name}.jpg", seed=seed)
+        write_image(data / f"wikiart/Dots/{name}.jpg", seed=seed)
     table = merge_tables(tiny_spec(), data)
-    found = rows_by_path(table)
-    assert {path for path in found if path.startswith("Dots")} == {
+    result = rows_by_path(table)
+    assert {path for path in result if path.startswith("Dots")} == {
         "Dots/a.jpg",
         "Dots/b.jpg",
         "Dots/c.jpg",
     }
-    assert (found["Dots/a.jpg"], found["Dots/b.jpg"], found["Dots/c.jpg"]) == (VAL, VAL, TRAIN)
+    assert (result["Dots/a.jpg"], result["Dots/b.jpg"], result["Dots/c.jpg"]) == (TEST, TEST, TRAIN)
     assert table.findings.leaks["path"].tolist() == ["Dots/a.jpg"] * 2
     assert table.findings.repeated["path"].tolist() == ["Dots/b.jpg"] * 2
     respelt = table.findings.respelt
@@ -193,17 +195,17 @@ def test_a_test_image_under_another_spelling_is_not_trained_on(tiny_data, tiny_s
         ("wikiart_csv/style_train.csv", 3, "Dots\\c.jpg", "Dots/c.jpg", BACKSLASH),
         ("wikiart_csv/genre_val.csv", 1, "DOTS/A.JPG", "Dots/a.jpg", CASE),
     ]
-    (note,) = [note for note in table.notes if "spelt otherwise" in note]
+    (note,) = [note for note in table.notes if "spelled differently" in note]
     assert note == (
-        "3 paths are spelt otherwise than their file, which is read all the same (letter case 2, "
-        "backslash for slash 1; first: style_train.csv: line 2: 'Dots/B.JPG' is 'Dots/b.jpg')"
+        "3 paths are spelled differently from their file, which is read nevertheless (letter case "
+        "2, backslash for slash 1; first: style_train.csv: line 2: 'Dots/B.JPG' is 'Dots/b.jpg')"
     )
 
 
-def test_contradictory_labels_under_two_spellings_are_seen(tiny_data, tiny_spec, write_picture):
+def test_contradictory_labels_under_two_spellings_are_seen(tiny_data, tiny_spec, write_image):
     rows = {"style_train": [("a.jpg", 0), ("a.JPG", 1), ("x.jpg", 1)]}
-    data = tiny_data(only=True, pictures=False, rows=rows)
-    write_picture(data / "wikiart/a.jpg")
+    data = tiny_data(only=True, images=False, rows=rows)
+    write_image(data / "wikiart/a.jpg")
     table = merge_tables(tiny_spec(), data)
     assert table.findings.contradictory[["line", "path", "label"]].to_numpy().tolist() == [
         [1, "a.jpg", 0],
@@ -211,28 +213,28 @@ def test_contradictory_labels_under_two_spellings_are_seen(tiny_data, tiny_spec,
     ]
 
 
-def test_an_ambiguous_path_stays_missing_and_says_why(tiny_data, tiny_spec, write_picture):
+def test_an_ambiguous_path_stays_missing_and_says_why(tiny_data, tiny_spec, write_image):
     rows = {"style_train": [("a.JPG", 0), ("x.jpg", 1)]}
-    data = tiny_data(only=True, pictures=False, rows=rows)
+    data = tiny_data(only=True, images=False, rows=rows)
     for seed, name in enumerate(("a.jpg", "A.jpg", "x.jpg")):
-        write_picture(data / "wikiart" / name, seed=seed)
+        write_image(data / "wikiart" / name, seed=seed)
     table = merge_tables(tiny_spec(), data)
     assert "a.JPG" in table.paths
     assert not {"a.jpg", "A.jpg"} & set(table.paths)
     assert table.findings.respelt.empty
-    (note,) = [note for note in table.notes if "none is taken" in note]
+    (note,) = [note for note in table.notes if "none of these is read" in note]
     assert "style_train.csv: line 1: 'a.JPG': A.jpg, a.jpg" in note
 
 
-def test_missing_files_are_refused_with_their_cause(tiny_data, tiny_spec, write_picture):
+def test_missing_files_are_refused_with_their_cause(tiny_data, tiny_spec, write_image):
     rows = {"style_train": [("a.JPG", 0), ("x.jpg", 1)]}
     data = tiny_data(only=True, rows=rows)
     (data / "wikiart/a.JPG").rename(data / "wikiart/a.jpg")
-    write_picture(data / "wikiart/A.jpg")
+    write_image(data / "wikiart/A.jpg")
     with pytest.raises(InputError) as caught:
         prepare(tiny_spec(tasks=("style",)), data, progress=False)
     assert (
-        "first: a.JPG (no such file; 2 files are spelt alike, none is taken: A.jpg, a.jpg)."
+        "first: a.JPG (no such file; 2 files have a similar spelling, none is used: A.jpg, a.jpg)."
     ) in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Near-duplicates: copies are found and other paintings are not; the search; the cache; sides."""
+"""Near-duplicates: copies match and other paintings do not; the search; the cache; splits."""
 
 import imagehash
 import numpy as np
@@ -7,36 +7,35 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from multitask.data import near_duplicates
-from multitask.data.files import MISSING_FILE
+from multitask.data.image_files import MISSING_FILE
 from multitask.data.near_duplicates import (
     CACHE_VERSION,
+    IMAGE_PX,
     MAX_DISTANCE,
-    PICTURE_PX,
     WORDS,
     _read_cache,
     describe_pairs,
     find_pairs,
-    hash_picture,
-    scan_pictures,
-    seen_in_training,
-    training_side,
+    hash_image,
+    leaking_images,
+    scan_images,
 )
 from multitask.data.table import Table
 
 
 def paint(seed, *, width=240, height=180):
-    """A picture with detail of every size, as paintings have."""
+    """An image with detail of every size, as paintings have."""
     random = np.random.default_rng(seed)
-    picture = np.zeros((height, width, 3))
+    image = np.zeros((height, width, 3))
     for side in (3, 6, 12, 24):
         coarse = random.integers(0, 256, (side, side + 1, 3)).astype(np.uint8)
         layer = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        picture += np.asarray(layer) / side
-    return Image.fromarray((picture * 255 / picture.max()).astype(np.uint8))
+        image += np.asarray(layer) / side
+    return Image.fromarray((image * 255 / image.max()).astype(np.uint8))
 
 
 def scan(folder, names, **options):
-    return scan_pictures(names, folder, cache=None, progress=False, **options)
+    return scan_images(names, folder, cache=None, progress=False, **options)
 
 
 def pairs_of(hashes):
@@ -63,7 +62,7 @@ CHANGES = {
 }
 
 
-def test_copies_are_found_and_no_other_painting(tmp_path):
+def test_copies_are_pairs_and_other_paintings_are_not(tmp_path):
     paintings = [f"{seed}.png" for seed in range(20)]
     for seed, name in enumerate(paintings):
         paint(seed).save(tmp_path / name)
@@ -75,7 +74,7 @@ def test_copies_are_found_and_no_other_painting(tmp_path):
     assert with_painting == [(7, len(paintings) + i) for i in range(len(CHANGES))]
 
 
-def test_different_pictures_of_a_data_set_are_no_pair(tiny_data):
+def test_different_images_of_a_data_set_are_no_pair(tiny_data):
     data = tiny_data()
     names = sorted(str(p.relative_to(data / "wikiart")) for p in (data / "wikiart").rglob("*.jpg"))
     hashes, _ = scan(data / "wikiart", names)
@@ -103,7 +102,7 @@ FLAT = {
 }
 
 
-def test_flat_pictures_are_in_no_pair(tmp_path):
+def test_flat_images_are_in_no_pair(tmp_path):
     names = [f"{name} {seed}.{end}" for name in FLAT for seed in range(4) for end in ("png", "jpg")]
     for name in names:
         kind, seed = name[:-4].rsplit(maxsplit=1)
@@ -114,9 +113,9 @@ def test_flat_pictures_are_in_no_pair(tmp_path):
 
 
 def test_a_hash_is_the_librarys_with_its_even_columns_first():
-    picture = np.asarray(paint(1).resize((PICTURE_PX, PICTURE_PX)))
-    bits = np.unpackbits(hash_picture(picture).view(np.uint8)).reshape(2, 16, 8)
-    expected = imagehash.phash(Image.fromarray(picture), hash_size=16).hash
+    image = np.asarray(paint(1).resize((IMAGE_PX, IMAGE_PX)))
+    bits = np.unpackbits(hash_image(image).view(np.uint8)).reshape(2, 16, 8)
+    expected = imagehash.phash(Image.fromarray(image), hash_size=16).hash
     np.testing.assert_array_equal(bits[0], expected[:, 0::2])
     np.testing.assert_array_equal(bits[1], expected[:, 1::2])
 
@@ -158,18 +157,18 @@ def test_the_search_is_that_of_brute_force(monkeypatch, block):
         if usable[i] and usable[j] and hashes[i].any() and hashes[j].any()
         and (distance := distance_by_hand(hashes[i], hashes[j])) <= MAX_DISTANCE
     ]  # fmt: skip
-    found = find_pairs(hashes, usable)
-    assert list(found.columns) == ["first", "second", "distance"]
-    assert list(found.itertuples(index=False, name=None)) == expected
+    frame = find_pairs(hashes, usable)
+    assert list(frame.columns) == ["first", "second", "distance"]
+    assert list(frame.itertuples(index=False, name=None)) == expected
     assert [(i, j) for i, j, _ in expected] == [(5, 119), (6, 118), (20, 70), (40, 41)]
     assert [distance for *_, distance in expected] == [10, 0, MAX_DISTANCE, 0]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_few_pictures(count):
-    found = find_pairs(np.full((count, WORDS), 7, np.uint64), np.ones(count, bool))
-    assert len(found) == (count == 2)
-    assert list(found.columns) == ["first", "second", "distance"]
+def test_few_images(count):
+    frame = find_pairs(np.full((count, WORDS), 7, np.uint64), np.ones(count, bool))
+    assert len(frame) == (count == 2)
+    assert list(frame.columns) == ["first", "second", "distance"]
 
 
 # === Scanning and its cache ===
@@ -177,20 +176,20 @@ def test_few_pictures(count):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """How many pictures have been hashed, in a list of one number a call of hash_picture."""
+    """How many images have been hashed, in a list of one number a call of hash_image."""
     calls = []
 
-    def counted(picture):
+    def counted(image):
         calls.append(1)
-        return hash_picture(picture)
+        return hash_image(image)
 
-    monkeypatch.setattr(near_duplicates, "hash_picture", counted)
+    monkeypatch.setattr(near_duplicates, "hash_image", counted)
     return calls
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     names = [f"Dots/ã\xad'{seed}.jpg" for seed in range(5)]
     (folder / "Dots").mkdir(parents=True)
     for seed, name in enumerate(names):
@@ -198,16 +197,16 @@ def pictures(tmp_path):
     return folder, names
 
 
-def test_missing_and_unreadable_pictures_have_a_reason_and_no_hash(pictures, tmp_path):
-    folder, names = pictures
+def test_missing_and_unreadable_images_have_a_reason_and_no_hash(images, tmp_path):
+    folder, names = images
     (folder / "text.jpg").write_text("text")
     names = [names[0], "absent.jpg", "text.jpg", names[1]]
     cache = tmp_path / "cache.npz"
     for _ in range(2):  # the unreadable one is not cached
-        hashes, unusable = scan_pictures(names, folder, cache=cache, progress=False)
+        hashes, unusable = scan_images(names, folder, cache=cache, progress=False)
         assert unusable == {
             1: MISSING_FILE,
-            2: "not a JPEG, PNG or WebP picture: unknown content",
+            2: "not a JPEG, PNG or WebP image: unknown content",
         }
         assert hashes.shape == (4, WORDS)
         assert hashes.dtype == np.uint64
@@ -215,13 +214,13 @@ def test_missing_and_unreadable_pictures_have_a_reason_and_no_hash(pictures, tmp
     assert scan(folder, [])[0].shape == (0, WORDS)
 
 
-def test_a_second_scan_decodes_only_what_is_new_or_changed(pictures, tmp_path, decoded):
-    folder, names = pictures
+def test_a_second_scan_decodes_only_what_is_new_or_changed(images, tmp_path, decoded):
+    folder, names = images
     cache = tmp_path / "made" / "cache.npz"
 
     def scanned(names):
         decoded.clear()
-        hashes, unusable = scan_pictures(names, folder, cache=cache, progress=False)
+        hashes, unusable = scan_images(names, folder, cache=cache, progress=False)
         assert unusable == {}
         return hashes, len(decoded)
 
@@ -240,16 +239,16 @@ def test_a_second_scan_decodes_only_what_is_new_or_changed(pictures, tmp_path, d
     assert scanned(names[:1])[1] == 0
     assert scanned(names)[1] == 0  # a scan of few forgets nothing of the others
     (folder / names[0]).unlink()
-    hashes, unusable = scan_pictures(names, folder, cache=cache, progress=False)
+    hashes, unusable = scan_images(names, folder, cache=cache, progress=False)
     assert unusable == {0: MISSING_FILE}
     assert not hashes[0].any()
     assert [p.name for p in cache.parent.iterdir()] == ["cache.npz"]
 
 
-def test_the_caches_name_needs_no_ending(pictures, tmp_path, decoded):
-    folder, names = pictures
+def test_the_caches_name_needs_no_ending(images, tmp_path, decoded):
+    folder, names = images
     for _ in range(2):
-        scan_pictures(names, folder, cache=tmp_path / "hashes", progress=False)
+        scan_images(names, folder, cache=tmp_path / "hashes", progress=False)
     assert len(decoded) == len(names)
     assert (tmp_path / "hashes").is_file()
 
@@ -289,25 +288,25 @@ def test_a_broken_or_foreign_cache_is_empty(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["cut off", "other sizes"])
 def test_a_broken_or_foreign_cache_is_not_believed_and_written_anew(
-    pictures, tmp_path, decoded, kind
+    images, tmp_path, decoded, kind
 ):
-    folder, names = pictures
+    folder, names = images
     assert names == NAMES
     cache = tmp_path / "cache.npz"
     (BROKEN | {"other sizes": foreign(NAMES)})[kind](cache)
-    hashes, unusable = scan_pictures(names, folder, cache=cache, progress=False)
+    hashes, unusable = scan_images(names, folder, cache=cache, progress=False)
     assert unusable == {}
     assert len(decoded) == len(names)
     assert not (hashes == 1).any()
-    again, _ = scan_pictures(names, folder, cache=cache, progress=False)
+    again, _ = scan_images(names, folder, cache=cache, progress=False)
     assert len(decoded) == len(names)
     np.testing.assert_array_equal(again, hashes)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(pictures, tmp_path, decoded):
-    folder, names = pictures
+def test_a_cache_that_cannot_be_written_is_done_without(images, tmp_path, decoded):
+    folder, names = images
     (tmp_path / "file").write_text("no folder")
-    hashes, unusable = scan_pictures(
+    hashes, unusable = scan_images(
         names, folder, cache=tmp_path / "file" / "cache.npz", progress=False
     )
     assert unusable == {}
@@ -322,13 +321,13 @@ def test_sides_by_hand():
         {"kind": ("a",)},
         np.asarray(["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg"], object),
         np.zeros((6, 1), np.int32),
-        np.asarray(["train", "val", "selection", "val", "train", "val"], object),
+        np.asarray(["train", "test", "validation", "test", "train", "test"], object),
     )
     rows = [(0, 1, 4), (0, 3, 6), (0, 4, 8), (1, 2, 10), (1, 3, 12)]
     pairs = pd.DataFrame(rows, columns=["first", "second", "distance"])
-    assert training_side(table, pairs).tolist() == ["a.jpg", "c.jpg"]
-    assert seen_in_training(table, pairs).tolist() == ["b.jpg", "d.jpg"]
     described = describe_pairs(table, pairs)
+    assert leaking_images(described, test=False).tolist() == ["a.jpg", "c.jpg"]
+    assert leaking_images(described, test=True).tolist() == ["b.jpg", "d.jpg"]
     assert list(described.columns) == [
         "first",
         "second",
@@ -336,8 +335,10 @@ def test_sides_by_hand():
         "second_split",
         "distance",
     ]
-    assert described.iloc[3].tolist() == ["b.jpg", "c.jpg", "val", "selection", 10]
+    assert described.iloc[3].tolist() == ["b.jpg", "c.jpg", "test", "validation", 10]
     assert len(described) == 5
     none = find_pairs(np.zeros((6, WORDS), np.uint64), np.ones(6, bool))
-    assert training_side(table, none).tolist() == seen_in_training(table, none).tolist() == []
-    assert len(describe_pairs(table, none)) == 0
+    described = describe_pairs(table, none)
+    assert len(described) == 0
+    for test in (False, True):
+        assert leaking_images(described, test=test).tolist() == []

@@ -7,39 +7,41 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from multitask.annexes.mixing import build_mixing
+from multitask.annexes.sampler import build_order
 from multitask.data.decode import resize_image
-from multitask.data.files import why_unreadable
+from multitask.data.image_files import why_unreadable
+from multitask.data.order import Shard, epoch_order
 from multitask.data.pipeline import (
     evaluation_dataset,
-    load_picture,
-    readable_pictures,
+    load_image,
+    readable_images,
     steps_per_epoch,
     training_dataset,
 )
 from multitask.data.records import prepare
-from multitask.data.sampling import Shard, epoch_order
-from multitask.data.table import SELECTION, TRAIN
+from multitask.data.table import TRAIN, VALIDATION
 from multitask.spec import Augmentation
 
-COUNT = 12  # training pictures; the style label of each is its number
+COUNT = 12  # training images; the style label of each is its number
 STRONG = {"flip": True, "brightness": 0.3, "contrast": [0.5, 1.5], "crop": [0.5, 0.9]}
 
 
 @pytest.fixture
 def numbered(tiny_data, tiny_spec):
-    """A function: fields of the spec -> (prepared records, spec); style tells the picture.
+    """A function: fields of the spec -> (prepared records, spec); the style is the image's number.
 
     Args:
         augment: policy of every task.
         augments: task -> policy, instead.
-        count: how many pictures to train on.
-        repaint: called with each picture's file before the records are made.
+        count: how many images to train on.
+        repaint: called with each image's file before the records are made.
     """
 
     def make(*, augment=None, augments=None, count=COUNT, repaint=None, **fields):
         paths = [f"Dots/{i:02}.jpg" for i in range(count)]
         data = tiny_data(
-            classes={"style": tuple(f"picture {i}" for i in range(COUNT))},
+            classes={"style": tuple(f"image {i}" for i in range(COUNT))},
             rows={
                 "style_train": [(path, i) for i, path in enumerate(paths)],
                 "genre_train": [(path, i % 2) for i, path in enumerate(paths) if i % 3]
@@ -55,20 +57,20 @@ def numbered(tiny_data, tiny_spec):
         spec = spec.model_copy(update={"tasks": tuple(tasks)})
         for path in paths if repaint else []:
             repaint(data / spec.images / path)
-        return prepare(spec, data, progress=False, tell=lambda line: None), spec
+        return prepare(spec, data, progress=False), spec
 
     return make
 
 
 def stored(prepared, number, *, split=TRAIN):
-    """A record's picture, by Pillow: uint8 [height, width, 3]."""
+    """A record's image, by Pillow: uint8 [height, width, 3]."""
     positions = tf.data.Dataset.from_tensors(tf.constant(number, tf.int64))
-    ((_, picture),) = prepared.reader(split)(positions).as_numpy_iterator()
-    return np.asarray(Image.open(io.BytesIO(picture)))
+    ((_, source),) = prepared.reader(split)(positions).as_numpy_iterator()
+    return np.asarray(Image.open(io.BytesIO(source)))
 
 
 def squashed(prepared, number, *, size_px=32):
-    """float32 [size, size, 3]: the record's picture as a model takes it."""
+    """float32 [size, size, 3]: the record's image as a model takes it."""
     return tf.image.resize(stored(prepared, number), [size_px, size_px], antialias=True).numpy()
 
 
@@ -113,7 +115,7 @@ def test_very_few_rows_are_an_epoch_too(numbered, count):
         assert sorted(order(epoch)) == list(range(count))
 
 
-def test_pictures_labels_and_weights_stay_together(numbered):
+def test_images_labels_and_weights_stay_together(numbered):
     prepared, spec = numbered()
     (epoch,) = epochs(training_dataset(prepared, spec), prepared, spec)
     for image, labels, weights in epoch:
@@ -150,8 +152,8 @@ def test_a_run_that_starts_at_an_epoch_sees_what_an_unbroken_one_saw(numbered):
         assert_same(epochs(late, prepared, spec)[0], whole[start])
 
 
-def test_a_picture_is_augmented_anew_each_epoch_and_not_as_its_neighbour(numbered):
-    # All pictures alike, mid grey: what differs is the drawn brightness alone.
+def test_an_image_is_augmented_anew_each_epoch_and_not_as_its_neighbour(numbered):
+    # All images are the same mid grey: only the sampled brightness differs.
     grey = Image.new("RGB", (40, 30), (128, 128, 128))
     prepared, spec = numbered(
         augment={"brightness": 0.3}, batch_size=COUNT, repaint=lambda file: grey.save(file)
@@ -161,13 +163,13 @@ def test_a_picture_is_augmented_anew_each_epoch_and_not_as_its_neighbour(numbere
     for image, labels, _ in (one, two):
         brightness.append(image.mean(axis=(1, 2, 3))[np.argsort(labels["style"])])
     assert np.abs(np.stack(brightness) - 128).max() <= 0.3 * 255 + 0.5
-    for drawn in brightness:
-        assert np.diff(np.sort(drawn)).min() > 1e-3
-        assert np.ptp(drawn) > 30
+    for values in brightness:
+        assert np.diff(np.sort(values)).min() > 1e-3
+        assert np.ptp(values) > 30
     assert np.abs(brightness[0] - brightness[1]).min() > 1e-3
 
 
-def test_each_picture_gets_the_policy_of_its_own_labels(numbered):
+def test_each_image_gets_the_policy_of_its_own_labels(numbered):
     bright = Augmentation(brightness=0.3)
     prepared, spec = numbered(augments={"artist": bright, "style": bright})
     (epoch,) = epochs(training_dataset(prepared, spec), prepared, spec)
@@ -176,21 +178,21 @@ def test_each_picture_gets_the_policy_of_its_own_labels(numbered):
         for i, number in enumerate(labels["style"].tolist()):
             plain = squashed(prepared, number)
             changed[number] = np.abs(image[i] - plain).max() > 0.1
-    # Genre knows no brightness, and is missing for every third picture.
+    # Genre knows no brightness, and is missing for every third image.
     assert changed == {number: number % 3 == 0 for number in range(COUNT)}
 
 
 def test_only_training_rows_are_trained_on(tiny_data, tiny_spec):
-    """Two classes of eight, half of them held out: each picture is in the one or the other."""
+    """Two classes of eight, half of them held out: each image is in the one or the other."""
     rows = [(f"Dots/{i:02}.jpg", i % 2) for i in range(16)]
     data = tiny_data(rows={"style_train": rows})
-    spec = tiny_spec(tasks=("style",), selection=0.5)
-    prepared = prepare(spec, data, progress=False, tell=lambda line: None)
+    spec = tiny_spec(tasks=("style",), validation=0.5)
+    prepared = prepare(spec, data, progress=False)
     table = prepared.table
-    assert len(table.rows(SELECTION)) == 8
+    assert len(table.rows(VALIDATION)) == 8
     (trained,) = epochs(training_dataset(prepared, spec), prepared, spec)
-    held = list(evaluation_dataset(prepared, spec, split=SELECTION).as_numpy_iterator())
-    for split, batches in ((TRAIN, trained), (SELECTION, held)):
+    held = list(evaluation_dataset(prepared, spec, split=VALIDATION).as_numpy_iterator())
+    for split, batches in ((TRAIN, trained), (VALIDATION, held)):
         assert sorted(order(batches)) == [0] * 4 + [1] * 4
         want = sorted(squashed_mean(prepared, i, split) for i in range(8))
         got = sorted(float(m) for image, *_ in batches for m in image.mean(axis=(1, 2, 3)))
@@ -198,8 +200,8 @@ def test_only_training_rows_are_trained_on(tiny_data, tiny_spec):
 
 
 def squashed_mean(prepared, number, split):
-    picture = stored(prepared, number, split=split)
-    return float(tf.reduce_mean(tf.image.resize(picture, [32, 32], antialias=True)))
+    source = stored(prepared, number, split=split)
+    return float(tf.reduce_mean(tf.image.resize(source, [32, 32], antialias=True)))
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])
@@ -240,26 +242,26 @@ def test_a_split_is_read_in_row_order_without_augmentation(numbered, how):
     assert order(batches) == list(range(COUNT))
     assert list(table.paths[table.rows(TRAIN)]) == [f"Dots/{i:02}.jpg" for i in range(COUNT)]
     got = np.concatenate([image for image, *_ in batches])
-    pictures = [stored(prepared, i) for i in range(COUNT)]
-    plain = np.stack([resize_image(picture, size_px=32, how=how) for picture in pictures])
+    images = [stored(prepared, i) for i in range(COUNT)]
+    plain = np.stack([resize_image(source, size_px=32, how=how) for source in images])
     np.testing.assert_allclose(got, plain, atol=1e-3)
     again = list(evaluation_dataset(prepared, spec, split=TRAIN).as_numpy_iterator())
     assert_same(batches, again)
 
 
-def test_load_picture_is_the_picture(tmp_path):
+def test_load_image_is_the_image(tmp_path):
     # Halves of one colour each: squashed to 2 x 2, they are those colours.
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:, :4] = (200, 10, 30)
     pixels[:, 4:] = (0, 90, 250)
     Image.fromarray(pixels).save(tmp_path / "halves.png")
-    got = load_picture(str(tmp_path / "halves.png"), size_px=8, how="squash").numpy()
+    got = load_image(str(tmp_path / "halves.png"), size_px=8, how="squash").numpy()
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, pixels)
 
 
 def test_missing_labels_have_weight_zero(tiny_data, tiny_spec):
-    prepared = prepare(tiny_spec(), tiny_data(), progress=False, tell=lambda line: None)
+    prepared = prepare(tiny_spec(), tiny_data(), progress=False)
     (first, *_) = evaluation_dataset(prepared, tiny_spec(), split=TRAIN)
     _, labels, weights = first
     # Dots 00, 03, 06, 09, Lines 01 in path order; genre has nine labels, artist six.
@@ -270,31 +272,31 @@ def test_missing_labels_have_weight_zero(tiny_data, tiny_spec):
     assert weights["artist"].numpy().tolist() == [1, 1, 0, 0, 1]
 
 
-# === Any pictures ===
+# === Any images ===
 
 
-def test_unreadable_pictures_are_left_out_and_the_indices_stay(tmp_path, write_picture):
+def test_unreadable_images_are_left_out_and_the_indices_stay(tmp_path, write_image):
     names = [str(tmp_path / f"{i}.jpg") for i in range(9)]
     for seed, name in enumerate(names):
-        write_picture(tmp_path / name, seed=seed)
+        write_image(tmp_path / name, seed=seed)
     (tmp_path / "0.jpg").unlink()
     (tmp_path / "4.jpg").write_text("text")
     (tmp_path / "8.jpg").write_bytes((tmp_path / "7.jpg").read_bytes()[:100])
-    dataset = readable_pictures(names, size_px=16, how="crop", batch_size=4)
+    dataset = readable_images(names, size_px=16, how="crop", batch_size=4)
     batches = list(dataset.as_numpy_iterator())
     assert [indices.tolist() for indices, _ in batches] == [[1, 2, 3, 5], [6, 7]]
     assert batches[0][0].dtype == np.int64
     for indices, images in batches:
         for index, image in zip(indices, images, strict=True):
-            plain = load_picture(names[index], size_px=16, how="crop")
+            plain = load_image(names[index], size_px=16, how="crop")
             np.testing.assert_allclose(image, plain, atol=1e-3)
     left_out = set(range(9)) - {i for indices, _ in batches for i in indices.tolist()}
     assert {i for i, name in enumerate(names) if why_unreadable(name)} == left_out
 
 
-def test_no_picture_at_all_gives_no_batch(tmp_path):
+def test_no_image_at_all_gives_no_batch(tmp_path):
     for names in ([], [str(tmp_path / "none.jpg")]):
-        dataset = readable_pictures(names, size_px=16, how="squash", batch_size=4)
+        dataset = readable_images(names, size_px=16, how="squash", batch_size=4)
         assert list(dataset) == []
 
 
@@ -311,35 +313,41 @@ def shared(make, processes, devices):
 
 @pytest.mark.parametrize("sampler", [None, {"kind": "balanced"}])
 @pytest.mark.parametrize("kind", ["training", "evaluation"])
-def test_processes_share_the_very_batches_of_one(numbered, kind, sampler):
-    """The last batch, of 3, is filled up to 4 with a picture that has no label."""
+def test_processes_share_the_batches_of_one(numbered, kind, sampler):
+    """The last batch, of 3, is filled up to 4 with an image that has no label."""
     prepared, spec = numbered(augment=STRONG, count=11, batch_size=4, sampler=sampler)
 
     def make(shard):
         if kind == "evaluation":
             return evaluation_dataset(prepared, spec, split=TRAIN, shard=shard)
         place = {"first_epoch": 1, "first_step": 1}
-        return training_dataset(prepared, spec, **place, shard=shard).take(5)
+        order = build_order(spec)
+        return training_dataset(prepared, spec, **place, shard=shard, order=order).take(5)
 
     whole = list(make(Shard()).as_numpy_iterator())
     assert {len(images) for images, *_ in whole} == {3, 4}
     together = list(shared(make, processes=2, devices=4))
     assert len(together) == len(whole)
-    for (images, labels, weights), found in zip(whole, together, strict=True):
-        assert len(found[0]) == 4
+    for (images, labels, weights), merged in zip(whole, together, strict=True):
+        assert len(merged[0]) == 4
         count = len(images)
-        np.testing.assert_array_equal(found[0][:count], images)
+        np.testing.assert_array_equal(merged[0][:count], images)
         for task in spec.task_names:
-            np.testing.assert_array_equal(found[1][task][:count], labels[task])
-            np.testing.assert_array_equal(found[2][task][:count], weights[task])
-            assert (found[1][task][count:] == -1).all()
-            assert (found[2][task][count:] == 0).all()
+            np.testing.assert_array_equal(merged[1][task][:count], labels[task])
+            np.testing.assert_array_equal(merged[2][task][:count], weights[task])
+            assert (merged[1][task][count:] == -1).all()
+            assert (merged[2][task][count:] == 0).all()
 
 
-def test_what_each_process_mixes_is_drawn_apart(numbered):
+def test_each_process_transforms_with_its_own_seed(numbered):
     prepared, spec = numbered(count=12, batch_size=12, mix={"kind": "mixup"})
+    mix = build_mixing(spec)
     mine, other = (
-        next(training_dataset(prepared, spec, shard=Shard(i, 2, 2)).as_numpy_iterator())
+        next(
+            training_dataset(
+                prepared, spec, shard=Shard(i, 2, 2), transform=mix
+            ).as_numpy_iterator()
+        )
         for i in range(2)
     )
     weights = [batch[2]["style"].max(axis=1) for batch in (mine, other)]

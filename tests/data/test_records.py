@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +15,31 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from logged import logged
 from PIL import Image, ImageOps
 
-from multitask import files
-from multitask.data import records
-from multitask.data.records import VERSION, describe_table, prepare, table_fingerprint
+from multitask.data import records, records_builder
+from multitask.data.records import describe_table, prepare, table_fingerprint
+from multitask.data.records_builder import VERSION
 from multitask.data.table import (
     MISSING_FILE,
     NEAR_DUPLICATE,
     NO_LABEL,
-    NOT_DRAWN,
-    SELECTION,
+    NOT_SAMPLED,
+    TEST,
     TRAIN,
-    VAL,
+    VALIDATION,
     load_table,
     merge_tables,
 )
-from multitask.files import DiskError
+from multitask.disk import DiskError
 from multitask.spec import InputError, load_spec, override
 
 TASKS = ("artist", "style", "genre")
 
 
 def quiet(spec, data, *args, **options):
-    return prepare(spec, data, *args, tell=lambda line: None, progress=False, **options)
+    return prepare(spec, data, *args, progress=False, **options)
 
 
 def read_by_tfds(folder, split):
@@ -59,8 +62,8 @@ def tree(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def flawed(tiny_data, tiny_spec, write_picture):
-    """(spec, folder): every reason for which a picture may be left out, and each split."""
+def flawed(tiny_data, tiny_spec, write_image):
+    """(spec, folder): every reason for which an image is excluded, and each split."""
     rows = [(f"Dots/plain-{i:02}.jpg", i % 2) for i in range(40)]
     leaked = [("Lines/leaked.jpg", 0)]
     data = tiny_data(
@@ -76,44 +79,45 @@ def flawed(tiny_data, tiny_spec, write_picture):
             ],
             "genre_train": [*rows[::3], *leaked],
             "artist_train": rows[::5],
-            "style_val": [*leaked, ("Lines/exam.jpg", 1), ("Lines/broken-exam.jpg", 0)],
+            "style_val": [*leaked, ("Lines/test set.jpg", 1), ("Lines/broken-test set.jpg", 0)],
         },
     )
-    pictures = data / "wikiart"
-    (pictures / "Dots/missing.jpg").unlink()
-    (pictures / "Dots/broken.jpg").write_bytes((pictures / "Dots/plain-00.jpg").read_bytes()[:200])
-    (pictures / "Lines/broken-exam.jpg").write_text("<html>")
+    images = data / "wikiart"
+    (images / "Dots/missing.jpg").unlink()
+    (images / "Dots/broken.jpg").write_bytes((images / "Dots/plain-00.jpg").read_bytes()[:200])
+    (images / "Lines/broken-test set.jpg").write_text("<html>")
     for task in TASKS:  # the rows that `only` adds
         for split in ("train", "val"):
             if f"{task}_{split}" not in ("style_train", "genre_train", "artist_train", "style_val"):
-                write_picture(pictures / f"other/{task}_{split}.jpg")
-    # Two of the forty are left to the selection by a share of .05; half is drawn for the subset.
-    return tiny_spec(selection=0.1, max_missing=0.1, of_tasks={"subset": 0.5}), data
+                write_image(images / f"other/{task}_{split}.jpg")
+    # Two of the forty are left to the validation by a share of .05; half is sampled for the subset.
+    return tiny_spec(validation=0.1, max_missing=0.1, of_tasks={"subset": 0.5}), data
 
 
 def test_they_hold_exactly_the_usable_rows_and_every_other_has_its_reason(flawed):
     spec, data = flawed
     prepared = quiet(spec, data)
     merged = merge_tables(spec, data)
-    held = {split: read_by_tfds(prepared.folder, split) for split in (TRAIN, SELECTION)}
+    held = {split: read_by_tfds(prepared.folder, split) for split in (TRAIN, VALIDATION)}
     paths = [example["path"].decode() for split in held for example in held[split]]
     assert len(paths) == len(set(paths))
-    left_out = pd.read_csv(prepared.folder / "left_out.csv").set_index("path")["reason"].to_dict()
-    exam = {p for p, s in zip(merged.paths, merged.splits, strict=True) if s == VAL}
-    # Nothing lost, nothing twice: each row of the CSVs is a record, a picture of the exam, or
+    excluded = pd.read_csv(prepared.folder / "excluded.csv").set_index("path")["reason"].to_dict()
+    test_set = {p for p, s in zip(merged.paths, merged.splits, strict=True) if s == TEST}
+    # Nothing lost, nothing twice: each row of the CSVs is a record, an image of the test set, or
     # has a reason.
-    assert set(paths) | (exam - left_out.keys()) | left_out.keys() == set(merged.paths)
-    assert not set(paths) & (exam | left_out.keys())
-    assert left_out.pop("Dots/missing.jpg") == MISSING_FILE
-    assert "JPEG" in left_out.pop("Dots/broken.jpg")
-    assert "HTML" in left_out.pop("Lines/broken-exam.jpg")
-    assert left_out.pop("Dots/twice.jpg") == NO_LABEL
-    assert left_out and set(left_out.values()) == {NOT_DRAWN}
-    assert len(held[TRAIN]) + len(held[SELECTION]) + len(left_out) == 41
-    assert len(held[SELECTION]) > 0
+    assert set(paths) | (test_set - excluded.keys()) | excluded.keys() == set(merged.paths)
+    assert not set(paths) & (test_set | excluded.keys())
+    assert excluded.pop("Dots/missing.jpg") == MISSING_FILE
+    assert "JPEG" in excluded.pop("Dots/broken.jpg")
+    assert "HTML" in excluded.pop("Lines/broken-test set.jpg")
+    assert excluded.pop("Dots/twice.jpg") == NO_LABEL
+    assert excluded
+    assert set(excluded.values()) == {NOT_SAMPLED}
+    assert len(held[TRAIN]) + len(held[VALIDATION]) + len(excluded) == 41
+    assert len(held[VALIDATION]) > 0
 
-    # The same table comes out of the CSVs and left_out.csv alone.
-    table = load_table(spec, data, left_out=prepared.table.left_out_frame())
+    # The same table comes out of the CSVs and excluded.csv alone.
+    table = load_table(spec, data, excluded=prepared.table.excluded_frame())
     for split, examples in held.items():
         rows = table.rows(split)
         assert table.paths[rows].tolist() == [e["path"].decode() for e in examples]
@@ -121,7 +125,7 @@ def test_they_hold_exactly_the_usable_rows_and_every_other_has_its_reason(flawed
         np.testing.assert_array_equal(got, table.labels[rows])
     for name in ("paths", "labels", "splits"):
         np.testing.assert_array_equal(getattr(table, name), getattr(prepared.table, name))
-    assert table.left_out == prepared.table.left_out
+    assert table.excluded == prepared.table.excluded
 
 
 def test_labels_are_those_of_the_csvs(tiny_data, tiny_spec):
@@ -158,7 +162,7 @@ def test_labels_are_those_of_the_csvs(tiny_data, tiny_spec):
         (1.0, {(900, 40): (720, 32)}),
     ],
 )
-def test_pictures_are_upright_and_of_bounded_shorter_side(tiny_data, tiny_spec, margin, sizes):
+def test_images_are_upright_and_of_bounded_shorter_side(tiny_data, tiny_spec, margin, sizes):
     made = {
         f"Dots/{width}x{height}-{turn}.jpg": (width, height, turn)
         for width, height in sizes
@@ -167,10 +171,10 @@ def test_pictures_are_upright_and_of_bounded_shorter_side(tiny_data, tiny_spec, 
     data = tiny_data(rows={"style_train": [(path, 0) for path in made]})
     coarse = np.random.default_rng(1).integers(0, 256, (4, 5, 3)).astype(np.uint8)
     for path, (width, height, turn) in made.items():
-        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
         exif = Image.Exif()
         exif[0x0112] = turn
-        picture.save(data / "wikiart" / path, quality=98, exif=exif)
+        image.save(data / "wikiart" / path, quality=98, exif=exif)
     spec = tiny_spec(tasks=("style",), records={"margin": margin, "quality": 98})
     examples = read_by_tfds(quiet(spec, data).folder, TRAIN)
     assert len(examples) == len(made)
@@ -191,14 +195,14 @@ def test_quality_is_that_of_jpeg(tiny_data, tiny_spec):
     for quality in (50, 92):
         prepared = quiet(tiny_spec(records={"quality": quality}), data)
         one = tf.data.Dataset.from_tensors(tf.constant(0, tf.int64))
-        ((_, picture),) = prepared.reader(TRAIN)(one).as_numpy_iterator()
-        (file := data / "got.jpg").write_bytes(picture)
+        ((_, image),) = prepared.reader(TRAIN)(one).as_numpy_iterator()
+        (file := data / "got.jpg").write_bytes(image)
         Image.new("RGB", (8, 8)).save(data / "want.jpg", quality=quality)
         got, want = Image.open(file), Image.open(data / "want.jpg")
         assert got.quantization == want.quantization
 
 
-def test_metadata_tell_what_they_were_made_from(tiny_data, tiny_spec):
+def test_metadata_state_what_they_were_made_from(tiny_data, tiny_spec):
     prepared = quiet(tiny_spec(), tiny_data())
     info = tfds.builder_from_directory(prepared.folder).info
     assert str(info.version) == VERSION == prepared.folder.name
@@ -208,13 +212,15 @@ def test_metadata_tell_what_they_were_made_from(tiny_data, tiny_spec):
     assert prepared.folder.parent.name == f"tiny-{prepared.fingerprint[:12]}"
     assert info.features["label"]["style"].names == ["Dots", "Lines", "Waves"]
     assert info.splits[TRAIN].num_examples == 12
-    assert list(info.splits) == [TRAIN]  # no selection was asked for, and the exam is elsewhere
+    assert list(info.splits) == [
+        TRAIN
+    ]  # no validation split was requested, and the test set is not in the records
 
 
 def test_many_shards_are_one_split(tiny_data, tiny_spec, monkeypatch):
     spec, data = tiny_spec(), tiny_data()
     whole = quiet(spec, data, data / "a")
-    monkeypatch.setattr(records, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(records_builder, "SHARD_IMAGES", 5)
     parts = quiet(spec, data, data / "b")
     assert len(content(whole.folder)) == 1
     assert len(content(parts.folder)) == 3
@@ -222,20 +228,20 @@ def test_many_shards_are_one_split(tiny_data, tiny_spec, monkeypatch):
     assert parts.builder.paths(TRAIN) == sorted(whole.table.paths[whole.table.rows(TRAIN)])
 
 
-def test_near_duplicates_of_the_exam_are_left_out(tiny_data, tiny_spec, write_picture):
+def test_near_duplicates_of_test_images_are_excluded(tiny_data, tiny_spec, write_image):
     data = tiny_data()
-    exam = data / "wikiart/Dots/someone_val-00.jpg"
-    write_picture(exam, width=300, height=200, seed=77, cells=(24, 18))
-    with Image.open(exam) as picture:
+    test_set = data / "wikiart/Dots/someone_val-00.jpg"
+    write_image(test_set, width=300, height=200, seed=77, cells=(24, 18))
+    with Image.open(test_set) as image:
         for name, width in (("Lines/someone_train-01", 150), ("Dots/someone_train-03", 240)):
-            smaller = picture.resize((width, width * 2 // 3))
+            smaller = image.resize((width, width * 2 // 3))
             smaller.save(data / f"wikiart/{name}.jpg", quality=70)
     plain = quiet(tiny_spec(), data)
     assert plain.near_duplicates is None
     spec = tiny_spec(exclude_near_duplicates=True)
     prepared = quiet(spec, data)
     gone = ["Dots/someone_train-03.jpg", "Lines/someone_train-01.jpg"]
-    assert prepared.table.left_out == dict.fromkeys(gone, NEAR_DUPLICATE)
+    assert prepared.table.excluded == dict.fromkeys(gone, NEAR_DUPLICATE)
     assert not set(gone) & set(prepared.builder.paths(TRAIN))
     assert len(prepared.builder.paths(TRAIN)) == 10
     pairs = prepared.near_duplicates
@@ -245,25 +251,25 @@ def test_near_duplicates_of_the_exam_are_left_out(tiny_data, tiny_spec, write_pi
         ["Dots/someone_val-00.jpg", "Lines/someone_train-01.jpg"],
     ]
     again = quiet(spec, data)
-    assert (again.fresh, again.table.left_out) == (False, prepared.table.left_out)
+    assert (again.fresh, again.table.excluded) == (False, prepared.table.excluded)
     assert not quiet(tiny_spec(), data).fresh
 
 
 # === Reading ===
 
 
-def test_pictures_come_in_the_order_asked_for(tiny_data, tiny_spec, monkeypatch):
+def test_images_come_in_the_order_of_the_positions(tiny_data, tiny_spec, monkeypatch):
     monkeypatch.setattr(records, "CHUNK", 3)
-    monkeypatch.setattr(records, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(records_builder, "SHARD_IMAGES", 5)
     prepared = quiet(tiny_spec(), tiny_data())
     stored = [bytes(x) for x in prepared.builder.read(TRAIN)]
     order = [7, 0, 11, 3, 3, 5, 1, 10]
-    asked = tf.data.Dataset.from_tensor_slices(tf.constant(order, tf.int64))
+    requested = tf.data.Dataset.from_tensor_slices(tf.constant(order, tf.int64))
     for _ in range(3):  # whichever thread is first
-        got = list(prepared.reader(TRAIN)(asked).as_numpy_iterator())
+        got = list(prepared.reader(TRAIN)(requested).as_numpy_iterator())
         assert [int(position) for position, _ in got] == order
-        for position, picture in got:
-            assert picture in stored[position]
+        for position, image in got:
+            assert image in stored[position]
 
 
 # === What makes new ones, and what does not ===
@@ -282,7 +288,7 @@ NEW = {
     "image_size": 48,
     "records.margin": 1.5,
     "records.quality": 80,
-    "selection": 0.4,
+    "validation": 0.4,
     "task.subset": 0.5,
     "seed": 1,
 }
@@ -290,7 +296,7 @@ NEW = {
 
 def test_which_fields_make_new_records(tiny_data, tiny_spec):
     rows = [(f"Dots/{i:02}.jpg", i % 2) for i in range(24)]
-    spec, data = tiny_spec(tasks=("style",), selection=0.25), tiny_data(rows={"style_train": rows})
+    spec, data = tiny_spec(tasks=("style",), validation=0.25), tiny_data(rows={"style_train": rows})
     first = quiet(spec, data)
     assert first.fresh
     for field, value in (SAME | NEW).items():
@@ -308,7 +314,7 @@ def test_fewer_tasks_make_new_records(tiny_data, tiny_spec):
     assert not quiet(tiny_spec(), data).fresh
 
 
-def test_which_changes_of_the_data_make_new_records(tiny_data, tiny_spec, write_picture):
+def test_which_changes_of_the_data_make_new_records(tiny_data, tiny_spec, write_image):
     spec, data = tiny_spec(), tiny_data()
     quiet(spec, data)
     csv = data / "wikiart_csv/style_train.csv"
@@ -330,24 +336,24 @@ def test_which_changes_of_the_data_make_new_records(tiny_data, tiny_spec, write_
     assert quiet(spec, data).fresh
     (data / "wikiart_csv/style_class.txt").write_text(names)
 
-    picture = data / "wikiart" / lines[0].split('"')[1]
-    old = picture.read_bytes()
-    write_picture(picture, width=90, height=80, seed=99)
+    image = data / "wikiart" / lines[0].split('"')[1]
+    old = image.read_bytes()
+    write_image(image, width=90, height=80, seed=99)
     changed = quiet(spec, data)
     assert changed.fresh
     assert read_by_tfds(changed.folder, TRAIN)[0]["image"].shape == (37, 42, 3)
-    os.utime(picture)  # only touched
+    os.utime(image)  # only touched
     assert not quiet(spec, data).fresh
-    picture.write_bytes(old)
+    image.write_bytes(old)
 
-    write_picture(data / "wikiart/Dots/new.jpg")
+    write_image(data / "wikiart/Dots/new.jpg")
     assert not quiet(spec, data).fresh  # a file that no CSV names
     csv.write_text(text + "Dots/new.jpg,0\n")
     assert "Dots/new.jpg" in quiet(spec, data).builder.paths(TRAIN)
 
 
-def test_the_exam_is_part_of_the_fingerprint(tiny_data, tiny_spec):
-    """left_out.csv lists the exam's unreadable pictures, so another exam wants another list."""
+def test_the_test_set_is_part_of_the_fingerprint(tiny_data, tiny_spec):
+    """excluded.csv lists the unreadable images of the test set."""
     spec, data = tiny_spec(), tiny_data()
     first = quiet(spec, data)
     csv = data / "wikiart_csv/style_val.csv"
@@ -358,12 +364,12 @@ def test_the_exam_is_part_of_the_fingerprint(tiny_data, tiny_spec):
 def test_paths_cannot_be_confused_with_each_other(tiny_data, tiny_spec):
     """The fingerprint knows where a path ends and which split it is in."""
     spec = tiny_spec(tasks=("style",))
-    found = set()
+    fingerprints = set()
     for rows in ([("a", 0), ("b", 0)], [("ab", 0), ("c", 0)], [("a", 0), ("b", 1)]):
-        data = tiny_data(rows={"style_train": rows}, only=True, pictures=False, folder=str(rows))
+        data = tiny_data(rows={"style_train": rows}, only=True, images=False, folder=str(rows))
         table = merge_tables(spec, data)
-        found.add(table_fingerprint(spec, table, table, np.zeros(len(table), np.int64)))
-    assert len(found) == 3
+        fingerprints.add(table_fingerprint(spec, table, table, np.zeros(len(table), np.int64)))
+    assert len(fingerprints) == 3
 
 
 # === Whole or not at all ===
@@ -377,7 +383,7 @@ def test_an_interrupted_one_leaves_nothing_and_the_next_is_whole(tiny_data, tiny
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(records.Shard, "_encode", interrupted)
+        patch.setattr(records_builder.RecordShard, "_encode", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quiet(spec, data)
     assert not [name for name in tree(data / "records") if "array_record" in name]
@@ -387,20 +393,22 @@ def test_an_interrupted_one_leaves_nothing_and_the_next_is_whole(tiny_data, tiny
 
 
 SLOWLY = """
-import sys, time
+import logging, sys, time
 from pathlib import Path
-from multitask.data import records
+from multitask.data import records, records_builder
 from multitask.spec import load_spec
-encode, gate = records.Shard.__call__, Path(sys.argv[3])
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+logging.getLogger("multitask").setLevel(logging.INFO)
+encode, gate = records_builder.RecordShard.__call__, Path(sys.argv[3])
 def slowly(self):
     for example in encode(self):
         print("one", flush=True)
         while not gate.exists():
             time.sleep(0.05)
         yield example
-records.Shard.__call__ = slowly
+records_builder.RecordShard.__call__ = slowly
 prepared = records.prepare(
-    load_spec(sys.argv[1]), Path(sys.argv[2]), progress=False, tell=lambda x: print(x, flush=True)
+    load_spec(sys.argv[1]), Path(sys.argv[2]), progress=False
 )
 print("fresh" if prepared.fresh else "there", prepared.folder, flush=True)
 """
@@ -412,14 +420,14 @@ def spec_file(tmp_path):
     text = """
         name = "tiny"
         image_size = 32
-        selection = 0.0
+        validation = 0.0
         [trunk]
         weights = "none"
         schedule = { kind = "constant", rate = 1e-3 }
         [[task]]
         name = "style"
         train = "wikiart_csv/style_train.csv"
-        val = "wikiart_csv/style_val.csv"
+        test = "wikiart_csv/style_val.csv"
         classes = "wikiart_csv/style_class.txt"
         head = { kind = "linear" }
         loss = { kind = "cross_entropy" }
@@ -431,7 +439,7 @@ def spec_file(tmp_path):
 
 
 def start_slowly(spec_file, data, gate):
-    """A process that prepares one picture and goes on once the file `gate` is there."""
+    """A process that prepares one image and continues when the file `gate` exists."""
     return subprocess.Popen(
         [sys.executable, "-c", SLOWLY, str(spec_file), str(data), str(gate)],
         stdout=subprocess.PIPE,
@@ -469,9 +477,9 @@ def test_of_two_processes_one_prepares_and_the_other_waits(tiny_data, spec_file)
     second = start_slowly(spec_file, data, data / "gate")
     assert until(second, "Another process is preparing these records")
     (data / "gate").touch()
-    said = [process.communicate(timeout=120)[0].splitlines() for process in (first, second)]
-    assert said[0][-1].startswith("fresh ")
-    assert said[1] == [said[0][-1].replace("fresh ", "there ")]
+    message = [process.communicate(timeout=120)[0].splitlines() for process in (first, second)]
+    assert message[0][-1].startswith("fresh ")
+    assert message[1] == [message[0][-1].replace("fresh ", "there ")]
 
 
 @pytest.mark.parametrize("harm", ["remove", "shorten", "forget"])
@@ -485,19 +493,68 @@ def test_records_that_are_not_whole_are_made_again(tiny_data, tiny_spec, harm):
     elif harm == "shorten":
         file.write_bytes(file.read_bytes()[:-100])
     else:
-        (prepared.folder / "left_out.csv").unlink()
+        (prepared.folder / "excluded.csv").unlink()
     again = quiet(spec, data)
     assert again.fresh
     assert content(again.folder) == want
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "*.array_record*"])
+def test_a_named_pipe_among_the_records_is_refused(tiny_data, tiny_spec, name):
+    """TFDS would wait for it without end, so the test runs in a thread that it can leave."""
+    spec, data = tiny_spec(), tiny_data()
+    file = next(quiet(spec, data).folder.glob(name))
+    file.unlink()
+    os.mkfifo(file)
+    errors = []
+
+    def attempt():
+        with pytest.raises(InputError) as caught:
+            quiet(spec, data)
+        errors.append(str(caught.value))
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(60)
+    reason = "it is a named pipe (FIFO), not a regular file"
+    remedy = "remove its folder, and the records are prepared again"
+    assert errors == [f"{file}: cannot be read: {reason}; {remedy}"]
+
+
+def test_records_of_an_older_version_are_named(tiny_data, tiny_spec):
+    spec, data = tiny_spec(), tiny_data()
+    older = data / "records/multitask/tiny-0123456789ab"
+    (older / "1.0.0").mkdir(parents=True)
+    (data / "records/multitask/other-0123456789ab/1.0.0").mkdir(parents=True)
+    with logged() as lines:
+        assert quiet(spec, data).fresh
+    (line,) = [line for line in lines if "older version" in line]
+    assert line.startswith("Not used: 1 folders of records")
+    assert str(older) in line
+
+
+def test_tfds_has_the_private_methods_that_the_builder_overrides():
+    """Another name in TFDS would silently write other records."""
+    base = tfds.core.ShardBasedBuilder
+    for name in (
+        "_create_builder_config",
+        "_download_and_prepare",
+        "_example_writer",
+        "_info",
+        "_log_download_bytes",
+        "_log_download_done",
+        "_shard_iterators_per_split",
+    ):
+        assert callable(getattr(base, name)), name
 
 
 # === No network ===
 
 OFFLINE = """
 import sys
-asked = []
+requests = []
 sys.addaudithook(
-    lambda event, args: asked.append((event, args))
+    lambda event, args: requests.append((event, args))
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request")
     else None
 )
@@ -505,22 +562,22 @@ from pathlib import Path
 import tensorflow as tf
 for name in ("exists", "isdir", "listdir", "glob", "stat", "copy", "makedirs", "GFile"):
     def watched(*args, _call=getattr(tf.io.gfile, name), **options):
-        asked.extend(("gfile", a) for a in args if "://" in str(a))
+        requests.extend(("gfile", a) for a in args if "://" in str(a))
         return _call(*args, **options)
     setattr(tf.io.gfile, name, watched)
 from multitask.data.records import prepare
 from multitask.spec import load_spec
 spec, data = load_spec(sys.argv[1]), Path(sys.argv[2])
 for fresh in (True, False):
-    prepared = prepare(spec, data, progress=False, tell=lambda line: None)
+    prepared = prepare(spec, data, progress=False)
     assert prepared.fresh is fresh
     positions = tf.data.Dataset.range(12)
     assert len(list(prepared.reader("train")(positions))) == 12
-print("asked", asked)
+print("requests", requests)
 """
 
 
-def test_nothing_asks_the_network(tiny_data, spec_file):
+def test_nothing_uses_the_network(tiny_data, spec_file):
     done = subprocess.run(
         [sys.executable, "-c", OFFLINE, str(spec_file), str(tiny_data())],
         capture_output=True,
@@ -528,14 +585,14 @@ def test_nothing_asks_the_network(tiny_data, spec_file):
         timeout=300,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )
-    assert done.stdout.strip() == "asked []", done.stdout + done.stderr
+    assert done.stdout.strip() == "requests []", done.stdout + done.stderr
 
 
 # === The real data ===
 
 
 @pytest.mark.slow
-def test_the_real_pictures_are_all_there(tmp_path):
+def test_the_real_images_are_all_there(tmp_path):
     """How many, by counting files and rows of the CSVs with pandas alone."""
     if not os.environ.get("WIKIART_DIR"):
         pytest.skip("WIKIART_DIR is not set: the folder with wikiart/ and wikiart_csv/ of ArtGAN")
@@ -550,10 +607,10 @@ def test_the_real_pictures_are_all_there(tmp_path):
     }
     on_disk = {f"{p.parent.name}/{p.name}" for p in (data / "wikiart").glob("*/*.jpg")}
     wanted = (set(read["train"]) - set(read["val"])) & on_disk
-    held = [path for split in (TRAIN, SELECTION) for path in prepared.builder.paths(split)]
+    held = [path for split in (TRAIN, VALIDATION) for path in prepared.builder.paths(split)]
     assert sorted(held) == sorted(wanted)
-    assert prepared.table.left_out.keys() == (set(read["train"]) | set(read["val"])) - on_disk
-    assert set(prepared.table.left_out.values()) == {MISSING_FILE}
+    assert prepared.table.excluded.keys() == (set(read["train"]) | set(read["val"])) - on_disk
+    assert set(prepared.table.excluded.values()) == {MISSING_FILE}
 
 
 # === Beam ===
@@ -565,11 +622,11 @@ def test_the_real_pictures_are_all_there(tmp_path):
 )
 def test_beam_makes_the_very_same_records(tiny_data, tiny_spec, monkeypatch, workers, mode):
     pytest.importorskip("apache_beam")
-    monkeypatch.setattr(records, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(records_builder, "SHARD_IMAGES", 5)
     rows = [(f"Dots/{i:02}.jpg", i % 2) for i in range(24)]
-    spec = tiny_spec(selection=0.25)
+    spec = tiny_spec(validation=0.25)
     data = tiny_data(rows={"style_train": rows})
-    (data / "wikiart/Dots/07.jpg").write_text("no picture")
+    (data / "wikiart/Dots/07.jpg").write_text("no image")
     spec = override(spec, {"x": ("max_missing", 0.1)})
     here = quiet(spec, data, data / "here")
     beam = quiet(
@@ -583,20 +640,20 @@ def test_beam_makes_the_very_same_records(tiny_data, tiny_spec, monkeypatch, wor
     assert beam.fingerprint == here.fingerprint
     assert len(content(here.folder)) > 4
     assert content(beam.folder) == content(here.folder)
-    assert beam.table.left_out == here.table.left_out != {}
+    assert beam.table.excluded == here.table.excluded != {}
 
 
 @pytest.mark.parametrize(
-    ("runner", "options", "said"),
+    ("runner", "options", "message"),
     [
-        ("DirektRunner", [], "--beam_runner: 'DirektRunner'"),
-        (None, ["a=1"], "--beam_options: is for --beam_runner alone"),
+        ("DirektRunner", [], "beam_runner: 'DirektRunner'"),
+        (None, ["a=1"], "beam_options: needs --beam_runner"),
     ],
 )
-def test_wrong_beam_flags(tiny_data, tiny_spec, runner, options, said):
+def test_wrong_beam_flags(tiny_data, tiny_spec, runner, options, message):
     data = tiny_data()
     before = tree(data)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         quiet(tiny_spec(), data, beam_runner=runner, beam_options=options)
     assert tree(data) == before
 
@@ -609,7 +666,7 @@ def test_too_many_missing_are_refused_before_any_work(tiny_data, tiny_spec):
     for name in ("Dots/someone_train-00.jpg", "Dots/someone_val-00.jpg"):
         (data / "wikiart" / name).unlink()
     before = tree(data)
-    with pytest.raises(InputError, match=r"2 of 16 pictures \(12.500%\) are missing.*first: Dots/"):
+    with pytest.raises(InputError, match=r"2 of 16 images \(12.500%\) are missing.*first: Dots/"):
         quiet(tiny_spec(max_missing=0.12), data)
     assert tree(data) == before
     assert quiet(tiny_spec(max_missing=0.125), data).fresh
@@ -617,20 +674,20 @@ def test_too_many_missing_are_refused_before_any_work(tiny_data, tiny_spec):
 
 def test_too_many_unreadable_are_refused_and_the_work_is_kept(tiny_data, tiny_spec):
     data = tiny_data()
-    (data / "wikiart/Dots/someone_train-00.jpg").write_text("no picture")
+    (data / "wikiart/Dots/someone_train-00.jpg").write_text("no image")
     for _ in range(2):
-        with pytest.raises(InputError, match="1 of 16 pictures.*not a JPEG, PNG or WebP picture"):
+        with pytest.raises(InputError, match=r"1 of 16 images.*not a JPEG, PNG or WebP image"):
             quiet(tiny_spec(), data)
     allowed = quiet(tiny_spec(max_missing=0.1), data)
     assert not allowed.fresh
     assert len(allowed.table.rows(TRAIN)) == 11
 
 
-def test_no_readable_picture_at_all(tiny_data, tiny_spec):
+def test_no_readable_image_at_all(tiny_data, tiny_spec):
     data = tiny_data()
     for file in (data / "wikiart").glob("*/*train*.jpg"):
-        file.write_text("no picture")
-    with pytest.raises(InputError, match="no picture of the training side can be read"):
+        file.write_text("no image")
+    with pytest.raises(InputError, match="no training image can be read"):
         quiet(tiny_spec(max_missing=0.9), data)
 
 
@@ -638,30 +695,32 @@ def test_a_records_dir_that_cannot_be(tiny_data, tiny_spec):
     data = tiny_data()
     (data / "file").write_text("")
     for folder in (data / "file", data / "file/below"):
-        with pytest.raises(InputError, match="--records_dir: .*cannot be written to"):
+        with pytest.raises(InputError, match=r"^records_dir: .*cannot be written to"):
             quiet(tiny_spec(), data, folder)
 
 
-def test_too_little_space_is_told_before_the_work(tiny_data, tiny_spec, monkeypatch):
+def test_too_little_space_is_an_error_before_the_work(tiny_data, tiny_spec, monkeypatch):
     data = tiny_data()
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(DiskError, match="for 12 images, 10 bytes free.* --records_dir") as caught:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(DiskError, match=r"for 12 images, 10 bytes free.* --records_dir") as caught:
         quiet(tiny_spec(), data)
     assert str(caught.value).startswith(f"{data / 'records/multitask'}: no room on the disk (")
     assert not [name for name in tree(data) if "array_record" in name]
 
 
 @pytest.mark.parametrize(("images", "few"), [(36, True), (240, False)])
-def test_few_validation_images_are_said_to_be_few(tiny_data, tiny_spec, half_labelled, images, few):
-    """Which epoch is the best is chosen by them; from 20 labels on nothing is said."""
-    root = tiny_data(rows=half_labelled(images), pictures=False)
-    table = load_table(tiny_spec(selection=0.3), root)
-    counts = {task: len(table.labels_of(task, SELECTION)) for task in table.tasks}
+def test_few_validation_images_are_noted(tiny_data, tiny_spec, half_labelled, images, few):
+    """The best epoch is chosen by them; from 20 labels on there is no note."""
+    root = tiny_data(rows=half_labelled(images), images=False)
+    table = load_table(tiny_spec(validation=0.3), root)
+    counts = {task: len(table.labels_of(task, VALIDATION)) for task in table.tasks}
     assert all(count > 0 for count in counts.values())
     assert any(count < 20 for count in counts.values()) == few
     lines = [line for line in describe_table(table) if "few validation images" in line]
     named = ", ".join(f"{task} {count}" for task, count in counts.items() if count < 20)
-    told = f"  few validation images ({named}): which epoch is the best is partly chance"
-    assert lines == ([told] if few else [])
-    assert not [x for x in describe_table(load_table(tiny_spec(), root)) if "few val" in x]
+    expected_line = (
+        f"  few validation images ({named}): the choice of the best epoch is partly chance"
+    )
+    assert lines == ([expected_line] if few else [])
+    assert not [x for x in describe_table(load_table(tiny_spec(), root)) if "few test" in x]

@@ -10,22 +10,21 @@ import pandas as pd
 import pytest
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
+from multitask.data.label_files import read_classes, read_labels
+from multitask.data.splitting import class_weights
 from multitask.data.table import (
     MISSING_FILE,
     NEAR_DUPLICATE,
     NO_LABEL,
-    NOT_DRAWN,
-    SELECTION,
+    NOT_SAMPLED,
+    TEST,
     TRAIN,
     UNKNOWN_LABEL,
-    VAL,
+    VALIDATION,
     Table,
-    class_weights,
-    hold_out_selection,
+    hold_out_validation,
     load_table,
     merge_tables,
-    read_classes,
-    read_labels,
     subset_table,
 )
 from multitask.spec import InputError, load_spec, parse_spec
@@ -45,7 +44,7 @@ def notes_with(table, word):
     return [note for note in table.notes if word in note]
 
 
-def random_table(rows=2000, seed=0, val=200):
+def random_table(rows=2000, seed=0, test=200):
     """Three tasks: style on all, genre on most, artist on some; classes of very unlike size."""
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.ones(8))
@@ -58,9 +57,9 @@ def random_table(rows=2000, seed=0, val=200):
         axis=1,
     ).astype(np.int32)
     splits = np.full(rows, TRAIN, dtype=object)
-    exam = rng.choice(rows, val, replace=False)
-    splits[exam] = VAL
-    labels[exam[0]] = -1  # as a contradiction leaves it
+    test_set = rng.choice(rows, test, replace=False)
+    splits[test_set] = TEST
+    labels[test_set[0]] = -1  # as a contradiction leaves it
     classes = {
         task: tuple(f"{task}{i}" for i in range(n))
         for task, n in (("artist", 5), ("style", 8), ("genre", 4))
@@ -70,7 +69,7 @@ def random_table(rows=2000, seed=0, val=200):
 
 
 def assert_disjoint_and_whole(table):
-    rows = [set(table.rows(split).tolist()) for split in (TRAIN, SELECTION, VAL)]
+    rows = [set(table.rows(split).tolist()) for split in (TRAIN, VALIDATION, TEST)]
     assert sum(len(r) for r in rows) == len(set().union(*rows)) == len(table)
     assert len(set(table.paths)) == len(table)
 
@@ -81,7 +80,7 @@ def assert_disjoint_and_whole(table):
 def test_tasks_merge_into_one_row_an_image(tiny_data, tiny_spec):
     data = tiny_data(
         only=True,
-        pictures=False,
+        images=False,
         rows={
             "artist_train": [("a.jpg", 1), ("b.jpg", 0)],
             "style_train": [("b.jpg", 2), ("c.jpg", 1)],
@@ -93,7 +92,7 @@ def test_tasks_merge_into_one_row_an_image(tiny_data, tiny_spec):
     assert rows["a.jpg"] == (TRAIN, {"artist": 1})
     assert rows["b.jpg"] == (TRAIN, {"artist": 0, "style": 2, "genre": 1})
     assert rows["c.jpg"] == (TRAIN, {"style": 1, "genre": 0})
-    assert rows["other/style_val.jpg"] == (VAL, {"style": 0})
+    assert rows["other/style_val.jpg"] == (TEST, {"style": 0})
     assert len(table) == 6
     assert list(table.paths) == sorted(table.paths)
     assert table.labels.dtype == np.int32
@@ -102,27 +101,27 @@ def test_tasks_merge_into_one_row_an_image(tiny_data, tiny_spec):
 
 
 def test_counts_are_those_of_the_default_data(tiny_data, tiny_spec):
-    table = load_table(tiny_spec(), tiny_data(pictures=False))
+    table = load_table(tiny_spec(), tiny_data(images=False))
     assert table.counts().loc[TRAIN].to_dict() == {
         "images": 12,
         "artist/labels": 6,
         "style/labels": 12,
         "genre/labels": 9,
     }
-    assert table.counts().loc[VAL].to_dict() == {
+    assert table.counts().loc[TEST].to_dict() == {
         "images": 4,
         "artist/labels": 2,
         "style/labels": 4,
         "genre/labels": 3,
     }
-    assert table.counts().loc[SELECTION].sum() == 0
+    assert table.counts().loc[VALIDATION].sum() == 0
     assert_disjoint_and_whole(table)
 
 
-def test_a_picture_that_is_val_for_one_task_is_trained_on_for_none(tiny_data, tiny_spec):
+def test_an_image_that_is_test_for_one_task_is_trained_on_for_none(tiny_data, tiny_spec):
     data = tiny_data(
         only=True,
-        pictures=False,
+        images=False,
         rows={
             "artist_val": [("leak.jpg", 1)],
             "style_train": [("leak.jpg", 2), ("too.jpg", 1), ("fine.jpg", 0)],
@@ -132,132 +131,134 @@ def test_a_picture_that_is_val_for_one_task_is_trained_on_for_none(tiny_data, ti
     )
     table = merge_tables(tiny_spec(), data)
     rows = by_path(table)
-    assert rows["leak.jpg"] == (VAL, {"artist": 1})  # neither its style nor its genre is kept
-    assert rows["too.jpg"] == (VAL, {"genre": 0})
+    assert rows["leak.jpg"] == (TEST, {"artist": 1})  # neither its style nor its genre is kept
+    assert rows["too.jpg"] == (TEST, {"genre": 0})
     assert rows["fine.jpg"] == (TRAIN, {"style": 0, "genre": 1})
-    (note,) = notes_with(table, "val for one task and train for another")
-    assert note.startswith("2 pictures")
+    (note,) = notes_with(table, "test for one task and train for another")
+    assert note.startswith("2 images")
     assert "artist 0, style 2, genre 1" in note
 
 
-def test_a_picture_in_train_and_val_of_one_task_is_an_exam(tiny_data, tiny_spec):
+def test_an_image_in_train_and_val_of_one_task_is_a_test_image(tiny_data, tiny_spec):
     rows = {"style_train": [("x.jpg", 1), ("y.jpg", 0)], "style_val": [("x.jpg", 1)]}
-    table = merge_tables(tiny_spec(), tiny_data(only=True, pictures=False, rows=rows))
-    assert by_path(table)["x.jpg"] == (VAL, {"style": 1})
-    assert notes_with(table, "style: 1 pictures are listed more than once, alike")
+    table = merge_tables(tiny_spec(), tiny_data(only=True, images=False, rows=rows))
+    assert by_path(table)["x.jpg"] == (TEST, {"style": 1})
+    assert notes_with(table, "style: 1 images are listed more than once with the same label")
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "split"),
+    ("train", "test", "split"),
     [
         ([("x.jpg", 0), ("x.jpg", 1)], [], TRAIN),
-        ([("x.jpg", 0)], [("x.jpg", 1)], VAL),
-        ([], [("x.jpg", 0), ("x.jpg", 1)], VAL),
-        ([("x.jpg", 0)], [("x.jpg", 1), ("x.jpg", 1)], VAL),
+        ([("x.jpg", 0)], [("x.jpg", 1)], TEST),
+        ([], [("x.jpg", 0), ("x.jpg", 1)], TEST),
+        ([("x.jpg", 0)], [("x.jpg", 1), ("x.jpg", 1)], TEST),
         ([("x.jpg", 2), ("x.jpg", 1), ("x.jpg", 2)], [], TRAIN),
     ],
 )
 def test_a_contradiction_loses_its_label_for_that_task_alone(
-    tiny_data, tiny_spec, train, val, split
+    tiny_data, tiny_spec, train, test, split
 ):
     data = tiny_data(
         only=True,
-        pictures=False,
+        images=False,
         rows={
             "style_train": [*train, ("t.jpg", 2)],
-            "style_val": [*val, ("v.jpg", 1)],
+            "style_val": [*test, ("v.jpg", 1)],
             "genre_train": [("x.jpg", 1)],
         },
     )
     table = merge_tables(tiny_spec(), data)
-    # An exam that lost its label was an exam nevertheless: its genre is not trained on.
+    # A test set that lost its label was a test set nevertheless: its genre is not trained on.
     assert by_path(table)["x.jpg"] == (split, {"genre": 1} if split == TRAIN else {})
     (note,) = notes_with(table, "two labels")
-    assert note.startswith("style: 1 pictures")
+    assert note.startswith("style: 1 images")
     assert "x.jpg" in note
 
 
-def test_a_contradictory_picture_without_other_labels_is_not_trained_on(tiny_data, tiny_spec):
+def test_a_contradictory_image_without_other_labels_is_not_trained_on(tiny_data, tiny_spec):
     rows = {"style_train": [("x.jpg", 0), ("x.jpg", 1), ("y.jpg", 1)]}
-    data = tiny_data(only=True, pictures=False, rows=rows)
+    data = tiny_data(only=True, images=False, rows=rows)
     assert "x.jpg" in by_path(merge_tables(tiny_spec(), data))
     assert "x.jpg" not in by_path(load_table(tiny_spec(), data))
 
 
-def test_two_spellings_of_one_path_are_one_picture(tiny_data, tiny_spec):
+def test_two_spellings_of_one_path_are_one_image(tiny_data, tiny_spec):
     rows = {"style_train": [("./Dots//x.jpg", 2), ("y.jpg", 0)], "genre_val": [("Dots/x.jpg", 1)]}
-    table = merge_tables(tiny_spec(), tiny_data(only=True, pictures=False, rows=rows))
-    assert by_path(table)["Dots/x.jpg"] == (VAL, {"genre": 1})
+    table = merge_tables(tiny_spec(), tiny_data(only=True, images=False, rows=rows))
+    assert by_path(table)["Dots/x.jpg"] == (TEST, {"genre": 1})
     assert "./Dots//x.jpg" not in by_path(table)
 
 
 def test_the_order_of_the_rows_changes_nothing(tiny_data, tiny_spec):
-    spec = tiny_spec(selection=0.3, of_tasks={"subset": 0.7}, seed=5)
-    first = tiny_data(pictures=False, folder="first")
-    second = tiny_data(pictures=False, folder="second")
+    spec = tiny_spec(validation=0.3, of_tasks={"subset": 0.7}, seed=5)
+    first = tiny_data(images=False, folder="first")
+    second = tiny_data(images=False, folder="second")
     for csv in sorted((second / "wikiart_csv").glob("*.csv")):
         csv.write_text("".join(reversed(csv.read_text().splitlines(keepends=True))))
     a, b = load_table(spec, first), load_table(spec, second)
-    assert len(a.rows(SELECTION)) > 0
+    assert len(a.rows(VALIDATION)) > 0
     np.testing.assert_array_equal(a.paths, b.paths)
     np.testing.assert_array_equal(a.labels, b.labels)
     np.testing.assert_array_equal(a.splits, b.splits)
 
 
-def left_out(**reasons):
+def excluded(**reasons):
     return pd.DataFrame({"path": list(reasons), "reason": list(reasons.values())}, dtype=object)
 
 
-def test_unusable_pictures_are_left_out_of_every_split(tiny_data, tiny_spec):
-    data = tiny_data(pictures=False)
+def test_unusable_images_are_excluded_from_every_split(tiny_data, tiny_spec):
+    data = tiny_data(images=False)
     gone = {"Dots/someone_train-00.jpg": "broken", "Lines/someone_val-01.jpg": MISSING_FILE}
-    table = load_table(tiny_spec(), data, left_out=left_out(**gone))
+    table = load_table(tiny_spec(), data, excluded=excluded(**gone))
     assert len(table) == 14
     assert not gone.keys() & set(table.paths)
-    assert table.left_out == gone
+    assert table.excluded == gone
 
 
-def test_missing_pictures_leave_before_the_drawing_and_unreadable_ones_after(tiny_data, tiny_spec):
-    """What is missing is made up for by others; what proves unreadable is not."""
+def test_missing_images_are_excluded_before_sampling_and_unreadable_ones_after(
+    tiny_data, tiny_spec
+):
+    """Other images replace missing ones in the sample, but not unreadable ones."""
     rows = [(f"Dots/{i:02}.jpg", 0) for i in range(40)]
-    data = tiny_data(only=True, rows={"style_train": rows}, pictures=False)
-    spec = tiny_spec(tasks=("style",), selection=0.25)
-    held = load_table(spec, data).paths[load_table(spec, data).rows(SELECTION)]
+    data = tiny_data(only=True, rows={"style_train": rows}, images=False)
+    spec = tiny_spec(tasks=("style",), validation=0.25)
+    held = load_table(spec, data).paths[load_table(spec, data).rows(VALIDATION)]
     assert len(held) == 10
     gone = dict.fromkeys(held[:8], MISSING_FILE)
-    assert len(load_table(spec, data, left_out=left_out(**gone)).rows(SELECTION)) == 8  # of 32
+    assert len(load_table(spec, data, excluded=excluded(**gone)).rows(VALIDATION)) == 8  # of 32
     gone = dict.fromkeys(held[:8], "it is empty")
-    assert len(load_table(spec, data, left_out=left_out(**gone)).rows(SELECTION)) == 2
+    assert len(load_table(spec, data, excluded=excluded(**gone)).rows(VALIDATION)) == 2
 
 
-def test_every_picture_is_in_the_table_or_has_its_reason(tiny_data, tiny_spec):
+def test_every_image_is_in_the_table_or_has_its_reason(tiny_data, tiny_spec):
     rows = [(f"Dots/{i:02}.jpg", i % 3) for i in range(30)]
     rows += [("Dots/twice.jpg", 0), ("Dots/twice.jpg", 1), ("Dots/unknown.jpg", 9)]
-    data = tiny_data(only=True, rows={"style_train": rows}, pictures=False)
+    data = tiny_data(only=True, rows={"style_train": rows}, images=False)
     spec = tiny_spec(tasks=("style",), of_tasks={"subset": 0.5}, max_unknown=0.1)
     gone = {"Dots/00.jpg": MISSING_FILE, "Dots/03.jpg": NEAR_DUPLICATE}
-    table = load_table(spec, data, left_out=left_out(**gone))
+    table = load_table(spec, data, excluded=excluded(**gone))
     merged = merge_tables(spec, data)
-    assert table.left_out.keys() | set(table.paths) == {*merged.paths, "Dots/unknown.jpg"}
-    assert not table.left_out.keys() & set(table.paths)
-    # Of the classes of 8, 10 and 10 half is drawn; the other file has one row, never left out.
-    assert Counter(table.left_out.values()) == {
+    assert table.excluded.keys() | set(table.paths) == {*merged.paths, "Dots/unknown.jpg"}
+    assert not table.excluded.keys() & set(table.paths)
+    # Half of the classes of 8, 10 and 10 is sampled; the other file has one row, never excluded.
+    assert Counter(table.excluded.values()) == {
         MISSING_FILE: 1,
         NEAR_DUPLICATE: 1,
         UNKNOWN_LABEL: 1,
         NO_LABEL: 1,
-        NOT_DRAWN: 14,
+        NOT_SAMPLED: 14,
     }
-    again = load_table(spec, data, left_out=table.left_out_frame())
+    again = load_table(spec, data, excluded=table.excluded_frame())
     np.testing.assert_array_equal(again.paths, table.paths)
-    assert again.left_out == table.left_out
+    assert again.excluded == table.excluded
 
 
 def test_nothing_left_to_train_on_is_refused(tiny_data, tiny_spec):
-    data = tiny_data(pictures=False)
+    data = tiny_data(images=False)
     names = [p for p in merge_tables(tiny_spec(), data).paths if "train" in p]
-    with pytest.raises(InputError, match="no picture is left to train on"):
-        load_table(tiny_spec(), data, left_out=left_out(**dict.fromkeys(names, MISSING_FILE)))
+    with pytest.raises(InputError, match="no image is left to train on"):
+        load_table(tiny_spec(), data, excluded=excluded(**dict.fromkeys(names, MISSING_FILE)))
 
 
 # === Rule 5 and the forms of a CSV ===
@@ -275,7 +276,7 @@ PLAIN = [("a.jpg", 0), ("b.jpg", 2)]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected_note"),
     [
         ("a.jpg,0\nb.jpg,2\n", None),
         ("a.jpg,0\nb.jpg,2", None),
@@ -293,13 +294,13 @@ PLAIN = [("a.jpg", 0), ("b.jpg", 2)]
         ('"a.jpg","0"\n"b.jpg","2"\n', None),
     ],
 )
-def test_every_form_of_a_csv_reads_alike(tmp_path, content, said):
+def test_every_form_of_a_csv_reads_alike(tmp_path, content, expected_note):
     rows, notes = read(tmp_path, content)
     assert rows == PLAIN
-    if said is None:
+    if expected_note is None:
         assert notes == []
     else:
-        assert any(said in note and "colour_train.csv" in note for note in notes)
+        assert any(expected_note in note and "colour_train.csv" in note for note in notes)
 
 
 def test_the_first_row_of_a_headerless_file_is_not_lost(tmp_path):
@@ -345,7 +346,7 @@ def test_unknown_names_are_filtered_and_named(tmp_path):
 
 def test_an_unknown_label_reaches_the_table_as_missing(tiny_data, tiny_spec):
     rows = {"style_train": [("x.jpg", 7), ("y.jpg", 1)], "genre_train": [("x.jpg", 1)]}
-    data = tiny_data(only=True, pictures=False, rows=rows)
+    data = tiny_data(only=True, images=False, rows=rows)
     table = merge_tables(tiny_spec(max_unknown=0.5), data)
     assert by_path(table)["x.jpg"] == (TRAIN, {"genre": 1})
     assert notes_with(table, "style_train.csv: 1 of 2 rows have an unknown class")
@@ -385,11 +386,11 @@ def test_a_wrong_csv_is_refused_with_its_line(tmp_path, content, message):
 
 
 def test_a_missing_csv_is_named_with_what_is_near(tiny_data, tiny_spec):
-    data = tiny_data(pictures=False)
+    data = tiny_data(images=False)
     (data / "wikiart_csv/style_val.csv").rename(data / "wikiart_csv/style_vall.csv")
     with pytest.raises(InputError, match=r'style_val.csv: no such file. Did you mean "style_vall'):
         merge_tables(tiny_spec(), data)
-    with pytest.raises(InputError, match="--data_dir: .*nowhere: is no folder"):
+    with pytest.raises(InputError, match=r"data_dir: .*nowhere: is not a folder"):
         merge_tables(tiny_spec(), data / "nowhere")
     (data / "empty").mkdir()
     with pytest.raises(InputError, match=r"no such file \(there is no folder .*wikiart_csv\)"):
@@ -404,45 +405,45 @@ def test_a_folder_in_the_place_of_a_csv_is_refused(tmp_path):
 # === Findings ===
 
 
-def found_rows(frame, *columns):
+def finding_rows(frame, *columns):
     return list(frame[["file", "line", "path", *columns]].itertuples(index=False, name=None))
 
 
-def test_what_the_notes_say_is_found_row_by_row(tiny_data, tiny_spec):
+def test_findings_have_the_rows_that_the_notes_count(tiny_data, tiny_spec):
     rows = {
         "style_train": "x.jpg,0\n\nx.jpg,1\ny.jpg,2\n./y.jpg,2\nleak.jpg,1\nu.jpg,7\n",
         "style_val": [("y.jpg", 2), ("z.jpg", 1)],
         "genre_val": [("leak.jpg", 0), ("x.jpg", 1)],
     }
-    data = tiny_data(only=True, pictures=False, rows=rows)
+    data = tiny_data(only=True, images=False, rows=rows)
     table = merge_tables(tiny_spec(max_unknown=0.5), data)
-    found = table.findings
-    train, val, genre = (f"wikiart_csv/{n}.csv" for n in ("style_train", "style_val", "genre_val"))
-    assert found_rows(found.contradictory, "label") == [
+    findings = table.findings
+    train, test, genre = (f"wikiart_csv/{n}.csv" for n in ("style_train", "style_val", "genre_val"))
+    assert finding_rows(findings.contradictory, "label") == [
         (train, 1, "x.jpg", 0),
         (train, 3, "x.jpg", 1),
     ]
-    assert found_rows(found.repeated, "split") == [
+    assert finding_rows(findings.repeated, "split") == [
         (train, 4, "y.jpg", "train"),
         (train, 5, "y.jpg", "train"),
-        (val, 1, "y.jpg", "val"),
+        (test, 1, "y.jpg", "test"),
     ]
-    assert found_rows(found.unknown, "value", "task") == [(train, 7, "u.jpg", "7", "style")]
+    assert finding_rows(findings.unknown, "value", "task") == [(train, 7, "u.jpg", "7", "style")]
     # x lost its style by contradiction: nothing of it leaks.
-    assert found_rows(found.leaks, "split") == [
+    assert finding_rows(findings.leaks, "split") == [
         (train, 6, "leak.jpg", "train"),
-        (genre, 1, "leak.jpg", "val"),
+        (genre, 1, "leak.jpg", "test"),
     ]
-    assert len(found.unsafe) == 0
-    files = found.files.set_index("file")["rows"].to_dict()
-    assert (files[train], files[val], files[genre]) == (6, 2, 2)
+    assert len(findings.unsafe) == 0
+    files = findings.files.set_index("file")["rows"].to_dict()
+    assert (files[train], files[test], files[genre]) == (6, 2, 2)
     assert len(table.notes) == 5  # a blank line and each of the four frames
 
 
 def test_clean_lists_have_no_findings(tiny_data, tiny_spec):
-    found = merge_tables(tiny_spec(), tiny_data(pictures=False)).findings
-    assert found.files["rows"].tolist() == [6, 2, 12, 4, 9, 3]
-    for kind, frame in vars(found).items():
+    findings = merge_tables(tiny_spec(), tiny_data(images=False)).findings
+    assert findings.files["rows"].tolist() == [6, 2, 12, 4, 9, 3]
+    for kind, frame in vars(findings).items():
         assert kind == "files" or (len(frame) == 0 and "path" in frame)
 
 
@@ -451,18 +452,18 @@ def test_what_is_refused_can_be_collected_instead(tiny_data, tiny_spec):
         "style_train": '../a.jpg,0\n/b.jpg,1\n"c\td.jpg",1\ne.jpg,grene\nf.jpg,9\ng.jpg,2\n',
         "genre_train": [("../a.jpg", 1), ("g.jpg", 0)],
     }
-    data = tiny_data(only=True, pictures=False, rows=rows)
+    data = tiny_data(only=True, images=False, rows=rows)
     with pytest.raises(InputError, match=r"line 1: '../a.jpg': paths with `..` are refused"):
         merge_tables(tiny_spec(), data)
     table = merge_tables(tiny_spec(), data, strict=False)
     style, genre = "wikiart_csv/style_train.csv", "wikiart_csv/genre_train.csv"
-    assert found_rows(table.findings.unsafe, "reason") == [
+    assert finding_rows(table.findings.unsafe, "reason") == [
         (style, 1, "../a.jpg", "paths with `..` are refused"),
         (style, 2, "/b.jpg", "absolute paths are refused"),
         (style, 3, "c\td.jpg", "control characters are refused"),
         (genre, 1, "../a.jpg", "paths with `..` are refused"),
     ]
-    assert found_rows(table.findings.unknown, "value") == [
+    assert finding_rows(table.findings.unknown, "value") == [
         (style, 4, "e.jpg", "grene"),
         (style, 5, "f.jpg", "9"),
     ]
@@ -473,9 +474,9 @@ def test_what_is_refused_can_be_collected_instead(tiny_data, tiny_spec):
     assert table.findings.leaks.empty
 
 
-def test_what_a_table_finds_stays_with_it(tiny_data, tiny_spec):
+def test_sampling_keeps_the_findings(tiny_data, tiny_spec):
     rows = {"style_train": [("x.jpg", 0), ("x.jpg", 1), ("y.jpg", 1)]}
-    table = load_table(tiny_spec(), tiny_data(only=True, pictures=False, rows=rows))
+    table = load_table(tiny_spec(), tiny_data(only=True, images=False, rows=rows))
     assert len(table.findings.contradictory) == 2
 
 
@@ -495,8 +496,8 @@ def test_classes_come_by_index_not_by_line_or_alphabet(tmp_path):
     [
         ("0 red\n2 blue\n", "index 1 is missing; 2 classes need 0 to 1"),
         ("1 red\n2 blue\n", "index 0 is missing"),
-        ("0 red\n1 blue\n1 green\n", "line 3: index 1 stands twice"),
-        ("0 red\n\n1 red\n", 'line 3: the name "red" stands twice'),
+        ("0 red\n1 blue\n1 green\n", "line 3: index 1 is repeated"),
+        ("0 red\n\n1 red\n", 'line 3: the name "red" is repeated'),
         ("0 red\ngreen\n", "line 2: 'green': expected `index name`"),
         ("0 red\n1\n", "line 2: '1': expected `index name`"),
         ("0 red\n-1 green\n", "line 2: '-1': expected"),
@@ -520,22 +521,22 @@ def test_a_class_name_may_hold_what_python_takes_for_a_line_end(tmp_path, mark):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected_note"),
     [
-        ("9" * 5000 + " a\n", "an index is below 1,000,000"),
+        ("9" * 5000 + " a\n", "an index must be below 1,000,000"),
         ("x" * 5000 + " a\n", "expected `index name`"),
         ("\x1b[2J\x00 a\n", r"line 1: '\x1b[2J\x00': expected"),
-        (f"0 {'n' * 5000}\n1 {'n' * 5000}\n", "stands twice"),
+        (f"0 {'n' * 5000}\n1 {'n' * 5000}\n", "is repeated"),
         ("secret of somebody\n", "line 1: 'secret': expected `index name`"),
     ],
 )
-def test_a_message_on_a_class_file_quotes_one_cell_in_short(tmp_path, content, said):
+def test_a_message_on_a_class_file_quotes_one_cell_in_short(tmp_path, content, expected_note):
     path = tmp_path / "class.txt"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
         read_classes(path)
     message = str(caught.value).removeprefix(f"{path}: ")
-    assert said in message
+    assert expected_note in message
     assert message.isprintable()
     assert len(message) < 200
 
@@ -551,12 +552,12 @@ def test_a_long_class_file_takes_no_square_of_its_length(tmp_path):
 # === Names made of digits, and lists without rows ===
 
 
-def digits(tiny_data, tiny_spec, classes, **rows):
+def digits(tiny_data, tiny_spec, classes, train, test):
     data = tiny_data(
         only=True,
-        pictures=False,
+        images=False,
         classes={"style": classes},
-        rows={f"style_{split}": pairs for split, pairs in rows.items()},
+        rows={"style_train": train, "style_val": test},
     )
     return merge_tables(tiny_spec(tasks=("style",)), data)
 
@@ -564,22 +565,22 @@ def digits(tiny_data, tiny_spec, classes, **rows):
 def test_names_made_of_digits_are_names(tiny_data, tiny_spec):
     cars = ("Golf", "911", "Beetle")
     train = [("a.jpg", "Golf"), ("b.jpg", "911"), ("c.jpg", "Beetle")]
-    table = digits(tiny_data, tiny_spec, cars, train=train, val=[("d.jpg", "911")])
+    table = digits(tiny_data, tiny_spec, cars, train=train, test=[("d.jpg", "911")])
     assert table.labels[:, 0].tolist() == [0, 1, 2, 1]
     assert table.notes == ()
 
 
-def test_a_file_that_does_not_tell_is_read_as_the_tasks_other_one(tiny_data, tiny_spec):
+def test_an_ambiguous_file_is_read_like_the_other_file_of_its_task(tiny_data, tiny_spec):
     grades = ("1", "2", "3")
     by_name = [("a.jpg", "1"), ("b.jpg", "2"), ("c.jpg", "3")]
     by_index = [("a.jpg", "0"), ("b.jpg", "1"), ("c.jpg", "2")]
     unclear = [("d.jpg", "1"), ("e.jpg", "2")]
-    table = digits(tiny_data, tiny_spec, grades, train=by_name, val=unclear)
+    table = digits(tiny_data, tiny_spec, grades, train=by_name, test=unclear)
     assert table.labels[:, 0].tolist() == [0, 1, 2, 0, 1]
-    table = digits(tiny_data, tiny_spec, grades, train=by_index, val=unclear)
+    table = digits(tiny_data, tiny_spec, grades, train=by_index, test=unclear)
     assert table.labels[:, 0].tolist() == [0, 1, 2, 1, 2]
     assert table.notes == ()
-    table = digits(tiny_data, tiny_spec, grades, train=unclear, val=[("f.jpg", "2")])
+    table = digits(tiny_data, tiny_spec, grades, train=unclear, test=[("f.jpg", "2")])
     assert table.labels[:, 0].tolist() == [1, 2, 2]
     (note,) = table.notes
     assert note == (
@@ -590,19 +591,19 @@ def test_a_file_that_does_not_tell_is_read_as_the_tasks_other_one(tiny_data, tin
 
 @pytest.mark.parametrize("text", ["", "\ufeff\r\n", "path,class\n", "path;class\n", None])
 def test_a_task_without_a_test_set(tiny_data, tiny_spec, text):
-    data = tiny_data(pictures=False, rows={} if text is None else {"style_val": text})
+    data = tiny_data(images=False, rows={} if text is None else {"style_val": text})
     raw = tiny_spec().to_dict()
     if text is None:
-        del raw["task"][1]["val"]
+        del raw["task"][1]["test"]
     spec = parse_spec(raw, source="tiny.toml")
     table = load_table(spec, data)
     assert table.without_test == ("style",)
-    assert table.counts().loc["val"].to_dict() == {
+    assert table.counts().loc["test"].to_dict() == {
         "images": 3, "artist/labels": 2, "style/labels": 0, "genre/labels": 3,
     }  # fmt: skip
     assert parse_spec(spec.to_dict(), source="again").tasks == spec.tasks
     # None of the tasks has one.
-    raw["task"] = [{k: v for k, v in task.items() if k != "val"} for task in raw["task"]]
+    raw["task"] = [{k: v for k, v in task.items() if k != "test"} for task in raw["task"]]
     table = load_table(parse_spec(raw, source="tiny.toml"), data)
     assert table.without_test == table.tasks
     assert (table.splits == TRAIN).all()
@@ -610,7 +611,7 @@ def test_a_task_without_a_test_set(tiny_data, tiny_spec, text):
 
 @pytest.mark.parametrize("text", ["", "path,class\n"])
 def test_a_task_without_training_rows_is_refused(tiny_data, tiny_spec, text):
-    data = tiny_data(pictures=False, rows={"style_train": text})
+    data = tiny_data(images=False, rows={"style_train": text})
     message = r'style_train.csv: no training rows, .* "style" .*--tasks'
     with pytest.raises(InputError, match=message):
         merge_tables(tiny_spec(), data)
@@ -620,7 +621,7 @@ def test_a_task_without_training_rows_is_refused(tiny_data, tiny_spec, text):
 
 def test_a_task_that_keeps_no_training_label_is_refused(tiny_data, tiny_spec):
     rows = {"style_train": [("a.jpg", 0), ("b.jpg", 1)], "genre_val": [("a.jpg", 0), ("b.jpg", 1)]}
-    data = tiny_data(pictures=False, rows=rows)
+    data = tiny_data(images=False, rows=rows)
     message = r'tiny.toml: task\[1\] "style": train: no training label of this task is left'
     with pytest.raises(InputError, match=message):
         load_table(tiny_spec(), data)
@@ -642,22 +643,22 @@ def test_a_subset_has_its_share_of_every_class():
     assert_disjoint_and_whole(small)
 
 
-def test_a_subset_keeps_labels_as_they_were_and_the_exam_whole():
+def test_a_subset_keeps_labels_as_they_were_and_the_test_whole():
     table = random_table()
     small = subset_table(table, {"artist": 0.1, "style": 0.1, "genre": 0.1}, seed=0)
     old, new = by_path(table), by_path(small)
     for path, (split, labels) in new.items():
         assert split == old[path][0]
         assert labels.items() <= old[path][1].items()
-    exam = {path: value for path, value in old.items() if value[0] == VAL}
-    assert {path: value for path, value in new.items() if value[0] == VAL} == exam
-    # One rank for all tasks: a tenth of the labels is not three tenths of the pictures.
+    test_set = {path: value for path, value in old.items() if value[0] == TEST}
+    assert {path: value for path, value in new.items() if value[0] == TEST} == test_set
+    # One rank for all tasks: a tenth of the labels is not three tenths of the images.
     assert len(small.rows(TRAIN)) < 0.25 * len(table.rows(TRAIN))
     assert str(len(small.rows(TRAIN))) in small.notes[-1]
 
 
 def test_a_subset_keeps_one_example_of_a_rare_class():
-    table = random_table(200, val=20)
+    table = random_table(200, test=20)
     small = subset_table(table, {"artist": 0.001, "style": 0.001, "genre": 0.001}, seed=1)
     for task in table.tasks:
         labels = small.labels_of(task, TRAIN)
@@ -677,60 +678,60 @@ def test_a_subset_is_a_function_of_the_seed():
 
 
 def test_the_whole_is_no_subset():
-    table = random_table(50, val=5)
+    table = random_table(50, test=5)
     assert subset_table(table, {"artist": 1.0, "style": 1.0, "genre": 1.0}, seed=0) is table
 
 
-# === Rule 3: selection ===
+# === Rule 3: validation ===
 
 
-def test_selection_takes_about_its_share_of_every_class():
+def test_validation_takes_about_its_share_of_every_class():
     table = random_table(4000)
-    drawn = hold_out_selection(table, 0.1, seed=2)
-    assert_disjoint_and_whole(drawn)
-    np.testing.assert_array_equal(drawn.labels, table.labels)
-    np.testing.assert_array_equal(drawn.rows(VAL), table.rows(VAL))
+    split_table = hold_out_validation(table, 0.1, seed=2)
+    assert_disjoint_and_whole(split_table)
+    np.testing.assert_array_equal(split_table.labels, table.labels)
+    np.testing.assert_array_equal(split_table.rows(TEST), table.rows(TEST))
     for task in table.tasks:
         before = np.bincount(table.labels_of(task, TRAIN), minlength=len(table.classes[task]))
-        held = np.bincount(drawn.labels_of(task, SELECTION), minlength=len(before))
-        left = np.bincount(drawn.labels_of(task, TRAIN), minlength=len(before))
+        held = np.bincount(split_table.labels_of(task, VALIDATION), minlength=len(before))
+        left = np.bincount(split_table.labels_of(task, TRAIN), minlength=len(before))
         np.testing.assert_array_equal(held + left, before)
         large = before >= 50
         assert large.any()
         share = held[large] / before[large]
         assert share.min() > 0.09, task
         assert share.max() < 0.16, task
-    assert 0.09 < len(drawn.rows(SELECTION)) / len(table.rows(TRAIN)) < 0.13
+    assert 0.09 < len(split_table.rows(VALIDATION)) / len(table.rows(TRAIN)) < 0.13
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_selection_never_takes_the_last_picture_of_a_class(seed):
-    # Style 1 has one picture, which artist 0, a large class, would draw half of the time.
+def test_validation_never_takes_the_last_image_of_a_class(seed):
+    # Style 1 has one image, which artist 0, a large class, would draw half of the time.
     labels = np.asarray([[0, 0, -1]] * 9 + [[0, 1, -1]], np.int32)
     classes = {"artist": ("a",), "style": ("common", "rare"), "genre": ("none",)}
     paths = np.asarray([f"{i}.jpg" for i in range(10)], dtype=object)
     table = Table(classes, paths, labels, np.full(10, TRAIN, dtype=object))
-    drawn = hold_out_selection(table, 0.5, seed=seed)
-    assert set(drawn.labels_of("style", TRAIN)) == {0, 1}
-    assert 4 <= len(drawn.rows(SELECTION)) <= 5
+    split_table = hold_out_validation(table, 0.5, seed=seed)
+    assert set(split_table.labels_of("style", TRAIN)) == {0, 1}
+    assert 4 <= len(split_table.rows(VALIDATION)) <= 5
 
 
-def test_selection_of_a_small_random_table_leaves_every_class_in_training():
+def test_validation_of_a_small_random_table_leaves_every_class_in_training():
     for seed in range(10):
-        table = random_table(60, seed=seed, val=10)
-        drawn = hold_out_selection(table, 0.5, seed=seed)
-        assert len(drawn.rows(SELECTION)) > 10
+        table = random_table(60, seed=seed, test=10)
+        split_table = hold_out_validation(table, 0.5, seed=seed)
+        assert len(split_table.rows(VALIDATION)) > 10
         for task in table.tasks:
             present = set(table.labels_of(task, TRAIN))
-            assert set(drawn.labels_of(task, TRAIN)) == present
+            assert set(split_table.labels_of(task, TRAIN)) == present
 
 
-def test_selection_is_a_function_of_the_seed_and_may_be_off():
+def test_validation_is_a_function_of_the_seed_and_may_be_off():
     table = random_table()
-    first, again = (hold_out_selection(table, 0.05, seed=1) for _ in range(2))
+    first, again = (hold_out_validation(table, 0.05, seed=1) for _ in range(2))
     np.testing.assert_array_equal(first.splits, again.splits)
-    assert (first.splits != hold_out_selection(table, 0.05, seed=2).splits).any()
-    assert len(hold_out_selection(table, 0.0, seed=1).rows(SELECTION)) == 0
+    assert (first.splits != hold_out_validation(table, 0.05, seed=2).splits).any()
+    assert len(hold_out_validation(table, 0.0, seed=1).rows(VALIDATION)) == 0
 
 
 # === Rule 10: weights ===
@@ -778,14 +779,14 @@ def test_the_real_csvs_give_the_published_numbers():
         pytest.skip("WIKIART_DIR is not set: the folder with wikiart_csv/ of ArtGAN")
     if not (Path(folder) / "wikiart_csv").is_dir():
         pytest.skip(f"WIKIART_DIR={folder} holds no wikiart_csv/")
-    spec = load_spec("wikiart").model_copy(update={"selection": 0.0})
+    spec = load_spec("wikiart").model_copy(update={"validation": 0.0})
     merged = merge_tables(spec, Path(folder))
     assert len(merged) == 81_446
     assert [len(merged.classes[t]) for t in ("artist", "style", "genre")] == [23, 27, 10]
-    (leak,) = notes_with(merged, "val for one task and train for another")
-    assert leak.startswith("566 pictures")
+    (leak,) = notes_with(merged, "test for one task and train for another")
+    assert leak.startswith("566 images")
     (contradiction,) = notes_with(merged, "two labels")
-    assert contradiction.startswith("genre: 1 pictures")
+    assert contradiction.startswith("genre: 1 images")
     assert "Post_Impressionism/maurice-de-vlaminck_the-village.jpg" in contradiction
 
     table = load_table(spec, Path(folder))
@@ -796,8 +797,8 @@ def test_the_real_csvs_give_the_published_numbers():
         "style/labels": 56_774,
         "genre/labels": 45_194,
     }
-    exams = {"artist/labels": 5_706, "style/labels": 24_421, "genre/labels": 19_490}
-    assert counts.loc[VAL, list(exams)].to_dict() == exams
+    test_sets = {"artist/labels": 5_706, "style/labels": 24_421, "genre/labels": 19_490}
+    assert counts.loc[TEST, list(test_sets)].to_dict() == test_sets
     assert_disjoint_and_whole(table)
 
     # The same, from the files themselves.
@@ -805,10 +806,10 @@ def test_the_real_csvs_give_the_published_numbers():
         name: pd.read_csv(Path(folder) / f"wikiart_csv/{name}.csv", header=None, names=["p", "l"])
         for name in (f"{t}_{s}" for t in ("artist", "style", "genre") for s in ("train", "val"))
     }
-    exam = set().union(*(set(f["p"]) for n, f in frames.items() if n.endswith("val")))
+    test_set = set().union(*(set(f["p"]) for n, f in frames.items() if n.endswith("val")))
     train = set().union(*(set(f["p"]) for n, f in frames.items() if n.endswith("train")))
-    assert set(table.paths[table.rows(TRAIN)]) == train - exam
-    held = hold_out_selection(table, 0.05, seed=0)
-    assert 0.045 < len(held.rows(SELECTION)) / 56_774 < 0.06
+    assert set(table.paths[table.rows(TRAIN)]) == train - test_set
+    held = hold_out_validation(table, 0.05, seed=0)
+    assert 0.045 < len(held.rows(VALIDATION)) / 56_774 < 0.06
     for task in held.tasks:
         assert set(held.labels_of(task, TRAIN)) == set(range(len(held.classes[task])))

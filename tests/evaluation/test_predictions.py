@@ -1,4 +1,4 @@
-"""Predictions of a model whose answers are known from the pictures' colours."""
+"""Predictions of a model whose outputs are known from the images' colours."""
 
 import csv
 import dataclasses
@@ -8,18 +8,18 @@ import pytest
 import scipy.special
 
 from multitask.data.table import load_table
-from multitask.evaluation.predictions import Predictions, compiled, predict_exam, softmax
+from multitask.evaluation.predictions import Predictions, compiled, predict_split, softmax
 from multitask.spec import MISSING, InputError
 
 
 @pytest.fixture(scope="module")
-def exam(known, data):
-    """(Predictions, unusable) of the whole val split."""
+def test_set(known, data):
+    """(Predictions, unreadable) of the whole test split."""
     spec = known.colour_spec()
     table = load_table(spec, data.folder)
     images = data.folder / spec.images
     limit = spec.max_missing
-    return predict_exam(known.colour_model(), table, spec, images, batch_size=7, max_missing=limit)
+    return predict_split(known.colour_model(), table, spec, images, batch_size=7, max_missing=limit)
 
 
 @pytest.mark.parametrize("scale", [1.0, 50.0, 1e4])
@@ -33,14 +33,14 @@ def test_the_compiled_model_is_the_model(known):
     model = known.colour_model()
     for count in (1, 3):
         image = np.random.default_rng(count).uniform(0, 255, (count, 32, 32, 3)).astype(np.float32)
-        found, expected = compiled(model)(image), model(image, training=False)
-        assert list(found) == list(expected)
+        outputs, expected = compiled(model)(image), model(image, training=False)
+        assert list(outputs) == list(expected)
         for task in expected:
-            np.testing.assert_allclose(found[task], expected[task], atol=1e-5)
+            np.testing.assert_allclose(outputs[task], expected[task], atol=1e-5)
 
 
-def test_every_readable_picture_once_in_the_order_of_the_table(exam, data, known):
-    predictions, _ = exam
+def test_every_readable_image_once_in_the_order_of_the_table(test_set, data, known):
+    predictions, _ = test_set
     wanted = {p for labels in data.labels.values() for p in labels} - set(data.missing)
     assert list(predictions.paths) == sorted(wanted)
     assert predictions.labels.shape == (len(wanted), 3)
@@ -49,9 +49,9 @@ def test_every_readable_picture_once_in_the_order_of_the_table(exam, data, known
     }
 
 
-def test_labels_and_answers_stay_with_their_pictures(exam, data, known):
-    """Against each picture's own colour and own CSV row; the lists are shuffled, files missing."""
-    predictions, _ = exam
+def test_labels_and_predictions_belong_to_their_images(test_set, data, known):
+    """By each image's colour and CSV row; the lists are shuffled, and files are missing."""
+    predictions, _ = test_set
     painted = np.array([data.painted[path] for path in predictions.paths])
     expected = known.answers(painted)
     for column, task in enumerate(known.CLASSES):
@@ -61,9 +61,9 @@ def test_labels_and_answers_stay_with_their_pictures(exam, data, known):
 
 
 @pytest.mark.parametrize("batch_size", [1, 1000])
-def test_the_batch_size_changes_nothing(exam, data, known, batch_size):
+def test_the_batch_size_changes_nothing(test_set, data, known, batch_size):
     spec = known.colour_spec()
-    again, _ = predict_exam(
+    again, _ = predict_split(
         known.colour_model(),
         load_table(spec, data.folder),
         spec,
@@ -71,21 +71,23 @@ def test_the_batch_size_changes_nothing(exam, data, known, batch_size):
         batch_size=batch_size,
         max_missing=1,
     )
-    np.testing.assert_array_equal(again.paths, exam[0].paths)
+    np.testing.assert_array_equal(again.paths, test_set[0].paths)
     for task, probabilities in again.probabilities.items():
-        np.testing.assert_allclose(probabilities, exam[0].probabilities[task], atol=1e-6)
+        np.testing.assert_allclose(probabilities, test_set[0].probabilities[task], atol=1e-6)
 
 
-def test_exam_gives_the_labelled_rows_alone(exam, data):
-    predictions, _ = exam
+def test_test_gives_the_labelled_rows_alone(test_set, data):
+    predictions, _ = test_set
     for task in ("shade", "warmth"):
-        rows, labels, probabilities = predictions.exam(task)
+        rows, labels, probabilities = predictions.labelled_examples(task)
         paths = list(predictions.paths[rows])
         assert paths == sorted(data.labels[task].keys() - set(data.missing))
         assert list(labels) == [data.labels[task][path] for path in paths]
         np.testing.assert_array_equal(probabilities, predictions.probabilities[task][rows])
-    assert len(predictions.exam("shade")[0]) != len(predictions.exam("warmth")[0])
-    rows, labels, probabilities = predictions.exam("empty")
+    assert len(predictions.labelled_examples("shade")[0]) != len(
+        predictions.labelled_examples("warmth")[0]
+    )
+    rows, labels, probabilities = predictions.labelled_examples("empty")
     assert (len(rows), len(labels), probabilities.shape) == (0, 0, (0, 2))
 
 
@@ -103,10 +105,10 @@ def test_names_come_from_the_class_file_by_index(known):
     assert (frame["shade/confidence"] == 1).all()
 
 
-def test_a_picture_without_a_label_has_an_answer_and_no_truth(exam):
-    predictions, _ = exam
+def test_an_image_without_a_label_has_an_answer_and_no_truth(test_set):
+    predictions, _ = test_set
     frame = predictions.frame()
-    unlabelled = ~frame["path"].isin(predictions.paths[predictions.exam("warmth")[0]])
+    unlabelled = ~frame["path"].isin(predictions.paths[predictions.labelled_examples("warmth")[0]])
     assert 0 < unlabelled.sum() < len(frame)
     assert (frame.loc[unlabelled, "warmth/true"] == "").all()
     assert (frame.loc[~unlabelled, "warmth/true"] != "").all()
@@ -114,8 +116,8 @@ def test_a_picture_without_a_label_has_an_answer_and_no_truth(exam):
     assert (frame["empty/true"] == "").all()
 
 
-def test_what_is_saved_is_what_was_predicted(exam, tmp_path, known):
-    predictions, _ = exam
+def test_what_is_saved_is_what_was_predicted(test_set, tmp_path, known):
+    predictions, _ = test_set
     folder = tmp_path / "results"
     predictions.save(folder)
     assert sorted(p.name for p in folder.iterdir()) == ["predictions.csv", "probabilities.npz"]
@@ -133,69 +135,69 @@ def test_what_is_saved_is_what_was_predicted(exam, tmp_path, known):
             assert float(row[f"{task}/confidence"]) == pytest.approx(float(max(values)), abs=1e-6)
 
 
-def test_missing_files_are_told_with_their_reason(exam, data):
-    _, unusable = exam
+def test_missing_files_are_listed_with_their_reason(test_set, data):
+    _, unreadable = test_set
     listed = {path for labels in data.labels.values() for path in labels}
-    assert sorted(unusable["path"]) == sorted(listed & set(data.missing))
-    assert set(unusable["reason"]) == {"no such file"}
+    assert sorted(unreadable["path"]) == sorted(listed & set(data.missing))
+    assert set(unreadable["reason"]) == {"no such file"}
 
 
-def test_an_unreadable_picture_in_the_middle_shifts_nothing(exam, known, tmp_path):
-    """One that is no picture, and one of no bytes, between the others."""
+def test_an_unreadable_image_in_the_middle_shifts_nothing(test_set, known, tmp_path):
+    """A text file and an empty file, between the other images."""
     data = known.paint(tmp_path / "data")
     spec = known.colour_spec()
-    bad = [str(path) for path in exam[0].paths[[4, 11]]]
+    bad = [str(path) for path in test_set[0].paths[[4, 11]]]
     (data.folder / spec.images / bad[0]).write_text("a text")
     (data.folder / spec.images / bad[1]).write_bytes(b"")
     table = load_table(spec, data.folder)
-    found, unusable = predict_exam(
-        known.colour_model(), table, spec, data.folder / "pictures", batch_size=4, max_missing=1
+    result, unreadable = predict_split(
+        known.colour_model(), table, spec, data.folder / "images", batch_size=4, max_missing=1
     )
-    kept = ~np.isin(exam[0].paths, bad)
-    np.testing.assert_array_equal(found.paths, exam[0].paths[kept])
-    np.testing.assert_array_equal(found.labels, exam[0].labels[kept])
-    for task, probabilities in found.probabilities.items():
-        expected = exam[0].probabilities[task][kept]
+    kept = ~np.isin(test_set[0].paths, bad)
+    np.testing.assert_array_equal(result.paths, test_set[0].paths[kept])
+    np.testing.assert_array_equal(result.labels, test_set[0].labels[kept])
+    for task, probabilities in result.probabilities.items():
+        expected = test_set[0].probabilities[task][kept]
         np.testing.assert_allclose(probabilities, expected, atol=1e-6)
-    reasons = dict(zip(unusable["path"], unusable["reason"], strict=True))
+    reasons = dict(zip(unreadable["path"], unreadable["reason"], strict=True))
     assert "unknown content" in reasons[bad[0]]
     assert "empty" in reasons[bad[1]]
 
 
-def test_more_missing_pictures_than_allowed_are_refused(known, data):
-    """The share is one of all the table's pictures, and the limit itself is allowed."""
+def test_more_missing_images_than_allowed_are_refused(known, data):
+    """The share refers to all images of the table, and the limit itself is allowed."""
     spec = known.colour_spec()
     table = load_table(spec, data.folder)
     listed = {path for labels in data.labels.values() for path in labels}
     missing = len(listed & set(data.missing))
-    arguments = (known.colour_model(), table, spec, data.folder / "pictures")
+    arguments = (known.colour_model(), table, spec, data.folder / "images")
     with pytest.raises(InputError) as caught:
-        predict_exam(*arguments, batch_size=16, max_missing=(missing - 0.5) / len(table))
+        predict_split(*arguments, batch_size=16, max_missing=(missing - 0.5) / len(table))
     text = str(caught.value)
-    assert f"{missing} of {len(table)} pictures" in text
+    assert f"{missing} of {len(table)} images" in text
     assert "--max_missing" in text
     assert "--data_dir" in text
     assert sum(path in text for path in data.missing) == missing
-    _, unusable = predict_exam(*arguments, batch_size=16, max_missing=missing / len(table))
-    assert len(unusable) == missing
+    _, unreadable = predict_split(*arguments, batch_size=16, max_missing=missing / len(table))
+    assert len(unreadable) == missing
 
 
-def test_no_readable_picture_is_refused_whatever_is_allowed(known, data, tmp_path):
+def test_no_readable_image_is_refused_for_every_limit(known, data, tmp_path):
     spec = known.colour_spec()
     table = load_table(spec, data.folder)
     with pytest.raises(InputError, match="none of the"):
-        predict_exam(known.colour_model(), table, spec, tmp_path, batch_size=16, max_missing=1)
+        predict_split(known.colour_model(), table, spec, tmp_path, batch_size=16, max_missing=1)
 
 
-def test_training_pictures_are_not_examined(known, data):
-    """Nor a val picture that lost its only label."""
+def test_training_images_are_not_predicted(known, data):
+    """A test image without a label is not predicted either."""
     spec = known.colour_spec()
     table = load_table(spec, data.folder)
     blank = dataclasses.replace(table, labels=table.labels.copy())
-    victim = int(np.flatnonzero(table.paths == sorted(data.labels["shade"])[0])[0])
-    blank.labels[victim] = MISSING
-    found, _ = predict_exam(
-        known.colour_model(), blank, spec, data.folder / "pictures", batch_size=64, max_missing=1
+    row = int(np.flatnonzero(table.paths == sorted(data.labels["shade"])[0])[0])
+    blank.labels[row] = MISSING
+    result, _ = predict_split(
+        known.colour_model(), blank, spec, data.folder / "images", batch_size=64, max_missing=1
     )
-    assert table.paths[victim] not in found.paths
-    assert not set(found.paths) & data.train_labels["shade"].keys()
+    assert table.paths[row] not in result.paths
+    assert not set(result.paths) & data.train_labels["shade"].keys()

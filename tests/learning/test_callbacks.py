@@ -9,8 +9,10 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from logged import logged
 
-from multitask.files import DiskError, RunError
+from multitask.disk import DiskError
+from multitask.errors import RunError
 from multitask.learning import callbacks
 from multitask.learning.callbacks import (
     Checkpointer,
@@ -19,12 +21,12 @@ from multitask.learning.callbacks import (
     StopOnNonFinite,
     noting_signals,
     save_model,
-    selection_scores,
+    validation_scores,
 )
 from multitask.learning.checkpoints import Progress, find_checkpoint
 from multitask.learning.phases import prepare_phase
 from multitask.model.heads import build_head
-from multitask.model.network import connect, parts
+from multitask.model.network import connect, trunk_and_heads
 from multitask.run import Run
 from multitask.spec import parse_spec
 
@@ -36,7 +38,7 @@ def make_spec(patience=12, plateau_patience=4, factor=0.5, least=0.01):
     schedule = {"kind": "constant", "rate": 1e-2}
     task = {
         "train": "t.csv",
-        "val": "v.csv",
+        "test": "v.csv",
         "classes": "c.txt",
         "loss": {"kind": "focal"},
         "schedule": schedule,
@@ -56,7 +58,7 @@ def make_spec(patience=12, plateau_patience=4, factor=0.5, least=0.01):
 
 
 class Driver:
-    """A run of which each epoch is given its scores; the heads' biases say which epoch it is."""
+    """A run whose epochs get their scores from the test; the heads' biases identify the epoch."""
 
     def __init__(self, workdir, progress=None, per_task=True, **settings):
         spec = make_spec(**settings)
@@ -84,12 +86,12 @@ class Driver:
         self.prepared.model.stop_training = False
 
     def epoch(self, colour=None, shape=None):
-        """One epoch of these macro-F1; None: the task has no label on the selection split.
+        """One epoch of these macro-F1; None: the task has no label on the validation split.
 
         The logs have Keras' names before it and ours after it.
         """
         number = self.progress.epoch + 1
-        head = parts(self.prepared.model)[1]["colour"]
+        head = trunk_and_heads(self.prepared.model)[1]["colour"]
         head.get_layer("colour_logits").bias.assign([number, 0])
         logs = {"loss": 1.0 / number}
         for task, score in (("colour", colour), ("shape", shape)):
@@ -105,7 +107,7 @@ class Driver:
 
     def saved_in(self, path):
         """The epoch in which a model was saved."""
-        head = parts(keras.saving.load_model(path))[1]["colour"]
+        head = trunk_and_heads(keras.saving.load_model(path))[1]["colour"]
         return int(head.get_layer("colour_logits").bias.numpy()[0])
 
 
@@ -121,13 +123,13 @@ def test_scores_leave_out_tasks_without_labels():
         "c/val_macro_f1": 0.1,
         "c/val_labelled": 1.0,
     }
-    assert selection_scores(logs, ("a", "b", "c")) == {
+    assert validation_scores(logs, ("a", "b", "c")) == {
         "a/macro_f1": 0.5,
         "c/macro_f1": 0.1,
         "macro_f1": pytest.approx(0.3),
     }
-    assert selection_scores(logs, ("b",)) == {}
-    assert selection_scores({"loss": 1.0}, ("a", "b")) == {}
+    assert validation_scores(logs, ("b",)) == {}
+    assert validation_scores({"loss": 1.0}, ("a", "b")) == {}
 
 
 def test_the_best_over_all_and_of_each_task(tmp_path):
@@ -172,7 +174,7 @@ def test_a_score_of_0_is_better_than_none(tmp_path):
     assert driver.run.best_model.is_file()
 
 
-def test_without_a_selection_split_the_last_epoch_is_the_best(tmp_path):
+def test_without_a_validation_split_the_last_epoch_is_the_best(tmp_path):
     driver = Driver(tmp_path, patience=2, plateau_patience=1)
     for _ in range(4):
         assert "val_macro_f1" not in driver.epoch()
@@ -316,11 +318,11 @@ def test_it_stops_fit():
 # === The line of an epoch ===
 
 
-def test_the_line_of_an_epoch(capsys, monkeypatch):
+def test_the_line_of_an_epoch(monkeypatch):
     # Begin; the first step, twice; the others; end.
     clock = iter([10.0, 12.0, 12.0, 14.0, 16.0, 18.0, 20.0, 21.0])
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
-    console = Console(Progress(phase="heads"), TASKS, steps=5, pictures=100)
+    console = Console(Progress(phase="heads"), TASKS, steps=5, images=100)
     console.set_params({"epochs": 7})
     console.on_epoch_begin(1)
     for batch in range(5):
@@ -329,33 +331,36 @@ def test_the_line_of_an_epoch(capsys, monkeypatch):
     logs |= {"colour/labelled": 9, "colour/top1": 0.75, "colour/macro_f1": 0.5}
     logs |= {"colour/val_labelled": 3, "colour/val_top1": 1.0, "colour/val_macro_f1": 0.5}
     logs |= {"shape/labelled": 2, "shape/top1": 0.0, "shape/macro_f1": 0.0}
-    console.on_epoch_end(1, logs | {"shape/val_labelled": 0.0})
-    # 4 of the 5 steps, so 80 of the 100 pictures, took 8 s: the first compiles.
-    assert capsys.readouterr().out == (
+    with logged() as lines:
+        console.on_epoch_end(1, logs | {"shape/val_labelled": 0.0})
+    # 4 of the 5 steps, so 80 of the 100 images, took 8 s: the first compiles.
+    assert lines == [
         "heads 2/7       loss 0.2500  colour 0.750/0.500 → 1.000/0.500  "
-        "shape 0.000/0.000 → n/a  selection F1 0.500 *  10 images/s, 11 s\n"
-    )
+        "shape 0.000/0.000 → n/a  validation F1 0.500 *  10 images/s, 11 s"
+    ]
 
 
-def test_the_line_of_an_epoch_that_was_gone_on_with(capsys, monkeypatch):
+def test_the_line_of_a_resumed_epoch(monkeypatch):
     clock = iter([10.0, 12.0, 12.0, 16.0, 20.0, 21.0])
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
-    console = Console(Progress("finetune", step=2), (), steps=5, pictures=100)
+    console = Console(Progress("finetune", step=2), (), steps=5, images=100)
     console.set_params({"epochs": 2})
     console.on_epoch_begin(1)
     for batch in range(3):
         console.on_train_batch_end(batch, {"loss": 0.5})
-    console.on_epoch_end(1, {"loss": 0.25})
-    # Of the 3 steps that were left, 2 are timed: 40 pictures in 8 s.
-    assert capsys.readouterr().out == "finetune 2/2    loss 0.2500  5 images/s, 11 s\n"
+    with logged() as lines:
+        console.on_epoch_end(1, {"loss": 0.25})
+    # Of the 3 steps that were left, 2 are timed: 40 images in 8 s.
+    assert lines == ["finetune 2/2    loss 0.2500  5 images/s, 11 s"]
 
 
-def test_the_line_of_an_epoch_of_which_its_end_was_left(capsys):
-    console = Console(Progress("heads", step=5), (), steps=5, pictures=100)
+def test_the_line_of_an_epoch_without_steps_left():
+    console = Console(Progress("heads", step=5), (), steps=5, images=100)
     console.set_params({"epochs": 2})
     console.on_epoch_begin(0)
-    console.on_epoch_end(0, {"loss": 0.25})
-    assert capsys.readouterr().out == "heads 1/2       loss 0.2500  0 s\n"
+    with logged() as lines:
+        console.on_epoch_end(0, {"loss": 0.25})
+    assert lines == ["heads 1/2       loss 0.2500  0 s"]
 
 
 # === Checkpoints ===
@@ -388,9 +393,9 @@ def test_a_checkpoint_every_so_many_minutes_and_at_each_epochs_end(tmp_path, mon
         driver.epoch(0.5, 0.5)
     # 10 minutes are over after the third step; the clock starts anew at each checkpoint.
     assert saves.times == [(0, 3), (1, 0), (1, 3), (2, 0)]
-    found = find_checkpoint(driver.run.checkpoint)
-    assert found.progress == driver.progress
-    assert (found.progress.epoch, found.progress.step) == (2, 0)
+    checkpoint = find_checkpoint(driver.run.checkpoint)
+    assert checkpoint.progress == driver.progress
+    assert (checkpoint.progress.epoch, checkpoint.progress.step) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -413,19 +418,21 @@ def test_a_signal_is_obeyed_after_a_checkpoint(when, number, raised, code, tmp_p
             metric.reset_state()  # as `evaluate` does
         os.kill(os.getpid(), number)
         assert noted == [number]
+        reach = {
+            "step": lambda: checkpointer.on_train_batch_end(2, {"loss": 1.0}),
+            "test": lambda: checkpointer.on_test_batch_end(0),
+        }.get(when, lambda: driver.epoch(0.5, 0.5))
         with pytest.raises(raised) as caught:
-            if when == "step":
-                checkpointer.on_train_batch_end(2, {"loss": 1.0})
-            elif when == "test":
-                checkpointer.on_test_batch_end(0)
-            else:
-                driver.epoch(0.5, 0.5)
+            reach()
     if code:
         assert caught.value.code == code
-    found = find_checkpoint(driver.run.checkpoint)
+    checkpoint = find_checkpoint(driver.run.checkpoint)
     step = {"step": 3, "test": 2, "epoch": 0}[when]
-    assert (found.progress.step, found.progress.phase_epoch) == (step, int(when == "epoch"))
-    metrics = driver.prepared.restore(found.folder)
+    assert (checkpoint.progress.step, checkpoint.progress.phase_epoch) == (
+        step,
+        int(when == "epoch"),
+    )
+    metrics = driver.prepared.restore(checkpoint.folder)
     if when == "epoch":
         assert metrics == []
     else:  # those of training, not of the test
@@ -451,28 +458,35 @@ def test_metrics_are_put_back_where_an_epoch_is_gone_on_with(tmp_path):
         assert float(model.metrics[0].result()) == want
 
 
-def test_a_second_signal_is_obeyed_at_once_and_the_handlers_come_back():
+def test_a_second_signal_acts_at_once_and_the_handlers_are_restored():
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-    with pytest.raises(KeyboardInterrupt), noting_signals() as noted:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert noted == [signal.SIGINT]
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)
-    assert noted == [signal.SIGINT]
+    lists = []
+
+    def two_signals():
+        with noting_signals() as noted:
+            lists.append(noted)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert noted == [signal.SIGINT]
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        two_signals()
+    assert lists == [[signal.SIGINT]]
     assert {n: signal.getsignal(n) for n in before} == before
     with noting_signals() as noted:
         assert noted == []
     assert {n: signal.getsignal(n) for n in before} == before
 
 
-def test_in_another_thread_no_signal_is_asked_for():
-    found = []
+def test_another_thread_installs_no_signal_handlers():
+    seen = []
 
     def work():
         with noting_signals() as noted:
-            found.append(noted)
+            seen.append(noted)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [[]]
+    assert seen == [[]]

@@ -10,11 +10,12 @@ import keras
 import numpy as np
 import pytest
 
-from multitask.files import DiskError
+from multitask.disk import DiskError
 from multitask.learning import checkpoints
 from multitask.learning.checkpoints import (
     Checkpoint,
     Progress,
+    drop_older_checkpoints,
     find_checkpoint,
     restore_variables,
     save_checkpoint,
@@ -32,7 +33,7 @@ def make_spec():
     schedule = {"kind": "exponential", "rate": 1e-2, "decay": 0.5}
     task = {
         "train": "t.csv",
-        "val": "v.csv",
+        "test": "v.csv",
         "classes": "c.txt",
         "loss": {"kind": "focal"},
         "schedule": schedule,
@@ -132,21 +133,21 @@ def test_dropout_seeds_and_optimizer_are_in_it(saved):
     trained = prepared.model.trainable_variables
     assert sum("momentum" in path for path in paths) == len(trained) == 8
     assert sum("moving_" in path for path in paths) == 2
-    # Metrics are none of it: they are saved beside them, in the middle of an epoch alone.
+    # Metrics are not included: they are saved separately, only in the middle of an epoch.
     assert not any(name in path for path in paths for name in ("macro_f1", "top1", "labelled"))
     assert len({id(v) for v in prepared.variables}) == len(paths)
     with np.load(folder / "000001" / "variables.npz") as file:
         assert len(file.files) == len(paths)
 
 
-def test_metrics_come_back_beside_the_variables(saved):
+def test_metrics_are_restored_with_the_variables(saved):
     folder, prepared = saved
     metrics = [np.array([[1, 2], [3, 4]], np.float32), np.array(0.1, np.float32)]
     metrics += [np.array(i, np.float32) for i in range(10)]  # metric_10 is not after metric_1
     save_checkpoint(folder, prepared.variables, Progress(), metrics)
-    found = prepared_phase(3).restore(folder / "000002")
-    assert len(found) == 12
-    for one, other in zip(found, metrics, strict=True):
+    restored = prepared_phase(3).restore(folder / "000002")
+    assert len(restored) == 12
+    for one, other in zip(restored, metrics, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -205,6 +206,16 @@ def test_the_last_two_are_kept(saved):
         assert find_checkpoint(folder) == Checkpoint(folder / f"{number:06d}", progress)
 
 
+def test_what_a_killed_process_left_is_dropped(tmp_path):
+    """Killed between the rename of the third checkpoint and the removal of the first."""
+    for number in (4, 5, 6):
+        (tmp_path / f"{number:06d}").mkdir()
+        (tmp_path / f"{number:06d}" / "progress.json").write_text("{}")
+    drop_older_checkpoints(tmp_path)
+    assert names_in(tmp_path) == ["000005", "000006"]
+    drop_older_checkpoints(tmp_path / "none")
+
+
 @pytest.mark.parametrize("fails", ["savez", "dumps"])
 def test_nothing_is_half_written(fails, saved, monkeypatch):
     folder, prepared = saved
@@ -214,9 +225,10 @@ def test_nothing_is_half_written(fails, saved, monkeypatch):
     def full(*_, **__):
         raise OSError("No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(DiskError, match="no room on"):
+    with monkeypatch.context() as patch:
         patch.setattr(checkpoints.np if fails == "savez" else checkpoints.json, fails, full)
-        save_checkpoint(folder, prepared.variables, Progress(epoch=4))
+        with pytest.raises(DiskError, match="no room on"):
+            save_checkpoint(folder, prepared.variables, Progress(epoch=4))
     assert names_in(folder) == ["000001"]
     assert find_checkpoint(folder).progress.epoch == 3
     prepared.restore(folder / "000001")
@@ -313,15 +325,15 @@ def test_the_one_before_is_used_where_the_newest_is_damaged(how, saved):
     train_steps(prepared, 3, steps=1)
     save_checkpoint(folder, prepared.variables, Progress("finetune", epoch=4))
     spoil(folder / "000002", how)
-    found = find_checkpoint(folder)
-    assert found.folder == folder / "000001"
-    assert found.progress == Progress("finetune", epoch=3)
-    (line,) = found.damaged
+    checkpoint = find_checkpoint(folder)
+    assert checkpoint.folder == folder / "000001"
+    assert checkpoint.progress == Progress("finetune", epoch=3)
+    (line,) = checkpoint.damaged
     assert line.startswith(f"{folder / '000002'}: a damaged checkpoint (")
     assert "\n" not in line
-    prepared.restore(found.folder)
+    prepared.restore(checkpoint.folder)
     assert_identical(values(prepared), kept)
-    # The next is written beside, and the damaged one goes first.
+    # The next one is written, and the damaged one is removed first.
     save_checkpoint(folder, prepared.variables, Progress("finetune", epoch=4))
     assert names_in(folder) == ["000002", "000003"]
 
@@ -377,12 +389,12 @@ def test_broken_progress_is_one_line(text, saved):
 
 @pytest.mark.parametrize("older", [{}, {"format": 1}, {"format": 3}])
 def test_a_checkpoint_of_another_version_is_refused(older, saved):
-    """Its best scores and history have other names; an older one beside it is of no use either."""
+    """Its best scores and history have other names; an older checkpoint does not help either."""
     folder, _ = saved
     content = json.loads((folder / "000001" / "progress.json").read_text())
     del content["format"]
     write_progress(folder, json.dumps(content | older))
-    with pytest.raises(InputError, match="checkpoint in format .*; resume with the version that"):
+    with pytest.raises(InputError, match=r"checkpoint in format .*; resume with the version that"):
         find_checkpoint(folder)
 
 
@@ -410,6 +422,6 @@ def test_broken_variables_are_one_line(how, saved):
     before = values(prepared)
     with pytest.raises(InputError) as error:
         restore_variables(folder / "000001", prepared.variables)
-    assert str(error.value).startswith(f"{path}: cannot be gone on from: ")
+    assert str(error.value).startswith(f"{path}: cannot be resumed: ")
     assert "\n" not in str(error.value)
     assert all(map(np.array_equal, before, values(prepared)))

@@ -1,4 +1,4 @@
-"""The engine: masked means, one loss of all tasks', metrics of mixed pictures; against NumPy."""
+"""The engine against NumPy: masked means, one loss of all tasks, an extra loss, mixed images."""
 
 import keras
 import numpy as np
@@ -7,10 +7,12 @@ import scipy.special
 import sklearn.metrics
 import tensorflow as tf
 
-from multitask.learning.balancing import build_balancing
+from multitask.annexes.balancing import build_balancer
+from multitask.annexes.contrastive import Contrastive
+from multitask.annexes.mixing import Mixing, mixup
 from multitask.learning.engine import MultitaskModel
 from multitask.learning.losses import MaskedLoss, cross_entropy, focal_loss
-from multitask.model.network import EMBEDDING
+from multitask.model.network import PROJECTED
 from multitask.spec import Kind
 
 CLASSES = {"colour": 5, "shape": 3}
@@ -26,21 +28,29 @@ def losses_of(classes, *, class_weights=NO_WEIGHTS, function=cross_entropy, **op
     return {task: MaskedLoss(function, class_weights[task], options) for task in classes}
 
 
-def balancing_of(kind, weights):
-    return build_balancing(Kind(kind=kind) if kind else None, weights, place="toy.toml: balancing")
+def balancer_of(kind, weights):
+    choice = Kind(kind=kind) if kind else None
+    return build_balancer(choice, place="toy.toml: balancing")(weights)
+
+
+def for_pairs(losses):
+    """The options of a model whose labels are those of mixed images."""
+    mixing = Mixing(mixup, 32)
+    losses = {task: mixing.wrap_loss(loss) for task, loss in losses.items()}
+    return {"losses": losses, "metric_targets": mixing.metric_targets}
 
 
 def given_logits(classes, *, kind=None, weights=None, **options):
-    """A model whose logits are its inputs; with `contrastive` the embedding is one, too."""
+    """A model whose logits are its inputs; with an extra loss its vectors are one, too."""
     widths = {task: (count,) for task, count in classes.items()}
-    if options.get("contrastive"):
-        widths[EMBEDDING] = (WIDTH,)
+    if options.get("extra_loss"):
+        widths[PROJECTED] = (WIDTH,)
     inputs = {name: keras.Input(shape, name=f"{name}_in") for name, shape in widths.items()}
     weights = weights or dict.fromkeys(classes, 1.0)
     model = MultitaskModel(
         inputs,
         {name: keras.layers.Identity(name=name)(tensor) for name, tensor in inputs.items()},
-        balancing=balancing_of(kind, weights),
+        balancer=balancer_of(kind, weights),
         classes=classes,
         **{"losses": losses_of(classes), **options},
     )
@@ -54,10 +64,9 @@ def linear(*, kind=None, weights=None, rate=0.1, eager=False, **options):
     model = MultitaskModel(
         inputs,
         {task: keras.layers.Dense(count, name=task)(inputs) for task, count in CLASSES.items()},
-        losses=losses_of(CLASSES),
-        balancing=balancing_of(kind, weights or dict.fromkeys(CLASSES, 1.0)),
+        balancer=balancer_of(kind, weights or dict.fromkeys(CLASSES, 1.0)),
         classes=CLASSES,
-        **options,
+        **{"losses": losses_of(CLASSES), **options},
     )
     model.compile(keras.optimizers.SGD(rate), jit_compile=False, run_eagerly=eager)
     return model
@@ -135,7 +144,7 @@ def test_evaluate_gives_the_mean_over_the_labelled(half_labelled, batch_size):
         assert result["loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_fit_tells_the_same_means_as_evaluate(half_labelled):
+def test_fit_reports_the_means_of_evaluate(half_labelled):
     logits, labels = half_labelled
     model = given_logits(CLASSES)
     data = tf.data.Dataset.from_tensor_slices((logits, labels, weights_of(labels))).batch(7)
@@ -150,7 +159,7 @@ def test_fit_tells_the_same_means_as_evaluate(half_labelled):
         assert history[f"labelled/{task}"] == [(labels[task] >= 0).sum()] * 2
 
 
-def test_what_is_told_of_training_is_not_of_the_test_after_it(half_labelled):
+def test_training_metrics_do_not_include_the_validation(half_labelled):
     logits, labels = half_labelled
     data = tf.data.Dataset.from_tensor_slices((logits, labels, weights_of(labels))).batch(7)
     model = given_logits(CLASSES)
@@ -181,36 +190,36 @@ def test_one_task_alone_keeps_its_name_in_the_logs():
     result = evaluated(given_logits({"shape": 3}), {"shape": logits}, {"shape": labels}, 4)
     assert result["labelled/shape"] == 3
     assert result["top1/shape"] == pytest.approx(2 / 3)
-    # Class 0 found; class 1 found with one false; class 2 not found.
+    # Class 0 predicted; class 1 predicted, once falsely; class 2 never.
     assert result["macro_f1/shape"] == pytest.approx((1 + 2 / 3 + 0) / 3)
 
 
-# === Mixed pictures ===
+# === Mixed images ===
 
 
-def test_a_mixed_picture_counts_once_with_both_its_labels():
-    """Of 4 pictures: mixed; mixed of one class; not mixed; without a label."""
+def test_a_mixed_image_counts_once_with_both_its_labels():
+    """Four images: mixed; mixed within one class; not mixed; without a label."""
     labels = np.array([[0, 2], [1, 1], [2, -1], [-1, -1]], np.int32)
     weights = np.array([[0.3, 0.7], [0.6, 0.4], [1.0, 0.0], [0.0, 0.0]], np.float32)
     logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-    logits[0] = [0, 1, 3]  # says 2, the label that it has most of
-    logits[1] = [0, 1, 0]  # says 1
-    logits[2] = [5, 1, 0]  # says 0, and is 2
+    logits[0] = [0, 1, 3]  # predicts 2, the label of the larger weight
+    logits[1] = [0, 1, 0]  # predicts 1
+    logits[2] = [5, 1, 0]  # predicts 0, and is 2
     log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
     each = [0.3 * log_p[0, 0] + 0.7 * log_p[0, 2], log_p[1, 1], log_p[2, 2]]
-    model = given_logits({"shape": 3})
+    model = given_logits({"shape": 3}, **for_pairs(losses_of({"shape": 3})))
     result = evaluated(model, {"shape": logits}, {"shape": labels}, 4, {"shape": weights})
     assert result["loss/shape"] == pytest.approx(-sum(each) / 3, rel=1e-5)
     assert result["loss"] == pytest.approx(-sum(each) / 3, rel=1e-5)
     assert result["top1/shape"] == pytest.approx(2 / 3)
-    # Class 0: absent, said once. Class 1: found. Class 2: one of two found.
+    # Class 0: absent, predicted once. Class 1: correct. Class 2: one of two correct.
     assert result["macro_f1/shape"] == pytest.approx((1 + 2 / 3) / 2)
     assert result["labelled/shape"] == 3
     by_ones = evaluated(model, {"shape": logits}, {"shape": labels}, 1, {"shape": weights})
     assert by_ones["loss/shape"] == pytest.approx(-sum(each) / 3, rel=1e-5)
 
 
-# === One loss of all ===
+# === One loss of all tasks ===
 
 
 def batch(seed=0, count=8):
@@ -238,13 +247,13 @@ def test_the_total_by_hand(kind):
         case "fixed":
             total = 0.3 * mean["colour"] + 2 * mean["shape"]
         case "uncertainty":
-            for variable, value in zip(model.balancing.log_variances, (0.5, -1.0), strict=True):
+            for variable, value in zip(model.balancer.log_variances, (0.5, -1.0), strict=True):
                 variable.assign(value)
             total = np.exp(-0.5) * 0.3 * mean["colour"] + 0.5 / 2
             total += np.exp(1.0) * 2 * mean["shape"] - 1.0 / 2
     result = evaluated(model, x, labels, len(x))
     assert result["loss"] == pytest.approx(total, rel=1e-5)
-    for task in CLASSES:  # what is told of a task is its plain mean
+    for task in CLASSES:  # a task's reported loss is its plain mean
         assert result[f"loss/{task}"] == pytest.approx(mean[task], rel=1e-5)
 
 
@@ -275,7 +284,7 @@ def test_uncertainties_are_learnt_with_the_network():
     mean = means_by_hand(model, x, labels)
     model.train_on_batch(x, labels, sample_weight=weights_of(labels))
     # The slope of exp(-s) L + s / 2 at s = 0 is 1 / 2 - L.
-    for task, variable in zip(CLASSES, model.balancing.log_variances, strict=True):
+    for task, variable in zip(CLASSES, model.balancer.log_variances, strict=True):
         assert float(variable) == pytest.approx(-0.1 * (0.5 - mean[task]), rel=1e-4)
 
 
@@ -303,10 +312,9 @@ def test_the_contrastive_loss_is_added_with_its_weights(half_labelled):
     model = given_logits(
         CLASSES,
         weights={"colour": 0.3, "shape": 2.0},
-        contrastive={"colour": 0.5, "shape": 1.5},
-        temperature=0.2,
+        extra_loss=Contrastive({"colour": 0.5, "shape": 1.5}, temperature=0.2),
     )
-    result = evaluated(model, logits | {EMBEDDING: embeddings}, labels, 24)
+    result = evaluated(model, logits | {PROJECTED: embeddings}, labels, 24)
     of_task = {t: contrastive_by_hand(labels[t], embeddings, 0.2) for t in CLASSES}
     mean = {t: cross_entropy_by_hand(labels[t], logits[t]) for t in CLASSES}
     for task in CLASSES:
@@ -319,7 +327,7 @@ def test_the_contrastive_loss_is_added_with_its_weights(half_labelled):
 
 
 def test_a_task_without_a_contrastive_loss_has_none():
-    model = given_logits(CLASSES, contrastive={"shape": 1.0})
+    model = given_logits(CLASSES, extra_loss=Contrastive({"shape": 1.0}, temperature=0.1))
     names = [metric.name for metric in model.metrics]
     assert "contrastive_loss/shape" in names
     assert "contrastive_loss/colour" not in names
@@ -329,9 +337,10 @@ def test_a_task_without_a_contrastive_loss_has_none():
 
 
 @pytest.mark.parametrize("kind", ["fixed", "uncertainty"])
-@pytest.mark.parametrize("width", [1, 2])  # labels of plain and of mixed pictures
+@pytest.mark.parametrize("width", [1, 2])  # labels of plain and of mixed images
 def test_a_batch_without_any_label_changes_nothing(kind, width):
-    model = linear(kind=kind, eager=True)
+    options = for_pairs(losses_of(CLASSES)) if width == 2 else {}
+    model = linear(kind=kind, eager=True, **options)
     before = [v.numpy() for v in model.trainable_variables]
     x, _ = batch()
     shape = (8,) if width == 1 else (8, 2)
@@ -345,8 +354,8 @@ def test_a_batch_without_any_label_changes_nothing(kind, width):
 
 
 def test_a_contrastive_loss_without_any_label_is_0():
-    model = given_logits(CLASSES, contrastive={"shape": 1.0})
+    model = given_logits(CLASSES, extra_loss=Contrastive({"shape": 1.0}, temperature=0.1))
     inputs = {t: np.ones((3, n), np.float32) for t, n in CLASSES.items()}
-    inputs[EMBEDDING] = np.zeros((3, WIDTH), np.float32)  # of no direction
+    inputs[PROJECTED] = np.zeros((3, WIDTH), np.float32)  # of no direction
     result = evaluated(model, inputs, {t: np.full(3, -1, np.int32) for t in CLASSES}, 3)
     assert result["loss"] == result["contrastive_loss/shape"] == 0

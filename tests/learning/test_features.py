@@ -1,29 +1,31 @@
-"""Cached features: those of the trunk on the very pictures, in the very order; SMOTE by hand."""
+"""Cached features: those of the trunk for the same images, in the same order."""
 
 import contextlib
 import functools
 import itertools
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from logged import logged
 
-from multitask import files
+from multitask import disk as disk_module
+from multitask.annexes.extensions import build_extensions
+from multitask.data.order import SHUFFLED, Shard
 from multitask.data.pipeline import (
     evaluation_dataset,
     file_names,
-    load_picture,
+    load_image,
     training_dataset,
 )
 from multitask.data.records import prepare
-from multitask.data.sampling import Shard, epoch_rows
-from multitask.data.table import SELECTION, TRAIN
-from multitask.files import DiskError, locked
+from multitask.data.table import TRAIN, VALIDATION
+from multitask.disk import DiskError
+from multitask.files import locked
 from multitask.learning import features
 from multitask.learning.checkpoints import find_checkpoint
 from multitask.learning.features import (
@@ -31,18 +33,15 @@ from multitask.learning.features import (
     feature_shape,
     file_features,
     fingerprint,
-    oversample,
-    smote_counts,
-    synthetic_rows,
     wants_cache,
 )
-from multitask.learning.optimizers import PartAdamW
+from multitask.learning.optimizers import GroupAdamW
 from multitask.learning.training import train
-from multitask.model.network import build_network, load_network, parts
-from multitask.spec import MISSING, InputError, Kind, override
+from multitask.model.network import build_network, load_network, trunk_and_heads
+from multitask.spec import InputError, Kind, override
 
 STRONG = {"flip": True, "brightness": 0.3, "contrast": [0.5, 1.5], "crop": [0.5, 0.9]}
-PICTURES, TRAINED, HELD = 25, 18, 7
+IMAGES, TRAINED, HELD = 25, 18, 7
 GRU = {"kind": "gru", "units": 3}
 
 
@@ -61,14 +60,14 @@ def prepared_data(tiny_data, tiny_spec, tiny_trunk, half_labelled, shelf):
     """A function: fields of the spec -> (prepared records, spec, network)."""
 
     def make(*, augment=None, head=None, seed=0, **fields):
-        data = tiny_data(rows=half_labelled(PICTURES))
+        data = tiny_data(rows=half_labelled(IMAGES))
         of_tasks = {"augment": augment or {}, "head": head or {"kind": "linear"}}
-        settings = {"selection": 0.25, "features": {"cache": "on", "dtype": "float32"}} | fields
+        settings = {"validation": 0.25, "features": {"cache": "on", "dtype": "float32"}} | fields
         spec = tiny_spec(of_tasks=of_tasks, **settings)
         trunk = spec.trunk.model_copy(update={"name": tiny_trunk})
         spec = spec.model_copy(update={"trunk": trunk})
         shutil.copytree(shelf, data / "records" / "multitask")
-        prepared = prepare(spec, data, progress=False, tell=quiet)
+        prepared = prepare(spec, data, progress=False)
         if prepared.fresh:
             shutil.copytree(prepared.folder.parents[1], shelf, dirs_exist_ok=True)
         return prepared, spec, new_network(spec, prepared, seed)
@@ -89,7 +88,7 @@ def changed(spec, **fields):
 
 def by_trunk(network, images, *, pooled=True):
     """What the trunk gives, by Keras' `predict`; pooled by NumPy."""
-    maps = parts(network)[0].predict(images, verbose=0)
+    maps = trunk_and_heads(network)[0].predict(images, verbose=0)
     return maps.mean(axis=(1, 2)) if pooled else maps
 
 
@@ -99,12 +98,12 @@ def images_of(prepared, spec, split):
 
 
 def augmented(prepared, spec, epoch):
-    """Each row's picture as the uncached training has it in an epoch, in the order of the rows."""
+    """Each row's image as the uncached training has it in an epoch, in the order of the rows."""
     steps = -(-TRAINED // spec.batch_size)
     batches = training_dataset(prepared, spec, first_epoch=epoch).take(steps)
     images = np.concatenate([image for image, *_ in batches.as_numpy_iterator()])
     labels = prepared.table.labels[prepared.table.rows(TRAIN)]
-    order = epoch_rows(labels, spec)(tf.constant(epoch, tf.int64)).numpy()
+    order = SHUFFLED.epoch_rows(labels, spec.seed)(tf.constant(epoch, tf.int64)).numpy()
     return images[np.argsort(order)]
 
 
@@ -118,13 +117,13 @@ def folders(prepared):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("head", [None, GRU], ids=["pooled", "map"])
-def test_features_are_the_trunks_of_the_very_pictures(prepared_data, head, dtype):
+def test_features_are_the_trunks_of_the_very_images(prepared_data, head, dtype):
     options = {"cache": "on", "dtype": dtype}
     prepared, spec, network = prepared_data(augment=STRONG, head=head, features=options)
-    cached = cache_features(network, prepared, spec, tell=quiet)
+    cached = cache_features(network, prepared, spec)
     for split, count, stored in (
         (TRAIN, TRAINED, cached.train),
-        (SELECTION, HELD, cached.selection),
+        (VALIDATION, HELD, cached.validation),
     ):
         want = by_trunk(network, images_of(prepared, spec, split), pooled=head is None)
         assert stored.shape == want.shape == (count, *feature_shape(network))
@@ -134,7 +133,7 @@ def test_features_are_the_trunks_of_the_very_pictures(prepared_data, head, dtype
         # float16 keeps 11 bits: it is off by up to 2^-11 of a value.
         rounding = np.abs(want) * 2.0**-11 if dtype == "float16" else 0
         assert (np.abs(stored.astype(np.float64) - want) <= exact + rounding).all()
-        assert want.std(axis=0).min() > 1e-3  # no two pictures are alike
+        assert want.std(axis=0).min() > 1e-3  # no two images are alike
     np.testing.assert_array_equal(cached.labels, prepared.table.labels[prepared.table.rows(TRAIN)])
 
 
@@ -143,10 +142,10 @@ def test_features_of_files_are_the_trunks_of_the_originals(prepared_data, head):
     prepared, spec, network = prepared_data(head=head)
     rows = np.random.default_rng(0).permutation(len(prepared.table))[: features.BATCH + 3]
     names = file_names(prepared.table, rows, prepared.builder.image_dir)
-    found = file_features(network, names, spec)
-    pictures = [load_picture(name, size_px=spec.image_size, how=spec.resize) for name in names]
-    wanted = by_trunk(network, np.stack(pictures), pooled=head is None)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    result = file_features(network, names, spec)
+    images = [load_image(name, size_px=spec.image_size, how=spec.resize) for name in names]
+    wanted = by_trunk(network, np.stack(images), pooled=head is None)
+    np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=1e-5)
     half = changed(spec, features__dtype="float16")
     assert file_features(network, names[:3], half).dtype == np.float16
 
@@ -154,15 +153,15 @@ def test_features_of_files_are_the_trunks_of_the_originals(prepared_data, head):
 def test_view_0_is_plain_and_view_v_is_epoch_v_minus_1(prepared_data):
     options = {"cache": "on", "views": 2, "dtype": "float32"}
     prepared, spec, network = prepared_data(augment=STRONG, features=options)
-    cached = cache_features(network, prepared, spec, tell=quiet)
+    cached = cache_features(network, prepared, spec)
     assert (cached.views, len(cached.train)) == (3, 3 * TRAINED)
     plain = by_trunk(network, images_of(prepared, spec, TRAIN))
     views = [plain, *(by_trunk(network, augmented(prepared, spec, v)) for v in (0, 1))]
     np.testing.assert_allclose(cached.train, np.concatenate(views), rtol=1e-5, atol=1e-6)
     assert all(np.abs(a - b).max() > 0.01 for a, b in itertools.combinations(views, 2))
     # What is chosen by is never augmented.
-    want = by_trunk(network, images_of(prepared, spec, SELECTION))
-    np.testing.assert_allclose(cached.selection, want, rtol=1e-5, atol=1e-6)
+    want = by_trunk(network, images_of(prepared, spec, VALIDATION))
+    np.testing.assert_allclose(cached.validation, want, rtol=1e-5, atol=1e-6)
 
 
 # === Batches ===
@@ -188,7 +187,7 @@ def assert_same(first, second):
 @pytest.mark.parametrize("sampler", [None, {"kind": "balanced"}])
 def test_rows_labels_and_weights_come_as_in_the_uncached_training(prepared_data, sampler):
     prepared, spec, network = prepared_data(sampler=sampler, seed=3)
-    cached = cache_features(network, prepared, spec, tell=quiet)
+    cached = cache_features(network, prepared, spec)
     mine = cached.training_dataset(spec).take(9).as_numpy_iterator()
     theirs = training_dataset(prepared, spec).take(9).as_numpy_iterator()
     for (x, labels, weights), (images, labels2, weights2) in zip(mine, theirs, strict=True):
@@ -201,14 +200,14 @@ def test_rows_labels_and_weights_come_as_in_the_uncached_training(prepared_data,
             assert (labels[task].dtype, weights[task].dtype) == (np.int32, np.float32)
 
 
-def test_the_selection_split_comes_in_its_order(prepared_data):
+def test_the_validation_split_comes_in_its_order(prepared_data):
     prepared, spec, network = prepared_data(augment=STRONG)
-    cached = cache_features(network, prepared, spec, tell=quiet)
-    mine = list(cached.selection_dataset(spec).as_numpy_iterator())
-    theirs = evaluation_dataset(prepared, spec, split=SELECTION).as_numpy_iterator()
+    cached = cache_features(network, prepared, spec)
+    mine = list(cached.validation_dataset(spec).as_numpy_iterator())
+    theirs = evaluation_dataset(prepared, spec, split=VALIDATION).as_numpy_iterator()
     images, labels, weights = zip(*theirs, strict=True)
     assert [len(x) for x, *_ in mine] == [5, 2]
-    np.testing.assert_array_equal(np.concatenate([x for x, *_ in mine]), cached.selection)
+    np.testing.assert_array_equal(np.concatenate([x for x, *_ in mine]), cached.validation)
     for step, (x, labels2, weights2) in enumerate(mine):
         want = by_trunk(network, images[step])
         np.testing.assert_allclose(x, want, rtol=1e-5, atol=1e-6)
@@ -220,7 +219,7 @@ def test_the_selection_split_comes_in_its_order(prepared_data):
 def test_a_start_at_any_step_gives_what_an_unbroken_run_has_there(prepared_data):
     options = {"cache": "on", "views": 1}
     prepared, spec, network = prepared_data(augment=STRONG, features=options)
-    cached = cache_features(network, prepared, spec, tell=quiet)
+    cached = cache_features(network, prepared, spec)
     whole = list(cached.training_dataset(spec).take(12).as_numpy_iterator())
     assert [len(x) for x, *_ in whole] == [5, 5, 5, 3] * 3
     for epoch, step in itertools.product(range(2), range(4)):
@@ -231,30 +230,30 @@ def test_a_start_at_any_step_gives_what_an_unbroken_run_has_there(prepared_data)
 
 def test_processes_share_the_very_batches_of_one(prepared_data):
     """Of 18 rows in batches of 4 the last has 2, which four devices fill up to 4; of 7 of the
-    selection split it has 3."""
+    validation split it has 3."""
     prepared, spec, network = prepared_data(augment=STRONG, batch_size=4)
-    cached = cache_features(network, prepared, spec, tell=quiet)
+    cached = cache_features(network, prepared, spec)
 
     def training(shard):
         return cached.training_dataset(spec, first_step=2, shard=shard).take(8)
 
-    for make in (training, functools.partial(cached.selection_dataset, spec)):
+    for make in (training, functools.partial(cached.validation_dataset, spec)):
         whole = list(make(shard=Shard()).as_numpy_iterator())
         of_all = [make(shard=Shard(i, 2, 4)).as_numpy_iterator() for i in range(2)]
         for (x, labels, weights), *batches in zip(whole, *of_all, strict=True):
-            found, *both = tf.nest.map_structure(lambda *p: np.concatenate(p), *batches)
-            assert len(found) == 4
-            np.testing.assert_array_equal(found[: len(x)], x)
+            result, *both = tf.nest.map_structure(lambda *p: np.concatenate(p), *batches)
+            assert len(result) == 4
+            np.testing.assert_array_equal(result[: len(x)], x)
             for of_one, of_two, nothing in zip((labels, weights), both, (-1, 0), strict=True):
                 for task in spec.task_names:
                     np.testing.assert_array_equal(of_two[task][: len(x)], of_one[task])
                     assert (of_two[task][len(x) :] == nothing).all()
 
 
-def test_every_view_of_a_picture_comes_once_in_as_many_epochs(prepared_data):
+def test_every_view_of_an_image_comes_once_in_as_many_epochs(prepared_data):
     options = {"cache": "on", "views": 2, "dtype": "float32"}
     prepared, spec, network = prepared_data(augment=STRONG, features=options)
-    cached = cache_features(network, prepared, spec, tell=quiet)
+    cached = cache_features(network, prepared, spec)
     place_of = {row.tobytes(): place for place, row in enumerate(np.asarray(cached.train))}
     assert len(place_of) == 3 * TRAINED  # no two views are alike
     seen = []
@@ -266,7 +265,7 @@ def test_every_view_of_a_picture_comes_once_in_as_many_epochs(prepared_data):
         views = [epoch[row] for epoch in seen]
         assert sorted(views[:3]) == [0, 1, 2]
         assert views[3:] == views[:3]
-    # An epoch is no single view of all pictures, which would make its loss jump.
+    # An epoch is no single view of all images, which would make its loss jump.
     assert all(len(set(epoch.values())) == 3 for epoch in seen)
 
 
@@ -284,12 +283,12 @@ BOUNDS = {"float32": 1e-4, "float16": 1e-2}
 
 
 def final_heads(spec, prepared, data_dir, workdir):
-    """The heads after the phase; without a selection split the last epoch is kept."""
-    result = train(spec, data_dir, workdir, phase="heads", tell=quiet)
+    """The heads after the phase; without a validation split the last epoch is kept."""
+    result = train(spec, data_dir, workdir, phase="heads")
     progress = find_checkpoint(result.run.checkpoint).progress
     assert (progress.epoch, progress.finished) == (2, ["heads"])
     keras.utils.set_random_seed(1)  # dropout's masks, the same for all that are compared
-    return parts(load_network(result.run.best_model, spec, prepared.table.classes))[1]
+    return trunk_and_heads(load_network(result.run.best_model, spec, prepared.table.classes))[1]
 
 
 def weights_of(heads):
@@ -306,9 +305,9 @@ def weights_of(heads):
     }
 
 
-def off(found, want):
+def off(result, want):
     """The difference's norm, of the norm."""
-    return np.linalg.norm(np.asarray(found) - np.asarray(want)) / np.linalg.norm(want)
+    return np.linalg.norm(np.asarray(result) - np.asarray(want)) / np.linalg.norm(want)
 
 
 @pytest.mark.parametrize("kind", ["pooled", pytest.param("map", marks=pytest.mark.slow)])
@@ -318,9 +317,9 @@ def test_the_cached_phase_learns_what_the_uncached_one_does(
     """One plain view: 1e-4 of each weight in float32, and a bound for float16."""
     # Adam's own 1e-7 makes whole steps of gradients that are rounding alone, which is another's on
     # each CPU: with it the same bound held on some. What differs goes by 1 / epsilon.
-    init = functools.partialmethod(PartAdamW.__init__, epsilon=1e-4)
-    monkeypatch.setattr(PartAdamW, "__init__", init)
-    prepared, spec, _ = prepared_data(selection=0.0, batch_size=4)
+    init = functools.partialmethod(GroupAdamW.__init__, epsilon=1e-4)
+    monkeypatch.setattr(GroupAdamW, "__init__", init)
+    prepared, spec, _ = prepared_data(validation=0.0, batch_size=4)
     tasks = [t.model_copy(update={"head": Kind(**HEADS[kind][t.name])}) for t in spec.tasks]
     spec = changed(spec.model_copy(update={"tasks": tuple(tasks)}), phases__heads__epochs=2)
     trained = {}
@@ -331,26 +330,26 @@ def test_the_cached_phase_learns_what_the_uncached_one_does(
     uncached = trained.pop(("off", "float32"))
     want = weights_of(uncached)
     network = new_network(spec, prepared, spec.seed)
-    begin = weights_of(parts(network)[1])
+    begin = weights_of(trunk_and_heads(network)[1])
     moved = min(off(begin[name], want[name]) for name in want)
     maps = by_trunk(network, images_of(prepared, spec, TRAIN), pooled=False)
     # As in training, where BatchNorm takes the batch's own mean, not the moving one.
     answers = {task: head(maps, training=True) for task, head in uncached.items()}
     for (_, dtype), heads in trained.items():
-        found = weights_of(heads)
-        assert found.keys() == want.keys()
-        worst = max(off(found[name], want[name]) for name in want)
-        says = max(off(heads[t](maps, training=True), answers[t]) for t in answers)
-        print(f"{kind} {dtype}: weights {worst:.1e}, logits {says:.1e}; moved {moved:.1e}")
+        result = weights_of(heads)
+        assert result.keys() == want.keys()
+        worst = max(off(result[name], want[name]) for name in want)
+        logits = max(off(heads[t](maps, training=True), answers[t]) for t in answers)
+        print(f"{kind} {dtype}: weights {worst:.1e}, logits {logits:.1e}; moved {moved:.1e}")
         assert worst < BOUNDS[dtype]
-        assert says < 10 * BOUNDS[dtype]
+        assert logits < 10 * BOUNDS[dtype]
     assert moved > 5 * BOUNDS["float32"]  # they have learnt: the bound means something
 
 
 # === Which features are whose ===
 
 
-def test_features_are_found_again_by_all_that_decides_them(prepared_data, tmp_path):
+def test_features_are_reused_only_for_equal_settings(prepared_data, tmp_path):
     prepared, spec, network = prepared_data(augment=STRONG)
     same = fingerprint(network, prepared, spec)
     assert fingerprint(network, prepared, spec) == same
@@ -366,7 +365,7 @@ def test_features_are_found_again_by_all_that_decides_them(prepared_data, tmp_pa
         {"batch_size": 3},
         {"features__smote": 0.5},
         {"features__cache": "auto"},
-        {"seed": 5},  # without views nothing is drawn
+        {"seed": 5},  # without views nothing is random
         {"task__augment": {}},
         {"task__schedule": {"kind": "constant", "rate": 0.5}},
         {"task__loss": {"kind": "cross_entropy"}},
@@ -390,43 +389,41 @@ def test_features_are_found_again_by_all_that_decides_them(prepared_data, tmp_pa
     ]
     for layer, index in (("block1a_conv", 0), ("block2a_bn", 3)):  # a kernel, a moving variance
         other = new_network(spec, prepared)
-        weights = parts(other)[0].get_layer(layer).get_weights()
+        weights = trunk_and_heads(other)[0].get_layer(layer).get_weights()
         weights[index].flat[0] += 1e-3
-        parts(other)[0].get_layer(layer).set_weights(weights)
+        trunk_and_heads(other)[0].get_layer(layer).set_weights(weights)
         others.append(fingerprint(other, prepared, spec))
-    without = changed(spec, selection=0.0)
+    without = changed(spec, validation=0.0)
     others.append(
-        fingerprint(
-            network, prepare(without, tmp_path / "data", progress=False, tell=quiet), without
-        )
+        fingerprint(network, prepare(without, tmp_path / "data", progress=False), without)
     )
     assert len({same, *others}) == 1 + len(others)
 
 
 def test_the_same_features_are_not_computed_again(prepared_data):
     prepared, spec, network = prepared_data()
-    said = []
-    first = cache_features(network, prepared, spec, tell=said.append)
-    assert sum("Computing" in line for line in said) == 1
+    lines = []
+    with logged(lines):
+        first = cache_features(network, prepared, spec)
+    assert sum("Computing" in line for line in lines) == 1
     (folder,) = folders(prepared)
     files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert set(files) == {"train.npy", "selection.npy", "done.json", "features.json"}
+    assert set(files) == {"train.npy", "validation.npy", "done.json", "features.json"}
     for settings in (spec, changed(spec, task__schedule={"kind": "constant", "rate": 0.5})):
-        said.clear()
-        again = cache_features(
-            new_network(settings, prepared), prepared, settings, tell=said.append
-        )
-        assert said == [f"Features of the frozen trunk: {folder}"]
+        lines.clear()
+        with logged(lines):
+            again = cache_features(new_network(settings, prepared), prepared, settings)
+        assert lines == [f"Features of the frozen trunk: {folder}"]
         np.testing.assert_array_equal(again.train, first.train)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == files
-    cache_features(network, prepared, changed(spec, features__views=1), tell=quiet)
+    cache_features(network, prepared, changed(spec, features__views=1))
     assert len(folders(prepared)) == 2
 
 
-# === Stopped, and gone on with ===
+# === Stopped and resumed ===
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -439,14 +436,14 @@ def begun(prepared_data, monkeypatch):
     """Computing that stops after some batches; (prepared, spec, network, its folder's bytes)."""
     options = {"cache": "on", "views": 1}
     prepared, spec, network = prepared_data(augment=STRONG, features=options)
-    monkeypatch.setattr(features, "BATCH", 5)  # of so few pictures, several
-    cache_features(network, prepared, spec, tell=quiet)
+    monkeypatch.setattr(features, "BATCH", 5)  # of so few images, several
+    cache_features(network, prepared, spec)
     (folder,) = folders(prepared)
     whole = bytes_of(folder)
     original = features.view_dataset
 
     def stop_after(batches, *, noted):
-        """Compute anew, until so many batches were read; the last that is noted is `noted`."""
+        """Compute again and stop after some batches; `noted`: done.json was written by then."""
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
@@ -455,13 +452,14 @@ def begun(prepared_data, monkeypatch):
         def view_dataset(*args, **options):
             for images in original(*args, **options):
                 if next(left, None) is None:
-                    raise Stopped
+                    raise StoppedError
                 yield images
 
-        with monkeypatch.context() as patch, pytest.raises(Stopped):
+        with monkeypatch.context() as patch:
             patch.setattr(features, "view_dataset", view_dataset)
             patch.setattr(features, "NOTE_EVERY_S", 0.0 if noted else 1e9)
-            cache_features(network, prepared, spec, tell=quiet)
+            with pytest.raises(StoppedError):
+                cache_features(network, prepared, spec)
         assert not (folder / "features.json").exists()
 
     return SimpleNamespace(
@@ -472,67 +470,67 @@ def begun(prepared_data, monkeypatch):
 @pytest.mark.parametrize(
     ("batches", "noted", "read"),
     [
-        # Of 4 batches of the plain view, 4 of the augmented one, 2 of the selection split.
-        (0, True, [("train", 0, 0), ("train", 1, 0), ("selection", 0, 0)]),
-        (2, True, [("train", 0, 10), ("train", 1, 0), ("selection", 0, 0)]),
-        (4, True, [("train", 1, 0), ("selection", 0, 0)]),
-        (7, True, [("train", 1, 15), ("selection", 0, 0)]),
-        (9, True, [("selection", 0, 5)]),
-        (6, False, [("train", 0, 0), ("train", 1, 0), ("selection", 0, 0)]),
-        (9, False, [("selection", 0, 0)]),
+        # Of 4 batches of the plain view, 4 of the augmented one, 2 of the validation split.
+        (0, True, [("train", 0, 0), ("train", 1, 0), ("validation", 0, 0)]),
+        (2, True, [("train", 0, 10), ("train", 1, 0), ("validation", 0, 0)]),
+        (4, True, [("train", 1, 0), ("validation", 0, 0)]),
+        (7, True, [("train", 1, 15), ("validation", 0, 0)]),
+        (9, True, [("validation", 0, 5)]),
+        (6, False, [("train", 0, 0), ("train", 1, 0), ("validation", 0, 0)]),
+        (9, False, [("validation", 0, 0)]),
     ],
 )
 def test_computing_goes_on_where_it_stopped(begun, monkeypatch, batches, noted, read):
     begun.stop(batches, noted=noted)
-    asked, original = [], features.view_dataset
+    calls, original = [], features.view_dataset
 
     def watched(*args, split, view, rows, **options):
-        asked.append((split, view, rows[0]))
+        calls.append((split, view, rows[0]))
         return original(*args, split=split, view=view, rows=rows, **options)
 
     monkeypatch.setattr(features, "view_dataset", watched)
-    cache_features(begun.network, begun.prepared, begun.spec, tell=quiet)
-    assert asked == read
+    cache_features(begun.network, begun.prepared, begun.spec)
+    assert calls == read
     assert bytes_of(begun.folder) == begun.whole
 
 
 def test_what_was_written_and_not_noted_is_written_again(begun):
     """A machine that lost its power may hold anything behind what `done.json` counts."""
     begun.stop(6, noted=True)
-    assert json.loads((begun.folder / "done.json").read_text()) == {"train": 28, "selection": 0}
+    assert json.loads((begun.folder / "done.json").read_text()) == {"train": 28, "validation": 0}
     array = np.lib.format.open_memmap(begun.folder / "train.npy", "r+")
     array[28:] = 7
     array.flush()
-    cache_features(begun.network, begun.prepared, begun.spec, tell=quiet)
+    cache_features(begun.network, begun.prepared, begun.spec)
     assert bytes_of(begun.folder) == begun.whole
 
 
 def test_both_files_stand_before_anything_is_counted(begun):
     """Else a process that is killed while it makes the second leaves one that cannot be read."""
     begun.stop(2, noted=True)
-    for name in ("train", "selection"):
+    for name in ("train", "validation"):
         array = np.load(begun.folder / f"{name}.npy", mmap_mode="r")
-        assert array.shape == ({"train": 2 * TRAINED, "selection": HELD}[name], 12)
+        assert array.shape == ({"train": 2 * TRAINED, "validation": HELD}[name], 12)
 
 
 def test_a_second_process_waits_and_uses_what_the_first_made(prepared_data):
     prepared, spec, network = prepared_data()
-    cache_features(network, prepared, spec, tell=quiet)
+    cache_features(network, prepared, spec)
     (folder,) = folders(prepared)
     kept = (folder / "features.json").read_bytes()
     (folder / "features.json").unlink()  # as if it were still computing
-    said = []
 
-    def tell(line):
-        said.append(line)
-        if "waiting" in line:
-            (folder / "features.json").write_bytes(kept)
-            first.close()
+    class Lines(list):
+        def append(self, line):
+            super().append(line)
+            if "waiting" in line:
+                (folder / "features.json").write_bytes(kept)
+                first.close()
 
-    with contextlib.ExitStack() as first:
+    with contextlib.ExitStack() as first, logged(Lines()) as lines:
         first.enter_context(locked(folder.parent / f".{folder.name}.lock", lambda: None))
-        cache_features(network, prepared, spec, tell=tell)
-    assert said == [
+        cache_features(network, prepared, spec)
+    assert lines == [
         f"Another process is computing these features ({folder}); waiting for it …",
         f"Features of the frozen trunk: {folder}",
     ]
@@ -545,23 +543,24 @@ def test_too_little_room_is_one_line_and_leaves_nothing(prepared_data, monkeypat
     prepared, spec, network = prepared_data()
     needed = (TRAINED + HELD) * 12 * 4
     free = SimpleNamespace(free=needed - 1)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(disk_module.shutil, "disk_usage", lambda path: free)
     with pytest.raises(DiskError) as error:
-        cache_features(network, prepared, spec, tell=quiet)
+        cache_features(network, prepared, spec)
     assert str(error.value) == (
         f"{prepared.folder.parents[2] / 'features'}: no room on the disk "
-        f"({files.size_text(needed)} needed for features, {files.size_text(needed - 1)} free); "
+        f"({disk_module.size_text(needed)} needed for features, "
+        f"{disk_module.size_text(needed - 1)} free); "
         "make room, name another --records_dir or give --cache_features=off, then run the same "
         "command again"
     )
     assert folders(prepared) == []
     free.free = needed
-    cache_features(network, prepared, spec, tell=quiet)
+    cache_features(network, prepared, spec)
     assert len(folders(prepared)) == 1
 
 
 def test_room_that_is_not_there_is_no_end_of_the_process(prepared_data, small_disk, monkeypatch):
-    """Such as under a quota, of which the disk's free room says nothing."""
+    """For example under a quota, which the disk's free room does not include."""
     disk = small_disk(10**6)
     views = {"cache": "on", "dtype": "float32", "views": 200}
     prepared, spec, network = prepared_data(features=views)
@@ -569,175 +568,30 @@ def test_room_that_is_not_there_is_no_end_of_the_process(prepared_data, small_di
     monkeypatch.setattr(features, "check_room", lambda *_, **__: None)
     size = 128 + 201 * TRAINED * 12 * 4
     disk.leave(100_000)
-    with pytest.raises(DiskError, match=f"{files.size_text(size)} needed, .* free.*=off"):
-        cache_features(network, prepared, spec, tell=quiet)
+    with pytest.raises(DiskError, match=f"{disk_module.size_text(size)} needed, .* free.*=off"):
+        cache_features(network, prepared, spec)
     assert folders(prepared) == []
     assert [path for path in disk.files.rglob("*") if path.suffix == ".npy"] == []
 
 
 def test_mapped_files_have_all_their_blocks_before_anything_is_computed(begun):
     begun.stop(2, noted=True)
-    for name in ("train", "selection"):
-        found = (begun.folder / f"{name}.npy").stat()
-        assert found.st_blocks * 512 >= found.st_size
+    for name in ("train", "validation"):
+        result = (begun.folder / f"{name}.npy").stat()
+        assert result.st_blocks * 512 >= result.st_size
 
 
 def test_a_value_beyond_float16_is_one_line(prepared_data):
     prepared, spec, network = prepared_data(features={"cache": "on", "dtype": "float16"})
-    layer = parts(network)[0].get_layer("block2a_bn")
+    layer = trunk_and_heads(network)[0].get_layer("block2a_bn")
     gamma, *rest = layer.get_weights()
     layer.set_weights([gamma * 1e6, *rest])
-    with pytest.raises(InputError, match="--feature_dtype: float16: features of up to") as error:
-        cache_features(network, prepared, spec, tell=quiet)
+    with pytest.raises(InputError, match=r"features\.dtype: float16: features of up to") as error:
+        cache_features(network, prepared, spec)
     assert "--feature_dtype=float32" in str(error.value)
     assert "\n" not in str(error.value)
-    stored = cache_features(network, prepared, changed(spec, features__dtype="float32"), tell=quiet)
+    stored = cache_features(network, prepared, changed(spec, features__dtype="float32"))
     assert 65504 < np.abs(stored.train).max() < np.inf
-
-
-# === SMOTE ===
-
-
-def toy_spec(tiny_spec, smote, **fields):
-    return tiny_spec(tasks=("artist", "style"), features={"smote": smote}, **fields)
-
-
-def toy_features(channels=4, seed=0):
-    """Features of 40 rows, [rows + a view, channels], and labels of two tasks.
-
-    First task: classes of 20, 6, 3 and 1 rows, and 10 without. Second: 9, 8, 2 of every other.
-    """
-    rng = np.random.default_rng(seed)
-    labels = np.full((40, 2), MISSING, np.int32)
-    labels[:30, 0] = np.repeat([0, 1, 2, 3], [20, 6, 3, 1])
-    labels[1:39:2, 1] = np.repeat([0, 1, 2], [9, 8, 2])
-    labels = labels[rng.permutation(40)]
-    return rng.normal(size=(80, channels)).astype(np.float32), labels
-
-
-@pytest.mark.parametrize(
-    ("counts", "share", "made"),
-    [
-        ([20, 6, 3, 1], 0.5, {1: 4, 2: 7}),
-        ([20, 6, 3, 1], 1.0, {1: 14, 2: 17}),
-        ([20, 6, 3, 1], 0.3, {2: 3}),
-        ([20, 6, 3, 1], 0.1, {}),
-        ([7, 2], 0.5, {1: 1}),  # 3.5 is cut to 3
-        ([5, 0, 4], 1.0, {2: 1}),  # a class without examples has nothing to be made of
-        ([5], 1.0, {}),
-        ([], 1.0, {}),
-        ([1, 1], 1.0, {}),
-    ],
-)
-def test_smote_counts_by_hand(counts, share, made):
-    assert smote_counts(counts, share) == made
-
-
-def off_segment(x, a, b):
-    """How far x is from the segment between a and b."""
-    along = b - a
-    t = np.clip((x - a) @ along / (along @ along), 0, 1)
-    return np.linalg.norm(x - (a + t * along))
-
-
-def test_each_synthetic_vector_lies_between_two_near_ones_of_its_class(tiny_spec):
-    x, labels = toy_features()
-    spec = toy_spec(tiny_spec, 0.5)
-    made, of = oversample(x.astype(np.float16), labels, spec)
-    stored = x.astype(np.float16).astype(np.float64)  # what it was made of
-    assert (made.dtype, of.dtype) == (np.float32, np.int32)
-    # Half of 20 is 10: 4 more of the 6 and 7 of the 3. Half of 9 is 4: 2 more of the 2.
-    assert len(made) == len(of) == 4 + 7 + 2
-    assert [tuple(row) for row in of] == [(1, MISSING)] * 4 + [(2, MISSING)] * 7 + [
-        (MISSING, 2)
-    ] * 2
-    for vector, (first, second) in zip(made, of, strict=True):
-        task, label = (0, first) if first != MISSING else (1, second)
-        own = np.flatnonzero(labels[:, task] == label)  # of the plain view alone
-        gaps = {}
-        for i, j in itertools.permutations(own, 2):
-            gaps[i, j] = off_segment(vector, stored[i], stored[j])
-        (i, j) = min(gaps, key=gaps.get)
-        assert gaps[i, j] < 1e-5
-        ends = [np.linalg.norm(vector - stored[k]) for k in (i, j)]
-        assert min(ends) > 0 or len(own) == 2
-        # One end is among the 5 nearest of the other.
-        near = sorted(own, key=lambda k: np.linalg.norm(stored[k] - stored[i]))[1:6]
-        back = sorted(own, key=lambda k: np.linalg.norm(stored[k] - stored[j]))[1:6]
-        assert j in near or i in back
-
-
-def test_the_same_seed_makes_the_same_and_another_others(tiny_spec):
-    x, labels = toy_features()
-    first, again, other = (
-        oversample(x, labels, toy_spec(tiny_spec, 0.5, seed=seed))[0] for seed in (3, 3, 4)
-    )
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
-
-
-def test_maps_are_mixed_as_one_vector_each(tiny_spec):
-    x, labels = toy_features(channels=12)
-    flat, of = oversample(x, labels, toy_spec(tiny_spec, 0.5))
-    maps, of_maps = oversample(x.reshape(80, 2, 2, 3), labels, toy_spec(tiny_spec, 0.5))
-    np.testing.assert_array_equal(maps.reshape(flat.shape), flat)
-    np.testing.assert_array_equal(of_maps, of)
-
-
-def test_without_smote_nothing_is_made(tiny_spec):
-    x, labels = toy_features()
-    made, of = oversample(x, labels, toy_spec(tiny_spec, 0.0))
-    assert (made.shape, of.shape) == ((0, 4), (0, 2))
-    assert (made.dtype, of.dtype) == (np.float32, np.int32)
-
-
-def test_a_task_without_any_label_is_left_alone(tiny_spec):
-    x, labels = toy_features()
-    labels[:, 1] = MISSING
-    _, of = oversample(x, labels, toy_spec(tiny_spec, 0.5))
-    assert len(of) == 4 + 7
-    assert (of[:, 1] == MISSING).all()
-
-
-@pytest.mark.parametrize("head", [None, GRU], ids=["pooled", "map"])
-def test_synthetic_examples_are_trained_on_with_the_real_ones(
-    tiny_data, tiny_spec, tiny_trunk, head
-):
-    """Classes of 12, 5 and 2 rows: half of 12 is 6."""
-    counts = [12, 5, 2]
-    rows = [(f"Dots/{i:02}.jpg", label) for i, label in enumerate(np.repeat([0, 1, 2], counts))]
-    data = tiny_data(rows={"style_train": rows})
-    options = {"smote": 0.5, "views": 1}
-    of_tasks = {"head": head} if head else None
-    spec = tiny_spec(tasks=("style",), features=options, of_tasks=of_tasks)
-    spec = spec.model_copy(update={"trunk": spec.trunk.model_copy(update={"name": tiny_trunk})})
-    prepared = prepare(spec, data, progress=False, tell=quiet)
-    said = []
-    cached = cache_features(new_network(spec, prepared), prepared, spec, tell=said.append)
-    assert synthetic_rows(prepared.table, spec) == len(cached.synthetic) == 1 + 4
-    assert "  style: SMOTE adds 5 examples to 2 rare classes" in said
-    steps = -(-24 // spec.batch_size)
-    synthetic = {row.tobytes() for row in cached.synthetic}
-    for epoch in range(2):
-        dataset = cached.training_dataset(spec, first_epoch=epoch).take(steps)
-        x, labels, weights = zip(*dataset.as_numpy_iterator(), strict=True)
-        labels = np.concatenate([y["style"] for y in labels])
-        assert np.bincount(labels).tolist() == [12, 6, 6]
-        assert np.concatenate([w["style"] for w in weights]).tolist() == [1] * 24
-        of_synthetic = [row.tobytes() in synthetic for batch in x for row in batch]
-        assert np.bincount(labels[of_synthetic]).tolist() == [0, 1, 4]
-    assert synthetic_rows(prepared.table, changed(spec, features__smote=0.0)) == 0
-
-
-def test_without_imbalanced_learn_is_one_line(tiny_spec, monkeypatch):
-    monkeypatch.setitem(sys.modules, "imblearn.over_sampling", None)
-    x, labels = toy_features()
-    with pytest.raises(InputError) as error:
-        oversample(x, labels, toy_spec(tiny_spec, 0.5))
-    assert str(error.value) == (
-        "--smote: needs imbalanced-learn: pip install '.[smote]' (in the folder of this project)"
-    )
-    assert len(oversample(x, labels, toy_spec(tiny_spec, 0.0))[0]) == 0  # nobody needs it here
 
 
 # === Whether ===
@@ -753,17 +607,19 @@ def test_when_features_are_cached(tiny_spec, cache, views, smote, mix, epochs):
         mix={"kind": "mixup"} if mix else None,
         phases={"heads": {"epochs": epochs}},
     )
-    asked = cache == "on" or views or smote
-    if mix and asked:
-        with pytest.raises(InputError, match="^tiny.toml: features: mix blends pictures"):
-            wants_cache(spec)
-    elif cache == "off" and asked:
+    needed = cache == "on" or views or smote
+    if mix and needed:
+        with pytest.raises(InputError, match=r"^tiny.toml: features: mix blends images"):
+            build_extensions(spec)
+        return
+    extensions = build_extensions(spec)
+    if cache == "off" and needed:
         field = "views" if views else "smote"
         with pytest.raises(InputError, match=f"^tiny.toml: features.{field}: needs cached"):
-            wants_cache(spec)
+            wants_cache(spec, extensions)
     elif cache == "off" or mix or epochs == 0:
-        assert wants_cache(spec) is False
-    elif asked:
-        assert wants_cache(spec) is True
+        assert wants_cache(spec, extensions) is False
+    elif needed:
+        assert wants_cache(spec, extensions) is True
     else:  # the trunk then runs once instead of twice
-        assert wants_cache(spec) is (epochs == 2)
+        assert wants_cache(spec, extensions) is (epochs == 2)

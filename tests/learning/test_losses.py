@@ -1,4 +1,4 @@
-"""Losses and metrics against loops in NumPy and against scikit-learn."""
+"""Losses against loops in NumPy and against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,6 @@ from keras import ops
 
 from multitask.learning.losses import (
     LOSSES,
-    LabelCount,
-    MacroF1,
     MaskedLoss,
     build_losses,
     cross_entropy,
@@ -36,7 +34,7 @@ def make_spec(**losses):
                 {
                     "name": name,
                     "train": "t.csv",
-                    "val": "v.csv",
+                    "test": "v.csv",
                     "classes": "c.txt",
                     "head": {"kind": "linear"},
                     "loss": loss,
@@ -233,46 +231,3 @@ def test_options_reach_the_loss():
         got = float(losses[task](LABELS, LOGITS, known.astype(np.float32)))
         assert got == pytest.approx(want, rel=1e-5)
     assert set(LOSSES) == {"focal", "cross_entropy"}
-
-
-# === Metrics ===
-
-
-def test_macro_f1_over_batches_with_missing_and_absent_classes():
-    rng = np.random.default_rng(11)
-    labels = rng.choice([-1, 0, 1, 3], size=90)  # 2 and 4 have no label; 2 is predicted
-    logits = rng.normal(size=(90, 5)).astype(np.float32)
-    logits[np.arange(90), np.maximum(labels, 0)] += 0.8
-    answers = logits.argmax(1)
-    assert {2, 4} <= set(answers)
-    metric = MacroF1(5)
-    for rows in np.array_split(np.arange(90), 4):
-        metric.update_state(labels[rows], logits[rows], (labels[rows] >= 0).astype(np.float32))
-    known = labels >= 0
-    want = sklearn.metrics.f1_score(
-        labels[known], answers[known], labels=[0, 1, 3], average="macro", zero_division=0
-    )
-    assert float(metric.result()) == pytest.approx(want, rel=1e-6)
-    without_weights = MacroF1(5)
-    without_weights.update_state(labels, logits)
-    assert float(without_weights.result()) == pytest.approx(want, rel=1e-6)
-    metric.reset_state()
-    assert float(metric.result()) == 0
-
-
-def test_macro_f1_by_hand():
-    # Class 0: 2 of 3 found, one false: F1 = 2*2 / (3 + 3). Class 1: 0 of 1. Class 2: absent.
-    labels = np.array([0, 0, 0, 1, -1])
-    answers = np.array([0, 0, 2, 0, 1])
-    metric = MacroF1(3)
-    metric.update_state(labels, np.eye(3)[answers])
-    assert float(metric.result()) == pytest.approx((4 / 6 + 0) / 2)
-
-
-def test_label_count_over_batches():
-    metric = LabelCount()
-    for batch in ([0, -1, 2], [-1, -1], [5]):
-        metric.update_state(np.array(batch), None)
-    assert float(metric.result()) == 3
-    metric.reset_state()
-    assert float(metric.result()) == 0

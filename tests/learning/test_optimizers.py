@@ -8,16 +8,18 @@ from multitask.learning.callbacks import Checkpointer, EpochEnd
 from multitask.learning.checkpoints import Progress, find_checkpoint, save_checkpoint
 from multitask.learning.optimizers import (
     NO_DECAY,
+    PRIVATE,
+    PRIVATE_AVERAGES,
     ROUNDED_AWAY,
-    Part,
+    ParameterGroup,
     build_optimizer,
     current_rates,
     layer_rate_factors,
-    network_parts,
+    network_groups,
 )
 from multitask.learning.phases import prepare_phase
 from multitask.model.heads import build_head
-from multitask.model.network import connect, load_network, parts
+from multitask.model.network import connect, load_network, trunk_and_heads
 from multitask.model.trunks import freeze_trunk
 from multitask.run import Run
 from multitask.spec import TRUNK, Kind, OptimizerOptions, SpecError, parse_spec
@@ -41,7 +43,7 @@ def make_spec(rates=RATES, decays=DECAYS, **changes):
 
     task = {
         "train": "t.csv",
-        "val": "v.csv",
+        "test": "v.csv",
         "classes": "c.txt",
         "head": {"kind": "dense_stack", "units": [3], "dropout": [0]},
         "loss": {"kind": "focal"},
@@ -72,7 +74,7 @@ def make_network(spec, seed=0):
 
 def make_optimizer(spec, model, phase="heads", plateau=1.0, steps_per_epoch=10):
     return build_optimizer(
-        network_parts(spec, *parts(model)),
+        network_groups(spec, *trunk_and_heads(model)),
         rate_factor=getattr(spec.phases, phase).rate_factor,
         steps_per_epoch=steps_per_epoch,
         plateau=keras.Variable(plateau, trainable=False, dtype="float32"),
@@ -98,7 +100,7 @@ def values(variables):
 
 def owners(model):
     """id of a variable -> the part it belongs to."""
-    trunk, heads = parts(model)
+    trunk, heads = trunk_and_heads(model)
     networks = {"trunk": trunk} | heads
     return {id(v): name for name, part in networks.items() for v in part.trainable_variables}
 
@@ -199,7 +201,7 @@ def test_decay_of_a_gru():
     spec = parse_spec(raw, source="toy.toml")
     model = make_network(spec)
     optimizer = make_optimizer(spec, model)
-    head = parts(model)[1]["colour"]
+    head = trunk_and_heads(model)[1]["colour"]
     before = {v.path: v.numpy() + 1 for v in head.trainable_variables}
     for variable in head.trainable_variables:
         variable.assign(variable + 1.0)
@@ -263,7 +265,7 @@ def test_schedules_count_the_steps_of_this_optimizer():
 def test_a_frozen_trunk_has_no_optimizer():
     spec = make_spec()
     model = make_network(spec)
-    trunk, heads = parts(model)
+    trunk, heads = trunk_and_heads(model)
     freeze_trunk(trunk, len(trunk.layers), batchnorm_trains=True)
     model = connect(trunk, heads)
     optimizer = make_optimizer(spec, model)
@@ -277,7 +279,7 @@ def test_a_frozen_trunk_has_no_optimizer():
 def test_a_trunk_of_which_a_part_is_frozen():
     spec = make_spec()
     model = make_network(spec)
-    trunk, heads = parts(model)
+    trunk, heads = trunk_and_heads(model)
     freeze_trunk(trunk, 3, batchnorm_trains=True)
     model = connect(trunk, heads)
     optimizer = make_optimizer(spec, model)
@@ -333,16 +335,16 @@ BETAS_ROUNDED = 2e-5  # in double precision too, Keras takes powers of the betas
 
 def toy_part(variables, schedule=None, **changes):
     schedule = schedule or Kind(kind="constant", rate=0.1)
-    return Part(variables, schedule, "toy.toml: schedule", **changes)
+    return ParameterGroup(variables, schedule, "toy.toml: schedule", **changes)
 
 
-def optimizer_of(parts_of, **options):
+def optimizer_of(groups, **options):
     return build_optimizer(
-        parts_of,
+        groups,
         rate_factor=1.0,
         steps_per_epoch=2,
         plateau=keras.Variable(1.0, trainable=False),
-        order=[variable for part in parts_of.values() for variable in part.variables],
+        order=[variable for part in groups.values() for variable in part.variables],
         options=OptimizerOptions(**options),
     )
 
@@ -355,7 +357,7 @@ def toy_variables(dtype="float32", names=("kernel", "bias", "recurrent_kernel", 
     ]
 
 
-def drawn(variables, step, scale=1.0):
+def random_gradients(variables, step, scale=1.0):
     rng = np.random.default_rng([11, step])
     return [scale * rng.normal(size=v.shape) for v in variables]
 
@@ -375,13 +377,15 @@ def test_twenty_steps_as_keras_adamw(decay):
     keras_adamw.exclude_from_weight_decay(var_names=["bias", "gamma"])
     keras_adamw.build(theirs)
     for step in range(20):
-        take_step(optimizer, ours, drawn(ours, step))
-        take_step(keras_adamw, theirs, drawn(ours, step))
+        take_step(optimizer, ours, random_gradients(ours, step))
+        take_step(keras_adamw, theirs, random_gradients(ours, step))
     # The kernel takes 1 - 0.999 in float32, 1.3e-5 off, of which the root is in each step:
     # 20 steps of at most 0.02 are 2.6e-6 off at most.
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, rtol=0, atol=3e-6)
-    for mine, other in zip(optimizer.parts["toy"].variables, keras_adamw.variables, strict=True):
+    for mine, other in zip(
+        optimizer.group_optimizers["toy"].variables, keras_adamw.variables, strict=True
+    ):
         assert (mine.name, mine.shape, mine.dtype) == (other.name, other.shape, other.dtype)
         np.testing.assert_allclose(mine, other, rtol=0, atol=3e-6)
 
@@ -397,7 +401,7 @@ def test_in_double_precision_as_in_numpy():
         for v, factor, decay in zip(variables, part.rate_factors, decays, strict=True)
     ]
     for step in range(5):
-        gradients = drawn(variables, step)
+        gradients = random_gradients(variables, step)
         take_step(optimizer, variables, gradients)
         for one, gradient in zip(by_hand, gradients, strict=True):
             one.step(gradient)
@@ -421,7 +425,7 @@ def test_layer_decay_by_hand():
         {"trunk": 0.1, "colour": 0.01, "shape": 0.01}, optimizer={"trunk_layer_decay": 0.5}
     )
     model = make_network(spec)
-    trunk, _ = parts(model)
+    trunk, _ = trunk_and_heads(model)
     names = ["block1a_conv", "block1a_bn", "block2a_conv"]
     assert layer_rate_factors(trunk, 0.5) == [0.5, 0.5, 0.5, 0.5, 1.0, 1.0]
     before = {name: values(trunk.get_layer(name).trainable_variables) for name in names}
@@ -443,7 +447,7 @@ def test_layer_decay_by_hand():
 def test_layer_decay_of_a_trunk_half_frozen():
     spec = make_spec(optimizer={"trunk_layer_decay": 0.8})
     model = make_network(spec)
-    trunk, _ = parts(model)
+    trunk, _ = trunk_and_heads(model)
     freeze_trunk(trunk, 2, batchnorm_trains=True)  # of block 1 the normalisation is left
     assert layer_rate_factors(trunk, 0.8) == pytest.approx([0.8, 0.8, 1.0, 1.0])
     freeze_trunk(trunk, 3, batchnorm_trains=True)
@@ -465,7 +469,7 @@ def test_clipping_of_each_part_by_its_own_norm():
     by_hand = [AdamW(v.numpy(), float(np.float32(0.1)), 0.0) for v in a + b]
     lengths = set()
     for step, scale in enumerate([1.0, 0.001, 30.0, 0.01]):  # beyond the norm, below, ...
-        of_a, of_b = drawn(a, step, scale), drawn(b, step + 10, 0.01)
+        of_a, of_b = random_gradients(a, step, scale), random_gradients(b, step + 10, 0.01)
         take_step(optimizer, a + b, of_a + of_b)
         lengths |= {np.sqrt(sum((g**2).sum() for g in of_a)) > 2.0}
         for one, gradient in zip(by_hand, clipped(of_a, 2.0) + of_b, strict=True):
@@ -488,7 +492,7 @@ def test_accumulation_is_a_step_with_the_mean_gradient(clip_norm):
     by_hand = [AdamW(v.numpy(), 0, 0.3 * ("kernel" in v.name)) for v in variables]
     gathered = []
     for step in range(7):
-        gathered.append(drawn(variables, step))
+        gathered.append(random_gradients(variables, step))
         take_step(optimizer, variables, gathered[-1])
         if step % 3 == 2:
             mean = [sum(of_one) / 3 for of_one in zip(*gathered[-3:], strict=True)]
@@ -504,7 +508,7 @@ def test_accumulation_in_the_fused_kernel():
     of_ours = optimizer_of({"toy": toy_part(ours, weight_decay=0.3)}, accumulate=2)
     of_theirs = optimizer_of({"toy": toy_part(theirs, weight_decay=0.3)})
     for step in range(0, 8, 2):
-        pair = [drawn(ours, step), drawn(ours, step + 1)]
+        pair = [random_gradients(ours, step), random_gradients(ours, step + 1)]
         for gradients in pair:
             take_step(of_ours, ours, gradients)
         take_step(of_theirs, theirs, [(a + b) / 2 for a, b in zip(*pair, strict=True)])
@@ -527,8 +531,8 @@ def test_averages_by_hand_over_five_steps(accumulate):
     optimizer.use_averages(False)
     by_hand = None
     for step in range(5):
-        take_step(optimizer, variables, drawn(variables, step))
-        take_step(without, plain, drawn(variables, step))
+        take_step(optimizer, variables, random_gradients(variables, step))
+        take_step(without, plain, random_gradients(variables, step))
         now = [v.numpy().astype(np.float64) for v in variables]
         # It begins with the weights after the first update, and counts steps.
         begun = step >= accumulate
@@ -594,7 +598,7 @@ def test_a_run_of_two_fits_goes_on_bit_identically(tmp_path):
     for mine, other in zip(again.variables, whole.variables, strict=True):
         np.testing.assert_array_equal(mine, other, err_msg=mine.path)
     optimizer = whole.model.optimizer
-    trunk = optimizer.parts[TRUNK]
+    trunk = optimizer.group_optimizers[TRUNK]
     assert any(not np.array_equal(v, average) for v, average in trunk.averaged)
 
 
@@ -616,14 +620,16 @@ def test_the_averages_are_evaluated_and_saved_and_the_weights_trained(tmp_path):
     noted = []
     memory = EpochEnd(run, progress, prepared, per_task=False)
     saver = Checkpointer(run, progress, prepared, minutes=60.0, noted=noted)
-    selection = batches(6, 2)
-    fit(prepared, 0, 5, validation_data=selection, callbacks=[memory, Keep(), saver])
+    validation = batches(6, 2)
+    fit(prepared, 0, 5, validation_data=validation, callbacks=[memory, Keep(), saver])
     model = prepared.model
     for now, trained in zip(model.trainable_variables, kept["trained"], strict=True):
         np.testing.assert_array_equal(now, trained)
     assert not any(map(np.array_equal, kept["tested"], kept["trained"]))
     averages = {
-        id(v): average.numpy() for o in model.optimizer.parts.values() for v, average in o.averaged
+        id(v): average.numpy()
+        for o in model.optimizer.group_optimizers.values()
+        for v, average in o.averaged
     }
     for variable, tested in zip(model.trainable_variables, kept["tested"], strict=True):
         np.testing.assert_array_equal(tested, averages[id(variable)])
@@ -635,17 +641,17 @@ def test_the_averages_are_evaluated_and_saved_and_the_weights_trained(tmp_path):
             np.testing.assert_array_equal(variable, averages[id(mine)])
 
     assert_averages_are_saved()
-    # The figures of the selection split are the saved model's.
-    scores = model.evaluate(selection, callbacks=[memory], return_dict=True, verbose=0)
+    # The metrics of the validation split are those of the saved model.
+    scores = model.evaluate(validation, callbacks=[memory], return_dict=True, verbose=0)
     assert scores["loss"] == pytest.approx(progress.history[0]["val_loss"], rel=1e-6)
-    assert model.evaluate(selection, verbose=0, return_dict=True)["loss"] == scores["loss"]
+    assert model.evaluate(validation, verbose=0, return_dict=True)["loss"] == scores["loss"]
     run.best_model.unlink()
-    memory.on_epoch_end(1, {"loss": 1.0})  # without a selection split
+    memory.on_epoch_end(1, {"loss": 1.0})  # without a validation split
     assert_averages_are_saved()
     # Asked to stop in a test, it saves the weights.
     noted.append(15)
     with pytest.raises(SystemExit):
-        model.evaluate(selection, callbacks=[memory, saver], verbose=0)
+        model.evaluate(validation, callbacks=[memory, saver], verbose=0)
     for now, trained in zip(model.trainable_variables, kept["trained"], strict=True):
         np.testing.assert_array_equal(now, trained)
     _, again = phase_of_all(seed=5)
@@ -664,5 +670,17 @@ def test_wrong_options_name_their_place(option, value):
 
 
 def test_an_unknown_option_says_what_is_near():
-    with pytest.raises(SpecError, match='optimizer: unknown field "acumulate".*"accumulate"'):
+    with pytest.raises(SpecError, match=r'optimizer: unknown field "acumulate".*"accumulate"'):
         make_spec(optimizer={"acumulate": 2})
+
+
+# === Private attributes of Keras ===
+
+
+@pytest.mark.parametrize("name", [*PRIVATE, PRIVATE_AVERAGES])
+def test_keras_optimizers_have_the_private_attributes(name):
+    """A failure names what a new Keras changed."""
+    variable = keras.Variable([1.0])
+    adam = keras.optimizers.Adam(use_ema=True)
+    adam.build([variable])
+    assert hasattr(adam, name), f"Keras: Adam.{name} is gone"

@@ -7,7 +7,7 @@ import pytest
 from multitask.learning.optimizers import current_rates
 from multitask.learning.phases import prepare_phase, wanted_phases
 from multitask.model.heads import build_head
-from multitask.model.network import connect, parts
+from multitask.model.network import connect, trunk_and_heads
 from multitask.spec import SpecError, override, parse_spec
 
 SIZE = 32
@@ -19,7 +19,7 @@ def make_spec(freeze_depth=3, **trunk):
     schedule = {"kind": "constant", "rate": 1e-2}
     task = {
         "train": "t.csv",
-        "val": "v.csv",
+        "test": "v.csv",
         "classes": "c.txt",
         "loss": {"kind": "focal"},
         "schedule": schedule,
@@ -62,15 +62,15 @@ def train_steps(model, steps=2, *, compiled=False):
     labels = {task: rng.integers(0, n, count).astype(np.int32) for task, n in CLASSES.items()}
     labels["shape"][::2] = -1
     weights = {task: (y >= 0).astype(np.float32) for task, y in labels.items()}
-    pictures = rng.uniform(0, 255, (count, SIZE, SIZE, 3)).astype(np.float32)
-    return model.fit(pictures, labels, sample_weight=weights, batch_size=8, verbose=0)
+    images = rng.uniform(0, 255, (count, SIZE, SIZE, 3)).astype(np.float32)
+    return model.fit(images, labels, sample_weight=weights, batch_size=8, verbose=0)
 
 
 def state(network):
-    """layer -> its weights, statistics too; seeds of dropout left out."""
+    """layer -> its weights, with statistics and without the seeds of dropout."""
     return {
         layer.name: {w.name: w.numpy() for w in layer.weights if "seed" not in w.path}
-        for part in (parts(network)[0], *parts(network)[1].values())
+        for part in (trunk_and_heads(network)[0], *trunk_and_heads(network)[1].values())
         for layer in part.layers
     }
 
@@ -104,7 +104,7 @@ def test_heads_trains_the_heads_alone(batchnorm):
     spec = make_spec(batchnorm=batchnorm)
     network = make_network(spec)
     prepared = prepared_phase(network, spec, "heads")
-    assert prepared.frozen == 7 == len(parts(network)[0].layers)
+    assert prepared.frozen == 7 == len(trunk_and_heads(network)[0].layers)
     before = state(network)
     train_steps(prepared.model)
     # Every weight of the heads, and none of the trunk's: its BatchNorm's statistics neither.
@@ -117,10 +117,12 @@ def test_the_frozen_trunk_infers_in_training():
     network = make_network(spec)
     prepared = prepared_phase(network, spec, "heads")
     x = np.random.default_rng(2).uniform(0, 255, (4, SIZE, SIZE, 3)).astype(np.float32)
-    trunk, heads = parts(prepared.model)
+    trunk, _heads = trunk_and_heads(prepared.model)
     features = [np.asarray(trunk(x, training=True)) for _ in range(2)]
     np.testing.assert_array_equal(*features)
-    np.testing.assert_array_equal(features[0], np.asarray(parts(network)[0](x, training=False)))
+    np.testing.assert_array_equal(
+        features[0], np.asarray(trunk_and_heads(network)[0](x, training=False))
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,8 +147,8 @@ def test_finetune_trains_what_is_above_the_freeze_depth(depth, batchnorm, traine
     silent = {("block1a_conv", "bias"), ("block2a_conv", "bias")}
     assert changed - silent == (trained | HEADS) - silent
     assert changed <= trained | HEADS
-    parts_with_rates = {f"{task}/rate" for task in CLASSES} | ({"trunk_rate"} if trained else set())
-    assert set(current_rates(prepared.model.optimizer)) == parts_with_rates
+    names_with_rates = {f"{task}/rate" for task in CLASSES} | ({"trunk_rate"} if trained else set())
+    assert set(current_rates(prepared.model.optimizer)) == names_with_rates
 
 
 def test_rates_and_plateau_of_a_phase():
@@ -198,7 +200,7 @@ def test_the_losses_are_weighed_and_masked():
     assert logs["loss"] == pytest.approx(2 * want, rel=1e-4)
 
 
-def test_a_depth_beyond_the_trunk_is_told():
+def test_a_depth_beyond_the_trunk_is_refused():
     spec = make_spec(8)
     with pytest.raises(SpecError, match=r"^--freeze_depth: 8: the trunk has 7 layers$"):
         prepared_phase(make_network(spec), spec, "finetune")
@@ -226,5 +228,5 @@ def test_the_optimizer_has_the_variables_in_the_models_order(phase):
     optimizer, trained = prepared.model.optimizer, prepared.model.trainable_variables
     assert [id(v) for v in optimizer._trainable_variables] == [id(v) for v in trained]
     assert sum(v is prepared.plateau for v in optimizer.variables) == 1
-    own = {id(v) for part in optimizer.parts.values() for v in part._trainable_variables}
+    own = {id(v) for part in optimizer.group_optimizers.values() for v in part._trainable_variables}
     assert own == {id(v) for v in trained}

@@ -20,7 +20,7 @@ def built(rate_factor=1.0, plateau=None, steps_per_epoch=10, **choice):
 
 
 def rate_at(schedule, step):
-    """As an optimizer asks: the step is an integer variable."""
+    """As in an optimizer, the step is an integer variable."""
     return float(schedule(tf.constant(step, tf.int32)))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import sys
 import types
 from collections import Counter, OrderedDict
@@ -32,7 +33,7 @@ def settings(weights, **options):
 
 @pytest.fixture(scope="module")
 def trunks():
-    """Size -> the trunk as a spec asks for it."""
+    """A function: size -> the trunk of a spec."""
     return {size: build_trunk(settings("imagenet"), size) for size in SIZES}
 
 
@@ -50,7 +51,7 @@ def state():
 
 
 def waves(size):
-    """A picture without symmetry whose pixels take all of 0..255."""
+    """An image without symmetry whose pixels take all of 0..255."""
     y, x = np.mgrid[:size, :size] / size
     channels = [np.sin(7 * x + 3 * y), np.sin(23 * x * y), np.cos(11 * y - 5 * x)]
     return (127.5 + 127.5 * np.stack(channels, axis=-1)).astype(np.float32)
@@ -85,8 +86,8 @@ def test_features_are_those_of_the_pytorch_model(size, trunks):
     """
     features = np.asarray(trunks[size](waves(size)[None], training=False))[0]
     weights = np.cos(np.outer([0, 1, 2], np.arange(1280)))
-    found = np.einsum("kc,hwc->khw", weights, features)
-    np.testing.assert_allclose(found, GOLDEN[size], atol=5e-3)
+    result = np.einsum("kc,hwc->khw", weights, features)
+    np.testing.assert_allclose(result, GOLDEN[size], atol=5e-3)
 
 
 @pytest.mark.slow
@@ -105,18 +106,18 @@ def test_features_of_real_paintings_are_those_of_the_pytorch_model(size):
     if len(files) < 24:
         pytest.skip(f"WIKIART_DIR={folder} holds no paintings in wikiart/")
     files = files[:: len(files) // 24][:24]  # of many styles
-    pictures = [Image.open(file).convert("RGB").resize((size, size)) for file in files]
-    pixels = np.stack([np.asarray(picture, np.float32) for picture in pictures])
+    images = [Image.open(file).convert("RGB").resize((size, size)) for file in files]
+    pixels = np.stack([np.asarray(image, np.float32) for image in images])
 
     path = str(imagenet_file())
     network = theirs.EfficientNet.from_pretrained("efficientnet-lite2", path, image_size=size)
     with torch.no_grad():
         normalised = torch.tensor((pixels.transpose(0, 3, 1, 2) - 127) / 128)
         expected = network.eval().extract_features(normalised).numpy().transpose(0, 2, 3, 1)
-    found = np.asarray(build_trunk(settings("imagenet"), size)(pixels, training=False))
-    assert found.shape == expected.shape
+    result = np.asarray(build_trunk(settings("imagenet"), size)(pixels, training=False))
+    assert result.shape == expected.shape
     scale = np.sqrt(np.mean(expected**2))
-    worst = np.abs(found - expected).max() / scale
+    worst = np.abs(result - expected).max() / scale
     print(f"\n{size} px, {len(files)} paintings: greatest difference {worst:.2g} of {scale:.3f}")
     assert 0.1 < scale < 6
     assert worst < 1e-3
@@ -166,10 +167,8 @@ def test_settings_keep_the_weights(trunks):
     assert {layer.momentum for layer in norms} == {0.8}
     rates = [layer.rate for layer in layers_of(trunk, keras.layers.Dropout).values()]
     assert rates == pytest.approx([0.5 * index / 19 for index, _ in SHORTCUTS])
-    picture = waves(64)[None]
-    np.testing.assert_array_equal(
-        trunk(picture, training=False), trunks[64](picture, training=False)
-    )
+    image = waves(64)[None]
+    np.testing.assert_array_equal(trunk(image, training=False), trunks[64](image, training=False))
     assert trunk.name == "trunk"
 
 
@@ -182,8 +181,8 @@ def test_any_image_size(size, side, untrained):
 def test_pixels_are_rescaled_inside(trunks):
     trunk = trunks[64]
     before_stem = keras.Model(trunk.input, trunk.get_layer("stem_conv").input)
-    picture = waves(64)[None]
-    np.testing.assert_allclose(before_stem(picture), (picture - 127.0) / 128.0, atol=1e-6)
+    image = waves(64)[None]
+    np.testing.assert_allclose(before_stem(image), (image - 127.0) / 128.0, atol=1e-6)
 
 
 # === Weights ===
@@ -222,7 +221,7 @@ def changed(state, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         ("missing", "without _blocks.3._bn0.bias"),
         ("two missing", "without _blocks.3._bn0.bias and 1 more"),
@@ -231,11 +230,11 @@ def changed(state, kind):
         ("dtype", "_bn1.bias is int64 [1280]"),
     ],
 )
-def test_a_state_dict_that_does_not_fit_sets_nothing(kind, said, state, untrained):
+def test_a_state_dict_that_does_not_fit_sets_nothing(kind, message, state, untrained):
     before = untrained.get_weights()
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         load_state_dict(untrained, changed(state, kind))
-    assert str(error.value) == said
+    assert str(error.value) == message
     assert all(map(np.array_equal, before, untrained.get_weights()))
 
 
@@ -308,11 +307,11 @@ def test_tensors_of_any_strides_are_read(write_pth):
         "scalar": np.array(7),
     }
     assert not state["turned"].flags.c_contiguous
-    found = read_state_dict(write_pth(state))
-    assert found.keys() == state.keys()
+    result = read_state_dict(write_pth(state))
+    assert result.keys() == state.keys()
     for name, array in state.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
-        np.testing.assert_array_equal(found[name], array)
+        assert (result[name].dtype, result[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(result[name], array)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +326,7 @@ def test_tensors_of_any_strides_are_read(write_pth):
 )
 def test_a_tensor_beyond_its_storage_is_refused(spoil, write_pth):
     path = write_pth({"x": np.ones((3, 4), np.float32)}, spoil)
-    with pytest.raises(ValueError, match="^a tensor is larger than its storage$"):
+    with pytest.raises(ValueError, match=r"^a tensor is larger than its storage$"):
         read_state_dict(path)
 
 
@@ -346,13 +345,13 @@ def test_no_code_of_a_file_runs(write_pth, tmp_path):
     pickle.loads(pickle.dumps(Harmful(trace)))
     assert trace.exists()  # what a plain reader would do
     trace.rmdir()
-    with pytest.raises(pickle.UnpicklingError, match=r"^it asks for \w+\.mkdir, which"):
+    with pytest.raises(pickle.UnpicklingError, match=r"^it imports \w+\.mkdir, which"):
         read_state_dict(write_pth({"x": Harmful(trace)}))
     assert not trace.exists()
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         ("cut", "buffer is smaller than requested size"),
         ("text", "not a weights file of efficientnet_lite2 without its top ("),
@@ -363,7 +362,7 @@ def test_no_code_of_a_file_runs(write_pth, tmp_path):
         ("harmful", ".mkdir, which no state dict needs)"),
     ],
 )
-def test_a_wrong_file_is_one_line(kind, said, write_pth, tmp_path, untrained, monkeypatch):
+def test_a_wrong_file_is_one_line(kind, message, write_pth, tmp_path, untrained, monkeypatch):
     path = tmp_path / "weights.pth"
     if kind == "cut":
         path.write_bytes(imagenet_file().read_bytes()[:2_000_000])
@@ -384,8 +383,8 @@ def test_a_wrong_file_is_one_line(kind, said, write_pth, tmp_path, untrained, mo
     with pytest.raises(InputError) as error:
         build_trunk(settings(path), 32)
     text = str(error.value)
-    assert text.startswith(f"--trunk_weights: {path}: not a weights file of efficientnet_lite2 ")
-    assert said in text
+    assert text.startswith(f"trunk.weights: {path}: not a weights file of efficientnet_lite2 ")
+    assert message in text
     assert "\n" not in text
 
 

@@ -1,5 +1,7 @@
 """Heads layer by layer, and what they compute against NumPy."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ def make_spec(**head):
     schedule = {"kind": "constant", "rate": 1e-3}
     task = {
         "train": "t.csv",
-        "val": "v.csv",
+        "test": "v.csv",
         "classes": "c.txt",
         "loss": {"kind": "focal"},
         "schedule": schedule,
@@ -101,7 +103,7 @@ def test_dense_stack_of_the_shipped_spec(task):
         want += [f"dense {units} relu", "BatchNormalization", f"dropout {rate:g}"]
     assert described(head) == [*want, f"dense {classes} linear"]
     widths = [1408, 1024, 512, 256]
-    dense_sizes = [a * b + b for a, b in zip(widths, widths[1:], strict=False)]
+    dense_sizes = [a * b + b for a, b in itertools.pairwise(widths)]
     assert head.count_params() == sum(dense_sizes) + 4 * sum(widths[1:]) + 256 * classes + classes
 
 

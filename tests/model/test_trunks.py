@@ -33,7 +33,7 @@ def settings(weights, name="efficientnetb0", **options):
 def make_spec(*depths, freeze_depth=None):
     task = {
         "train": "t.csv",
-        "val": "v.csv",
+        "test": "v.csv",
         "classes": "c.txt",
         "head": {"kind": "linear"},
         "loss": {"kind": "focal"},
@@ -54,16 +54,16 @@ def make_spec(*depths, freeze_depth=None):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return np.random.default_rng(5).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
 
 
-def features(trunk, pictures):
-    return np.asarray(trunk(pictures, training=False))
+def features(trunk, images):
+    return np.asarray(trunk(images, training=False))
 
 
-def drawn(make):
-    """A network as Keras makes it, each of its weights drawn.
+def randomised(make):
+    """A network as Keras makes it, with random weights.
 
     The statistics of the normalisation too, so that one that is lost shows.
     """
@@ -88,7 +88,7 @@ def write_legacy(path, network):
 def files(tmp_path_factory):
     """Stand-ins for Keras' file of ImageNet weights, in each format."""
     folder = tmp_path_factory.mktemp("weights")
-    network = drawn(keras.applications.EfficientNetB0)
+    network = randomised(keras.applications.EfficientNetB0)
     paths = {
         "legacy": write_legacy(folder / "efficientnetb0_notop.h5", network),
         "weights": folder / "trunk.weights.h5",
@@ -116,9 +116,9 @@ def untrained():
 
 
 @pytest.mark.parametrize("kind", ["legacy", "weights", "keras"])
-def test_a_file_gives_the_same_network_as_imagenet(kind, files, imagenet, pictures):
+def test_a_file_gives_the_same_network_as_imagenet(kind, files, imagenet, images):
     trunk = build_trunk(settings(files[kind]), SIZE)
-    np.testing.assert_array_equal(features(trunk, pictures), features(imagenet, pictures))
+    np.testing.assert_array_equal(features(trunk, images), features(imagenet, images))
     for mine, theirs in zip(trunk.layers, imagenet.layers, strict=True):
         assert type(mine) is type(theirs)
         assert group_of(mine.name) == group_of(theirs.name)
@@ -126,8 +126,8 @@ def test_a_file_gives_the_same_network_as_imagenet(kind, files, imagenet, pictur
             np.testing.assert_array_equal(a, b)
 
 
-def test_the_fake_file_is_told_from_no_file(untrained, imagenet, pictures):
-    assert not np.allclose(features(untrained, pictures), features(imagenet, pictures), rtol=0.1)
+def test_the_fake_file_differs_from_no_file(untrained, imagenet, images):
+    assert not np.allclose(features(untrained, images), features(imagenet, images), rtol=0.1)
 
 
 def test_names_and_number_of_layers_are_the_same(imagenet, untrained):
@@ -153,7 +153,7 @@ def test_a_depth_freezes_the_same_layers_whatever_the_weights(depth, imagenet, u
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "legacy", "none"])
-def test_batchnorm_momentum(weights, files, imagenet, pictures, monkeypatch):
+def test_batchnorm_momentum(weights, files, imagenet, images, monkeypatch):
     monkeypatch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(files["legacy"]))
     chosen = settings(files.get(weights, weights), batchnorm_momentum=0.8)
     trunk = build_trunk(chosen, SIZE)
@@ -167,7 +167,7 @@ def test_batchnorm_momentum(weights, files, imagenet, pictures, monkeypatch):
     assert trunk.name == "trunk"
     assert len(trunk.layers) == B0_LAYERS
     if weights != "none":
-        np.testing.assert_array_equal(features(trunk, pictures), features(imagenet, pictures))
+        np.testing.assert_array_equal(features(trunk, images), features(imagenet, images))
 
 
 def test_stochastic_depth(untrained):
@@ -185,23 +185,23 @@ def test_stochastic_depth(untrained):
     }
     assert rates(untrained) == pytest.approx(wanted)
     highest = max(wanted.values())
-    for asked in (0.0, 0.5):
-        trunk = build_trunk(settings("none", stochastic_depth=asked), SIZE)
-        scaled = {name: rate * asked / highest for name, rate in wanted.items()}
+    for highest_rate in (0.0, 0.5):
+        trunk = build_trunk(settings("none", stochastic_depth=highest_rate), SIZE)
+        scaled = {name: rate * highest_rate / highest for name, rate in wanted.items()}
         assert rates(trunk) == pytest.approx(scaled)
 
 
-def test_momentum_of_keras_where_none_is_asked(imagenet, untrained):
+def test_momentum_of_keras_by_default(imagenet, untrained):
     for trunk in (imagenet, untrained):
         layer = trunk.get_layer("stem_bn")
         assert layer.momentum == keras.layers.BatchNormalization().momentum
 
 
-def test_no_weights_normalise_as_imagenet_was(untrained, pictures):
+def test_no_weights_normalise_as_imagenet_was(untrained, images):
     before_stem = keras.Model(untrained.input, untrained.get_layer("stem_conv_pad").input)
-    want = (pictures.astype(np.float64) / 255 - IMAGENET_MEAN) / IMAGENET_STDDEV
-    got = before_stem(pictures)
-    assert got.shape == pictures.shape
+    want = (images.astype(np.float64) / 255 - IMAGENET_MEAN) / IMAGENET_STDDEV
+    got = before_stem(images)
+    assert got.shape == images.shape
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
@@ -214,10 +214,10 @@ def test_no_weights_normalise_as_imagenet_was(untrained, pictures):
     ],
 )
 def test_imagenet_without_a_network_names_all_ways_out(name, file, monkeypatch):
-    asked = []
+    requested = []
 
     def fails(name, *_, **__):
-        asked.append(name)
+        requested.append(name)
         raise Exception("URL fetch failure on https://x/y.h5: None -- Name resolution\nmore")
 
     monkeypatch.setattr(efficientnet.file_utils, "get_file", fails)
@@ -225,7 +225,7 @@ def test_imagenet_without_a_network_names_all_ways_out(name, file, monkeypatch):
         build_trunk(settings("imagenet", name), SIZE)
     text = str(error.value)
     assert "\n" not in text
-    assert asked == [file]  # what Keras itself calls it
+    assert requested == [file]  # Keras' name of the file
     for part in (
         f"the ImageNet weights of {name} cannot be fetched (URL fetch failure",
         f"--trunk_weights=FILE (Keras' file {file}",
@@ -285,7 +285,7 @@ def test_a_wrong_file_is_one_line(kind, files, tmp_path, untrained, monkeypatch)
     with pytest.raises(InputError) as error:
         build_trunk(settings(path), SIZE)
     text = str(error.value)
-    assert text.startswith(f"--trunk_weights: {path}: not a weights file of efficientnetb0 ")
+    assert text.startswith(f"trunk.weights: {path}: not a weights file of efficientnetb0 ")
     assert "\n" not in text
 
 
@@ -314,7 +314,7 @@ def test_a_setting_that_convnext_cannot_have():
             with pytest.raises(SpecError) as error:
                 check_trunk(settings("none", name, **{field: value}), place="toy.toml: trunk")
             assert str(error.value) == (
-                f"toy.toml: trunk.{field}: {shown}: {name} has no BatchNorm; leave the field out"
+                f"toy.toml: trunk.{field}: {shown}: {name} has no BatchNorm; omit the field"
             )
     for name in set(TRUNKS) - {
         f"convnext{x}" for x in ("tiny", "small", "base", "large", "xlarge")
@@ -360,7 +360,7 @@ def others(tmp_path_factory):
     """Name -> (a network of Keras', its weights as a file, the trunk of `imagenet`)."""
     made = {}
     for name, (make, _) in OTHERS.items():
-        network = drawn(make)
+        network = randomised(make)
         path = write_legacy(tmp_path_factory.mktemp(name) / "notop.h5", network)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(efficientnet.file_utils, "get_file", lambda *_, p=path, **__: str(p))
@@ -381,29 +381,29 @@ def described(trunk):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_weights_of_the_other_families(name, others, pictures):
+def test_weights_of_the_other_families(name, others, images):
     """All three kinds give the network that Keras makes, which takes 0..255 by itself."""
     network, path, imagenet = others[name]
-    wanted = features(network, pictures)
-    assert len(wanted) == len(pictures)
+    wanted = features(network, images)
+    assert len(wanted) == len(images)
     assert wanted.std() > 1e-3
-    np.testing.assert_array_equal(features(imagenet, pictures), wanted)
+    np.testing.assert_array_equal(features(imagenet, images), wanted)
     from_file = build_trunk(settings(path, name), SIZE)
-    np.testing.assert_array_equal(features(from_file, pictures), wanted)
+    np.testing.assert_array_equal(features(from_file, images), wanted)
     untrained = build_trunk(settings("none", name), SIZE)
     for trunk in (imagenet, from_file, untrained):
         assert described(trunk) == described(network)
         assert trunk.name == "trunk"
-    assert not np.allclose(features(untrained, pictures), wanted, rtol=0.1)
+    assert not np.allclose(features(untrained, images), wanted, rtol=0.1)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_pixels_of_the_other_families(name, others, pictures):
+def test_pixels_of_the_other_families(name, others, images):
     """Normalised by the ImageNet statistics, inside the network."""
     trunk = others[name][2]
     layer = next(x for x in trunk.layers if x.name.startswith(OTHERS[name][1]))
-    want = (pictures.astype(np.float64) / 255 - IMAGENET_MEAN) / IMAGENET_STDDEV
-    got = keras.Model(trunk.input, layer.output)(pictures)
+    want = (images.astype(np.float64) / 255 - IMAGENET_MEAN) / IMAGENET_STDDEV
+    got = keras.Model(trunk.input, layer.output)(images)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
@@ -411,12 +411,12 @@ def rates(trunk):
     return {x.name: x.rate for x in trunk.layers if isinstance(x, keras.layers.Dropout)}
 
 
-def test_settings_of_efficientnetv2(others, pictures):
+def test_settings_of_efficientnetv2(others, images):
     """Rates rise linearly over the blocks; Keras' own go to .2 of a block after the last."""
     network, path, _ = others["efficientnetv2b0"]
     chosen = settings(path, "efficientnetv2b0", batchnorm_momentum=0.8, stochastic_depth=0.5)
     trunk = build_trunk(chosen, SIZE)
-    np.testing.assert_array_equal(features(trunk, pictures), features(network, pictures))
+    np.testing.assert_array_equal(features(trunk, images), features(network, images))
     norms = [x for x in trunk.layers if isinstance(x, keras.layers.BatchNormalization)]
     assert {x.momentum for x in norms} == {0.8}
     repeats = [1, 2, 2, 3, 5, 8]  # of B0's six stages
@@ -425,12 +425,12 @@ def test_settings_of_efficientnetv2(others, pictures):
     assert rates(trunk) == pytest.approx(wanted)
 
 
-def test_stochastic_depth_of_convnext(others, pictures, monkeypatch):
+def test_stochastic_depth_of_convnext(others, images, monkeypatch):
     """The paper's rule: linear from 0 for the first block to the rate for the last of 18."""
     network, path, _ = others["convnexttiny"]
     monkeypatch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(path))
     trunk = build_trunk(settings("imagenet", "convnexttiny", stochastic_depth=0.4), SIZE)
-    np.testing.assert_array_equal(features(trunk, pictures), features(network, pictures))
+    np.testing.assert_array_equal(features(trunk, images), features(network, images))
     names = [f"stage_{i}_block_{j}" for i, n in enumerate([3, 3, 9, 3]) for j in range(n)]
     wanted = {
         f"convnext_tiny_{name}_stochastic_depth": rate
@@ -441,11 +441,11 @@ def test_stochastic_depth_of_convnext(others, pictures, monkeypatch):
     assert len(trunk.layers) == len(network.layers)
 
 
-def test_convnext_drops_whole_paths_of_single_examples(others, pictures):
+def test_convnext_drops_whole_paths_of_single_examples(others, images):
     """Of the last block at rate .5: an example keeps twice its branch, or nothing of it."""
     network, path, _ = others["convnexttiny"]
     trunk = build_trunk(settings(path, "convnexttiny", stochastic_depth=0.5), SIZE)
-    np.testing.assert_array_equal(features(trunk, pictures), features(network, pictures))
+    np.testing.assert_array_equal(features(trunk, images), features(network, images))
     drop = trunk.get_layer("convnext_tiny_stage_3_block_2_stochastic_depth")
     branch = np.random.default_rng(0).normal(size=(64, 2, 2, 768)).astype(np.float32)
     dropped = np.asarray(drop(branch, training=True))

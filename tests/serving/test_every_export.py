@@ -12,11 +12,13 @@ import scipy.special
 from keras.src.applications.convnext import ConvNeXt
 from keras.src.applications.efficientnet import EfficientNet
 from keras.src.applications.efficientnet_v2 import EfficientNetV2
+from logged import logged
 
-from multitask.evaluation.calibration import Calibration
+from multitask.calibration import Calibration
+from multitask.errors import InputError, RunError
 from multitask.model.efficientnet_lite import LITE2
-from multitask.model.network import build_network, in_float32
-from multitask.model.trunks import TRUNKS
+from multitask.model.network import build_network, in_float32, load_network, trunk_and_heads
+from multitask.model.trunks import TRUNKS, finalize_normalization
 from multitask.run import flatten, start_run
 from multitask.serving import agreement
 from multitask.serving.agreement import Bound
@@ -112,7 +114,7 @@ def spec_of(known, trunk="tiny", *, heads=tuple(HEADS), **changes):
     raw = known.colour_spec(("warmth",), **changes).to_dict()
     raw["trunk"] |= {"name": trunk}
     (task,) = raw["task"]
-    single = {k: task[k].replace("warmth", "single") for k in ("train", "val", "classes")}
+    single = {k: task[k].replace("warmth", "single") for k in ("train", "test", "classes")}
     raw["task"] = [
         task | {"name": name, "head": HEADS[name]} | (single if name == "single" else {})
         for name in heads
@@ -151,33 +153,47 @@ def probabilities(known, run, spec, images):
 
 def check_every_format(known, folder, tmp_path, spec, *, precisions=PRECISIONS):
     """All formats at these precisions of the weights, each by each library that runs it."""
-    run, told = make_run(known, folder, tmp_path / "run", spec), []
+    run, lines = make_run(known, folder, tmp_path / "run", spec), []
     images = np.random.default_rng(1).uniform(0, 255, (3, spec.image_size, spec.image_size, 3))
     images = images.astype(np.float32)
     expected = probabilities(known, run, spec, images)
+    network = load_network(run.best_model, spec, classes_of(known, spec))
+    refused = [name for name, kind in FORMATS.items() if kind.why_not(network)]
+    assert refused == (["onnx"] if spec.trunk.name == "narrow_convnext" else [])
+    for name in refused:
+        with pytest.raises(InputError, match=f"^format: {name}: tf2onnx cannot convert "):
+            export(run, formats=["keras", name], out=tmp_path / "refused")
+        assert not (tmp_path / "refused").exists()
     for quantize in precisions:
         formats = [name for name in FORMATS if quantize == "none" or FORMATS[name].quantizes]
+        formats = [name for name in formats if name not in refused]
         options = {"records_dir": tmp_path / "records", "out": tmp_path / quantize}
-        out = export(run, formats=formats, quantize=quantize, tell=told.append, **options)
+        if refused and quantize == "int8":  # layer normalisation loses too much
+            with pytest.raises(RunError, match=r"LiteRT export, run by .* disagrees with "):
+                export(run, formats=formats, quantize=quantize, **options)
+            assert not options["out"].exists()
+            continue
+        with logged(lines):
+            out = export(run, formats=formats, quantize=quantize, **options)
         entries = json.loads((out / "report.json").read_text())["artifacts"]
         assert {entry["format"] for entry in entries[1:]} == set(formats)
         runtimes = [r for r in RUNTIMES if RUNTIMES[r].format in formats and RUNTIMES[r].installed]
-        assert {"onnxruntime", "litert"} <= set(runtimes)
+        assert {"onnxruntime", "litert"} - set(runtimes) == ({"onnxruntime"} if refused else set())
         for runtime in runtimes:
-            found = load_export(out, runtime=runtime).probabilities(images)
-            assert found.keys() == expected.keys()
+            result = load_export(out, runtime=runtime).probabilities(images)
+            assert result.keys() == expected.keys()
             for task, values in expected.items():
                 bound = 1e-5 if quantize == "none" else 0.05
-                np.testing.assert_allclose(found[task], values, atol=bound, err_msg=runtime)
+                np.testing.assert_allclose(result[task], values, atol=bound, err_msg=runtime)
         says = "Trained in bfloat16, exported in float32 with the same weights."
         assert (says in (out / "MODEL_CARD.md").read_text()) == (spec.precision == "bfloat16")
         assert ("rounding" in entries[0]) == (spec.precision == "bfloat16")
-        assert any(line.startswith(says) for line in told) == (spec.precision == "bfloat16")
+        assert any(line.startswith(says) for line in lines) == (spec.precision == "bfloat16")
         if spec.precision == "bfloat16":
             rounding = entries[0]["rounding"]
             assert rounding.keys() == expected.keys()
-            assert all(0 <= found["difference"] < 0.05 for found in rounding.values())
-            assert max(found["difference"] for found in rounding.values()) > 0
+            assert all(0 <= result["difference"] < 0.05 for result in rounding.values())
+            assert max(result["difference"] for result in rounding.values()) > 0
 
 
 def test_bfloat16_in_every_format(known, folder, tmp_path):
@@ -186,6 +202,20 @@ def test_bfloat16_in_every_format(known, folder, tmp_path):
     heads = ("residual", "read")
     spec = spec_of(known, heads=heads, precision="bfloat16", image_size=size, resize=how)
     check_every_format(known, folder, tmp_path, spec, precisions=("none", "int8"))
+
+
+def test_a_network_of_nested_ones_in_float32(known):
+    """The Sequential in ConvNeXt's stem rounded its input to bfloat16."""
+    spec = spec_of(known, "narrow_convnext", heads=("plain",), precision="bfloat16", image_size=41)
+    network = build_network(spec, classes_of(known, spec))
+    plain_spec = override(spec, {"precision": ("precision", "float32")})
+    plain = build_network(plain_spec, classes_of(known, spec))
+    plain.set_weights(network.get_weights())
+    finalize_normalization(trunk_and_heads(plain)[0])
+    images = np.random.default_rng(0).uniform(0, 255, (2, 41, 41, 3)).astype(np.float32)
+    logits = in_float32(network).predict_on_batch(images)
+    for task, expected in plain.predict_on_batch(images).items():
+        np.testing.assert_allclose(logits[task], expected, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -203,13 +233,13 @@ def test_the_whole_product(known, folder, tmp_path, trunk, precision):
 def test_some_of_the_tasks(known, folder, tmp_path, tasks):
     spec = spec_of(known, precision="bfloat16")
     run = make_run(known, folder, tmp_path / "run", spec)
-    out = export(run, formats=["onnx"], tasks=tasks, tell=lambda line: None)
+    out = export(run, formats=["onnx"], tasks=tasks)
     images = np.random.default_rng(1).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
-    found = load_export(out, runtime="onnxruntime").probabilities(images)
-    assert found.keys() == set(tasks)
+    result = load_export(out, runtime="onnxruntime").probabilities(images)
+    assert result.keys() == set(tasks)
     expected = probabilities(known, run, spec, images)
     for task in tasks:
-        np.testing.assert_allclose(found[task], expected[task], atol=1e-5)
+        np.testing.assert_allclose(result[task], expected[task], atol=1e-5)
 
 
 # === Which settings change the network ===
@@ -226,7 +256,7 @@ KIND = {"kind": "constant", "rate": 0.5}
 OTHERS = {
     "title": "x", "licence": "x", "source": "x", "images": "x", "name": "other",
     "resize": "pad",  # of the pixels, before the network: tests of `signatures`
-    "batch_size": 3, "seed": 9, "selection": 0.2, "max_missing": 0.2, "max_unknown": 0.2,
+    "batch_size": 3, "seed": 9, "validation": 0.2, "max_missing": 0.2, "max_unknown": 0.2,
     "exclude_near_duplicates": True, "mix": {"kind": "mixup"}, "sampler": {"kind": "balanced"},
     "freeze_depth": "all", "balancing": {"kind": "uncertainty"},
     "trunk.batchnorm": "train", "trunk.weight_decay": 0.1, "trunk.schedule": KIND,
@@ -247,7 +277,7 @@ OTHERS = {
 }  # fmt: skip
 # The four kinds of weights give one network (tests of the trunks); files and names of a task are
 # the data set's.
-NOT_WALKED = ("trunk.weights", "task.name", "task.train", "task.val", "task.classes")
+NOT_WALKED = ("trunk.weights", "task.name", "task.train", "task.test", "task.classes")
 
 
 def described(known, spec) -> str:
@@ -274,17 +304,17 @@ def test_settings_of_training_leave_the_exported_function_as_it_is(known):
     computes when nothing is learnt."""
     spec = spec_of(known, "narrow", heads=("plain",))
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
-    found, weights = [], None
+    result, weights = [], None
     for field in (None, "trunk.batchnorm_momentum", "trunk.stochastic_depth", "task.head"):
         changes = {"flag": (field, OF_THE_NETWORK[field])} if field else {}
         network = build_network(override(spec, changes), classes_of(known, spec))
         weights = weights or network.get_weights()
         network.set_weights(weights)
-        said = numbers(network, {"plain": Calibration()})(images)
-        found.append({name: x.numpy() for name, x in said.items()})
-    for said in found[1:]:
-        for name, values in said.items():
-            np.testing.assert_array_equal(values, found[0][name])
+        message = numbers(network, {"plain": Calibration()})(images)
+        result.append({name: x.numpy() for name, x in message.items()})
+    for message in result[1:]:
+        for name, values in message.items():
+            np.testing.assert_array_equal(values, result[0][name])
 
 
 @pytest.mark.parametrize("trunk", ["tiny", "narrow"])
@@ -295,7 +325,7 @@ def test_in_float32_is_the_network_built_so(known, trunk):
     expected = build_network(plain, classes_of(known, spec))
     expected.set_weights(network.get_weights())
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
-    found = in_float32(network).predict_on_batch(images)
+    result = in_float32(network).predict_on_batch(images)
     for task, values in expected.predict_on_batch(images).items():
-        np.testing.assert_array_equal(found[task], values)
+        np.testing.assert_array_equal(result[task], values)
     assert in_float32(expected) is expected

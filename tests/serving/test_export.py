@@ -8,16 +8,18 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from logged import logged
 from PIL import Image
 
+from multitask.calibration import Calibration
 from multitask.data.table import load_table
-from multitask.evaluation.calibration import Calibration
-from multitask.files import RunError
+from multitask.errors import RunError
 from multitask.run import start_run
 from multitask.serving import agreement, signatures
-from multitask.serving.card import model_card
 from multitask.serving.export import export
+from multitask.serving.model_card import model_card
 from multitask.spec import InputError
+from multitask.trained import TrainedModel, open_trained
 
 
 @pytest.fixture(scope="module")
@@ -27,22 +29,23 @@ def run(known, data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(run):
-    told = []
-    return export(run, tell=told.append), told
+    logged_lines = []
+    with logged(logged_lines):
+        return export(run), logged_lines
 
 
 @pytest.fixture(scope="module")
 def serve(exported):
     loaded = tf.saved_model.load(str(exported[0] / "colours" / "1"))
     signature = loaded.signatures["serving_default"]
-    return lambda pictures: signature(tf.constant(pictures, tf.string)), loaded
+    return lambda images: signature(tf.constant(images, tf.string)), loaded
 
 
 def encode(colour, kind, size):
     file = io.BytesIO()
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
-    picture = Image.new("RGB", size, tuple(map(int, colour)))
-    picture.save(file, kind, **options.get(kind, {}))
+    image = Image.new("RGB", size, tuple(map(int, colour)))
+    image.save(file, kind, **options.get(kind, {}))
     return file.getvalue()
 
 
@@ -52,8 +55,8 @@ def test_kinds_and_sizes_in_one_batch(serve, known):
     painted = np.concatenate([known.colours(4, 9), grey])
     kinds = ["PNG", "WEBP", "PNG", "WEBP", "JPEG", "JPEG"]
     sizes = [(1, 1), (300, 20), (32, 32), (7, 90), (64, 48), (500, 333)]
-    pictures = [encode(*what) for what in zip(painted, kinds, sizes, strict=True)]
-    answers = serve[0](pictures)
+    images = [encode(*what) for what in zip(painted, kinds, sizes, strict=True)]
+    answers = serve[0](images)
     for task, expected in known.answers(painted).items():
         np.testing.assert_allclose(answers[f"{task}_probabilities"], expected, atol=1e-5)
         names = known.CLASSES[task]
@@ -87,13 +90,13 @@ def test_it_loads_where_only_tensorflow_is(exported, data, known, tmp_path):
         " if 'prob' in k}))\n"
         "assert not [name for name in sys.modules if name.startswith('multitask.')]\n"
     )
-    found = subprocess.run(
+    result = subprocess.run(
         [
             sys.executable,
             "-c",
             code,
             str(exported[0] / "colours" / "1"),
-            str(data.folder / "pictures" / path),
+            str(data.folder / "images" / path),
         ],
         capture_output=True,
         text=True,
@@ -101,8 +104,8 @@ def test_it_loads_where_only_tensorflow_is(exported, data, known, tmp_path):
         timeout=120,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
-    answers = json.loads(found.stdout.splitlines()[-1])
+    assert result.returncode == 0, result.stderr
+    answers = json.loads(result.stdout.splitlines()[-1])
     for task, expected in known.answers(data.painted[path][None]).items():
         np.testing.assert_allclose(answers[f"{task}_probabilities"], expected, atol=1e-5)
 
@@ -114,12 +117,12 @@ def test_classes_json_describes_it(exported, known):
     assert content["resize"] == "squash"
     assert content["artifacts"] == {"savedmodel": "colours/1"}
     assert content["precisions"] == {"savedmodel": "float32"}
-    assert {found["temperature"] for found in content["calibration"].values()} == {1.0}
+    assert {result["temperature"] for result in content["calibration"].values()} == {1.0}
 
 
 def test_the_console_says_what_was_checked(exported):
     first, head, model, savedmodel = exported[1]
-    assert first.startswith("Checked on 32 pictures against best_model.keras (a task: top-1/macro")
+    assert first.startswith("Checked 32 images against best_model.keras (task columns: top-1/macro")
     assert head.split()[:4] == ["run", "by", "precision", "size"]
     assert model.split()[:3] == ["the", "model", "float32"]
     assert savedmodel.split()[:4] == ["SavedModel", "TensorFlow", tf.__version__, "float32"]
@@ -137,16 +140,17 @@ def test_one_that_disagrees_leaves_things_as_they_were(known, data, tmp_path, mo
     (older / "older").write_text("an older export")
     before = files(run.workdir)
     monkeypatch.setitem(agreement.BOUNDS, "float32", agreement.Bound(-1.0, 0.0))
-    told = []
-    with pytest.raises(RunError, match="disagrees with .*best_model.keras by .* thrown away"):
-        export(run, tell=told.append)
+    logged_lines = []
+    refused = "disagrees with .*best_model.keras by .* discarded"
+    with pytest.raises(RunError, match=refused), logged(logged_lines):
+        export(run)
     assert files(run.workdir) == before
-    assert told == []
+    assert logged_lines == []
     assert not list(run.workdir.glob(".*"))
 
 
 def test_a_real_disagreement_is_seen(known, data, tmp_path, monkeypatch):
-    """An export with another preprocessing than the model's: the pictures' first pixel is black."""
+    """An export with another preprocessing than the model's: the images' first pixel is black."""
     run = known.make_run(tmp_path / "run", data, tasks=("warmth",))
     resize = signatures.resize_image
 
@@ -171,10 +175,10 @@ def test_a_model_that_answers_nan_is_no_agreement(known, data, tmp_path):
     assert not (run.workdir / "export").exists()
 
 
-def test_no_pictures_to_check_with(known, data, tmp_path):
+def test_no_images_to_check_with(known, data, tmp_path):
     run = start_run(tmp_path / "run", known.colour_spec(images="elsewhere"), data.folder)
     known.colour_model().save(run.best_model)
-    with pytest.raises(InputError, match="no picture is there to check .* --data_dir") as caught:
+    with pytest.raises(InputError, match=r"no image to check .* --data_dir") as caught:
         export(run)
     assert "\n" not in str(caught.value)
     assert not (run.workdir / "export").exists()
@@ -182,7 +186,7 @@ def test_no_pictures_to_check_with(known, data, tmp_path):
 
 def test_no_model_to_export(known, data, tmp_path):
     run = start_run(tmp_path / "run", known.colour_spec(), data.folder)
-    with pytest.raises(InputError, match="best_model.keras: no such model"):
+    with pytest.raises(InputError, match=r"best_model.keras: no such model"):
         export(run)
 
 
@@ -202,12 +206,12 @@ def test_the_card_before_an_evaluation(exported, known, data):
     assert "painted by hand" in card
     labelled = [len(data.train_labels[task]) for task in known.CLASSES]
     assert rows_of(card, "train") == [["train", "24", *map(str, labelled)]]
-    exams = [len(data.labels[task]) for task in known.CLASSES]
-    ((_, pictures, *counts),) = rows_of(card, "val")
-    assert counts == [str(count) for count in exams]
+    test_sets = [len(data.labels[task]) for task in known.CLASSES]
+    ((_, images, *counts),) = rows_of(card, "test")
+    assert counts == [str(count) for count in test_sets]
     listed = {path for labels in data.labels.values() for path in labels}
     first = sorted(data.painted, key=list(data.painted).index)[0]  # the contradictory one
-    assert int(pictures) == len(listed | {first})
+    assert int(images) == len(listed | {first})
     for task in known.CLASSES:
         assert f"- {task}: head linear; loss focal (gamma 1.0, alpha 1.0)" in card
 
@@ -225,7 +229,7 @@ def test_the_card_after_an_evaluation(known, data, tmp_path):
     }
     run.results.mkdir()
     (run.results / "metrics.json").write_text(json.dumps(content))
-    folder = export(run, tell=lambda line: None)
+    folder = export(run)
     names = {path.name for path in folder.iterdir() if path.is_file()}
     assert names == {"MODEL_CARD.md", "classes.json", "report.json"}
     assert "stale.txt" not in names  # the older export is replaced whole
@@ -237,14 +241,14 @@ def test_the_card_after_an_evaluation(known, data, tmp_path):
     table = load_table(run.spec, run.data_dir)
     known_of = {task: Calibration(1.25, 40) for task in table.tasks}
     entries = json.loads((folder / "report.json").read_text())["artifacts"]
-    told = (table, known_of, entries, {"savedmodel": "colours/1"})
-    card = model_card(run, run.best_model_of("warmth"), *told)
-    assert "- warmth: logits are divided by 1.250, fitted on 40 pictures" in card
+    logged_lines = (table, known_of, entries, {"savedmodel": "colours/1"})
+    card = model_card(TrainedModel(run, run.best_model_of("warmth")), *logged_lines)
+    assert "- warmth: logits are divided by 1.250, fitted on 40 images" in card
     assert "Not evaluated" in card
     assert rows_of(card, "warmth") == []
     ((_, precision, by, difference, same, *_),) = rows_of(card, "SavedModel: warmth")
     assert (precision, by, same) == ("float32", f"TensorFlow {tf.__version__}", "1.000")
     assert difference.endswith(" (1e-05)")
     (run.results / "metrics.json").write_text("{}")
-    with pytest.raises(InputError, match="metrics.json: not what `multitask evaluate` writes"):
-        model_card(run, run.best_model, *told)
+    with pytest.raises(InputError, match=r"metrics.json: not what `multitask evaluate` writes"):
+        model_card(open_trained(run), *logged_lines)

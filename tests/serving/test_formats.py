@@ -20,9 +20,9 @@ from PIL import Image
 
 from multitask.__main__ import main
 from multitask.data.decode import resize_image
+from multitask.errors import RunError
 from multitask.evaluation.attention import activation_maps
-from multitask.files import RunError
-from multitask.model.network import build_network, embedding_model, parts
+from multitask.model.network import build_network, embedding_model, trunk_and_heads
 from multitask.run import start_run
 from multitask.serving import agreement, formats
 from multitask.serving.agreement import Bound, why_refused
@@ -49,11 +49,11 @@ def run(known, data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(run):
-    return export(run, formats=FORMATS, tell=lambda line: None)
+    return export(run, formats=FORMATS)
 
 
 @pytest.fixture(scope="module")
-def pictures(known):
+def batch(known):
     """(colours [n, 3], images float32 [n, 32, 32, 3])."""
     painted = known.colours(5, 6)
     return painted, np.broadcast_to(painted[:, None, None], (5, 32, 32, 3)).astype(np.float32)
@@ -61,18 +61,18 @@ def pictures(known):
 
 def expected(known, painted, tasks=None):
     """task -> (logits, calibrated probabilities), by SciPy."""
-    found = {}
+    result = {}
     for task in tasks or known.CLASSES:
         logits = known.logits(painted, known.PALETTES[task])
         scale = TEMPERATURE if task == "shade" else 1
-        found[task] = logits, scipy.special.softmax(logits / scale, axis=1)
-    return found
+        result[task] = logits, scipy.special.softmax(logits / scale, axis=1)
+    return result
 
 
-def check_answers(said, known, painted, tasks=None):
+def check_answers(message, known, painted, tasks=None):
     for task, (logits, probabilities) in expected(known, painted, tasks).items():
-        np.testing.assert_allclose(said[f"{task}_logits"], logits, atol=1e-4)
-        np.testing.assert_allclose(said[f"{task}_probabilities"], probabilities, atol=1e-5)
+        np.testing.assert_allclose(message[f"{task}_logits"], logits, atol=1e-4)
+        np.testing.assert_allclose(message[f"{task}_probabilities"], probabilities, atol=1e-5)
 
 
 # === Each format in its own runtime ===
@@ -80,23 +80,23 @@ def check_answers(said, known, painted, tasks=None):
 
 @pytest.mark.parametrize("name", list(RUNTIMES))
 @pytest.mark.parametrize("count", [1, 5])
-def test_every_runtime_gives_the_known_answers(folder, known, pictures, name, count):
+def test_every_runtime_gives_the_known_answers(folder, known, batch, name, count):
     runtime = RUNTIMES[name]
     if name == "openvino":
         pytest.importorskip("openvino")
     where = json.loads((folder / "classes.json").read_text())["artifacts"][runtime.format]
     infer = runtime.load(folder / where)
-    painted, images = pictures
-    said = infer(images[:count])
-    check_answers(said, known, painted[:count])
+    painted, images = batch
+    message = infer(images[:count])
+    check_answers(message, known, painted[:count])
     # The embedding is the mean colour.
-    np.testing.assert_allclose(said["embedding"], painted[:count] / 255, atol=1e-5)
+    np.testing.assert_allclose(message["embedding"], painted[:count] / 255, atol=1e-5)
     again = infer(images[::-1][:2].copy())  # another batch size leaves the first answer as it was
     check_answers(again, known, painted[::-1][:2])
-    check_answers(said, known, painted[:count])
+    check_answers(message, known, painted[:count])
 
 
-def test_onnx_has_the_picture_as_its_only_input(folder, known):
+def test_onnx_has_the_image_as_its_only_input(folder, known):
     model = onnx.load(folder / "colours.onnx")
     onnx.checker.check_model(model, full_check=True)
 
@@ -134,11 +134,11 @@ print(json.dumps({name: x.tolist() for name, x in said.items()}))
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("onnx", "onnx"), ("litert", "tflite")])
-def test_they_run_where_no_tensorflow_is(folder, known, pictures, tmp_path, kind, suffix):
-    painted, images = pictures
+def test_they_run_where_no_tensorflow_is(folder, known, batch, tmp_path, kind, suffix):
+    painted, images = batch
     np.save(tmp_path / "image.npy", images)
     argv = [sys.executable, "-c", ALONE, kind, str(folder / f"colours.{suffix}")]
-    found = subprocess.run(
+    result = subprocess.run(
         [*argv, str(tmp_path / "image.npy")],
         capture_output=True,
         text=True,
@@ -146,8 +146,8 @@ def test_they_run_where_no_tensorflow_is(folder, known, pictures, tmp_path, kind
         cwd=tmp_path,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
-    check_answers(json.loads(found.stdout.splitlines()[-1]), known, painted)
+    assert result.returncode == 0, result.stderr
+    check_answers(json.loads(result.stdout.splitlines()[-1]), known, painted)
 
 
 def test_litert_carries_its_names(folder, known):
@@ -162,12 +162,12 @@ def test_litert_carries_its_names(folder, known):
     assert "shade_probabilities" in signature["outputs"]
 
 
-def test_keras_reads_it_in_safe_mode(folder, known, pictures):
+def test_keras_reads_it_in_safe_mode(folder, known, batch):
     model = keras.saving.load_model(folder / "colours.keras", safe_mode=True)
-    painted, images = pictures
-    said = model(images, training=False)
+    painted, images = batch
+    message = model(images, training=False)
     for task, (logits, _) in expected(known, painted).items():
-        np.testing.assert_allclose(said[task], logits, atol=1e-4)
+        np.testing.assert_allclose(message[task], logits, atol=1e-4)
 
 
 def test_no_weight_is_written_twice(folder, run):
@@ -194,27 +194,27 @@ def test_pixels_of_any_size(loaded, known, name, kind, size):
     images = rng.integers(0, 256, (3, *size, 3)).astype(kind)
     fitted = [resize_image(image, size_px=32, how="squash").numpy() for image in images]
     mean = np.mean(fitted, axis=(1, 2), dtype=np.float64)
-    said = loaded.signatures[name](tf.constant(images))
-    check_answers(said, known, mean)
+    message = loaded.signatures[name](tf.constant(images))
+    check_answers(message, known, mean)
     for task, names in known.CLASSES.items():
         best = np.argmax(known.logits(mean, known.PALETTES[task]), axis=1)
-        assert [n.decode() for n in said[f"{task}_label"].numpy()] == [names[i] for i in best]
+        assert [n.decode() for n in message[f"{task}_label"].numpy()] == [names[i] for i in best]
 
 
 def test_embed_and_attention(loaded, run, data, known):
-    files = [data.folder / "pictures" / p for p in data.painted if p not in data.missing][:3]
-    said = loaded.signatures["embed"](tf.constant([file.read_bytes() for file in files]))
+    files = [data.folder / "images" / p for p in data.painted if p not in data.missing][:3]
+    message = loaded.signatures["embed"](tf.constant([file.read_bytes() for file in files]))
     painted = np.array([np.asarray(Image.open(file))[0, 0] for file in files])
     for name in ("embedding", *(f"{task}_embedding" for task in known.CLASSES)):
-        np.testing.assert_allclose(said[name], painted / 255, atol=1e-5)
+        np.testing.assert_allclose(message[name], painted / 255, atol=1e-5)
     images = np.random.default_rng(1).uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
-    found = loaded.signatures["attention"](tf.constant(images))
-    trunk, heads = parts(keras.saving.load_model(run.best_model))
+    result = loaded.signatures["attention"](tf.constant(images))
+    trunk, heads = trunk_and_heads(keras.saving.load_model(run.best_model))
     features = trunk(images)
-    assert set(found) == {f"{task}_attention" for task in known.CLASSES}
+    assert set(result) == {f"{task}_attention" for task in known.CLASSES}
     for task, head in heads.items():
         maps = activation_maps(head, features, np.argmax(head(features), axis=1))
-        np.testing.assert_allclose(found[f"{task}_attention"], maps, atol=1e-4)
+        np.testing.assert_allclose(result[f"{task}_attention"], maps, atol=1e-4)
 
 
 @pytest.fixture(
@@ -248,7 +248,7 @@ def random_run(request, known, data, tiny_trunk, tmp_path):
 
 def test_every_kind_of_head(random_run, known):
     run, model = random_run
-    folder = export(run, formats=FORMATS, tell=lambda line: None)
+    folder = export(run, formats=FORMATS)
     images = np.random.default_rng(0).uniform(0, 255, (3, 64, 64, 3)).astype(np.float32)
     reference = model(images, training=False)
     shared = embedding_model(model)(images)[SHARED]
@@ -257,27 +257,27 @@ def test_every_kind_of_head(random_run, known):
     assert [i.name for i in session.get_inputs()] == ["image"]
     for runtime in RUNTIMES:
         predictor = load_export(folder, runtime=runtime)
-        found, embedding = predictor.answer(images)
+        result, embedding = predictor.answer(images)
         np.testing.assert_allclose(embedding, shared, atol=1e-4)
         for task in known.CLASSES:
             wanted = scipy.special.softmax(np.float64(reference[task]), axis=1)
-            np.testing.assert_allclose(found[task], wanted, atol=1e-5)
+            np.testing.assert_allclose(result[task], wanted, atol=1e-5)
 
 
 # === Some tasks ===
 
 
-def test_of_some_tasks_alone(run, known, pictures, tmp_path):
+def test_of_some_tasks_alone(run, known, batch, tmp_path):
     out = tmp_path / "some"
     some = ["onnx", "keras"]
-    assert export(run, formats=some, tasks=["empty", "shade"], out=out, tell=print) == out
+    assert export(run, formats=some, tasks=["empty", "shade"], out=out) == out
     content = json.loads((out / "classes.json").read_text())
     assert list(content["classes"]) == ["shade", "empty"]  # as the spec has them
-    painted, images = pictures
-    said = load_export(out).probabilities(images)
-    assert list(said) == ["shade", "empty"]
-    for task, (_, probabilities) in expected(known, painted, said).items():
-        np.testing.assert_allclose(said[task], probabilities, atol=1e-5)
+    painted, images = batch
+    message = load_export(out).probabilities(images)
+    assert list(message) == ["shade", "empty"]
+    for task, (_, probabilities) in expected(known, painted, message).items():
+        np.testing.assert_allclose(message[task], probabilities, atol=1e-5)
     assert set(keras.saving.load_model(out / "colours.keras").output) == {"shade", "empty"}
     card = (out / "MODEL_CARD.md").read_text()
     assert card.startswith("# Plain colours: shade, empty\n")
@@ -296,8 +296,7 @@ def test_less_precision_is_smaller_and_stays_within_its_bound(
         quantize=precision,
         out=tmp_path / "less",
         records_dir=tmp_path / "records",
-        pictures=0,
-        tell=lambda line: None,
+        images=0,
     )
     report = json.loads((out / "report.json").read_text())["artifacts"]
     entries = {entry["runtime"].split(" ")[0]: entry for entry in report}
@@ -306,30 +305,32 @@ def test_less_precision_is_smaller_and_stays_within_its_bound(
         **dict.fromkeys(["ONNX", "OpenVINO", "LiteRT"], precision),
     }
     first = sorted(data.painted, key=list(data.painted).index)[0]  # the contradictory one
-    exam = {path for labels in data.labels.values() for path in labels} | {first}
-    val = [path for path in data.labels["shade"] if path not in data.missing]
-    wanted = expected(known, np.array([data.painted[path] for path in val]))["shade"][1]
-    labels = np.array([data.labels["shade"][path] for path in val])
-    paths = [str(data.folder / "pictures" / path) for path in val]
+    test_set = {path for labels in data.labels.values() for path in labels} | {first}
+    test = [path for path in data.labels["shade"] if path not in data.missing]
+    wanted = expected(known, np.array([data.painted[path] for path in test]))["shade"][1]
+    labels = np.array([data.labels["shade"][path] for path in test])
+    paths = [str(data.folder / "images" / path) for path in test]
     for name, runtime in (("ONNX", "onnxruntime"), ("OpenVINO", "openvino"), ("LiteRT", "litert")):
         entry = entries[name]
         bound = agreement.BOUNDS[precision]
-        assert all(found["difference"] <= bound.difference for found in entry["tasks"].values())
-        assert entry["pictures"] == len(exam - set(data.missing))
+        assert all(result["difference"] <= bound.difference for result in entry["tasks"].values())
+        assert entry["images"] == len(test_set - set(data.missing))
         # The figures after, computed anew.
         images = np.stack([np.asarray(Image.open(path).resize((32, 32))) for path in paths])
-        said = load_export(out, runtime=runtime).probabilities(images.astype(np.float32))["shade"]
-        found = entry["tasks"]["shade"]
-        assert found["labelled"] == len(val)
-        assert found["top1"] == pytest.approx((said.argmax(axis=1) == labels).mean())
+        message = load_export(out, runtime=runtime).probabilities(images.astype(np.float32))[
+            "shade"
+        ]
+        result = entry["tasks"]["shade"]
+        assert result["labelled"] == len(test)
+        assert result["top1"] == pytest.approx((message.argmax(axis=1) == labels).mean())
         seen = np.unique(labels)
-        f1 = sklearn.metrics.f1_score(labels, said.argmax(axis=1), labels=seen, average="macro",
+        f1 = sklearn.metrics.f1_score(labels, message.argmax(axis=1), labels=seen, average="macro",
                                       zero_division=0)  # fmt: skip
-        assert found["macro_f1"] == pytest.approx(f1)
+        assert result["macro_f1"] == pytest.approx(f1)
         # And before: SciPy's answers.
         before = report[0]["tasks"]["shade"]["top1"]
         assert before == pytest.approx((wanted.argmax(axis=1) == labels).mean())
-        assert np.abs(said - wanted).max() < {"float16": 0.01, "int8": 0.2}[precision]
+        assert np.abs(message - wanted).max() < {"float16": 0.01, "int8": 0.2}[precision]
     content = json.loads((out / "classes.json").read_text())
     assert content["precisions"] == {
         "savedmodel": "float32",
@@ -357,35 +358,35 @@ def test_half_precision_halves_the_weights_and_not_the_arithmetic(tmp_path):
     assert len(model.SerializeToString()) < 0.6 * whole
     x = rng.normal(size=(3, 64)).astype(np.float32)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    (found,) = session.run(None, {"image": x})
-    np.testing.assert_allclose(found, x @ weights.astype(np.float16).astype(np.float32), atol=1e-4)
+    (result,) = session.run(None, {"image": x})
+    np.testing.assert_allclose(result, x @ weights.astype(np.float16).astype(np.float32), atol=1e-4)
 
 
 # === What is refused ===
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ({"difference": 1e-5, "same_top1": 1.0}, None),
         ({"difference": 2e-5, "same_top1": 1.0}, "by 2e-05 in probability (allowed: 1e-05)"),
         ({"difference": float("inf"), "same_top1": 1.0}, "by inf in probability"),
         ({"difference": float("nan"), "same_top1": 1.0}, "by nan in probability"),
-        ({"difference": 0.0, "same_top1": 0.5}, "in 50.0% of the answers of a (allowed: 25%)"),
+        ({"difference": 0.0, "same_top1": 0.5}, "in 50.0% of the predictions of a (allowed: 25%)"),
     ],
 )
-def test_bounds(monkeypatch, entry, said):
+def test_bounds(monkeypatch, entry, message):
     monkeypatch.setitem(agreement.BOUNDS, "float32", Bound(1e-5, 0.75))
-    found = why_refused({"precision": "float32", "tasks": {"a": entry}})
-    assert found == said if said is None else found.startswith(said)
+    result = why_refused({"precision": "float32", "tasks": {"a": entry}})
+    assert result == message if message is None else result.startswith(message)
 
 
 def test_one_bad_artifact_leaves_the_older_export(run, folder, monkeypatch):
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     halve = formats._halve_weights
     monkeypatch.setattr(formats, "_halve_weights", lambda model: spoil(model, halve))
-    with pytest.raises(RunError, match=r"ONNX Runtime \S+, disagrees with .*; it was thrown away"):
-        export(run, formats=["onnx"], quantize="float16", tell=print)
+    with pytest.raises(RunError, match=r"ONNX Runtime \S+, disagrees with .*; it was discarded"):
+        export(run, formats=["onnx"], quantize="float16")
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     assert not list(run.workdir.glob(".*"))
 
@@ -404,16 +405,16 @@ def test_every_library_that_reads_an_artifact_must_agree(run, folder, monkeypatc
 
     monkeypatch.setitem(RUNTIMES, "openvino", dataclasses.replace(openvino, load=off))
     with pytest.raises(RunError, match=r"ONNX export, run by OpenVINO .* by 0\.001 in probability"):
-        export(run, formats=["onnx"], tell=print)
+        export(run, formats=["onnx"])
 
     def broken(path):
         raise ValueError("no such operation\nand more")
 
     monkeypatch.setitem(RUNTIMES, "openvino", dataclasses.replace(openvino, load=broken))
     with pytest.raises(RunError) as caught:
-        export(run, formats=["onnx"], tell=print)
+        export(run, formats=["onnx"])
     assert str(caught.value) == (
-        "the ONNX export cannot be loaded by OpenVINO (no such operation); it was thrown away"
+        "the ONNX export cannot be loaded by OpenVINO (no such operation); it was discarded"
     )
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
@@ -427,21 +428,21 @@ def spoil(model, halve):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"formats": ["onxn"]}, "--format: 'onxn'. Expected one of: keras, litert, onnx, saved"),
-        ({"formats": []}, "--format: none named"),
-        ({"formats": ["keras", "keras"]}, "--format: keras is named twice"),
-        ({"quantize": "int4"}, "--quantize: 'int4'. Expected one of: float16, int8, none"),
-        ({"quantize": "int8"}, "--quantize=int8: is for onnx and litert; asked is savedmodel"),
-        ({"tasks": ["shadow"]}, "--tasks: 'shadow'. Expected one of: empty, shade, warmth. Did"),
-        ({"tasks": []}, "--tasks: none named"),
+        ({"formats": ["onxn"]}, "format: 'onxn'. Expected one of: keras, litert, onnx, saved"),
+        ({"formats": []}, "format: none named"),
+        ({"formats": ["keras", "keras"]}, "format: keras is named twice"),
+        ({"quantize": "int4"}, "quantize: 'int4'. Expected one of: float16, int8, none"),
+        ({"quantize": "int8"}, "quantize: int8: supported by onnx and litert, not by savedmodel"),
+        ({"tasks": ["shadow"]}, "tasks: 'shadow'. Expected one of: empty, shade, warmth. Did"),
+        ({"tasks": []}, "tasks: none named"),
     ],
 )
-def test_wrong_wishes_are_one_line(run, options, said):
+def test_wrong_wishes_are_one_line(run, options, message):
     with pytest.raises(InputError) as caught:
         export(run, **options)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
@@ -457,30 +458,30 @@ def test_only_an_older_export_is_replaced(run, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     for out in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
-        with pytest.raises(InputError, match="--out: .* holds something else than an export"):
+        with pytest.raises(InputError, match=r"^out: .* holds other files than an export"):
             export(run, out=out)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
     (tmp_path / "empty").mkdir()
     for _ in range(2):  # an empty folder, then an export
-        assert export(run, out=tmp_path / "empty", tell=print) == tmp_path / "empty"
+        assert export(run, out=tmp_path / "empty") == tmp_path / "empty"
 
 
 def test_a_missing_extra_is_one_line(run, monkeypatch, folder, tmp_path):
-    found = formats.importlib.util.find_spec
+    result = formats.importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec",
-        lambda name, *rest: None if name in ("tf2onnx", "onnxruntime") else found(name, *rest),
+        lambda name, *rest: None if name in ("tf2onnx", "onnxruntime") else result(name, *rest),
     )
-    with pytest.raises(InputError, match=r"--format=onnx: .* pip install '\.\[onnx\]'"):
+    with pytest.raises(InputError, match=r"format: onnx: .* pip install '\.\[onnx\]'"):
         export(run, formats=["onnx"])
-    with pytest.raises(InputError, match=r"--runtime=onnxruntime: needs an extra: pip install"):
+    with pytest.raises(InputError, match="runtime: onnxruntime: needs an extra: pip install"):
         load_export(folder, runtime="onnxruntime")
     only = with_artifacts(folder, tmp_path / "only", {"keras": "colours.keras"})
-    with pytest.raises(InputError, match="--runtime: nothing that is installed runs keras"):
+    with pytest.raises(InputError, match="runtime: no installed library runs keras"):
         load_export(only)
-    with pytest.raises(InputError, match="--runtime=litert: reads litert, and the export has ker"):
+    with pytest.raises(InputError, match="runtime: litert: reads litert, and the export has ker"):
         load_export(only, runtime="litert")
-    with pytest.raises(InputError, match="--runtime: 'litret'. Expected one of: auto, litert"):
+    with pytest.raises(InputError, match=r"runtime: 'litret'. Expected one of: auto, litert"):
         load_export(only, runtime="litret")
 
 
@@ -523,9 +524,9 @@ def test_no_pickle_in_an_export(folder):
 
 def test_the_command(run, tmp_path, capsys):
     main(["export", f"--workdir={run.workdir}", "--format=onnx,litert", "--tasks=warmth",
-          f"--out={tmp_path / 'out'}", "--check_pictures=5"])  # fmt: skip
+          f"--out={tmp_path / 'out'}", "--check_images=5"])  # fmt: skip
     out = capsys.readouterr().out
-    assert out.startswith("Checked on 5 pictures against best_model.keras (a task: top-1/macro-F1")
+    assert out.startswith("Checked 5 images against best_model.keras (task columns: top-1/macro-F1")
     assert out.endswith(f"Export: {tmp_path / 'out'}\n")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {

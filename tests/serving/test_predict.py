@@ -17,13 +17,13 @@ from PIL import Image
 from multitask.__main__ import main
 from multitask.commands.predict import SUFFIXES
 from multitask.data.table import load_table
-from multitask.evaluation.predictions import predict_exam
-from multitask.evaluation.views import TTA
-from multitask.files import DiskError
+from multitask.disk import DiskError
+from multitask.evaluation.predictions import predict_split
+from multitask.evaluation.test_time import TTA
 from multitask.model.network import load_network
-from multitask.serving.answers import WRITERS, Answers
 from multitask.serving.export import export
-from multitask.serving.predict import answer, answer_lines, find_pictures, predict_files
+from multitask.serving.predict import answer, answer_lines, find_images, predict_files
+from multitask.serving.prediction_files import WRITERS, PredictionFile
 from multitask.serving.predictor import load_best, load_export
 from multitask.spec import InputError
 
@@ -31,7 +31,7 @@ from multitask.spec import InputError
 @pytest.fixture(scope="module")
 def run(known, data, tmp_path_factory):
     run = known.make_run(tmp_path_factory.mktemp("runs") / "colours", data)
-    export(run, tell=lambda line: None)
+    export(run)
     return run
 
 
@@ -42,7 +42,7 @@ def predictor(request, run):
 
 @pytest.fixture
 def mixed(known, tmp_path):
-    """(files, colours): five pictures, the second and the fourth of which cannot be read."""
+    """(files, colours): five images, the second and the fourth of which cannot be read."""
     painted = known.colours(5, 8)
     files = [tmp_path / f"{letter}.png" for letter in "edcba"]
     for path, colour in zip(files, painted, strict=True):
@@ -68,53 +68,53 @@ def test_folders_are_searched_sorted_and_each_file_comes_once(tmp_path):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "b" / "folder.png").mkdir()
     inside = [f"{tmp_path}/{name}" for name in ("a/z.png", "b/1.webp", "b/2.JPG", "c.jpeg")]
-    assert find_pictures([str(tmp_path)]) == inside
+    assert find_images([str(tmp_path)]) == inside
     # What was named first comes first; a file is not predicted twice.
     named = [str(tmp_path / "c.jpeg"), str(tmp_path / "b"), str(tmp_path), f"{tmp_path}/./c.jpeg"]
-    assert find_pictures(named) == [inside[3], inside[1], inside[2], inside[0]]
+    assert find_images(named) == [inside[3], inside[1], inside[2], inside[0]]
     # A file that is named is tried, whatever its name.
-    assert find_pictures([str(tmp_path / "b/notes.txt")]) == [f"{tmp_path}/b/notes.txt"]
+    assert find_images([str(tmp_path / "b/notes.txt")]) == [f"{tmp_path}/b/notes.txt"]
 
 
 def test_nothing_to_predict_is_refused(tmp_path):
-    with pytest.raises(InputError, match="at least one picture or folder"):
-        find_pictures([])
-    with pytest.raises(InputError, match="gone.png: no such file or folder"):
-        find_pictures([str(tmp_path / "gone.png")])
+    with pytest.raises(InputError, match="at least one image or folder"):
+        find_images([])
+    with pytest.raises(InputError, match=r"gone.png: no such file or folder"):
+        find_images([str(tmp_path / "gone.png")])
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(InputError, match=r"no picture in this folder \(names ending in .jpg"):
-        find_pictures([str(tmp_path)])
+    with pytest.raises(InputError, match=r"no image in this folder \(names ending in .jpg"):
+        find_images([str(tmp_path)])
 
 
 # === Answers ===
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_a_bad_picture_in_the_middle_keeps_the_others_in_their_places(
+def test_a_bad_image_in_the_middle_keeps_the_others_in_their_places(
     predictor, known, mixed, batch_size
 ):
     files, painted = mixed
     files[3].unlink()
     files[3].mkdir()
-    found = list(predict_files(predictor, files, batch_size=batch_size))
-    assert [file for file, _ in found] == list(map(str, files))
+    result = list(predict_files(predictor, files, batch_size=batch_size))
+    assert [file for file, _ in result] == list(map(str, files))
     expected = known.answers(painted)
     for place in (0, 2, 4):
         for task in known.CLASSES:
-            values = found[place][1][task]
+            values = result[place][1][task]
             np.testing.assert_allclose(values, expected[task][place], atol=1e-5)
-    assert "not a JPEG, PNG or WebP picture" in found[1][1]
-    assert found[3][1] == "cannot be read: it is a folder, not a regular file"
-    assert "\n" not in found[1][1]
+    assert "not a JPEG, PNG or WebP image" in result[1][1]
+    assert result[3][1] == "cannot be read: it is a folder, not a regular file"
+    assert "\n" not in result[1][1]
 
 
-def test_a_val_picture_gets_the_probabilities_of_the_evaluation(predictor, run, data, tmp_path):
+def test_a_val_image_gets_the_probabilities_of_the_evaluation(predictor, run, data, tmp_path):
     """As saved in probabilities.npz, with the paths of predictions.csv."""
-    predictions, _ = predict_exam(
+    predictions, _ = predict_split(
         load_model(run, data),
         load_table(run.spec, data.folder),
         run.spec,
-        data.folder / "pictures",
+        data.folder / "images",
         batch_size=16,
         max_missing=1,
     )
@@ -122,10 +122,10 @@ def test_a_val_picture_gets_the_probabilities_of_the_evaluation(predictor, run, 
     saved = np.load(tmp_path / "probabilities.npz")
     with (tmp_path / "predictions.csv").open(newline="") as file:
         paths = [row["path"] for row in csv.DictReader(file)]
-    files = [data.folder / "pictures" / path for path in paths]
-    found = [said for _, said in predict_files(predictor, files, batch_size=5)]
+    files = [data.folder / "images" / path for path in paths]
+    result = [message for _, message in predict_files(predictor, files, batch_size=5)]
     for task in run.spec.task_names:
-        again = np.array([said[task] for said in found])
+        again = np.array([message[task] for message in result])
         np.testing.assert_allclose(again, saved[f"{task}/probabilities"], atol=1e-5)
 
 
@@ -134,24 +134,24 @@ def load_model(run, data):
 
 
 @pytest.mark.parametrize(
-    ("least", "said"),
+    ("least", "message"),
     [(0.0, "b"), (0.5, "b"), (np.nextafter(0.5, 1), "uncertain"), (1, "uncertain")],
 )
-def test_the_least_confidence_itself_is_enough(least, said):
+def test_the_least_confidence_itself_is_enough(least, message):
     probabilities = np.array([0.125, 0.5, 0.25, 0.125])
-    found = answer(probabilities, ["a", "b", "c", "d"], min_confidence=least)
-    assert found == {"answer": said, "top": [("b", 0.5), ("c", 0.25), ("a", 0.125)]}
+    result = answer(probabilities, ["a", "b", "c", "d"], min_confidence=least)
+    assert result == {"answer": message, "top": [("b", 0.5), ("c", 0.25), ("a", 0.125)]}
 
 
 def test_fewer_classes_than_three():
-    found = answer(np.array([0.25, 0.75]), ["a", "b"], min_confidence=0)
-    assert found["top"] == [("b", 0.75), ("a", 0.25)]
+    result = answer(np.array([0.25, 0.75]), ["a", "b"], min_confidence=0)
+    assert result["top"] == [("b", 0.75), ("a", 0.25)]
 
 
 def test_the_console_lines(tmp_path):
     top = [("b", 0.5), ("a", 0.25)]
-    said = {"x": {"answer": "b", "top": top}, "long": {"answer": "uncertain", "top": top}}
-    assert answer_lines(tmp_path / "p.png", said) == [
+    message = {"x": {"answer": "b", "top": top}, "long": {"answer": "uncertain", "top": top}}
+    assert answer_lines(tmp_path / "p.png", message) == [
         str(tmp_path / "p.png"),
         "  x     b 0.500, a 0.250",
         "  long  uncertain: b 0.500, a 0.250",
@@ -178,7 +178,7 @@ def test_the_command_writes_what_it_says(run, known, mixed, tmp_path, capsys):
             main(["predict", kind, f"--out={out}", "--min_confidence=0.5", *map(str, files)])
             text, err = capsys.readouterr()
             first, *_, uncertain, last = text.splitlines()
-            assert first == f"Predicting 5 pictures with TensorFlow {tf.__version__}"
+            assert first == f"Predicting 5 images with TensorFlow {tf.__version__}"
             assert last == f"Written: {out}"
             bad = err.splitlines()
             assert [line.split(":")[0] for line in bad] == [str(files[1]), str(files[3])]
@@ -199,8 +199,8 @@ def test_the_command_writes_what_it_says(run, known, mixed, tmp_path, capsys):
                 for task, names in known.CLASSES.items():
                     values = expected[task][place]
                     order = np.argsort(-values)[:3]
-                    said = names[order[0]] if values[order[0]] >= 0.5 else "uncertain"
-                    assert row[f"{task}/predicted"] == record["tasks"][task]["answer"] == said
+                    message = names[order[0]] if values[order[0]] >= 0.5 else "uncertain"
+                    assert row[f"{task}/predicted"] == record["tasks"][task]["answer"] == message
                     for rank, index in enumerate(order, start=1):
                         top = record["tasks"][task]["top"][rank - 1]
                         assert row[f"{task}/{rank}"] == top["name"] == names[index]
@@ -210,14 +210,14 @@ def test_the_command_writes_what_it_says(run, known, mixed, tmp_path, capsys):
         doubtful = {
             task: np.mean([expected[task][i].max() < 0.5 for i in (0, 2, 4)]) for task in expected
         }
-        told = ", ".join(f"{task} {share:.1%}" for task, share in doubtful.items())
-        assert uncertain == f"Uncertain: {told}"
+        logged_lines = ", ".join(f"{task} {share:.1%}" for task, share in doubtful.items())
+        assert uncertain == f"Uncertain: {logged_lines}"
     assert not list(tmp_path.glob(".*"))
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_without_out_the_console_has_the_answers(run, known, mixed, capsys):
-    files, painted = mixed
+    files, _painted = mixed
     texts = set()
     for kind in (f"--model={run.workdir / 'export'}", f"--workdir={run.workdir}"):
         main(["predict", kind, "--min_confidence=0.5", *map(str, files)])
@@ -235,9 +235,9 @@ def test_nothing_readable_is_status_2(run, mixed, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     first, second, last = err.splitlines()
-    assert first.startswith(f"{files[1]}: not a JPEG, PNG or WebP picture")
-    assert second == f"{files[3]}: not a JPEG, PNG or WebP picture: it is empty"
-    assert last == "none of the 2 pictures can be read"
+    assert first.startswith(f"{files[1]}: not a JPEG, PNG or WebP image")
+    assert second == f"{files[3]}: not a JPEG, PNG or WebP image: it is empty"
+    assert last == "none of the 2 images can be read"
 
 
 @pytest.mark.parametrize("name", ["answers.txt", "gone/answers.csv", "folder.csv"])
@@ -263,19 +263,19 @@ def test_a_file_name_that_is_no_text(run, mixed, tmp_path, capsysbinary):
     for suffix in ("csv", "jsonl", "parquet"):
         out = tmp_path / f"answers.{suffix}"
         main(["predict", f"--model={run.workdir / 'export'}", f"--out={out}", str(path)])
-        found = rb"caf\\udce9.png" if suffix == "jsonl" else rb"caf\udce9.png"
-        assert found in out.read_bytes()
+        result = rb"caf\\udce9.png" if suffix == "jsonl" else rb"caf\udce9.png"
+        assert result in out.read_bytes()
 
 
-# === Going on ===
+# === Resuming ===
 
 SETTINGS = {"model": "m", "min_confidence": {"shade": 0.5}}
-SAID = {"shade": {"answer": "b", "top": [("b", 0.5), ("c", 0.25), ("a", 0.125)]}}
+PREDICTION = {"shade": {"answer": "b", "top": [("b", 0.5), ("c", 0.25), ("a", 0.125)]}}
 NAMES = {"shade": ("a", "b", "c", "d")}
 
 
 def opened(path, settings=SETTINGS, resume=False):
-    return Answers(path, settings, NAMES, resume=resume)
+    return PredictionFile(path, settings, NAMES, resume=resume)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -285,11 +285,11 @@ def test_an_interrupted_prediction_goes_on(tmp_path, suffix):
     whole, part = tmp_path / f"whole.{suffix}", tmp_path / f"part.{suffix}"
     answers = opened(whole)
     for name in names:
-        answers.add(name, SAID)
+        answers.add(name, PREDICTION)
     answers.finish()
     first = opened(part)
     for name in names[:3]:
-        first.add(name, SAID)
+        first.add(name, PREDICTION)
     first.close()
     partial = tmp_path / f"part.{suffix}.partial"
     content = partial.read_bytes()
@@ -297,7 +297,7 @@ def test_an_interrupted_prediction_goes_on(tmp_path, suffix):
     second = opened(part, resume=True)
     assert [name for name in names if not second.has(name)] == names[2:]
     for name in names[2:]:
-        second.add(name, SAID)
+        second.add(name, PREDICTION)
     second.finish()
     assert not partial.exists()
     if suffix == "parquet":
@@ -307,7 +307,7 @@ def test_an_interrupted_prediction_goes_on(tmp_path, suffix):
         assert part.read_bytes() == whole.read_bytes()
 
 
-def test_what_is_not_to_be_gone_on_with_is_one_line(tmp_path):
+def test_predictions_that_cannot_be_resumed_are_one_line(tmp_path):
     path = tmp_path / "a.csv"
     answers = opened(path)
     answers.add("x.png", "bad")
@@ -316,15 +316,15 @@ def test_what_is_not_to_be_gone_on_with_is_one_line(tmp_path):
     content = partial.read_bytes()
     changed = {**SETTINGS, "min_confidence": {"shade": 0.6}}
     cases = [
-        (SETTINGS, False, content, "--resume goes on with it, or remove it"),
-        (changed, True, content, "min_confidence.shade: 0.5 there, 0.6 asked"),
-        (SETTINGS, True, b"path,error\n", "line 1 is none of ours"),
-        (SETTINGS, True, content + b"[]\n", "line 3 is none of ours"),
-        (SETTINGS, True, b'{"model"', "has no whole line"),
+        (SETTINGS, False, content, "continue it with --resume, or remove the file"),
+        (changed, True, content, "min_confidence.shade: 0.5 before, 0.6 now"),
+        (SETTINGS, True, b"path,error\n", "line 1 is not a valid record"),
+        (SETTINGS, True, content + b"[]\n", "line 3 is not a valid record"),
+        (SETTINGS, True, b'{"model"', "has no complete line"),
     ]
-    for settings, resume, there, said in cases:
+    for settings, resume, there, message in cases:
         partial.write_bytes(there)
-        with pytest.raises(InputError, match=said) as caught:
+        with pytest.raises(InputError, match=message) as caught:
             opened(path, settings, resume)
         assert "\n" not in str(caught.value)
         assert partial.read_bytes() == there
@@ -353,7 +353,7 @@ def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(csv.DictWriter, "writerows", full_disk)
-    with pytest.raises(DiskError, match="no room on the disk .* with --resume"):
+    with pytest.raises(DiskError, match=r"no room on the disk .* with --resume"):
         answers.finish()
     assert path.read_text() == "older"
     monkeypatch.undo()
@@ -367,7 +367,7 @@ def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
 
 def test_the_command_goes_on_after_a_kill(run, data, tmp_path, capsys):
     """Killed by the answer to its third batch; then as one that was never interrupted."""
-    files = [str(data.folder / "pictures" / p) for p in data.painted if p not in data.missing]
+    files = [str(data.folder / "images" / p) for p in data.painted if p not in data.missing]
     common = ["predict", f"--model={run.workdir / 'export'}", "--batch_size=2"]
     main([*common, f"--out={tmp_path / 'whole.csv'}", *files])
     out = tmp_path / "part.csv"
@@ -381,8 +381,8 @@ def test_the_command_goes_on_after_a_kill(run, data, tmp_path, capsys):
         "    os.kill(os.getpid(), 9) if len(calls) == 20 else None\n"
         "    return answer(self, images)\n"
         "predictor.Predictor.answer = killing\n"
-        "from multitask.serving import answers\n"
-        "answers.FLUSH_EVERY = 1\n"
+        "from multitask.serving import prediction_files\n"
+        "prediction_files.FLUSH_EVERY = 1\n"
         "main(sys.argv[1:])\n"
     )
     argv = [sys.executable, "-c", code, *common, f"--out={out}", *files]
@@ -391,9 +391,9 @@ def test_the_command_goes_on_after_a_kill(run, data, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*common, f"--out={out}", *files])
     assert caught.value.code == 2
-    assert "--resume goes on with it" in capsys.readouterr().err
+    assert "continue it with --resume" in capsys.readouterr().err
     main([*common, f"--out={out}", "--resume", *files])
-    assert f"Going on: 38 of {len(files)} were answered before" in capsys.readouterr().out
+    assert f"Resuming: 38 of {len(files)} images have predictions" in capsys.readouterr().out
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
@@ -412,10 +412,10 @@ def test_what_is_left_cannot_be_read(run, mixed, tmp_path, monkeypatch, capsys):
             main(argv)
         assert caught.value.code == 130
     main([*argv, "--resume"])
-    assert "0 answered; 1 cannot be read" in capsys.readouterr().out
-    found = pd.read_csv(out)
-    assert list(found["path"]) == [str(good), str(bad)]
-    assert list(found["error"].isna()) == [True, False]
+    assert "0 predicted; 1 cannot be read" in capsys.readouterr().out
+    result = pd.read_csv(out)
+    assert list(result["path"]) == [str(good), str(bad)]
+    assert list(result["error"].isna()) == [True, False]
 
 
 def test_every_suffix_has_its_writer():
@@ -423,17 +423,17 @@ def test_every_suffix_has_its_writer():
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
-        (["--model=m", "--resume"], "--resume: is for --out"),
-        (["--workdir=w", "--runtime=litert"], "--runtime=litert: is for --model"),
+        (["--model=m", "--resume"], "--resume: needs --out"),
+        (["--workdir=w", "--runtime=litert"], "--runtime=litert: needs --model"),
         (["--model=m", "--out=a.json"], "--out: a.json: Expected one of: .csv, .jsonl, .parquet"),
     ],
 )
-def test_flags_that_do_not_fit_are_one_line(capsys, argv, said):
+def test_flags_that_do_not_fit_are_one_line(capsys, argv, message):
     assert stopped(*argv, "x.png") == 2
     err = capsys.readouterr().err
-    assert err.startswith(said)
+    assert err.startswith(message)
     assert err.count("\n") == 1
 
 
@@ -459,7 +459,7 @@ def calibrated_run(known, data, tmp_path_factory):
     }
     content = {"model": "models/best_model.keras", "tasks": tasks}
     (run.results / "calibration.json").write_text(json.dumps(content))
-    export(run, tell=lambda line: None)
+    export(run)
     return run
 
 
@@ -471,7 +471,7 @@ def calibrated(request, calibrated_run):
 
 @pytest.fixture
 def halves(known, tmp_path):
-    """A picture of the model's size whose left is of another colour than its right."""
+    """An image of the model's size whose left is of another colour than its right."""
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:, :9], pixels[:, 9:] = known.colours(2, 5)
     Image.fromarray(pixels).save(tmp_path / "halves.png")
@@ -479,7 +479,7 @@ def halves(known, tmp_path):
 
 
 def expected(known, pixels, scale):
-    """task -> probabilities of pictures [n, 32, 32, 3], from their mean colours by SciPy."""
+    """task -> probabilities of images [n, 32, 32, 3], from their mean colours by SciPy."""
     mean = np.asarray(pixels, np.float64).mean(axis=(1, 2))
     return {
         task: scipy.special.softmax(known.logits(mean, palette) / scale[task], axis=1)
@@ -492,9 +492,9 @@ def test_probabilities_are_scaled_or_raw(calibrated, known, halves):
     raw = dataclasses.replace(calibrated, calibrated=False)
     one = dict.fromkeys(TEMPERATURES, 1.0)
     for predictor, scale in ((calibrated, TEMPERATURES), (raw, one)):
-        ((_, found),) = predict_files(predictor, [file], batch_size=1)
+        ((_, result),) = predict_files(predictor, [file], batch_size=1)
         for task, values in expected(known, pixels[None], scale).items():
-            np.testing.assert_allclose(found[task], values[0], atol=1e-5)
+            np.testing.assert_allclose(result[task], values[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("tta", ["flip", "crops"])
@@ -502,24 +502,24 @@ def test_probabilities_are_scaled_or_raw(calibrated, known, halves):
 def test_views_are_averaged(calibrated, known, halves, tta, scale):
     file, pixels = halves
     predictor = dataclasses.replace(calibrated, tta=tta, calibrated=scale)
-    ((_, found),) = predict_files(predictor, [file], batch_size=1)
+    ((_, result),) = predict_files(predictor, [file], batch_size=1)
     views = np.concatenate(
         [view.numpy() for view in TTA[tta](tf.constant(pixels[None], "float32"))]
     )
     assert len(views) == {"flip": 2, "crops": 12}[tta]
     scales = TEMPERATURES if scale else dict.fromkeys(TEMPERATURES, 1.0)
     for task, values in expected(known, views, scales).items():
-        np.testing.assert_allclose(found[task], values.mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(result[task], values.mean(axis=0), atol=1e-5)
         if tta == "crops":
             plain = expected(known, pixels[None], scales)[task][0]
-            assert np.abs(found[task] - plain).max() > 1e-3  # the corners are of other colours
+            assert np.abs(result[task] - plain).max() > 1e-3  # the corners are of other colours
 
 
-def test_a_picture_that_cannot_be_read_among_views(calibrated, mixed):
+def test_an_image_that_cannot_be_read_among_views(calibrated, mixed):
     files, _ = mixed
     predictor = dataclasses.replace(calibrated, tta="flip")
-    found = [said for _, said in predict_files(predictor, files, batch_size=16)]
-    assert [isinstance(said, str) for said in found] == [False, True, False, True, False]
+    result = [message for _, message in predict_files(predictor, files, batch_size=16)]
+    assert [isinstance(message, str) for message in result] == [False, True, False, True, False]
 
 
 def test_thresholds_of_a_wished_accuracy(calibrated):
@@ -539,16 +539,16 @@ def test_thresholds_of_a_wished_accuracy(calibrated):
     with pytest.raises(InputError) as caught:
         known_ones.thresholds(0.95)
     assert str(caught.value) == (
-        "--min_confidence: auto:0.95: the validation split shows no such confidence (shade: never "
-        "right that often, at most 0.900; warmth: never right that often, at most 0.900). Give a "
-        "number, such as --min_confidence=0.6; a new training with a larger validation split "
-        "(--selection) may show one"
+        "min_confidence: auto:0.95: the validation split shows no such confidence (shade: this "
+        "accuracy is never reached, at most 0.900; warmth: this accuracy is never reached, at most "
+        "0.900). Give a number, such as --min_confidence=0.6; a new training with a larger "
+        "validation split (--validation_share) may provide one"
     )
     assert calibrated.thresholds(0.75) == {"shade": 0.5, "warmth": 0.5, "empty": np.inf}
 
 
 def test_without_an_evaluation_nothing_is_known(predictor):
-    with pytest.raises(InputError, match="nothing is known of .*, as this model was not evaluated"):
+    with pytest.raises(InputError, match=r"has no calibration, as this model was not evaluated"):
         predictor.thresholds(0.5)
 
 
@@ -556,7 +556,7 @@ def test_another_models_calibration_is_not_taken(calibrated_run, tmp_path):
     other = calibrated_run.models / "best_model_shade.keras"
     shutil.copy(calibrated_run.best_model, other)
     predictor = load_best(calibrated_run, model_file=other)
-    assert {found.temperature for found in predictor.calibrations.values()} == {1.0}
+    assert {result.temperature for result in predictor.calibrations.values()} == {1.0}
     other.unlink()
 
 
@@ -571,8 +571,8 @@ def test_the_command_takes_them(calibrated_run, halves, tmp_path, capsys):
     export_of = calibrated_run.workdir / "export"
     main(["predict", f"--model={export_of}", "--min_confidence=auto:0.9", str(halves[0])])
     assert capsys.readouterr().out.startswith(
-        "From: shade 0.700, warmth 0.700, empty never (only 8 validation images have a label, at "
-        "least 30 are needed)\n"
+        "Thresholds: shade 0.700, warmth 0.700, empty never (only 8 validation images have a "
+        "label, at least 30 are needed)\n"
     )
     content = json.loads((export_of / "classes.json").read_text())
     content["calibration"]["empty"] = content["calibration"]["shade"]
@@ -581,10 +581,12 @@ def test_the_command_takes_them(calibrated_run, halves, tmp_path, capsys):
     (copy / "classes.json").write_text(json.dumps(content))
     main(["predict", f"--model={copy}", "--min_confidence=auto:0.9", "--tta=flip", str(halves[0])])
     out = capsys.readouterr().out
-    assert out.startswith("From: shade 0.700, warmth 0.700, empty 0.700\n")
+    assert out.startswith("Thresholds: shade 0.700, warmth 0.700, empty 0.700\n")
     main(["predict", f"--model={copy}", "--nocalibrated", "--min_confidence=auto:0.9",
           str(halves[0])])  # fmt: skip
-    assert capsys.readouterr().out.startswith("From: shade 0.200, warmth 0.200, empty 0.200\n")
+    assert capsys.readouterr().out.startswith(
+        "Thresholds: shade 0.200, warmth 0.200, empty 0.200\n"
+    )
 
 
 # === Exports that are none ===
@@ -600,7 +602,7 @@ def broken(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (shutil.rmtree, "no such folder"),
         (lambda folder: (folder / "classes.json").unlink(), "not an export of multitask"),
@@ -616,7 +618,7 @@ def broken(change):
             broken(
                 lambda c: [c[k].update(more=c[k]["warmth"]) for k in ("classes", "calibration")]
             ),
-            "does not answer more",
+            "has no output for more",
         ),
         (broken(lambda c: c.update(resize="bend")), "not an export of multitask (resize 'bend')"),
         (broken(lambda c: c["calibration"]["shade"].update(temperature=0)), "temperature 0.0"),
@@ -632,7 +634,7 @@ def broken(change):
         (lambda folder: shutil.rmtree(folder / "colours/1/variables"), "cannot be loaded"),
     ],
 )
-def test_an_export_that_is_none_is_one_line(run, mixed, tmp_path, capsys, change, said):
+def test_an_export_that_is_none_is_one_line(run, mixed, tmp_path, capsys, change, message):
     folder = tmp_path / "export"
     shutil.copytree(run.workdir / "export", folder)
     change(folder)
@@ -640,7 +642,7 @@ def test_an_export_that_is_none_is_one_line(run, mixed, tmp_path, capsys, change
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"--model: {folder}: ")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 

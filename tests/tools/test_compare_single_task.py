@@ -1,4 +1,4 @@
-"""The comparison with single-task runs: its arithmetic by NumPy, equal pictures, and one whole."""
+"""The comparison with single-task runs: its arithmetic by NumPy, equal images, and one whole."""
 
 import importlib.util
 import json
@@ -16,7 +16,8 @@ from sklearn.metrics import classification_report
 
 from multitask.data import table as tables
 from multitask.data.table import SPLITS, load_table
-from multitask.files import RunError, locked
+from multitask.errors import RunError
+from multitask.files import locked
 from multitask.spec import MISSING, load_spec, override, parse_spec, select_tasks
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -34,17 +35,17 @@ tool, paint_demo = load_tool("compare_single_task"), load_tool("paint_demo")
 
 
 def demo_spec(**changes):
-    """Of the demo; of few pictures, one unknown class is more than the usual share."""
+    """Of the demo; of few images, one unknown class is more than the usual share."""
     raw = load_spec("demo").to_dict() | {"max_unknown": 0.1} | changes
     return parse_spec(raw, source="demo.toml")
 
 
-# === Equal pictures ===
+# === Equal images ===
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """The demo's tables, leaks and all, without a picture."""
+    """The demo's tables, leaks and all, without an image."""
     folder = tmp_path_factory.mktemp("tables")
     plan = paint_demo.draw_plan(600, np.random.default_rng(1))
     paint_demo.write_tables(folder / "wikiart_csv", plan)
@@ -59,24 +60,24 @@ def labelled(table, task, split):
 
 
 @pytest.mark.parametrize("subset", [1.0, 0.4])
-def test_a_single_run_has_the_pictures_labels_and_splits_of_the_combined(
+def test_a_single_run_has_the_images_labels_and_splits_of_the_combined(
     data_dir, subset, monkeypatch
 ):
-    spec = override(demo_spec(seed=3, selection=0.1), {"subset": ("task.subset", subset)})
+    spec = override(demo_spec(seed=3, validation=0.1), {"subset": ("task.subset", subset)})
     paths = load_table(spec, data_dir).paths
-    reasons = [tables.MISSING_FILE] * 5 + ["not a picture"] * 5
+    reasons = [tables.MISSING_FILE] * 5 + ["not an image"] * 5
     left_out = pd.DataFrame({"path": paths[::20][:10], "reason": reasons})
-    combined = load_table(spec, data_dir, left_out=left_out)
+    combined = load_table(spec, data_dir, excluded=left_out)
     for task in TASKS:
         its = tool.job_spec(spec, task)
         plain = load_table(its, data_dir)
         with monkeypatch.context() as patch:
-            patch.setattr(tables, "hold_out_selection", tool.hold_out_as(combined, task))
-            alone = load_table(its, data_dir, left_out=left_out)
+            patch.setattr(tables, "hold_out_validation", tool.copied_hold_out(combined, task))
+            alone = load_table(its, data_dir, excluded=left_out)
         for split in SPLITS:
             assert labelled(alone, task, split) == labelled(combined, task, split) != set()
-            # By itself it would have drawn others: other ranks, and another exam's pictures too.
-            assert split == "val" or labelled(plain, task, split) != labelled(alone, task, split)
+            # By itself it would have drawn others: other ranks, and another test images too.
+            assert split == "test" or labelled(plain, task, split) != labelled(alone, task, split)
 
 
 def test_no_job_stops_early_and_nothing_else_changes():
@@ -132,7 +133,7 @@ def test_means_spreads_paired_differences_and_ratios(count):
     assert f"ratio {frame['ratio'].iloc[-1]:.3f}" in lines
 
 
-def write_job(folder, name, tasks, *, scores, parts, labels=(40, 40), exam=("a", "b")):
+def write_job(folder, name, tasks, *, scores, parts, labels=(40, 40), test_set=("a", "b")):
     """What a run leaves that is read."""
     for inner in ("results", "logs"):
         (folder / name / inner).mkdir(parents=True)
@@ -142,7 +143,9 @@ def write_job(folder, name, tasks, *, scores, parts, labels=(40, 40), exam=("a",
     (folder / name / "results" / "metrics.json").write_text(text)
     columns = {f"{t}/{v}labelled": np.array(labels, float) for t in tasks for v in ("", "val_")}
     pd.DataFrame(columns).to_csv(folder / name / "logs" / "history.csv", index=False)
-    frame = pd.DataFrame({"path": [*exam, "other"]} | {f"{t}/true": ["x", "y", ""] for t in tasks})
+    frame = pd.DataFrame(
+        {"path": [*test_set, "other"]} | {f"{t}/true": ["x", "y", ""] for t in tasks}
+    )
     frame.to_csv(folder / name / "results" / "predictions.csv", index=False)
     noted = {"done": True, "parts": parts, "steps_an_epoch": {"heads": 3}}
     (folder / f"{name}.time.json").write_text(json.dumps(noted))
@@ -156,26 +159,26 @@ def test_a_seeds_figures_and_times(tmp_path):
     write_job(tmp_path, "genre", ("genre",), scores={"genre": 0.3}, parts={"heads": [7, 9]})
     regression = {task: {"C": 1.0, "top1": 0.7, "macro_f1": 0.6} for task in scores}
     (tmp_path / "logistic-regression.json").write_text(json.dumps(regression))
-    found = tool.seed_figures(tmp_path, ("style", "genre"))
+    content = tool.seed_results(tmp_path, ("style", "genre"))
     first = {"majority": 0.25, "regression": 0.7, "single": 0.4, "combined": 0.5}
-    assert found["rows"][0] == {"task": "style", "metric": "top1"} | first
-    times = {row["metric"]: (row["combined"], row["single"]) for row in found["rows"][4:]}
+    assert content["rows"][0] == {"task": "style", "metric": "top1"} | first
+    times = {row["metric"]: (row["combined"], row["single"]) for row in content["rows"][4:]}
     assert times == {
         "wall_s": (15, 22),
         "wall_s_without_records": (5, 12),
         "cpu_s": (30, 39),
         "cpu_s_without_records": (10, 19),
     }
-    assert found["labels"] == {"style": 80, "genre": 80}
+    assert content["labels"] == {"style": 80, "genre": 80}
 
 
 @pytest.mark.parametrize(
-    ("other", "named"), [({"labels": (40, 39)}, "labels"), ({"exam": ("a", "c")}, "exams")]
+    ("other", "named"), [({"labels": (40, 39)}, "labels"), ({"test_set": ("a", "c")}, "test sets")]
 )
 def test_unequal_runs_are_not_compared(tmp_path, other, named):
     write_job(tmp_path, "all-tasks", ("style",), scores={"style": 0.5}, parts={})
     write_job(tmp_path, "style", ("style",), scores={"style": 0.5}, parts={}, **other)
-    with pytest.raises(RunError, match=f"style: the {named} of the two runs are not the same"):
+    with pytest.raises(RunError, match=f"style: the {named} of the two runs differ"):
         tool.labels_learnt(tmp_path, "style")
 
 
@@ -205,7 +208,7 @@ def test_the_clock_goes_on_where_an_earlier_attempt_was_killed(tmp_path, monkeyp
     assert noted["done"]
 
 
-def test_the_regression_is_chosen_on_the_selection_split_alone(monkeypatch):
+def test_the_regression_is_chosen_on_the_validation_split_alone(monkeypatch):
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(4, 30))
 
@@ -213,22 +216,24 @@ def test_the_regression_is_chosen_on_the_selection_split_alone(monkeypatch):
         y = rng.integers(classes, size=count)
         return (centres[y] + 1.6 * rng.normal(size=(count, 30))).astype(np.float32), y
 
-    train, selection, exam = draw(150), draw(60), draw(80, classes=3)
-    found = tool.fit_regression(train, selection, exam)
+    train, validation, test_set = draw(150), draw(60), draw(80, classes=3)
+    regression = tool.fit_regression(train, validation, test_set)
     scores = {}
     for c in tool.GRID:  # each C by itself
         monkeypatch.setattr(tool, "GRID", [c])
-        scores[c] = tool.fit_regression(train, exam, selection)["macro_f1"]
-    assert found["C"] == max(scores, key=scores.get)
+        scores[c] = tool.fit_regression(train, test_set, validation)["macro_f1"]
+    assert regression["C"] == max(scores, key=scores.get)
     assert len(set(scores.values())) > 1
-    # What it says is judged as scikit-learn's report does, over the classes that the exam has.
+    # The metrics are those of scikit-learn's report, over the classes of the test set.
     mean, std = train[0].mean(axis=0), train[0].std(axis=0)
-    model = LogisticRegression(C=found["C"], max_iter=1000).fit((train[0] - mean) / std, train[1])
-    said = model.predict((exam[0] - mean) / std)
-    report = classification_report(exam[1], said, output_dict=True, zero_division=0)
-    assert found["top1"] == pytest.approx(np.mean(said == exam[1]))
+    model = LogisticRegression(C=regression["C"], max_iter=1000).fit(
+        (train[0] - mean) / std, train[1]
+    )
+    predicted = model.predict((test_set[0] - mean) / std)
+    report = classification_report(test_set[1], predicted, output_dict=True, zero_division=0)
+    assert regression["top1"] == pytest.approx(np.mean(predicted == test_set[1]))
     f1 = [report[name]["f1-score"] for name in "012"]
-    assert found["macro_f1"] == pytest.approx(np.mean(f1))
+    assert regression["macro_f1"] == pytest.approx(np.mean(f1))
 
 
 def test_maps_are_pooled():
@@ -255,10 +260,10 @@ def stopped(capsys, *argv) -> str:
         ("--spec=", "--spec is needed"),
         ("--data_dir=", "--data_dir is needed"),
         ("--out=", "--out is needed"),
-        ("--data_dir=nowhere", "--data_dir: nowhere: is no folder"),
+        ("--data_dir=nowhere", "--data_dir: nowhere: is not a folder"),
         ("--spec=demos", 'Did you mean "demo"?'),
-        ("--tasks=style", "expected two or more"),
-        ("--selection=0", "--selection: 0"),
+        ("--tasks=style", "needs two tasks or more"),
+        ("--validation_share=0", "--validation_share: 0"),
         ("--batch_size=0", "--batch_size"),
         ("--seed=x", "--seed=x"),
         ("--phase=finetune", "finetune"),
@@ -290,15 +295,15 @@ def test_a_folder_holds_one_set_of_settings(data_dir, tmp_path, capsys, monkeypa
     assert capsys.readouterr().err == ""
     line = stopped(capsys, *given, "--batch_size=16")
     assert f"--out: {tmp_path}: holds a comparison with other settings" in line
-    assert "phase: 'heads' there, 'all' asked" in line
-    assert "spec.batch_size: 32 there, 16 asked" in line
+    assert "phase: 'heads' before, 'all' now" in line
+    assert "spec.batch_size: 32 before, 16 now" in line
 
 
 def test_records_whose_time_is_not_known_are_refused(data_dir, tmp_path, capsys):
     records = tmp_path / "records" / "seed-0" / "all-tasks"
     records.mkdir(parents=True)
     given = ("--spec=demo", f"--data_dir={data_dir}", f"--out={tmp_path}")
-    assert f"--records_dir: {records}: is there already" in stopped(capsys, *given)
+    assert f"--records_dir: {records}: exists already" in stopped(capsys, *given)
 
 
 def test_help_lists_the_flags_of_train_too(capsys):
@@ -314,8 +319,8 @@ def test_help_lists_the_flags_of_train_too(capsys):
 def test_a_comparison_that_is_killed_goes_on(tmp_path):
     """Two tasks, both phases; killed in the second run, then done, then done again with nothing."""
     data, out = tmp_path / "data", tmp_path / "out"
-    paint_demo.main(["", f"--out={data}", "--pictures=120", "--size=48"])
-    spec = demo_spec(image_size=32, selection=0.2, batch_size=16)
+    paint_demo.main(["", f"--out={data}", "--images=120", "--size=48"])
+    spec = demo_spec(image_size=32, validation=0.2, batch_size=16)
     (tmp_path / "spec.toml").write_text(spec.to_toml())
     command = [
         *(sys.executable, TOOLS / "compare_single_task.py", f"--spec={tmp_path / 'spec.toml'}"),
@@ -337,23 +342,24 @@ def test_a_comparison_that_is_killed_goes_on(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (out / "seed-0" / "all-tasks.time.json").read_bytes() == before
-    found = json.loads((out / "seed-0.json").read_text())
+    content = json.loads((out / "seed-0.json").read_text())
     for name in ("all-tasks", "style", "genre"):
-        parts = found["jobs"][name]["parts"]
+        parts = content["jobs"][name]["parts"]
         assert set(parts) == set(tool.PARTS)
         assert min(min(both) for both in parts.values()) > 0
-    assert found["jobs"]["style"]["parts"]["start"] > spent["parts"]["start"]
+    assert content["jobs"]["style"]["parts"]["start"] > spent["parts"]["start"]
     assert len(list((out / "records").glob("seed-0/*/features/*/features.json"))) == 3
     combined = load_table(select_tasks(spec, ["style", "genre"]), data)
-    for task in ("style", "genre"):  # no picture of the demo is missing or unreadable
-        assert found["labels"][task] == 5 * len(combined.labels_of(task, "train"))
+    for task in ("style", "genre"):  # no image of the demo is missing or unreadable
+        assert content["labels"][task] == 5 * len(combined.labels_of(task, "train"))
     frame = pd.read_csv(out / "comparison.csv")
     assert list(frame["task"]) == ["style", "style", "genre", "genre"] + ["all-tasks"] * 4
     values = frame.loc[frame["task"] != "all-tasks", list(tool.MODELS)]
-    assert values.notna().all(axis=None) and values.ge(0).all(axis=None)
+    assert values.notna().all(axis=None)
+    assert values.ge(0).all(axis=None)
     assert (out / "comparison.png").stat().st_size > 10_000
 
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "===" not in again.stdout
-    assert json.loads((out / "seed-0.json").read_text()) == found
+    assert json.loads((out / "seed-0.json").read_text()) == content

@@ -19,7 +19,7 @@ from sklearn.model_selection import cross_val_score
 
 TOOL = Path(__file__).parents[2] / "tools" / "paint_demo.py"
 TASKS = ("artist", "style", "genre")
-PICTURES, SIZE, SEED = 160, 32, 3
+IMAGES, SIZE, SEED = 160, 32, 3
 
 
 def load_tool() -> ModuleType:
@@ -39,13 +39,13 @@ def run(out: Path, *flags: str) -> int:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("paint") / "demo"
-    assert run(out, f"--pictures={PICTURES}", f"--size={SIZE}", f"--seed={SEED}") == 0
+    assert run(out, f"--images={IMAGES}", f"--size={SIZE}", f"--seed={SEED}") == 0
     return out
 
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[np.ndarray, dict[str, list[tuple[str, int]]]]:
-    """The classes [pictures, tasks] and CSV rows of a full-sized set that nobody has to paint."""
+    """The classes [images, tasks] and CSV rows of a full-sized set that nobody has to paint."""
     plan = paint_demo.draw_plan(1200, np.random.default_rng(5))
     return plan.classes, plan.rows
 
@@ -86,12 +86,12 @@ def digests(demo: Path) -> dict[str, str]:
 # === Layout ===
 
 
-def test_layout_holds_the_pictures_the_tables_and_nothing_else(demo: Path) -> None:
+def test_layout_holds_the_images_the_tables_and_nothing_else(demo: Path) -> None:
     tables = {f"wikiart_csv/{t}_{kind}" for t in TASKS for kind in ("train.csv", "val.csv")}
     tables |= {f"wikiart_csv/{task}_class.txt" for task in TASKS}
-    pictures = {f"wikiart/{path}" for path in painted_files(demo)}
-    assert len(pictures) == PICTURES
-    assert set(digests(demo)) == pictures | tables | {"README.txt", "demo.json"}
+    images = {f"wikiart/{path}" for path in painted_files(demo)}
+    assert len(images) == IMAGES
+    assert set(digests(demo)) == images | tables | {"README.txt", "demo.json"}
     assert [path.name for path in demo.parent.iterdir()] == ["demo"]
 
 
@@ -99,11 +99,11 @@ def test_every_row_has_a_file_and_every_file_a_row(demo: Path) -> None:
     assert {path for _, _, path, _ in all_rows(demo)} == painted_files(demo)
 
 
-def test_every_picture_is_a_readable_square(demo: Path) -> None:
+def test_every_image_is_a_readable_square(demo: Path) -> None:
     for path in painted_files(demo):
-        with Image.open(demo / "wikiart" / path) as picture:
-            picture.load()
-            assert (picture.size, picture.mode, picture.format) == ((SIZE, SIZE), "RGB", "JPEG")
+        with Image.open(demo / "wikiart" / path) as image:
+            image.load()
+            assert (image.size, image.mode, image.format) == ((SIZE, SIZE), "RGB", "JPEG")
 
 
 def test_labels_agree_with_the_paths(demo: Path) -> None:
@@ -126,15 +126,15 @@ def test_every_class_stands_in_both_tables_of_its_task(demo: Path) -> None:
 # === Tasks: shares, imbalance, independence, pixels ===
 
 
-def test_shares_of_labels_and_of_the_exam(drawn: tuple) -> None:
+def test_shares_of_labels_and_of_the_test(drawn: tuple) -> None:
     _, rows = drawn
     for task, share in (("artist", 0.60), ("style", 0.985), ("genre", 0.80)):
-        train, val = len(rows[f"{task}_train"]), len(rows[f"{task}_val"])
-        assert (train + val) / 1200 == pytest.approx(share, abs=0.01)
-        assert val / (train + val) == pytest.approx(0.30, abs=0.04)
+        train, test = len(rows[f"{task}_train"]), len(rows[f"{task}_val"])
+        assert (train + test) / 1200 == pytest.approx(share, abs=0.01)
+        assert test / (train + test) == pytest.approx(0.30, abs=0.04)
 
 
-def test_some_pictures_have_a_single_label(drawn: tuple) -> None:
+def test_some_images_have_a_single_label(drawn: tuple) -> None:
     _, rows = drawn
     tasks_of = defaultdict(set)
     for stem, pairs in rows.items():
@@ -146,7 +146,7 @@ def test_some_pictures_have_a_single_label(drawn: tuple) -> None:
     assert counts[3] > 400
 
 
-def test_rarest_class_is_a_third_to_a_quarter_of_the_commonest(drawn: tuple) -> None:
+def test_rarest_class_is_a_third_to_a_quarter_of_the_majority_class(drawn: tuple) -> None:
     classes, _ = drawn
     for column in classes.T:
         counts = np.bincount(column)
@@ -164,7 +164,7 @@ def test_no_task_tells_another(drawn: tuple) -> None:
         assert chi2_contingency(table).pvalue > 0.001
 
 
-def test_the_other_labels_predict_no_better_than_the_commonest_class(drawn: tuple) -> None:
+def test_the_other_labels_predict_no_better_than_the_majority_class(drawn: tuple) -> None:
     classes, _ = drawn
     for task in range(3):
         others = np.delete(np.eye(4)[classes], task, axis=1).reshape(len(classes), -1)
@@ -173,16 +173,16 @@ def test_the_other_labels_predict_no_better_than_the_commonest_class(drawn: tupl
         assert accuracy < np.bincount(classes[:, task]).max() / len(classes) + 0.03
 
 
-def test_pixels_tell_every_task() -> None:
-    """Simple features of a few pictures are well above chance, which is .25 here."""
+def test_pixels_show_every_task() -> None:
+    """Simple features of a few images are well above chance, which is .25 here."""
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 4, (480, 3))
     features = []
     for row in classes:
         names = (paint_demo.CLASSES[task][index] for task, index in zip(TASKS, row, strict=True))
-        picture = paint_demo.paint(*names, size=48, rng=rng)
-        pixels = np.asarray(picture, dtype=np.float32)
-        small = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), dtype=np.float32)
+        image = paint_demo.paint(*names, size=48, rng=rng)
+        pixels = np.asarray(image, dtype=np.float32)
+        small = np.asarray(image.resize((8, 8), Image.Resampling.BOX), dtype=np.float32)
         down, along = np.abs(np.diff(pixels, axis=0)), np.abs(np.diff(pixels, axis=1))
         steps = np.percentile(np.concatenate([down.ravel(), along.ravel()]), range(10, 100, 10))
         hues = [pixels.mean((0, 1)), pixels.std((0, 1)), [down.mean(), along.mean()]]
@@ -205,18 +205,18 @@ def test_one_contradiction_in_a_genre_table(demo: Path) -> None:
     for task, split, path, label in all_rows(demo):
         labels[task, split, path].add(label)
         times[task, split, path] += 1
-    (twice,) = [key for key, found in labels.items() if len(found) > 1]
+    (twice,) = [key for key, values in labels.items() if len(values) > 1]
     assert twice == ("genre", "val", planted(demo)["contradictory"][0])
     assert times[twice] == 2
     assert sum(times.values()) == len(times) + 1  # and no row stands twice anywhere
 
 
-def test_leaks_are_six_and_no_picture_is_train_and_val_of_one_task(demo: Path) -> None:
+def test_leaks_are_six_and_no_image_is_train_and_val_of_one_task(demo: Path) -> None:
     splits = defaultdict(set)
     for task, split, path, _ in all_rows(demo):
         splits[path].add(split)
         splits[path, task].add(split)
-    leaks = {key for key, found in splits.items() if len(found) == 2}
+    leaks = {key for key, values in splits.items() if len(values) == 2}
     assert leaks == set(planted(demo)["leak"])
     assert len(leaks) == 6
 
@@ -256,21 +256,21 @@ def test_readme_names_every_defect(demo: Path) -> None:
 
 def test_the_same_seed_paints_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     for name, seed in (("one", 7), ("two", 7), ("three", 8)):
-        assert run(tmp_path / name, "--pictures=40", "--size=16", f"--seed={seed}") == 0
+        assert run(tmp_path / name, "--images=40", "--size=16", f"--seed={seed}") == 0
     one, two, three = (digests(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two
     shared = {name for name in one.keys() & three.keys() if one[name] == three[name]}
     assert shared == {f"wikiart_csv/{task}_class.txt" for task in TASKS}
 
 
-def test_pictures_of_one_set_all_differ(demo: Path) -> None:
-    pictures = [digest for name, digest in digests(demo).items() if name.endswith(".jpg")]
-    assert len(set(pictures)) == PICTURES
+def test_images_of_one_set_all_differ(demo: Path) -> None:
+    images = [digest for name, digest in digests(demo).items() if name.endswith(".jpg")]
+    assert len(set(images)) == IMAGES
 
 
 def test_a_finished_set_is_left_alone(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     times = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
-    assert run(demo, f"--pictures={PICTURES}", f"--size={SIZE}", f"--seed={SEED}") == 0
+    assert run(demo, f"--images={IMAGES}", f"--size={SIZE}", f"--seed={SEED}") == 0
     assert "nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == times
 
@@ -279,14 +279,14 @@ def test_says_what_was_painted_and_where(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "demo"
-    assert run(out, "--pictures=40", "--size=16") == 0
+    assert run(out, "--images=40", "--size=16") == 0
     (line,) = capsys.readouterr().out.splitlines()
-    assert "40 pictures" in line
+    assert "40 images" in line
     assert str(out) in line
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:
-    assert run(tmp_path, "--pictures=40", "--size=16") == 0
+    assert run(tmp_path, "--images=40", "--size=16") == 0
     assert len(painted_files(tmp_path)) == 40
 
 
@@ -296,7 +296,7 @@ def test_a_folder_that_holds_something_else_is_refused(
     (tmp_path / "letter.txt").write_text("dear reader", encoding="utf-8")
     before = digests(demo)
     for out in (tmp_path, tmp_path / "letter.txt", demo):
-        assert run(out, "--pictures=40", "--size=16") == 2
+        assert run(out, "--images=40", "--size=16") == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"paint_demo.py: --out={out}: holds something else")
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
@@ -309,15 +309,15 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(paint_demo, "paint", stop)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "demo", "--pictures=40", "--size=16")
+        run(tmp_path / "demo", "--images=40", "--size=16")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("flag", "named"),
     [
-        ("--pictures=39", "pictures"),
-        ("--pictures=many", "pictures"),
+        ("--images=39", "images"),
+        ("--images=many", "images"),
         ("--size=15", "size"),
         ("--seed=-1", "seed"),
         ("--colour=red", "colour"),
@@ -337,4 +337,4 @@ def test_a_wrong_flag_is_one_line_and_status_2(
 def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert paint_demo.main(["paint_demo.py", "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"--{flag}" in text for flag in ("out", "pictures", "size", "seed"))
+    assert all(f"--{flag}" in text for flag in ("out", "images", "size", "seed"))

@@ -1,0 +1,1 @@
+"""The web application behind `multitask serve`."""

@@ -1,0 +1,1 @@
+"""Search the settings of the heads on cached features."""

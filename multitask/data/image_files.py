@@ -1,0 +1,246 @@
+"""Read the image files of a table, and explain why some are missing or unreadable."""
+
+import collections
+import errno
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from tqdm import tqdm
+
+from multitask.data.decode import decode_image, error_text
+from multitask.data.matching import why_missing
+from multitask.data.table import (
+    MISSING_FILE,
+    NEAR_DUPLICATE,
+    NO_LABEL,
+    NOT_SAMPLED,
+    UNKNOWN_LABEL,
+)
+from multitask.reading import MAX_IMAGE_BYTES, open_regular, read_regular
+from multitask.spec import InputError
+
+READ_TOGETHER = 32  # files per call: calling Python costs TensorFlow as much as a small file
+SMALL_BYTES = 2**18  # a larger file is read separately, to limit the memory of a joint read
+LARGER = b"larger"  # the placeholder for such a file; no image has this content
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def why_unreadable(path: str | Path) -> str | None:
+    """The reason why an image cannot be read, as a phrase; None where it can."""
+    try:
+        decode_image(tf.constant(read_regular(path, MAX_IMAGE_BYTES)), target_px=1)
+    except OSError as error:
+        return MISSING_FILE if error.errno in NO_FILE else f"cannot be read: {error.strerror}"
+    except tf.errors.OpError as error:
+        return error_text(error)
+    return None
+
+
+# === Reading in tf.data ===
+
+
+def _content(name: bytes, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+    """Read a file's bytes; empty if it cannot be read (`why_unreadable` returns the reason)."""
+    try:
+        return read_regular(name, max_bytes)
+    except OSError as error:
+        return LARGER if error.errno == errno.EFBIG and max_bytes == SMALL_BYTES else b""
+
+
+def _small_contents(names: np.ndarray) -> np.ndarray:
+    """Read the bytes of each file; LARGER for a file that must be read separately."""
+    return np.asarray([_content(name, SMALL_BYTES) for name in names], object)
+
+
+def read_encoded(name: tf.Tensor) -> tf.Tensor:
+    """Read a file: name, string [] -> bytes, string []; empty if it cannot be read.
+
+    tf.io.read_file would wait for a named pipe forever and never finish reading a device.
+    """
+
+    def content(name: bytes | np.ndarray) -> bytes:  # an array in eager mode
+        return _content(np.asarray(name, object).item())
+
+    return tf.ensure_shape(tf.numpy_function(content, [name], tf.string), [])
+
+
+def map_files(
+    names: Sequence[str | bytes], transform: Callable[[tf.Tensor], tf.Tensor]
+) -> tf.data.Dataset:
+    """Read and transform files, in order and on all cores.
+
+    Args:
+        names: file names.
+        transform: a file's bytes, string [] -> a tensor.
+
+    Returns:
+        A dataset of (index int64 [], the tensor). A file that cannot be read, or whose transform
+        fails, is skipped with its index; `why_unreadable` returns the reason.
+    """
+
+    def read_small(index: tf.Tensor, name: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        data = tf.numpy_function(_small_contents, [name], tf.string)
+        return index, name, tf.ensure_shape(data, [None])
+
+    def load(index: tf.Tensor, name: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return index, transform(tf.cond(data == LARGER, lambda: read_encoded(name), lambda: data))
+
+    files = tf.constant([os.fsencode(name) for name in names], tf.string)
+    dataset = tf.data.Dataset.from_tensor_slices(files).enumerate().batch(READ_TOGETHER)
+    # AUTOTUNE would need longer than a whole shard of records to reach all cores.
+    cores = os.cpu_count()
+    dataset = dataset.map(read_small, cores, deterministic=True).unbatch()
+    return dataset.map(load, cores, deterministic=True).ignore_errors()
+
+
+def read_reduced(path: Path, *, target_px: int) -> np.ndarray | None:
+    """Read an image file for display: upright, and reduced if its format allows.
+
+    Args:
+        path: of the file.
+        target_px: minimum of the shorter side, unless the original is smaller.
+
+    Returns:
+        uint8 [height, width, 3]; None where it cannot be read.
+    """
+    try:
+        return decode_image(read_regular(path, MAX_IMAGE_BYTES), target_px=target_px).numpy()
+    except (OSError, tf.errors.OpError):
+        return None
+
+
+# === The files of a table ===
+
+
+def find_unusable(names: Sequence[str], *, progress: bool = True) -> dict[int, str]:
+    """Decode every image once, at the smallest size that its format allows.
+
+    Args:
+        names: file names.
+        progress: show a bar on a terminal.
+
+    Returns:
+        index -> reason, for the images that are missing or unreadable.
+    """
+    present = np.flatnonzero([os.path.isfile(name) for name in names])
+    good = np.zeros(len(names), bool)
+    dataset = map_files(
+        [names[i] for i in present.tolist()],
+        lambda data: tf.shape(decode_image(data, target_px=1))[0],
+    )
+    with tqdm(
+        total=len(present),
+        desc="checking images",
+        unit=" images",
+        disable=None if progress else True,
+        leave=False,
+    ) as bar:
+        for places, _ in dataset.batch(64).as_numpy_iterator():
+            good[present[places]] = True
+            bar.update(len(places))
+    return {
+        i: why_unreadable(names[i]) or "could not be read the first time"
+        for i in np.flatnonzero(~good).tolist()
+    }
+
+
+def image_sizes(paths: Sequence[str] | np.ndarray, image_dir: Path) -> np.ndarray:
+    """int64 [n]: the sizes of the files in bytes; -1 where there is no file."""
+
+    def size(path: str) -> int:
+        try:
+            return os.stat(os.path.join(image_dir, path)).st_size
+        except OSError:
+            return -1
+
+    return np.asarray([size(path) for path in paths], np.int64)
+
+
+def read_frame(path: Path, columns: Iterable[str], remedy: str, **options: Any) -> pd.DataFrame:
+    """Read a CSV that this package wrote.
+
+    Args:
+        path: the file.
+        columns: the columns that it must have.
+        remedy: how to make the file again, for the message.
+        options: of `pandas.read_csv`.
+
+    Raises:
+        InputError: the file is not such a CSV.
+    """
+    try:
+        with open_regular(path) as file:
+            frame = pd.read_csv(file, **options)
+    except (OSError, ValueError) as error:  # pandas' parser raises ValueError too
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{path}: cannot be read back ({reason}); {remedy}") from None
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        raise InputError(f"{path}: cannot be read back (no column {missing[0]}); {remedy}")
+    return frame
+
+
+OTHER_REASONS = {
+    UNKNOWN_LABEL: "of an unknown class",
+    NO_LABEL: "without a label",
+    NOT_SAMPLED: "not sampled for the subset",
+    NEAR_DUPLICATE: "near-duplicates",
+}
+
+
+def unusable(excluded: pd.DataFrame) -> pd.DataFrame:
+    """The excluded images whose file is missing or unreadable."""
+    return excluded[~excluded["reason"].isin(OTHER_REASONS)]
+
+
+def refuse_missing(
+    unusable: pd.DataFrame,
+    total: int,
+    image_dir: Path,
+    *,
+    max_missing: float,
+    remedy: str,
+    allow: str = "",
+) -> None:
+    """Raise InputError if more than the allowed share of the images cannot be used.
+
+    Args:
+        unusable: path and reason of these images.
+        total: the number of all images.
+        image_dir: the folder that the paths start at.
+        max_missing: the allowed share.
+        remedy: what the user can do.
+        allow: how to allow a larger share, with `{share}` for the smallest sufficient one. The
+            message omits it if no image can be used.
+    """
+    # Compare by division: in floats, .29 * 100 is less than 29.
+    if not len(unusable) or len(unusable) / total <= max_missing:
+        return
+    first = ", ".join(
+        f"{path} ({why_missing(path, image_dir, reason) if reason == MISSING_FILE else reason})"
+        for path, reason in unusable.head(5).itertuples(index=False)
+    )
+    share = len(unusable) / total
+    enough = math.ceil(round(1000 * share, 6)) / 1000
+    if allow and enough < 1:
+        remedy = f"{remedy}, or {allow.format(share=f'{enough:g}')}"
+    raise InputError(
+        f"{image_dir}: {len(unusable)} of {total} images ({share:.3%}) are missing or "
+        f"unreadable, more than max_missing = {max_missing:g} allows; first: {first}. "
+        f"{remedy.rstrip('.')}."
+    )
+
+
+def count_reasons(reasons: Iterable[str]) -> str:
+    """`68,946 missing, 2 unreadable`, and the other reasons with a count above 0."""
+    counts = collections.Counter(reasons)
+    missing = counts.pop(MISSING_FILE, 0)
+    others = {text: counts.pop(reason, 0) for reason, text in OTHER_REASONS.items()}
+    parts = [f"{missing:,} missing", f"{counts.total():,} unreadable"]
+    return ", ".join(parts + [f"{count:,} {text}" for text, count in others.items() if count])

@@ -1,0 +1,89 @@
+"""The lines that `evaluate` prints."""
+
+from typing import TYPE_CHECKING, Any
+
+from multitask.data.image_files import count_reasons
+from multitask.spec import NO_TEST_SET
+
+if TYPE_CHECKING:
+    from multitask.evaluation.report import Evaluation
+
+
+def summary_lines(evaluation: "Evaluation") -> list[str]:
+    """The console's table, with one line per task, and the other results of the evaluation."""
+    lines = _table_lines(evaluation.metrics)
+    if evaluation.near_duplicates:
+        count = len(evaluation.near_duplicates)
+        lines += [
+            "",
+            f"Without the {count:,} test images that show the same painting as a training image:",
+            *_table_lines(evaluation.metrics_without_near_duplicates or {})[1:],
+        ]
+    more = [*_calibration_lines(evaluation), *_tta_lines(evaluation)]
+    lines += [""] * bool(more) + more
+    if len(evaluation.unreadable):
+        lines.append(f"test images excluded: {count_reasons(evaluation.unreadable['reason'])}")
+    return lines
+
+
+def _table_lines(task_metrics: dict[str, dict[str, Any]]) -> list[str]:
+    width = max(4, *(len(task) for task in task_metrics))
+    lines = [
+        "",
+        f"{'task':<{width}}  labelled   top-1   top-5  macro-F1  weighted F1   "
+        "majority class: top-1  macro-F1",
+    ]
+    for task, values in task_metrics.items():
+        if not values["labelled"]:
+            lines.append(f"{task:<{width}}  n/a ({NO_TEST_SET})")
+            continue
+        baseline = values["baseline"]
+        lines.append(
+            f"{task:<{width}}  {values['labelled']:>8,}   {values['top1']:.3f}   "
+            f"{values['top5']:.3f}     {values['macro_f1']:.3f}        "
+            f"{values['weighted_f1']:.3f}   {'':<16} {_three_decimals(baseline['top1'])}     "
+            f"{_three_decimals(baseline['macro_f1'])}"
+        )
+        absent = values["classes"] - values["classes_present"]
+        if absent:
+            lines[-1] += f"   (over {values['classes_present']} classes; {absent} have no test set)"
+    return lines
+
+
+def _three_decimals(value: float | None) -> str:
+    return "  n/a" if value is None else f"{value:.3f}"
+
+
+def _calibration_lines(evaluation: "Evaluation") -> list[str]:
+    calibration = evaluation.details["calibration"]
+    changes = [
+        "{} {raw:.3f} → {calibrated:.3f} (T {:.2f})".format(
+            task, values["temperature"], **values["ece"]
+        )
+        for task, values in calibration.items()
+        if "ece" in values and not values["reason"]
+    ]
+    lines = []
+    if changes:
+        lines.append("Calibration error by temperature scaling: " + ", ".join(changes))
+    lines += [
+        f"Not calibrated (T = 1): {task}: {values['reason']}"
+        for task, values in calibration.items()
+        if values["reason"]
+    ]
+    return lines
+
+
+def _tta_lines(evaluation: "Evaluation") -> list[str]:
+    tta = evaluation.details.get("tta")
+    if not tta:
+        return []
+    changes = []
+    for task, values in evaluation.metrics.items():
+        if values["labelled"]:
+            top1, macro_f1 = (tta["metrics"][f"{task}/{name}"] for name in ("top1", "macro_f1"))
+            changes.append(
+                f"{task} top-1 {values['top1']:.3f} → {top1:.3f}, "
+                f"macro-F1 {values['macro_f1']:.3f} → {macro_f1:.3f}"
+            )
+    return [f"Test-time augmentation ({tta['kind']}): " + "; ".join(changes)] if changes else []

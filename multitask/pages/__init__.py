@@ -1,0 +1,1 @@
+"""Rendering: plots, HTML pages and their templates."""

@@ -1,0 +1,221 @@
+"""Files of predictions, written continuously: CSV, JSON Lines or Parquet.
+
+During a prediction, `answers.csv.partial` lies next to `answers.csv`. Its first line holds the
+settings; each further line is the record of one image as JSON. An incomplete last line is ignored.
+At the end it is converted to the file atomically.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TextIO
+
+from multitask.disk import writing
+from multitask.files import parse_json, replacing
+from multitask.run import refuse_other_settings
+from multitask.serving.predict import TOP
+from multitask.spec import InputError, field_of
+
+ROWS = 10_000  # in a row group of Parquet
+FLUSH_EVERY = 64  # records
+ESCAPED = "backslashreplace"  # a file name may be invalid UTF-8
+RESUME = "then run the same command again with --resume"
+
+
+class PredictionFile:
+    """Writes a file of predictions; can resume an interrupted one.
+
+    Args:
+        path: the file; its suffix, one of WRITERS, is its format.
+        settings: the settings that the predictions depend on; JSON.
+        classes: task -> class names.
+        resume: continue an interrupted prediction.
+
+    Attributes:
+        done: names of the images that have a record.
+
+    Raises:
+        InputError: an interrupted prediction exists without `resume`, or had other settings.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        classes: Mapping[str, Sequence[str]],
+        *,
+        resume: bool,
+    ):
+        self.path, self.classes = path, classes
+        self.partial = path.with_name(path.name + ".partial")
+        self.done: set[str] = set()
+        if not self.partial.exists() or not self.partial.stat().st_size:
+            # Written atomically with its first line; an empty file contains no predictions.
+            with replacing(self.partial) as temporary:
+                temporary.write_text(_json_line(settings), encoding="utf-8", errors=ESCAPED)
+            self._file = self._opened()
+        elif not resume:
+            raise InputError(
+                f"{self.partial}: belongs to an interrupted prediction; continue it "
+                "with --resume, or remove the file to start again",
+                field="out",
+            )
+        else:
+            self._resume(dict(settings))
+
+    def _resume(self, settings: dict[str, Any]) -> None:
+        with self.partial.open("rb+") as file:
+            complete_bytes = 0
+            previous: dict[str, Any] = {}
+            for number, line in enumerate(file):
+                try:
+                    if not line.endswith(b"\n"):
+                        break
+                    record = parse_json(line)
+                    if number:
+                        self.done.add(record["path"])
+                    else:
+                        previous = dict(record)
+                except (ValueError, KeyError, TypeError):
+                    raise InputError(
+                        f"{self.partial}: line {number + 1} is not a valid record; "
+                        "remove the file to start again",
+                        field="resume",
+                    ) from None
+                complete_bytes += len(line)
+            if not complete_bytes:
+                raise InputError(
+                    f"{self.partial}: has no complete line; remove it to start again",
+                    field="resume",
+                )
+            refuse_other_settings(
+                self.partial, previous, settings, kind="prediction", field="resume"
+            )
+            file.truncate(complete_bytes)
+        self._file = self._opened()
+
+    def _opened(self) -> TextIO:
+        return self.partial.open("a", encoding="utf-8", errors=ESCAPED)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        with self._writing():
+            self._file.write(_json_line(record))
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self.path.absolute().parent, retry_hint=RESUME)
+
+    def has(self, file: str) -> bool:
+        """Return whether an image has a record."""
+        return _name_as_text(file) in self.done
+
+    def add(self, file: str, result: Mapping[str, Any] | str) -> None:
+        """Add the record of one image.
+
+        Args:
+            file: the image.
+            result: task -> `predict.answer`; or the reason why the image cannot be read.
+        """
+        name = _name_as_text(file)
+        if isinstance(result, str):
+            self._write({"path": name, "error": result})
+        else:
+            tasks = {
+                task: {
+                    "answer": prediction["answer"],
+                    "top": [{"name": n, "probability": p} for n, p in prediction["top"]],
+                }
+                for task, prediction in result.items()
+            }
+            self._write({"path": name, "tasks": tasks})
+        self.done.add(name)
+        if len(self.done) % FLUSH_EVERY == 0:
+            with self._writing():
+                self._file.flush()
+
+    def close(self) -> None:
+        """Close the partial file, which can be resumed."""
+        with self._writing():
+            self._file.close()
+
+    def finish(self) -> None:
+        """Convert the partial file to the final one."""
+        self.close()
+        with replacing(self.path, retry_hint=RESUME) as temporary:
+            WRITERS[self.path.suffix.lower()](temporary, self._records, self.classes)
+        os.unlink(self.partial)
+
+    def _records(self) -> Iterator[str]:
+        with self.partial.open(encoding="utf-8") as file:
+            next(file)
+            yield from file
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _name_as_text(file: str) -> str:
+    return file.encode("utf-8", ESCAPED).decode("utf-8")
+
+
+def columns(classes: Mapping[str, Sequence[str]]) -> dict[str, type]:
+    """Return the columns of a table with one row per image: name -> str or float.
+
+    `path` and `error`; then for each task, e.g. `artist`, `artist/predicted` and the most probable
+    classes in `artist/1`, `artist/1_probability`, `artist/2` and so on.
+    """
+    kinds: dict[str, type] = {"path": str, "error": str}
+    for task, names in classes.items():
+        kinds[field_of(task, "predicted")] = str
+        for place in range(1, min(TOP, len(names)) + 1):
+            kinds[field_of(task, f"{place}")] = str
+            kinds[field_of(task, f"{place}_probability")] = float
+    return kinds
+
+
+def _row(line: str) -> dict[str, Any]:
+    record = json.loads(line)
+    row: dict[str, Any] = {"path": record["path"], "error": record.get("error", "")}
+    for task, prediction in record.get("tasks", {}).items():
+        row[field_of(task, "predicted")] = prediction["answer"]
+        for place, candidate in enumerate(prediction["top"], start=1):
+            row[field_of(task, f"{place}")] = candidate["name"]
+            row[field_of(task, f"{place}_probability")] = candidate["probability"]
+    return row
+
+
+Records = Callable[[], Iterator[str]]
+
+
+def _write_csv(path: Path, records: Records, classes: Mapping[str, Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns(classes), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(_row, records()))
+
+
+def _write_json_lines(path: Path, records: Records, classes: Mapping[str, Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(records())
+
+
+def _write_parquet(path: Path, records: Records, classes: Mapping[str, Sequence[str]]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    kinds = {str: pyarrow.string(), float: pyarrow.float32()}
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in columns(classes).items()])
+    with parquet.ParquetWriter(path, schema) as writer:
+        rows: list[dict[str, Any]] = []
+        for line in records():
+            rows.append(_row(line))
+            if len(rows) == ROWS:
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+                rows = []
+        writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+
+
+WRITERS = {".csv": _write_csv, ".jsonl": _write_json_lines, ".parquet": _write_parquet}

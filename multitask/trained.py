@@ -1,0 +1,192 @@
+"""A run's model, opened once, with all data that the commands after training read.
+
+Each part is read when it is first needed and kept. Importing this module does not import
+TensorFlow; `network` and the parts that read images do.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pandas as pd
+
+from multitask.calibration import CALIBRATION, Calibration
+from multitask.data.label_files import read_classes
+from multitask.data.table import Table, merge_tables, sample_table, sample_without
+from multitask.files import read_json, replacing
+from multitask.reading import sha256
+from multitask.results import is_complete, is_of_model
+from multitask.run import Run, name_in_run
+from multitask.spec import DataSpec, InputError
+
+if TYPE_CHECKING:
+    import keras
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class TrainedModel:
+    """A model file of a run, and its data and results.
+
+    Attributes:
+        run: from open_run.
+        model_file: one of the run's models.
+    """
+
+    run: Run
+    model_file: Path
+
+    @property
+    def spec(self) -> DataSpec:
+        """The settings of the run."""
+        return self.run.spec
+
+    @property
+    def image_dir(self) -> Path:
+        """The folder that the table's paths start at."""
+        return self.run.data_dir / self.spec.images
+
+    @property
+    def name(self) -> str:
+        """The model's name in the reports."""
+        return name_in_run(self.run, self.model_file)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the model file."""
+        return sha256(self.model_file)
+
+    # === Data ===
+
+    @cached_property
+    def merged_table(self) -> Table:
+        """The images of all CSVs, before the subset and the validation split are sampled."""
+        return merge_tables(self.spec, self.run.data_dir)
+
+    @cached_property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Task -> class names, by index."""
+        if "merged_table" in self.__dict__:
+            return self.merged_table.classes
+        # Serving a model needs its class names and no CSV.
+        return {
+            task.name: read_classes(self.run.data_dir / task.classes) for task in self.spec.tasks
+        }
+
+    @cached_property
+    def test_table(self) -> Table:
+        """The table whose test rows are evaluated; it still contains missing files."""
+        return sample_table(self.spec, self.merged_table)
+
+    @cached_property
+    def training_table(self) -> Table:
+        """The table that the run trained on, without the images that training excluded."""
+        excluded = self.excluded_images
+        if excluded is None:
+            return self.test_table
+        return sample_without(self.spec, self.merged_table, excluded)
+
+    @cached_property
+    def excluded_images(self) -> pd.DataFrame | None:
+        """Path and reason of the images that training excluded; None before any training."""
+        from multitask.data.image_files import read_frame
+        from multitask.data.records_builder import EXCLUDED
+
+        path = self.run.workdir / EXCLUDED
+        if not path.is_file():
+            return None
+        remedy = "the same `multitask train` writes it again"
+        return read_frame(path, ("path", "reason"), remedy, dtype=str, keep_default_na=False)
+
+    @cached_property
+    def near_duplicates(self) -> pd.DataFrame:
+        """Pairs of near-duplicates among all images of the CSVs, in the format of `describe_pairs`.
+
+        They are searched for once per run and kept in the workdir.
+        """
+        from multitask.data.image_files import read_frame
+        from multitask.data.near_duplicates import describe_pairs, hash_cache, near_pairs
+        from multitask.data.records import default_records_dir
+        from multitask.data.records_builder import NEAR_DUPLICATES
+
+        file = self.run.workdir / NEAR_DUPLICATES
+        if not file.is_file():
+            table, records = self.merged_table, default_records_dir(self.run.data_dir)
+            shared = records.is_dir() and os.access(records, os.W_OK)
+            cache = hash_cache(self.spec, records if shared else self.run.workdir)
+            pairs = near_pairs(table, self.image_dir, cache)
+            with replacing(file) as temporary:
+                describe_pairs(table, pairs).to_csv(temporary, index=False)
+        return read_frame(file, ("first", "second"), "remove it to have it written again")
+
+    # === Model ===
+
+    @cached_property
+    def network(self) -> "keras.Model":
+        """The network, read by `load_network`."""
+        from multitask.model.network import load_network
+
+        return load_network(self.model_file, self.spec, self.classes)
+
+    # === Results ===
+
+    @cached_property
+    def calibrations(self) -> dict[str, Calibration]:
+        """Task -> the calibration that `evaluate` saved; an empty one if it saved none."""
+
+        def parse(content: dict[str, Any]) -> dict[str, Calibration]:
+            return {
+                task: Calibration.from_dict(content["tasks"][task]) for task in self.spec.task_names
+            }
+
+        saved = self.read_results(CALIBRATION, parse)
+        return dict.fromkeys(self.spec.task_names, Calibration()) if saved is None else saved
+
+    def read_results(self, name: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
+        """Read a JSON file of results/ if it belongs to this model.
+
+        Args:
+            name: name of the file.
+            parse: converts its content; may raise KeyError, TypeError and ValueError.
+
+        Returns:
+            The value; None if there is no file, or if it belongs to another model.
+
+        Raises:
+            InputError: the file is broken.
+        """
+        path = self.run.results / name
+        if not path.is_file():
+            return None
+        try:
+            content = read_json(path)
+            if content["model"] != self.name:
+                return None
+            value = parse(content)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise InputError(f"{path}: not what `multitask evaluate` writes: {error}") from None
+        return value if is_of_model(self.run, name, self.digest) else None
+
+    def is_evaluated(self) -> bool:
+        """Whether results/ holds the complete evaluation of this model."""
+        return is_complete(self.run, self.digest)
+
+
+def open_trained(run: Run, model_file: Path | None = None) -> TrainedModel:
+    """Open a run's model; nothing is read yet.
+
+    Args:
+        run: from open_run.
+        model_file: another model of the run; None: the best over all tasks.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    model_file = model_file or run.best_model
+    if not model_file.exists():
+        raise InputError(f"{model_file}: no such model; `multitask train` makes it")
+    return TrainedModel(run, model_file)
