@@ -255,7 +255,8 @@ def test_a_search_scored_by_a_task_called_as_the_mean(tmp_path, tiny_trunk):
             tasks = f"--tasks={names['macro_f1']},{names['test']},{names['val_loss']}"
             main(["tune", f"--spec={folder}/spec.toml", *flags, tasks, "--trials=1"])
             trials = pd.read_csv(workdir / "tune" / "trials.csv")
-            assert_distinct(trials, 6 + 3 * 3)
+            # Searched of each task: dropout, learning rate, gamma and the class weights' exponent.
+            assert_distinct(trials, 6 + 3 * 4)
             scores.append(trials["score"].tolist())
     assert scores[:2] == scores[2:]
     assert scores[0] != scores[1]
