@@ -1,14 +1,20 @@
-"""Console output: log lines and notes; closed pipes are handled as in other Unix tools."""
+"""Console output: log lines, notes and progress bars; closed pipes as in other Unix tools."""
 
 import contextlib
 import logging
 import os
 import select
 import sys
-from collections.abc import Callable, Iterator
-from typing import TextIO
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TextIO
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of a notebook without ipywidgets, where text bars work
+    from tqdm.auto import tqdm as ProgressBar  # noqa: N812
 
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells report a tool that the signal ended
+LOGGER = logging.getLogger("multitask")
 
 
 def open_standard_streams() -> None:
@@ -84,8 +90,7 @@ _handler = ConsoleHandler()
 @contextlib.contextmanager
 def logging_to_console() -> Iterator[None]:
     """Send the package's log to the console, and to no other handler, within the context."""
-    package = logging.getLogger("multitask")
-    before = package.level, package.propagate
+    package, before = LOGGER, (LOGGER.level, LOGGER.propagate)
     _handler.stream = None
     package.addHandler(_handler)
     package.setLevel(logging.INFO)
@@ -100,6 +105,68 @@ def logging_to_console() -> Iterator[None]:
 def log_to_stderr() -> None:
     """Send the log to standard error: for a command that prints its result."""
     _handler.stream = sys.stderr
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def progress_bar(
+    description: str,
+    total: int,
+    *,
+    unit: str = " images",
+    initial: int = 0,
+    iterable: Iterable | None = None,
+    hidden: bool = False,
+) -> Any:
+    """Make a progress bar that disappears when it is closed.
+
+    It is shown on a terminal and in a notebook, if the package's log shows INFO.
+
+    Args:
+        description: text before the bar.
+        total: number of units.
+        unit: text after the rate.
+        initial: number of units that are done already.
+        iterable: source of the units; None: the caller updates the bar.
+        hidden: show nothing.
+    """
+    # None: hidden unless stderr is a terminal, which a notebook's is not.
+    unseen = False if in_notebook() else None
+    return ProgressBar(
+        iterable,
+        desc=description,
+        total=total,
+        initial=initial,
+        unit=unit,
+        leave=False,
+        disable=hidden or not LOGGER.isEnabledFor(logging.INFO) or unseen,
+    )
+
+
+@contextlib.contextmanager
+def log_shown() -> Iterator[None]:
+    """Show the package's log within the context, for a call from Python without any set-up.
+
+    Nothing changes if the program has handlers of its own, or has set the level of the log.
+    """
+    ours = LOGGER.handlers or [h for h in logging.root.handlers if "absl" not in type(h).__module__]
+    before = LOGGER.level, LOGGER.propagate
+    if LOGGER.level == logging.NOTSET:
+        LOGGER.setLevel(logging.INFO)
+    if not ours:
+        LOGGER.addHandler(_handler)
+        LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        if not ours:
+            LOGGER.removeHandler(_handler)
+        LOGGER.level, LOGGER.propagate = before
 
 
 def flush_output() -> None:

@@ -165,7 +165,7 @@ def _check(values: flags.FlagValues, left: list[str]) -> tuple[bool, float]:
 def _limits(values: flags.FlagValues) -> "Limits":
     from multitask.annexes.serve.app import Limits
     from multitask.annexes.serve.uploads import UploadLimits
-    from multitask.data.decode import MAX_PIXELS
+    from multitask.data.image_limits import MAX_PIXELS
 
     if not 1e-6 <= values.max_megapixels <= MAX_PIXELS / 1e6:
         raise InputError(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from tqdm import tqdm
 
+from multitask.console import progress_bar
 from multitask.data.decode import decode_image, error_text
 from multitask.data.matching import why_missing
 from multitask.data.table import (
@@ -134,13 +134,7 @@ def find_unusable(names: Sequence[str], *, progress: bool = True) -> dict[int, s
         [names[i] for i in present.tolist()],
         lambda data: tf.shape(decode_image(data, target_px=1))[0],
     )
-    with tqdm(
-        total=len(present),
-        desc="checking images",
-        unit=" images",
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
+    with progress_bar("checking images", len(present), hidden=not progress) as bar:
         for places, _ in dataset.batch(64).as_numpy_iterator():
             good[present[places]] = True
             bar.update(len(places))

@@ -35,8 +35,8 @@ import pandas as pd
 import scipy.fft
 import tensorflow as tf
 from PIL import Image
-from tqdm import tqdm
 
+from multitask.console import progress_bar
 from multitask.data.decode import decode_image, resize_image
 from multitask.data.image_files import map_files, why_unreadable
 from multitask.data.table import NEAR_DUPLICATE, TEST, Table
@@ -128,13 +128,7 @@ def _hash_files(
         return tf.cast(tf.round(image), tf.uint8)
 
     dataset = map_files([names[i] for i in new], shrink).batch(64).prefetch(1)
-    with tqdm(
-        total=len(new),
-        desc="hashing images",
-        unit=" images",
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
+    with progress_bar("hashing images", len(new), hidden=not progress) as bar:
         for places, images in dataset.as_numpy_iterator():
             indices = new[places]
             hashes[indices] = [hash_image(image) for image in images]

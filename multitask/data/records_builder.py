@@ -27,8 +27,8 @@ import pandas as pd
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import gcs_utils
-from tqdm import tqdm
 
+from multitask.console import progress_bar
 from multitask.data.decode import decode_image, reduce_image
 from multitask.data.image_files import find_unusable, map_files, why_unreadable
 from multitask.data.table import TEST, TRAIN, VALIDATION, Table, drop_paths
@@ -212,10 +212,8 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
         """Write the records and the CSVs; TFDS renames the folder once it is complete."""
         total = int((self.table.splits != TEST).sum())
         with_beam = download_config is not None and download_config.beam_runner is not None
-        hidden = None if self._progress and not with_beam else True
-        with tqdm(
-            total=total, desc="preparing records", unit=" images", disable=hidden, leave=False
-        ) as bar:
+        hidden = with_beam or not self._progress
+        with progress_bar("preparing records", total, hidden=hidden) as bar:
             self._bar = None if with_beam else bar  # Beam's workers are other processes
             super()._download_and_prepare(dl_manager, download_config)
         reasons = self._unreadable_images(total)

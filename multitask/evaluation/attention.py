@@ -9,7 +9,7 @@ from keras import ops
 from PIL import Image
 
 from multitask.backend import gradient
-from multitask.data.decode import RESIZE_KINDS
+from multitask.data.image_limits import RESIZE_KINDS
 from multitask.spec import expected
 
 Tensor = Any  # of the backend, or an array

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
+from multitask.console import progress_bar
 from multitask.data.image_files import image_sizes
 from multitask.data.pipeline import file_names, readable_images
 from multitask.data.table import TRAIN
@@ -99,7 +99,7 @@ def embed(
     """
     infer = infer or compiled(model)
     batches = readable_images(names, size_px=spec.image_size, how=spec.resize, batch_size=BATCH)
-    with tqdm(total=len(names), desc=description, unit=" images", leave=False, disable=None) as bar:
+    with progress_bar(description, len(names)) as bar:
         for indices, images in batches:
             places = indices.numpy()
             yield places, {name: normalised(x) for name, x in infer(images).items()}

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from tqdm import tqdm
 
+from multitask.console import progress_bar
 from multitask.data.image_files import refuse_missing, why_unreadable
 from multitask.data.pipeline import file_names, readable_images
 from multitask.data.table import TEST, Table
@@ -215,9 +215,7 @@ class _Outputs:
         batches = readable_images(
             names, size_px=spec.image_size, how=spec.resize, batch_size=batch_size
         )
-        with tqdm(
-            total=len(names), desc="evaluating", unit=" images", leave=False, disable=None
-        ) as bar:
+        with progress_bar("evaluating", len(names)) as bar:
             for places, images in batches:
                 read.append(places.numpy())
                 views = self.views(images) if self.views else [images]

@@ -14,9 +14,9 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from tqdm import tqdm
 
 from multitask.backend import has_strategy, synchronise, synchronise_batchnorm
+from multitask.console import progress_bar
 from multitask.disk import writing
 from multitask.errors import RunError
 from multitask.files import replacing
@@ -341,20 +341,13 @@ class Console(keras.callbacks.Callback):
     def __init__(self, progress: Progress, tasks: tuple[str, ...], steps: int, images: int):
         super().__init__()
         self.progress, self.tasks, self.steps, self.images = progress, tasks, steps, images
-        self.bar = tqdm(disable=True)  # until an epoch begins
+        self.bar = progress_bar("", 0, hidden=True)  # until an epoch begins
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Show the bar."""
         self.place = f"{self.progress.phase} {epoch + 1}/{self.params['epochs']}"
         self.first = self.progress.step
-        self.bar = tqdm(
-            total=self.steps,
-            initial=self.first,
-            desc=self.place,
-            unit=" steps",
-            leave=False,
-            disable=None,
-        )
+        self.bar = progress_bar(self.place, self.steps, initial=self.first, unit=" steps")
         self.began = self.after_first = self.trained = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:

@@ -23,9 +23,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from multitask.backend import jit_compile
+from multitask.console import progress_bar
 from multitask.data.order import SHUFFLED, UNSHARDED, RowOrder, Shard, batch_places
 from multitask.data.pipeline import readable_images, sharded_labels, targets, view_dataset
 from multitask.data.records import PreparedData
@@ -290,14 +290,7 @@ def _compute(
     done: dict[str, int],
 ) -> None:
     """Compute the missing rows; keep `done` up to date, in memory and on disk."""
-    with tqdm(
-        total=sum(counts.values()),
-        initial=sum(done.values()),
-        desc="features",
-        unit=" images",
-        leave=False,
-        disable=None,
-    ) as bar:
+    with progress_bar("features", sum(counts.values()), initial=sum(done.values())) as bar:
         for split, count in counts.items():
             target = np.lib.format.open_memmap(folder / f"{split}.npy", "r+")
             noted = time.monotonic()

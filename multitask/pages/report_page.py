@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2.utils import htmlsafe_json_dumps
-from tqdm import tqdm
 
+from multitask.console import progress_bar
 from multitask.pages.class_plots import f1_order
 from multitask.pages.curves import calibration_panels, history_panels
 from multitask.pages.image_sheets import data_uri
@@ -83,9 +83,7 @@ class Album:
 
     def fill(self, room: int) -> None:
         """Load as many images as `room` bytes can hold; the others are only listed by name."""
-        for place, image in enumerate(
-            tqdm(self._kept, desc="images", unit=" images", leave=False, disable=None)
-        ):
+        for place, image in enumerate(progress_bar("images", len(self._kept), iterable=self._kept)):
             pixels = self.load(image) if isinstance(image, str) else image
             if pixels is None:
                 continue

@@ -12,9 +12,9 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from tqdm import tqdm
 
 from multitask.calibration import Calibration
+from multitask.console import progress_bar
 from multitask.data.pipeline import readable_images
 from multitask.data.table import Table
 from multitask.errors import RunError
@@ -256,7 +256,7 @@ def _run_all(
     first_batch, places = None, []
     checked_bytes = 0
     batches = readable_images(list(names), size_px=size_px, how=how, batch_size=BATCH)
-    with tqdm(total=len(names), desc="checking", unit=" images", leave=False, disable=None) as bar:
+    with progress_bar("checking", len(names)) as bar:
         for batch_places, batch in batches:
             batch_places, images = batch_places.numpy(), batch.numpy()
             first_batch = images if first_batch is None else first_batch

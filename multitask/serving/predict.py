@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from multitask.console import progress_bar
 from multitask.data.folders import SUFFIXES, ImageSearch
 from multitask.data.image_files import why_unreadable
 from multitask.data.pipeline import readable_images
@@ -80,9 +80,7 @@ def predict_files(
         for name in names[done:until]:
             yield name, " ".join((why_unreadable(name) or "could not be read").split())
 
-    with tqdm(
-        total=len(names), desc="predicting", unit=" images", leave=False, disable=None
-    ) as bar:
+    with progress_bar("predicting", len(names)) as bar:
         for places, images in batches:
             # `numpy()` would copy ten megabytes per batch while the model waits.
             probabilities = predictor.probabilities(np.asarray(images))

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from multitask.calibration import Calibration
-from multitask.data.decode import RESIZE_KINDS
+from multitask.data.image_limits import RESIZE_KINDS
 from multitask.evaluation.predictions import softmax
 from multitask.evaluation.test_time import TTA
 from multitask.files import read_json, silent

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import platformdirs
-from tqdm import tqdm
 
+from multitask.console import progress_bar
 from multitask.files import read_json, silent, write_json
 from multitask.serving.runtimes import RUNTIMES, Infer, speed
 
@@ -83,9 +83,7 @@ def _rates(artifacts: Mapping[str, Path], *, size_px: int, batch: int) -> dict[s
     images = images.astype(np.float32)
     rates = dict.fromkeys(artifacts, 0.0)
     loaded: dict[str, Infer] = {}
-    with tqdm(
-        total=len(artifacts) * (1 + ROUNDS), desc="runtimes", leave=False, disable=None
-    ) as bar:
+    with progress_bar("runtimes", len(artifacts) * (1 + ROUNDS), unit=" turns") as bar:
         for name, path in artifacts.items():
             try:
                 with silent():

@@ -13,7 +13,8 @@ from multitask.data.augment import (
     merge_policies,
     policy_row,
 )
-from multitask.data.decode import RESIZE_KINDS, resize_crop, resize_image
+from multitask.data.decode import resize_crop, resize_image
+from multitask.data.image_limits import RESIZE_KINDS
 from multitask.spec import Augmentation, load_spec
 
 SIZE_PX = 24

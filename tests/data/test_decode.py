@@ -10,65 +10,25 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from encoded_images import (
+    EXIF_PLACES,
+    MALFORMED,
+    PNG_START,
+    SAMPLES,
+    chunk,
+    encode,
+    exif,
+    jpeg_of_scans,
+    jpeg_with,
+    raw_png,
+    segment,
+    source,
+)
 from PIL import Image, ImageOps
 
-from multitask.data import decode
+from multitask.data import decode, image_limits
 
 SIZE_PX = 32
-ORIENTATION = 0x0112
-
-
-def source(width=60, height=40, mode="RGB", seed=0):
-    """A smooth image without symmetry, so that every turn of it differs."""
-    seeds = np.random.default_rng(seed).integers(0, 256, (4, 6, 3)).astype("uint8")
-    return Image.fromarray(seeds).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
-
-
-def encode(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def with_alpha(width=60, height=40):
-    image = source(width, height).convert("RGBA")
-    image.putalpha(Image.linear_gradient("L").resize((width, height)))
-    return image
-
-
-def exif(orientation, order="<", kind=3):
-    """A TIFF block with two entries, the second of them the orientation."""
-    mark = b"II*\0" if order == "<" else b"MM\0*"
-    value = struct.pack(order + ("HH" if kind == 3 else "I"), *([orientation, 0][: 5 - kind]))
-    entries = struct.pack(order + "HHIHH", 0x0100, 3, 1, 8, 0)
-    entries += struct.pack(order + "HHI", ORIENTATION, kind, 1) + value
-    ifd = struct.pack(order + "H", 2) + entries + bytes(4)
-    return mark + struct.pack(order + "I", 8) + ifd
-
-
-def segment(marker, payload):
-    return bytes([0xFF, marker]) + struct.pack(">H", len(payload) + 2) + payload
-
-
-def chunk(kind, payload):
-    return (
-        struct.pack(">I", len(payload))
-        + kind
-        + payload
-        + struct.pack(">I", zlib.crc32(kind + payload))
-    )
-
-
-PNG_START = b"\x89PNG\r\n\x1a\n"
-
-
-def raw_png(rows, depth, color_type, *extra):
-    """A PNG that Pillow does not write: rows is a big-endian array [height, width, ...]."""
-    height, width = rows.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    chunks = [chunk(b"IHDR", header), *extra, chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
-    return PNG_START + b"".join(chunks)
 
 
 def by_pillow(data):
@@ -108,42 +68,6 @@ def by_tf_data(samples):
 
 # === Formats ===
 
-SAMPLES = {
-    "jpeg": encode(source(), "JPEG"),
-    "progressive jpeg": encode(source(), "JPEG", progressive=True),
-    "grey jpeg": encode(source(mode="L"), "JPEG"),
-    "cmyk jpeg": encode(source(mode="CMYK"), "JPEG"),  # Pillow writes Adobe's inverted kind
-    "rgb png": encode(source(), "PNG"),
-    "grey png": encode(source(mode="L"), "PNG"),
-    "black and white png": encode(source(mode="1"), "PNG"),
-    "palette png": encode(source(mode="P"), "PNG"),
-    "2-bit palette png": encode(source().quantize(4), "PNG", bits=2),
-    "2-bit palette png with tRNS": encode(
-        source().quantize(4), "PNG", bits=2, transparency=b"\0\x50\xff"
-    ),
-    "1-bit png with tRNS": encode(source(mode="1"), "PNG", transparency=0),
-    "palette png with tRNS": encode(source(mode="P"), "PNG", transparency=bytes(range(0, 250, 5))),
-    "grey alpha png": encode(with_alpha().convert("LA"), "PNG"),
-    "alpha png": encode(with_alpha(), "PNG"),
-    "16-bit rgb png": raw_png(
-        np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(">u2"), 16, 2
-    ),
-    "rgb png with tRNS": raw_png(
-        np.arange(18, dtype="uint8").reshape(2, 3, 3),
-        8,
-        2,
-        chunk(b"tRNS", struct.pack(">HHH", 3, 4, 5)),
-    ),
-    "lossy webp": encode(source(), "WEBP"),
-    "lossless webp": encode(source(), "WEBP", lossless=True),
-    "lossy alpha webp": encode(with_alpha(), "WEBP"),
-    "lossless alpha webp": encode(with_alpha(), "WEBP", lossless=True),
-    "1x1 jpeg": encode(source(1, 1), "JPEG"),
-    "1x1 png": encode(source(1, 1), "PNG"),
-    "1x1 webp": encode(source(1, 1), "WEBP"),
-    "jpeg with bytes behind it": encode(source(), "JPEG") + bytes(100),
-}
-
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_same_pixels_as_pillow(name):
@@ -177,28 +101,6 @@ def test_transparent_is_white():
 
 # === Orientation ===
 
-EXIF_PLACES = {
-    "jpeg, first": lambda tiff: jpeg_with(segment(0xE1, b"Exif\0\0" + tiff), after_jfif=False),
-    "jpeg, after JFIF": lambda tiff: jpeg_with(segment(0xE1, b"Exif\0\0" + tiff)),
-    "jpeg, after XMP, comment and fill bytes": lambda tiff: jpeg_with(
-        segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<Exif/>")
-        + segment(0xFE, b"Exif is spoken of")
-        + b"\xff\xff"
-        + segment(0xE1, b"Exif\0\0" + tiff)
-    ),
-    "png": lambda tiff: encode(source(), "PNG", exif=tiff),
-    "webp": lambda tiff: encode(source(), "WEBP", exif=tiff),
-    "webp, with the prefix of a JPEG": lambda tiff: encode(
-        source(), "WEBP", exif=b"Exif\0\0" + tiff
-    ),
-}
-
-
-def jpeg_with(segments, after_jfif=True):
-    data = SAMPLES["jpeg"]
-    at = 20 if after_jfif else 2
-    return data[:at] + segments + data[at:]
-
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("place", EXIF_PLACES)
@@ -208,21 +110,6 @@ def test_orientation_as_pillow(place, order):
         np.testing.assert_array_equal(
             decoded(data), by_pillow(data), err_msg=f"orientation {orientation}"
         )
-
-
-TIFF = exif(6)
-MALFORMED = {
-    "orientation 0": exif(0),
-    "orientation 9": exif(9),
-    "a LONG": exif(6, kind=4),
-    "nothing": b"",
-    "cut in the header": TIFF[:6],
-    "cut in the entries": TIFF[:20],
-    "other byte order mark": b"XX" + TIFF[2:],
-    "IFD beyond the end": TIFF[:4] + b"\xff\xff\0\0" + TIFF[8:],
-    "IFD at a negative place": TIFF[:4] + b"\xff\xff\xff\xff" + TIFF[8:],
-    "more entries than bytes": TIFF[:8] + b"\xff\xff" + TIFF[10:22],
-}
 
 
 @pytest.mark.parametrize("name", MALFORMED)
@@ -298,7 +185,9 @@ def header_of(kind, width, height):
 )
 def test_too_many_pixels_are_refused_by_the_header(kind, width, height):
     line = refusal(header_of(kind, width, height))
-    assert line == f"image of {width} x {height} pixels, over the limit of {decode.MAX_PIXELS}"
+    assert (
+        line == f"image of {width} x {height} pixels, over the limit of {image_limits.MAX_PIXELS}"
+    )
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp VP8", "webp VP8L", "webp VP8X"])
@@ -314,7 +203,7 @@ def test_sides_that_no_painting_has_are_refused_by_the_header(kind):
             assert line == expected
     # These are let through to the decoder, which finds no pixels.
     for width, height in ((200, 1), (1, 200), (16_000, 80), (80, 16_000)):
-        assert decode.OVER_LIMIT not in refusal(header_of(kind, width, height))
+        assert image_limits.OVER_LIMIT not in refusal(header_of(kind, width, height))
 
 
 @pytest.mark.parametrize("size", [(65_535, 328), (328, 65_535), (50_000, 700)])
@@ -334,7 +223,7 @@ def test_sides_beyond_the_png_standard_are_refused():
 
 
 def test_the_limit_is_pillows():
-    assert decode.MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+    assert image_limits.MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("name", ["jpeg", "progressive jpeg", "rgb png", "lossy webp"])
@@ -344,19 +233,14 @@ def test_truncated_images_are_refused(name):
         assert refusal(whole[:size])
 
 
-def jpeg_of_scans(count):
-    """A progressive JPEG whose last scan is repeated."""
-    data = encode(source(64, 64), "JPEG", progressive=True, quality=100)
-    last = data[data.rindex(decode.SCAN) : -2]
-    return data[:-2] + last * (count - data.count(decode.SCAN)) + data[-2:]
-
-
 def test_a_jpeg_of_more_than_100_scans_is_refused():
     """Each scan costs as much as the whole image, and 30 bytes are enough for one."""
     line = "JPEG of more than 100 scans"
     assert decoded(jpeg_of_scans(100), 64).shape == (64, 64, 3)
     assert refusal(jpeg_of_scans(101)) == line
-    hidden = jpeg_of_scans(101).replace(decode.SCAN, segment(0xFE, b"\xff\xd9") + decode.SCAN)
+    hidden = jpeg_of_scans(101).replace(
+        image_limits.SCAN, segment(0xFE, b"\xff\xd9") + image_limits.SCAN
+    )
     assert refusal(hidden) == line  # a comment between scans does not end the image
 
 
@@ -504,7 +388,7 @@ def test_pad_as_pillow(width, height, inner):
     assert not mine.any()
 
 
-@pytest.mark.parametrize("how", decode.RESIZE_KINDS)
+@pytest.mark.parametrize("how", image_limits.RESIZE_KINDS)
 def test_resizing_keeps_the_range_and_does_not_round(how):
     noise = np.random.default_rng(0).integers(0, 2, (90, 90, 3)).astype("uint8") * 255
     mine = resized(noise, SIZE_PX, how)
@@ -515,13 +399,13 @@ def test_resizing_keeps_the_range_and_does_not_round(how):
     np.testing.assert_array_equal(mine, as_float)
 
 
-@pytest.mark.parametrize("how", decode.RESIZE_KINDS)
+@pytest.mark.parametrize("how", image_limits.RESIZE_KINDS)
 def test_one_pixel_fills_the_square(how):
     pixel = np.array([[[1, 2, 3]]], "uint8")
     np.testing.assert_allclose(resized(pixel, 4, how), np.broadcast_to(pixel, [4, 4, 3]))
 
 
-@pytest.mark.parametrize("how", decode.RESIZE_KINDS)
+@pytest.mark.parametrize("how", image_limits.RESIZE_KINDS)
 def test_presized_images_are_left_alone(how):
     image = np.asarray(source(SIZE_PX, SIZE_PX))
     np.testing.assert_array_equal(resized(image, SIZE_PX, how), image)
@@ -552,7 +436,7 @@ def test_squash_as_tensorflow_at_other_sizes(width, height, size_px):
     np.testing.assert_allclose(resized(noise, size_px, "squash"), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("how", decode.RESIZE_KINDS)
+@pytest.mark.parametrize("how", image_limits.RESIZE_KINDS)
 @pytest.mark.parametrize(("width", "height"), [(75, 133), (20, 10), (200, 1), (32, 32)])
 def test_planar_is_the_same_image(width, height, how):
     image = np.asarray(source(width, height))
@@ -571,7 +455,7 @@ def test_unknown_settings_are_refused():
 # === Crops ===
 
 
-@pytest.mark.parametrize("how", decode.RESIZE_KINDS)
+@pytest.mark.parametrize("how", image_limits.RESIZE_KINDS)
 def test_the_whole_box_changes_nothing(how):
     image = np.asarray(source(75, 133))
     box = tf.constant([0.0, 0.0, 1.0, 1.0])
@@ -589,7 +473,7 @@ def test_the_whole_box_changes_nothing(how):
         ((-0.5, 1.5, 0.5, 0.5), (slice(0, 20), slice(59, 60))),
     ],
 )
-@pytest.mark.parametrize("how", decode.RESIZE_KINDS)
+@pytest.mark.parametrize("how", image_limits.RESIZE_KINDS)
 def test_a_box_is_cut_in_whole_pixels(box, pixels, how):
     image = np.asarray(source())
     expected = decode.resize_image(image[pixels], size_px=SIZE_PX, how=how).numpy()

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from multitask.data.decode import SCAN, decode_image
+from multitask.data.decode import decode_image
 from multitask.data.image_files import (
     READ_TOGETHER,
     SMALL_BYTES,
@@ -25,6 +25,7 @@ from multitask.data.image_files import (
     why_unreadable,
 )
 from multitask.data.image_files import unusable as unusable_of
+from multitask.data.image_limits import SCAN
 from multitask.data.table import MISSING_FILE, NEAR_DUPLICATE, NO_LABEL, NOT_SAMPLED
 from multitask.spec import InputError
 

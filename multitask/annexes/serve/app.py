@@ -32,7 +32,8 @@ from multitask.annexes.serve.schemas import (
     Problem,
 )
 from multitask.annexes.serve.uploads import UploadLimits, Uploads, busy
-from multitask.data.decode import MAX_PIXELS, OVER_LIMIT, error_text
+from multitask.data.decode import error_text
+from multitask.data.image_limits import MAX_PIXELS, OVER_LIMIT
 from multitask.pages.render import render
 from multitask.serving.predictor import Predictor
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tqdm import tqdm
 
 from multitask.annexes.extensions import build_extensions
+from multitask.console import ProgressBar, progress_bar
 from multitask.data.splitting import class_weights
 from multitask.data.table import TRAIN, Table
 from multitask.learning.callbacks import (
@@ -113,9 +113,7 @@ class TrialTrainer:
         phase = self._phase_model(spec)
         progress = Progress(phase=HEADS_PHASE)
         epochs, state = spec.phases.heads.epochs, COMPLETE
-        with tqdm(
-            total=epochs * self.steps, desc=label, unit=" steps", leave=False, disable=None
-        ) as bar:
+        with progress_bar(label, epochs * self.steps, unit=" steps") as bar:
             monitor = _TrialMonitor(progress, spec.task_names, metric, should_prune, bar)
             try:
                 phase.model.fit(
@@ -179,7 +177,7 @@ class _TrialMonitor(keras.callbacks.Callback):
         tasks: tuple[str, ...],
         metric: str,
         should_prune: Callable[[int, float], bool],
-        bar: tqdm,
+        bar: ProgressBar,
     ):
         super().__init__()
         self.progress, self.tasks, self.metric = progress, tasks, metric

@@ -1,0 +1,262 @@
+"""Decode images without TensorFlow, to the pixels that `decode` gives.
+
+`decode` is for pipelines and exports. This module is for predictions from Python, where the runtime
+may be ONNX Runtime or LiteRT and TensorFlow would take seconds to import. Tests hold the two
+together: the same bytes after decoding, and at most PIXEL_TOLERANCE after resizing.
+"""
+
+import io
+import os
+import re
+import struct
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from multitask.data.image_limits import (
+    JPEG_RATIOS,
+    MAX_PIXELS,
+    MAX_RATIO,
+    MAX_SCANS,
+    MAX_SIDE,
+    OTHER_KINDS,
+    OVER_LIMIT,
+    SCAN,
+    WHITE,
+    why_broken,
+)
+from multitask.errors import InputError
+from multitask.reading import MAX_IMAGE_BYTES, read_regular
+
+PIXEL_TOLERANCE = 0.01  # of 255; TensorFlow computes the filter's weights in float32, Pillow in 64
+ORIENTATION, SHORT = 0x0112, 3
+TURNS = {  # Exif orientation -> the transpose that makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ImageInput: TypeAlias = str | os.PathLike | bytes | np.ndarray | Image.Image
+
+
+def name_of(image: ImageInput, place: int) -> str:
+    """Return the path of an image; `images[3]` for one in memory, by its place."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else f"images[{place}]"
+
+
+def model_input(image: ImageInput, *, size_px: int, how: str) -> np.ndarray:
+    """Make a model's input of an image.
+
+    Args:
+        image: a path; the bytes of a JPEG, PNG or WebP file; a Pillow image; or uint8
+            [height, width, 3] (RGB), [height, width, 4] (RGBA) or [height, width] (grey).
+        size_px: side of the result.
+        how: one of image_limits.RESIZE_KINDS.
+
+    Returns:
+        float32 [size_px, size_px, 3], 0 to 255.
+
+    Raises:
+        InputError: it cannot be read; the text is the reason, without the image's name.
+    """
+    return resize_array(decode_array(image, target_px=size_px), size_px=size_px, how=how)
+
+
+# === Decoding ===
+
+
+def decode_array(image: ImageInput, *, target_px: int) -> np.ndarray:
+    """Decode an image to upright RGB, as `decode.decode_image` does.
+
+    Args:
+        image: as in `model_input`.
+        target_px: a large JPEG is decoded at a part of its size if its shorter side stays >= this.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        InputError: as in `model_input`.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, Image.Image):
+        _check_sides(*image.size)
+        orientation = _orientation(image.info.get("exif", b""))
+        return _upright(np.asarray(_rgb(image)), orientation)
+    if isinstance(image, str | os.PathLike):
+        try:
+            image = read_regular(Path(image), MAX_IMAGE_BYTES)
+        except OSError as error:
+            raise InputError(error.strerror or str(error)) from None
+    if not isinstance(image, bytes):
+        raise InputError(
+            f"{type(image).__name__}: expected a path, bytes, a PIL image or a uint8 array"
+        )
+    return _from_bytes(image, target_px)
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    if array.dtype != np.uint8 or not (
+        array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    ):
+        raise InputError(
+            f"array of {array.dtype} {list(array.shape)}: expected uint8 [height, width, 3], "
+            "[height, width, 4] or [height, width]"
+        )
+    _check_sides(array.shape[1], array.shape[0])
+    if array.ndim == 2:
+        return np.repeat(array[..., None], 3, axis=2)
+    return array if array.shape[2] == 3 else _on_white(array)
+
+
+def _from_bytes(data: bytes, target_px: int) -> np.ndarray:
+    kind = _kind(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images, which have a limit here
+            image = Image.open(io.BytesIO(data), formats=(kind,))
+        _check_sides(*image.size)
+        if kind == "JPEG":
+            if data.count(SCAN) > MAX_SCANS:
+                raise InputError(f"JPEG of more than {MAX_SCANS} scans")
+            _reduce(image, target_px)
+        if kind == "WEBP" and data[12:16] == b"VP8X" and data[20] & 2:
+            raise InputError("an animated WebP; only still images are read")
+        orientation = _orientation(image.info.get("exif", b""))
+        return _upright(np.asarray(_rgb(image)), orientation)
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(f"image of over {MAX_PIXELS} pixels, {OVER_LIMIT} {MAX_PIXELS}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, PIL.UnidentifiedImageError):
+        raise InputError(why_broken(kind.replace("WEBP", "WebP"), data)) from None
+
+
+def _kind(data: bytes) -> str:
+    """Pillow's name of the format, by the content."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if data[:16] == b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR":
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    reason = "unknown content" if data else "it is empty"
+    for name, start in OTHER_KINDS.items():
+        if re.match(start.replace(r"\C", ".").encode(), data[:64], re.DOTALL):
+            reason = f"it is {name}"
+    raise InputError(f"not a JPEG, PNG or WebP image: {reason}")
+
+
+def _check_sides(width: int, height: int) -> None:
+    size, longer, shorter = f"image of {width} x {height} pixels", *sorted((width, height))[::-1]
+    if not shorter:
+        raise InputError(f"{size}: it is empty")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{size}, {OVER_LIMIT} {MAX_PIXELS}")
+    if longer > MAX_SIDE:
+        raise InputError(f"{size}, {OVER_LIMIT} {MAX_SIDE} for a side")
+    if longer > MAX_RATIO * shorter:
+        raise InputError(f"{size}, {OVER_LIMIT} {MAX_RATIO} : 1 for its sides")
+
+
+def _reduce(image: Image.Image, target_px: int) -> None:
+    """Choose the scaled inverse DCT of a JPEG, in place."""
+    shorter = min(image.size)
+    ratio = next(r for r in JPEG_RATIOS if r == 1 or shorter > r * (target_px - 1))
+    if ratio > 1:
+        image.draft(None, tuple(side // ratio for side in image.size))
+
+
+def _rgb(image: Image.Image) -> Image.Image | np.ndarray:
+    """Convert to RGB; transparent pixels become white."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image)
+        if image.mode == "I" and (values.min() < 0 or values.max() > 65_535):
+            raise InputError("its values exceed 16 bits")
+        grey = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        clear = image.info.get("transparency")
+        if clear is not None:
+            grey[values == clear] = WHITE
+        return grey
+    if image.has_transparency_data:
+        return _on_white(np.asarray(image.convert("RGBA")))
+    return image.convert("RGB")
+
+
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """Composite uint8 [height, width, 4] on white: [height, width, 3], rounded to nearest."""
+    alpha = pixels[..., 3:].astype(np.uint16)
+    mixed = pixels[..., :3] * alpha + WHITE * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation in a block of Exif; 1 if there is none or if it is malformed."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for entry in range(count):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * entry)
+            if tag == ORIENTATION:
+                return value if kind == SHORT and value in TURNS else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    if orientation == 1:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).transpose(TURNS[orientation]))
+
+
+# === Resizing ===
+
+
+def resize_array(image: np.ndarray, *, size_px: int, how: str) -> np.ndarray:
+    """Resize an image as `decode.resize_image` does.
+
+    Args:
+        image: uint8 [height, width, 3].
+        size_px: side of the result.
+        how: "squash" ignores the aspect ratio; "crop" takes the central square; "pad" fits the
+            longer side and centres the image on black.
+
+    Returns:
+        float32 [size_px, size_px, 3], 0 to 255, not rounded.
+    """
+    height, width = image.shape[:2]
+    inner = size_px, size_px
+    if how == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[top : top + side, left : left + side]
+    elif how == "pad":
+        # NumPy rounds half to even, as TensorFlow does.
+        scaled = np.round(np.array([height, width]) * size_px / max(height, width))
+        inner = max(int(scaled[0]), 1), max(int(scaled[1]), 1)
+    resized = np.stack([_filtered(image[..., channel], *inner) for channel in range(3)], axis=-1)
+    if how != "pad":
+        return resized
+    result = np.zeros((size_px, size_px, 3), np.float32)
+    top, left = (size_px - inner[0]) // 2, (size_px - inner[1]) // 2
+    result[top : top + inner[0], left : left + inner[1]] = resized
+    return result
+
+
+def _filtered(channel: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize uint8 [h, w] to float32 [height, width]: bilinear and antialiased."""
+    as_float = Image.fromarray(channel.astype(np.float32))
+    return np.asarray(as_float.resize((width, height), Image.Resampling.BILINEAR))
