@@ -300,34 +300,57 @@ def load_spec(name: str, *, allow_outside: bool = False) -> DataSpec:
 
 
 def override(spec: DataSpec, changes: Mapping[str, Any]) -> DataSpec:
-    """The spec with some fields replaced by flags.
+    """The spec with some fields replaced.
 
     Args:
         spec: content of the file.
-        changes: `{"image_size": ("image_size", 64), "epochs_heads": ("phases.heads.epochs", 3)}`:
-            flag -> (field, value). The field `task.subset` is set in every task.
+        changes: field -> value: `{"image_size": 64, "phases.heads.epochs": 3}`. A field of
+            `task` is set in every task (`task.subset`), or in one (`task[style].subset`).
 
     Raises:
-        SpecError: a value is not allowed; the text names the flag and its value.
+        SpecError: unknown field, or a value that is not allowed; its `field` is the field.
     """
     raw = spec.to_dict()
-    for flag, (field, value) in changes.items():
+    for field, value in changes.items():
         *tables, name = field.split(".")
-        targets = [raw]
-        for table in tables:
-            targets = [
-                inner
-                for outer in targets
-                for inner in (outer[table] if isinstance(outer[table], list) else [outer[table]])
-            ]
-        for target in targets:
+        for target in _tables(raw, tables, field):
             target[name] = value
         try:
             _validate(DataSpec, raw)
         except pydantic.ValidationError as error:
-            reason = _reason(error.errors()[0])
-            raise SpecError(f"--{flag}: {reason} (field {field})") from None
+            first = error.errors()[0]
+            if first["type"] == "extra_forbidden":
+                raise _unknown_field(field, name, _fields_at(first["loc"][:-1])) from None
+            raise SpecError(_reason(first), field=field) from None
     return parse_spec(raw, source=spec.source_file)
+
+
+def _tables(raw: dict[str, Any], names: Sequence[str], field: str) -> list[dict[str, Any]]:
+    """The tables of a spec that a dotted field is in: several if it belongs to every task."""
+    targets: list[dict[str, Any]] = [raw]
+    place: list[str] = []
+    for part in names:
+        name, _, task = part.partition("[")
+        inner: list[dict[str, Any]] = []
+        for target in targets:
+            value = target.get(name)
+            if not isinstance(value, dict | list):
+                raise _unknown_field(field, part, _fields_at(tuple(place)))
+            inner += value if isinstance(value, list) else [value]
+        if task:
+            known = [str(one.get("name")) for one in inner]
+            inner = [one for one in inner if one.get("name") == task.removesuffix("]")]
+            if not inner:
+                raise SpecError(
+                    f"no such task. {expected(task.removesuffix(']'), known)}", field=field
+                )
+        targets = inner
+        place.append(name)
+    return targets
+
+
+def _unknown_field(field: str, name: str, known: Iterable[str]) -> SpecError:
+    return SpecError(f"unknown field. {expected(name, known)}", field=quoted(field)[1:-1])
 
 
 def select_tasks(spec: DataSpec, names: Iterable[str]) -> DataSpec:

@@ -271,7 +271,7 @@ def main(root: Path, share: str, shares: str, command: list[str]) -> None:
     sys.path.insert(0, str(HERE))
     import tiny_trunk
 
-    from multitask.commands import import_tensorflow
+    from multitask.startup import import_tensorflow
 
     import_tensorflow()
     import tensorflow as tf

@@ -123,7 +123,7 @@ def run(argv: list[str], stdout: str | None, environment: dict[str, str]) -> dic
 
 def prepare() -> None:
     """Import the slow modules once, without computing: a fork would lack the threads."""
-    from multitask.commands import import_tensorflow
+    from multitask.startup import import_tensorflow
 
     import_tensorflow()
     import seaborn  # noqa: F401

@@ -72,12 +72,12 @@ def small(spec, trunk="narrow"):
     return override(
         spec,
         {
-            "trunk": ("trunk.name", trunk),
-            "image_size": ("image_size", 32),
-            "batch_size": ("batch_size", 16),
-            "epochs_heads": ("phases.heads.epochs", 2),
-            "epochs_finetune": ("phases.finetune.epochs", 2),
-            "validation": ("validation", 0.15),
+            "trunk.name": trunk,
+            "image_size": 32,
+            "batch_size": 16,
+            "phases.heads.epochs": 2,
+            "phases.finetune.epochs": 2,
+            "validation": 0.15,
         },
     )
 
@@ -186,7 +186,7 @@ def test_records_that_vanish_in_training_are_one_line(
     module, reader, cache, data_dir, spec_file, tiny_trunk, tmp_path, monkeypatch
 ):
     spec = select_tasks(small(load_spec(str(spec_file)), tiny_trunk), ["style"])
-    spec = override(spec, {"cache_features": ("features.cache", cache)})
+    spec = override(spec, {"features.cache": cache})
     original = getattr(module, reader)
 
     def vanished(prepared, *args, **options):

@@ -96,7 +96,7 @@ def job(tiny_data, tiny_spec, tiny_trunk, half_labelled, tmp_path, shelf):
     spec = spec.model_validate_json(json.dumps(raw))
 
     def make(*, cached: bool):
-        settings = {"cache": ("features.cache", "on" if cached else "off")}
+        settings = {"features.cache": "on" if cached else "off"}
         if cached:
             settings["views"] = ("features.views", 1)
         settled = override(spec, settings)

@@ -18,6 +18,7 @@ FLOORS = (
     ("spec",),
     ("disk",),
     ("files",),
+    ("startup",),
     ("run",),
     ("results",),
     ("bootstrap",),

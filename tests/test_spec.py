@@ -1,6 +1,7 @@
 """Specs: what is refused and in which words, what a flag replaces, what is shipped."""
 
 import copy
+import fnmatch
 import math
 import sys
 from pathlib import Path
@@ -412,7 +413,7 @@ OVERRIDES = [
 @pytest.mark.parametrize(("field", "value"), OVERRIDES)
 def test_a_flag_replaces_its_field_and_no_other(field, value):
     spec = parse_spec(RAW, source="a.toml")
-    before, after = spec.to_dict(), override(spec, {"flag": (field, value)}).to_dict()
+    before, after = spec.to_dict(), override(spec, {field: value}).to_dict()
     *tables, name = field.split(".")
 
     def set_in(target, tables):
@@ -453,7 +454,7 @@ def test_every_field_has_a_flag_test():
 
 def test_several_flags_at_once_leave_the_spec_itself_alone():
     spec = parse_spec(RAW, source="a.toml")
-    new = override(spec, {"seed": ("seed", 5), "size": ("image_size", 64)})
+    new = override(spec, {"seed": 5, "image_size": 64})
     assert (new.seed, new.image_size) == (5, 64)
     assert (spec.seed, spec.image_size) == (0, 224)
     assert new.source_file == "a.toml"
@@ -463,29 +464,55 @@ def test_several_flags_at_once_leave_the_spec_itself_alone():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("batch_size", 0, "--flag: 0: input should be greater than 0 (field batch_size)"),
+        ("batch_size", 0, "batch_size: 0: input should be greater than 0"),
         (
             "task.subset",
             2,
-            "--flag: 2: input should be less than or equal to 1 (field task.subset)",
+            "task.subset: 2: input should be less than or equal to 1",
         ),
         (
             "resize",
             "sqash",
-            "--flag: 'sqash': Expected one of: crop, pad, squash. "
-            'Did you mean "squash"? (field resize)',
+            "resize: 'sqash': Expected one of: crop, pad, squash. Did you mean \"squash\"?",
         ),
         (
             "phases.heads.epochs",
             -1,
-            "--flag: -1: input should be greater than or equal to 0 (field phases.heads.epochs)",
+            "phases.heads.epochs: -1: input should be greater than or equal to 0",
         ),
     ],
 )
-def test_a_wrong_flag_is_named_with_its_field(field, value, message):
+def test_a_wrong_value_is_named_with_its_field(field, value, message):
     with pytest.raises(SpecError) as caught:
-        override(parse_spec(RAW, source="a.toml"), {"flag": (field, value)})
+        override(parse_spec(RAW, source="a.toml"), {field: value})
     assert str(caught.value) == message
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("image_sise", 'unknown field. Expected one of: *Did you mean "image_size"?'),
+        ("phases.head.epochs", 'unknown field. *heads.* Did you mean "heads"?'),
+        ("task.subzet", 'unknown field. *Did you mean "subset"?'),
+        ("name.x", "unknown field. Expected one of: *"),
+        ("task[stile].subset", 'no such task. *artist, genre, style.* Did you mean "style"?'),
+    ],
+)
+def test_an_unknown_field_is_named_with_a_near_one(field, message):
+    with pytest.raises(SpecError) as caught:
+        override(parse_spec(RAW, source="a.toml"), {field: 1})
+    assert fnmatch.fnmatchcase(str(caught.value), f"{field}: {message}".replace("[", "[[]"))
+
+
+def test_a_field_of_one_task():
+    spec = parse_spec(RAW, source="a.toml")
+    before = {task.name: task.subset for task in spec.tasks}
+    changed = override(spec, {"task[style].subset": 0.5, "task[genre].head": {"kind": "gru"}})
+    assert {task.name: task.subset for task in changed.tasks} == before | {"style": 0.5}
+    assert [task.head.kind == "gru" for task in changed.tasks] == [
+        task.name == "genre" for task in changed.tasks
+    ]
 
 
 def test_select_tasks_keeps_the_order_of_the_spec():

@@ -25,7 +25,7 @@ def two_blocks(weights, input_shape, dropout=0.2):
 def main(dropout: float, cpus: int, command: list[str]) -> None:
     import functools
 
-    from multitask.commands import import_tensorflow
+    from multitask.startup import import_tensorflow
 
     import_tensorflow(
         "jax" if {"--backend=jax", "--distribute=multihost"} & {*command} else "tensorflow"

@@ -451,7 +451,7 @@ def measure_heads(spec, data: Path, heads: str) -> list[dict]:
         return features, images, time.perf_counter() - start
 
     # The second time less the first, as the trunk is compiled once, for however many images.
-    part = override(spec, {"subset": ("task.subset", 0.1)})
+    part = override(spec, {"task.subset": 0.1})
     _, fewer, compiling = computed(prepare(part, data))
     few, images, seconds = computed(prepared)
     first = REAL_SIZE * (seconds - compiling) / (images - fewer)

@@ -44,7 +44,6 @@ import pandas as pd
 from absl import flags
 
 from multitask.__main__ import main as multitask
-from multitask.commands import BACKENDS, import_tensorflow
 from multitask.commands.spec_flags import define_records_dir, define_spec_flags, resolve_spec
 from multitask.data import table as tables
 from multitask.data.table import NOT_SAMPLED, TRAIN, Table
@@ -53,6 +52,7 @@ from multitask.files import check_writable, locked, replacing, write_json
 from multitask.pages import curves
 from multitask.run import open_run, refuse_other_settings
 from multitask.spec import MISSING, DataSpec, InputError, field_of, parse_spec
+from multitask.startup import BACKENDS, import_tensorflow
 from multitask.trained import TrainedModel
 
 CHILD, ALL, REGRESSION = "child", "all-tasks", "logistic-regression"  # a task's name has no hyphen

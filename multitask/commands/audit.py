@@ -20,7 +20,6 @@ from pathlib import Path
 
 from absl import flags
 
-from multitask.commands import import_tensorflow
 from multitask.commands.spec_flags import (
     check_needed,
     define_records_dir,
@@ -29,6 +28,7 @@ from multitask.commands.spec_flags import (
     resolve_spec,
 )
 from multitask.files import check_writable, replacing, write_json
+from multitask.startup import import_tensorflow
 
 HAS_FINDINGS = 3  # exit status
 

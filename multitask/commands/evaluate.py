@@ -9,8 +9,8 @@ the training history and the architecture.
 
 from absl import flags
 
-from multitask.commands import import_tensorflow
 from multitask.commands.run_flags import define_run_flags, define_similar, run_and_model
+from multitask.startup import import_tensorflow
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from multitask.commands import import_tensorflow
 from multitask.commands.model_flags import confidence, define_model_flags, thresholds_of
 from multitask.commands.spec_flags import define_allow_outside
 from multitask.console import log_to_stderr, note
 from multitask.spec import InputError, expected
+from multitask.startup import import_tensorflow
 
 if TYPE_CHECKING:  # flags do not wait for TensorFlow
     from multitask.serving.predictor import Predictor

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from absl import flags
 
-from multitask.commands import import_tensorflow
 from multitask.commands.spec_flags import (
     OF_RECORDS,
     check_needed,
@@ -21,6 +20,7 @@ from multitask.commands.spec_flags import (
     folder_or_none,
     resolve_spec,
 )
+from multitask.startup import import_tensorflow
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from multitask.commands import import_tensorflow
 from multitask.commands.model_flags import confidence, define_model_flags, thresholds_of
 from multitask.commands.spec_flags import define_allow_outside
 from multitask.spec import InputError, install
+from multitask.startup import import_tensorflow
 
 if TYPE_CHECKING:  # flags do not wait for TensorFlow
     from fastapi import FastAPI

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from multitask.commands import import_tensorflow
 from multitask.commands.run_flags import define_run_flags, run_and_model
 from multitask.console import log_to_stderr
+from multitask.startup import import_tensorflow
 
 
 def define_flags(values: flags.FlagValues) -> None:

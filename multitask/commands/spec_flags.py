@@ -111,7 +111,7 @@ def resolve_spec(values: flags.FlagValues) -> DataSpec:
     if values.tasks is not None:
         spec = select_tasks(spec, [name.strip() for name in values.tasks if name.strip()])
     changes = {
-        flag: (field, values[flag].value)
+        field: values[flag].value
         for flag, field in OVERRIDES.items()
         if flag in values and values[flag].value is not None
     }

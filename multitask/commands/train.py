@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from multitask.commands import BACKENDS, DISTRIBUTIONS, import_tensorflow
+from multitask.commands import DISTRIBUTIONS
 from multitask.commands.run_flags import define_similar
 from multitask.commands.spec_flags import (
     check_needed,
@@ -25,6 +25,7 @@ from multitask.commands.spec_flags import (
     resolve_spec,
 )
 from multitask.spec import PHASES, InputError
+from multitask.startup import BACKENDS, import_tensorflow
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
             per_task_best=values.best_per_task,
             checkpoint_minutes=values.checkpoint_minutes,
             deterministic=values.deterministic,
+            catch_signals=True,
             extensions=build_extensions(spec),
             placement=placement,
         )

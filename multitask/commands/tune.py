@@ -23,7 +23,6 @@ from pathlib import Path
 
 from absl import flags
 
-from multitask.commands import import_tensorflow
 from multitask.commands.spec_flags import (
     OVERRIDES,
     check_needed,
@@ -32,6 +31,7 @@ from multitask.commands.spec_flags import (
     folder_or_none,
     resolve_spec,
 )
+from multitask.startup import import_tensorflow
 
 # Flags of the phase finetune, and cache_features: a trial trains on cached features.
 NOT_TUNED = ("epochs_finetune", "freeze_depth", "cache_features")

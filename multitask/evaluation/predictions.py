@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from scipy.special import softmax
 
 from multitask.console import progress_bar
 from multitask.data.image_files import refuse_missing, why_unreadable
@@ -120,12 +121,6 @@ def read_predictions(file: Path) -> pd.DataFrame:
     return frame
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Float [n, classes] of logits -> probabilities of the same type."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
-
-
 def compiled(model: keras.Model) -> Callable:
     """Compile inference to one graph, several times as fast as `predict` on a CPU."""
     if keras.backend.backend() != "tensorflow":
@@ -232,7 +227,7 @@ class _Outputs:
         for task, batches in self.probabilities.items():
             logits = [np.asarray(view[ANSWERS][task], np.float64) for view in outputs]
             temperature = self.temperatures.get(task, 1.0)
-            batches.append(np.mean([softmax(one / temperature) for one in logits], axis=0))
+            batches.append(np.mean([softmax(one / temperature, axis=-1) for one in logits], axis=0))
         if not self.views:
             for name, values in outputs[0][VECTORS].items():
                 self.vectors.setdefault(name, []).append(np.asarray(values))

@@ -1,7 +1,7 @@
 """The files of `results/`: predictions, plots, CSVs, `metrics.json` and the page."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +10,14 @@ import pandas as pd
 
 from multitask import metrics
 from multitask.calibration import CALIBRATION
-from multitask.data.image_files import read_frame, read_reduced
-from multitask.evaluation.architecture import architecture_nodes
+from multitask.data.image_files import read_frame
 from multitask.evaluation.examples import attention_examples, similar_examples
 from multitask.evaluation.gallery import Gallery
 from multitask.evaluation.neighbours import class_distances
 from multitask.evaluation.predictions import Predictions, read_predictions
-from multitask.evaluation.task_metrics import LOW_CONFIDENCE, calibrated_confidences, flat_metrics
+from multitask.evaluation.task_metrics import calibrated_confidences, flat_metrics
+from multitask.evaluation.task_plots import PLOTS, PlotSource, thumbnail
 from multitask.files import replacing, write_json
-from multitask.pages import class_plots, curves, diagram, image_sheets
 from multitask.pages.report_page import write_page
 from multitask.run import Run, package_versions
 from multitask.spec import field_of
@@ -26,11 +25,6 @@ from multitask.trained import TrainedModel
 
 if TYPE_CHECKING:
     from multitask.evaluation.report import Evaluation
-
-SHOWN_OUTLIERS = 24  # images of the plot
-THUMBNAIL_PX = 240
-
-Load = Callable[[str], np.ndarray | None]
 
 
 def write_results(
@@ -59,11 +53,10 @@ def write_results(
             "tasks": {task: one.to_dict() for task, one in evaluation.calibrations.items()},
         },
     )
-    load = functools.partial(_thumbnail, trained.image_dir)
+    load = functools.partial(thumbnail, trained.image_dir)
     history = read_history(run)
     for task in predictions.classes:
-        _write_task_plots(trained, evaluation, task, history)
-        _write_outliers(folder, predictions, task, load)
+        _write_task_files(PlotSource(trained, evaluation, task, history))
         _write_class_tables(folder, predictions, task)
     content = _metrics_content(trained, evaluation)
     write_json(folder / "metrics.json", content)
@@ -88,10 +81,6 @@ def read_history(run: Run) -> pd.DataFrame:
         return pd.DataFrame()
     remedy = "the same `multitask train` writes it again, or remove it"
     return read_frame(file, ("epoch",), remedy)
-
-
-def _thumbnail(image_dir: Path, path: str) -> np.ndarray | None:
-    return read_reduced(image_dir / path, target_px=THUMBNAIL_PX)
 
 
 def _metrics_content(trained: TrainedModel, evaluation: "Evaluation") -> dict[str, Any]:
@@ -136,89 +125,17 @@ def _write_predictions(evaluation: "Evaluation", folder: Path, gallery: Gallery 
 # === One task ===
 
 
-def _write_task_plots(
-    trained: TrainedModel, evaluation: "Evaluation", task: str, history: pd.DataFrame
-) -> None:
-    """Write a task's classification report, and its plots without images."""
-    folder, names = trained.run.results, evaluation.predictions.classes[task]
-    _, labels, probabilities = evaluation.predictions.labelled_examples(task)
-    predicted = probabilities.argmax(axis=1)
+def _write_task_files(source: PlotSource) -> None:
+    """Write a task's plots, its classification report and its outliers."""
+    folder, task = source.trained.run.results, source.task
+    _, labels, probabilities = source.predictions.labelled_examples(task)
+    text = metrics.report_text(labels, probabilities.argmax(axis=1), names=source.names)
     with replacing(folder / f"classification_report_{task}.txt") as temporary:
-        temporary.write_text(metrics.report_text(labels, predicted, names=names), encoding="utf-8")
-    counts, shown_names, others = _plotted_matrix(
-        evaluation.details["confusion"][task], labels, predicted, names
-    )
-    class_plots.confusion_matrix(
-        folder / f"confusion_matrix_{task}.png",
-        counts,
-        shown_names,
-        task=task,
-        others=others,
-        right=int((predicted == labels).sum()),
-    )
-    class_metrics = metrics.per_class(labels, predicted, classes=len(names))
-    class_plots.f1_scores(
-        folder / f"f1_scores_{task}.png",
-        class_metrics["f1"].to_numpy(),
-        class_metrics["support"].to_numpy(),
-        names,
-        task=task,
-        macro_f1=evaluation.metrics[task]["macro_f1"],
-    )
-    curves.training_history(folder / f"training_history_{task}.png", history, task=task)
-    diagram.architecture(
-        folder / f"model_architecture_{task}.png",
-        architecture_nodes(trained.network, task),
-        task=task,
-    )
-
-
-def _plotted_matrix(
-    matrix: Mapping[str, Any], labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]
-) -> tuple[np.ndarray | list, Sequence[str], int]:
-    """Counts, names and number of other classes of the plotted confusion matrix.
-
-    A complete matrix is plotted in the order of the class file.
-    """
-    if matrix["others"]:
-        return matrix["counts"], matrix["names"], matrix["others"]
-    return metrics.confusion(labels, predicted, classes=len(names)), names, 0
-
-
-def _write_outliers(folder: Path, predictions: Predictions, task: str, load: Load) -> None:
-    """Write the images with a wrong or unconfident prediction, worst first.
-
-    The CSV lists all of them; the plot shows the first ones.
-    """
-    names = predictions.classes[task]
-    rows, labels, probabilities = predictions.labelled_examples(task)
-    order = metrics.outliers(labels, probabilities, below=LOW_CONFIDENCE)
-    predicted = probabilities.argmax(axis=1)
-    frame = pd.DataFrame(
-        {
-            "path": predictions.paths[rows[order]],
-            "true": [names[i] for i in labels[order]],
-            "predicted": [names[i] for i in predicted[order]],
-            "confidence": probabilities[order].max(axis=1),
-            "probability_of_true": probabilities[order, labels[order]],
-            "reason": np.where(
-                predicted[order] != labels[order], "misclassified", "low confidence"
-            ),
-        }
-    )
+        temporary.write_text(text, encoding="utf-8")
     with replacing(folder / f"outliers_{task}.csv") as temporary:
-        frame.to_csv(temporary, index=False)
-    shown = frame.head(SHOWN_OUTLIERS)
-    image_sheets.outliers(
-        folder / f"outliers_{task}.png",
-        [load(path) for path in shown["path"]],
-        [
-            f"true: {row.true}\npredicted: {row.predicted}\nconfidence {row.confidence:.2f}"
-            for row in shown.itertuples()
-        ],
-        task=task,
-        total=len(frame),
-    )
+        source.outliers.to_csv(temporary, index=False)
+    for kind, draw in PLOTS.items():
+        draw(folder / f"{kind}_{task}.png", source)
 
 
 def _write_class_tables(folder: Path, predictions: Predictions, task: str) -> None:

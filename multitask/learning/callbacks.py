@@ -57,10 +57,14 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def noting_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and Ctrl-C in the yielded list; a second signal acts as usual."""
+def noting_signals(*, enabled: bool) -> Iterator[list[int]]:
+    """Collect SIGTERM and Ctrl-C in the yielded list; a second signal acts as usual.
+
+    Args:
+        enabled: install the handlers; otherwise the list stays empty.
+    """
     noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
+    if not enabled or threading.current_thread() is not threading.main_thread():  # others may not set handlers
         yield noted
         return
 

@@ -88,6 +88,7 @@ class _Settings:
 
     per_task_best: bool
     checkpoint_minutes: float
+    catch_signals: bool
     extensions: Extensions
     placement: Placement
 
@@ -103,6 +104,7 @@ def train(
     per_task_best: bool = True,
     checkpoint_minutes: float = 10.0,
     deterministic: bool | None = None,
+    catch_signals: bool = False,
     extensions: Extensions = NO_EXTENSIONS,
     placement: Placement = ONE_DEVICE,
 ) -> TrainResult:
@@ -118,6 +120,8 @@ def train(
         per_task_best: save each task's own best epoch too.
         checkpoint_minutes: time between two checkpoints; each epoch also ends with one.
         deterministic: same bits for the same seed; None: only on a CPU, where it costs nothing.
+        catch_signals: finish the step and save a checkpoint after SIGTERM or Ctrl-C. Otherwise
+            they act at once, and the run resumes from the checkpoint before.
         extensions: built for this spec; required where it has an option of `extensions.FIELDS`.
         placement: devices and processes.
 
@@ -144,7 +148,9 @@ def train(
     prepared = _prepare(run, records_dir, placement)
     for line in [*describe_table(prepared.table), *extensions.order.describe(prepared.table)]:
         logger.info(line)
-    settings = _Settings(per_task_best, checkpoint_minutes, extensions, placement)
+    settings = _Settings(
+        per_task_best, checkpoint_minutes, catch_signals, extensions, placement
+    )
     for name in todo:
         start = checkpoint if name == progress.phase else Checkpoint(None, progress)
         network = _train_phase(run, prepared, network, start, name, settings)
@@ -297,7 +303,7 @@ def _train_phase(
             source = cache_features(
                 network, prepared, spec, extensions=extensions, placement=placement
             )
-        with noting_signals() as noted:
+        with noting_signals(enabled=settings.catch_signals) as noted:
             counting = {"noted": noted, "metrics": metrics}
             callbacks = _callbacks(run, progress, phase_model, steps, rows, settings, counting)
             with placement.scope():

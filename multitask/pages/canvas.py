@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import matplotlib
 import seaborn as sns
@@ -65,7 +65,29 @@ class Svg:
     text: str = ""
 
 
-Target = Path | str | Svg
+class Plot(Figure):
+    """A figure that a notebook shows, in the style of the project."""
+
+    def _repr_png_(self) -> bytes:
+        data = io.BytesIO()
+        with matplotlib.rc_context(_STYLE), fonts.quiet():
+            self.savefig(data, format="png", bbox_inches="tight", pad_inches=0.15)
+        return data.getvalue()
+
+
+@dataclass
+class Drawing:
+    """A target of a plot: the figure itself.
+
+    Attributes:
+        figure: the figure, once the plot is drawn.
+    """
+
+    figure: Plot | None = None
+
+
+Target = Path | str | Svg | Drawing
+AnyTarget = TypeVar("AnyTarget", bound=Target)
 
 
 @contextlib.contextmanager
@@ -77,17 +99,20 @@ def new_figure(
     """Yield a figure; it is written to the target when the block ends without an error.
 
     Args:
-        target: path of a PNG, or an `Svg` to fill.
+        target: path of a PNG, or an `Svg` or `Drawing` to fill.
         size_in: width and height in inches.
         layout: Matplotlib's layout engine.
     """
     with matplotlib.rc_context(_STYLE), fonts.quiet():
-        figure = Figure(figsize=size_in, dpi=DPI, layout=layout)
+        figure = Plot(figsize=size_in, dpi=DPI, layout=layout)
         engine = figure.get_layout_engine()
         if engine is not None:
             engine.set(h_pad=0.08)  # type: ignore[call-arg]  # both engines have it
         yield figure
         _choose_fonts(figure)
+        if isinstance(target, Drawing):
+            target.figure = figure
+            return
         if isinstance(target, Svg):
             target.text = _svg_text(figure)
             return
@@ -135,12 +160,12 @@ def _choose_fonts(figure: Figure) -> None:
         fonts.report_lacking(lacking)
 
 
-def write_message(path: Path | str, task: str, kind: str, text: str) -> Path:
+def write_message(target: AnyTarget, task: str, kind: str, text: str) -> AnyTarget:
     """Write a small figure with a text instead of a plot."""
-    with new_figure(path, (4.5, 1.6)) as figure:
+    with new_figure(target, (4.5, 1.6)) as figure:
         figure.text(0.01, 0.4, text, va="center", size=12, color=MUTED)
         write_title(figure, task, kind)
-    return Path(path)
+    return target
 
 
 def write_title(figure: Figure, task: str, text: str) -> None:

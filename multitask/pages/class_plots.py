@@ -6,7 +6,6 @@ has many classes, a plot shows SHOWN of them and its title names the selection.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from multitask.pages.canvas import (
     MUTED,
     ORANGE,
     PALE,
+    AnyTarget,
     counted,
     new_figure,
     write_title,
@@ -38,21 +38,21 @@ SHOWN = 40  # classes whose names fit into a plot
 
 
 def confusion_matrix(
-    path: Path | str,
+    target: AnyTarget,
     matrix: ArrayLike,
     names: Sequence[str],
     *,
     task: str,
     others: int = 0,
     right: int | None = None,
-) -> Path:
+) -> AnyTarget:
     """Plot a confusion matrix, coloured by the share of the true class.
 
     A class without examples is a grey row. The cell in which all other classes are predicted as
     other classes is grey, because it has right and wrong predictions.
 
     Args:
-        path: the PNG to write.
+        target: the PNG to write, or a `Drawing`.
         matrix: int [classes, classes], counts; rows are the true class. With `others`:
             [classes + 1, classes + 1], and the last row and column are the other classes.
         names: name of each class, by index, without the others.
@@ -73,7 +73,7 @@ def confusion_matrix(
         cell_in = max(0.34, cell_in)
         labels.append(counted(others, "other", "others"))
     side_in = max(3.2, cell_in * classes)
-    with new_figure(path, (side_in + 3, side_in + 2.2), layout="compressed") as figure:
+    with new_figure(target, (side_in + 3, side_in + 2.2), layout="compressed") as figure:
         axes = figure.add_subplot()
         _draw_matrix(axes, matrix, cell_in, others=bool(others))
         _label_matrix(axes, labels if cell_in > 0.12 else [], matrix.sum(axis=1))
@@ -85,7 +85,7 @@ def confusion_matrix(
             text = f"{shown}, those most often confused; {text}"
             axes.set_xlabel("predicted (grey corner: other classes, right and wrong)")
         write_title(figure, task, f"confusion matrix, {text}")
-    return Path(path)
+    return target
 
 
 def _draw_matrix(axes: Axes, matrix: np.ndarray, cell_in: float, *, others: bool) -> None:
@@ -150,21 +150,21 @@ def _cell_text(count: int, share: float, with_count: bool) -> str:
 
 
 def f1_scores(
-    path: Path | str,
+    target: AnyTarget,
     f1: ArrayLike,
     support: ArrayLike,
     names: Sequence[str],
     *,
     task: str,
     macro_f1: float | None,
-) -> Path:
+) -> AnyTarget:
     """Plot the F1 score of each class, best first, with its number of examples.
 
     Of more than SHOWN classes with examples, the best and the worst are plotted, and the
     distribution of all.
 
     Args:
-        path: the PNG to write.
+        target: the PNG to write, or a `Drawing`.
         f1: float [classes] in [0, 1]; ignored if there is no support.
         support: int [classes], examples.
         names: name of each class, by index.
@@ -182,7 +182,7 @@ def f1_scores(
     order, hidden = _f1_selection(f1, support)
     present = int((support > 0).sum())
     places = _bar_places(len(order), hidden)
-    with new_figure(path, (8.5 + 4 * bool(hidden), 1.6 + 0.27 * (places[-1] + 1))) as figure:
+    with new_figure(target, (8.5 + 4 * bool(hidden), 1.6 + 0.27 * (places[-1] + 1))) as figure:
         axes, distribution = _panels(figure, hidden, places)
         _draw_f1_bars(axes, places, f1[order], support[order])
         axes.set_yticks(places, [shorten(names[index], 34) for index in order])
@@ -200,7 +200,7 @@ def f1_scores(
         if hidden:
             text = f"the {SHOWN // 2} best and the {SHOWN // 2} worst, {text}"
         write_title(figure, task, f"F1 by class, {text}")
-    return Path(path)
+    return target
 
 
 def f1_order(f1: ArrayLike, support: ArrayLike) -> np.ndarray:
@@ -248,15 +248,15 @@ def _draw_f1_bars(axes: Axes, places: np.ndarray, f1: np.ndarray, support: np.nd
 
 
 def class_counts(
-    path: Path | str, counts: ArrayLike, names: Sequence[str], *, task: str, rare: int = 0
-) -> Path:
+    target: AnyTarget, counts: ArrayLike, names: Sequence[str], *, task: str, rare: int = 0
+) -> AnyTarget:
     """Plot the training labels of each class on a logarithmic axis, the largest class first.
 
     Of more than SHOWN classes with labels, the largest and the smallest are plotted, and the
     distribution of all.
 
     Args:
-        path: the PNG to write.
+        target: the PNG to write, or a `Drawing`.
         counts: int [classes], labels.
         names: name of each class, by index.
         task: name of the task, for the title.
@@ -281,7 +281,7 @@ def class_counts(
         )
         text = f"the {SHOWN // 2} largest and the {SHOWN // 2} smallest classes, {text}"
     places = _bar_places(len(order), hidden)
-    with new_figure(path, (8.5 + 4 * bool(hidden), 1.5 + 0.24 * (places[-1] + 1))) as figure:
+    with new_figure(target, (8.5 + 4 * bool(hidden), 1.5 + 0.24 * (places[-1] + 1))) as figure:
         axes, distribution = _panels(figure, hidden, places)
         colours = [ORANGE if counts[index] < rare else BLUE for index in order]
         _draw_count_bars(axes, places, counts[order], [names[index] for index in order], colours)
@@ -296,16 +296,16 @@ def class_counts(
                 xlabel=axes.get_xlabel(), title=f"all {len(present):,} classes with labels"
             )
         write_title(figure, task, text)
-    return Path(path)
+    return target
 
 
 def label_coverage(
-    path: Path | str, counts: ArrayLike, names: Sequence[str], *, title: str
-) -> Path:
+    target: AnyTarget, counts: ArrayLike, names: Sequence[str], *, title: str
+) -> AnyTarget:
     """Plot the number of images with each set of labels, on a logarithmic axis.
 
     Args:
-        path: the PNG to write.
+        target: the PNG to write, or a `Drawing`.
         counts: int [sets], images.
         names: names of the sets, from top to bottom; the first SHOWN are plotted.
         title: name of the data set.
@@ -319,12 +319,12 @@ def label_coverage(
     if len(counts) > SHOWN:
         text += f", {SHOWN} of {len(counts):,} sets of labels"
     counts, names = counts[:SHOWN], names[:SHOWN]
-    with new_figure(path, (8.5, 1.5 + 0.3 * len(counts))) as figure:
+    with new_figure(target, (8.5, 1.5 + 0.3 * len(counts))) as figure:
         axes = figure.add_subplot()
         _draw_count_bars(axes, np.arange(len(counts)), counts, names, [GREEN] * len(counts))
         axes.set(xlabel="images (logarithmic)")
         write_title(figure, title, text)
-    return Path(path)
+    return target
 
 
 def _check_counts(counts: np.ndarray, names: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ Each panel is drawn by one function, both for the PNG files and for the SVG on a
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from multitask.pages.canvas import (
     INK,
     MUTED,
     ORANGE,
+    AnyTarget,
     Svg,
     counted,
     new_figure,
@@ -62,14 +62,14 @@ class _Quantity:
     validation: str
 
 
-def training_history(path: Path | str, history: pd.DataFrame, *, task: str) -> Path:
+def training_history(target: AnyTarget, history: pd.DataFrame, *, task: str) -> AnyTarget:
     """Plot loss, top-1, macro-F1 and learning rate over the epochs of both phases.
 
     A quantity without values has no panel. The best epoch (highest macro-F1 on the validation
     split) has a star.
 
     Args:
-        path: the PNG to write.
+        target: the PNG to write, or a `Drawing`.
         history: one row per epoch; "epoch" counts from 1 over both phases, "phase" is a name.
             `{task}/loss` (or "loss", of all tasks), `{task}/top1` and `{task}/macro_f1`, each also
             on the validation split (`{task}/val_top1`), and `{task}/rate`. Each may be missing or
@@ -78,8 +78,8 @@ def training_history(path: Path | str, history: pd.DataFrame, *, task: str) -> P
     """
     quantities = _quantities(history, task)
     if not quantities:
-        return write_message(path, task, "training history", "no epochs yet")
-    with new_figure(path, (1 + 4.1 * len(quantities), 4)) as figure:
+        return write_message(target, task, "training history", "no epochs yet")
+    with new_figure(target, (1 + 4.1 * len(quantities), 4)) as figure:
         grid = figure.subplots(1, len(quantities), squeeze=False)[0]
         for axes, quantity in zip(grid, quantities, strict=True):
             _draw_history(axes, history, quantity, task)
@@ -96,7 +96,7 @@ def training_history(path: Path | str, history: pd.DataFrame, *, task: str) -> P
             epoch = _epochs(history)[best]
             text += f", best validation macro-F1 {score:.3f} in epoch {epoch}"
         write_title(figure, task, f"training history, {text}")
-    return Path(path)
+    return target
 
 
 def history_panels(history: pd.DataFrame, *, task: str) -> list[Panel]:
@@ -246,12 +246,12 @@ def _draw_line(
 
 
 def tuning_history(
-    path: Path | str, scores: ArrayLike, stopped: ArrayLike, *, title: str, metric: str
-) -> Path:
+    target: AnyTarget, scores: ArrayLike, stopped: ArrayLike, *, title: str, metric: str
+) -> AnyTarget:
     """Plot the score of each trial of a search, and the best score so far.
 
     Args:
-        path: the PNG to write.
+        target: the PNG to write, or a `Drawing`.
         scores: float [trials], NaN for a trial without a score; the first is the unchanged spec.
         stopped: bool [trials], stopped early; such a trial cannot be the best.
         title: name of the data set.
@@ -268,13 +268,13 @@ def tuning_history(
     if not np.isnan(best[-1]):
         winner = int(np.flatnonzero((scores == best[-1]) & ~stopped)[0])
         text += f", best {metric} {best[-1]:.3f} in trial {winner}"
-    with new_figure(path, (8.5, 4)) as figure:
+    with new_figure(target, (8.5, 4)) as figure:
         axes = figure.add_subplot()
         _draw_trials(axes, scores, stopped, best)
         axes.set(xlabel="trial", ylabel=f"{metric} on the validation split")
         figure.legend(loc="outside lower center", ncols=5, frameon=False)
         write_title(figure, title, f"search, {text}")
-    return Path(path)
+    return target
 
 
 def _draw_trials(axes: Axes, scores: np.ndarray, stopped: np.ndarray, best: np.ndarray) -> None:
@@ -312,12 +312,12 @@ def best_so_far(scores: ArrayLike, stopped: ArrayLike) -> np.ndarray:
 
 
 def comparison(
-    path: Path | str, scores: pd.DataFrame, seconds: pd.DataFrame, *, title: str
-) -> Path:
+    target: AnyTarget, scores: pd.DataFrame, seconds: pd.DataFrame, *, title: str
+) -> AnyTarget:
     """Plot the scores of several models, task by task, and the time of each way of training.
 
     Args:
-        path: the PNG to write.
+        target: the PNG to write, or a `Drawing`.
         scores: columns task, metric, model (at most five) and value, one row per seed. One panel
             per metric; a bar is the mean, its line the standard deviation of several seeds.
         seconds: one row per way of training (the index), one column per part of its time.
@@ -325,7 +325,7 @@ def comparison(
     """
     metrics, models = scores["metric"].unique(), scores["model"].unique()
     colours = dict(zip(models, ("#B6BCC6", GREEN, BLUE, ORANGE, INK), strict=False))
-    with new_figure(path, (4.2 * len(metrics) + 4.6, 4)) as figure:
+    with new_figure(target, (4.2 * len(metrics) + 4.6, 4)) as figure:
         *grid, last = figure.subplots(1, len(metrics) + 1)
         for axes, metric in zip(grid, metrics, strict=True):
             _draw_scores(axes, scores[scores["metric"] == metric], colours)
@@ -336,7 +336,7 @@ def comparison(
         )  # fmt: skip
         _draw_times(last, seconds)
         write_title(figure, title, "one model for all tasks against single-task runs")
-    return Path(path)
+    return target
 
 
 def _draw_scores(axes: Axes, scores: pd.DataFrame, colours: Mapping[str, str]) -> None:

@@ -1,40 +1,47 @@
 """The architecture of a network as an image: its layers as boxes from top to bottom."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.path import Path as Polyline
 
-from multitask.pages.canvas import INK, MUTED, ORANGE, new_figure, write_message, write_title
+from multitask.pages.canvas import (
+    INK,
+    MUTED,
+    ORANGE,
+    AnyTarget,
+    new_figure,
+    write_message,
+    write_title,
+)
 from multitask.pages.text import shorten
 
 _BOX_IN = (5.6, 0.36)  # width and height of a box
 _STEP_IN = 0.56  # from one box to the next
 
 
-def architecture(path, nodes: Sequence[dict], *, task: str) -> Path:
+def architecture(target: AnyTarget, nodes: Sequence[dict], *, task: str) -> AnyTarget:
     """The layers as boxes from top to bottom, each fed by the one above it.
 
     An input from any other box, such as the shortcut of a residual block, is an arc on the right.
 
     Args:
-        path: the PNG to write.
+        target: the PNG to write, or a `Drawing`.
         nodes: in topological order, each {"name": str, "kind": str, "shape": str, "parameters":
             int, "trainable": bool, or None without weights, "inputs": names of earlier
             nodes}.
         task: name of the task, for the title.
 
     Returns:
-        `path`.
+        `target`.
 
     Raises:
         ValueError: a name that occurs twice, or an input that is no earlier node.
     """
     if not nodes:
-        return write_message(path, task, "architecture", "no layers")
+        return write_message(target, task, "architecture", "no layers")
     arrows = connections(nodes)
     width, height = _BOX_IN
     bulges = [0.35 + 0.15 * min(target - source, 12) for source, target in arrows]
@@ -42,16 +49,16 @@ def architecture(path, nodes: Sequence[dict], *, task: str) -> Path:
         (b for b, (s, t) in zip(bulges, arrows, strict=True) if t > s + 1), default=0
     )
     bottom = (len(nodes) - 1) * _STEP_IN + height
-    with new_figure(path, (right + 0.6, bottom + 1.1), layout=None) as figure:
+    with new_figure(target, (right + 0.6, bottom + 1.1), layout=None) as figure:
         # One inch is one unit, so that boxes and letters keep their size in every diagram.
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(-0.3, right + 0.3), ylim=(-bottom - 0.1, 1.0))
         axes.set_axis_off()
         for row, node in enumerate(nodes):
             _draw_box(axes, node, -row * _STEP_IN)
-        for bulge, (source, target) in zip(bulges, arrows, strict=True):
-            start, end = -source * _STEP_IN, -target * _STEP_IN
-            if target == source + 1:
+        for bulge, (source, end_row) in zip(bulges, arrows, strict=True):
+            start, end = -source * _STEP_IN, -end_row * _STEP_IN
+            if end_row == source + 1:
                 line = Polyline([(width / 2, start - height), (width / 2, end)])
             else:  # a cubic curve reaches three quarters of the way to its control points
                 out = width + bulge / 0.75
@@ -74,7 +81,7 @@ def architecture(path, nodes: Sequence[dict], *, task: str) -> Path:
         total = sum(node["parameters"] for node in nodes)
         trained = sum(node["parameters"] for node in nodes if node["trainable"])
         write_title(figure, task, f"architecture, {total:,} parameters, {trained:,} trainable")
-    return Path(path)
+    return target
 
 
 def connections(nodes: Sequence[dict]) -> list[tuple[int, int]]:

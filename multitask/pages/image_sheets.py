@@ -4,7 +4,6 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +13,7 @@ from PIL import Image, ImageOps
 from multitask.pages.canvas import (
     MUTED,
     ORANGE,
+    AnyTarget,
     counted,
     new_figure,
     write_message,
@@ -25,18 +25,19 @@ Pixels = np.ndarray | None  # uint8 [height, width, 3]; None for an unreadable i
 
 
 def outliers(
-    path: Path | str,
+    target: AnyTarget,
     images: Sequence[Pixels],
     captions: Sequence[str],
     *,
     task: str,
     total: int | None = None,
     columns: int = 6,
-) -> Path:
+) -> AnyTarget:
     """Write a grid of thumbnails with their true and predicted classes.
 
     Args:
-        path: the PNG to write; a row is about 3 inches high, which is enough for some dozens.
+        target: the PNG to write, or a `Drawing`; a row is about 3 inches high, which is enough
+            for some dozens.
         images: uint8 [height, width, 3] of any size, or None for an unreadable one.
         captions: two or three lines for each image.
         task: name of the task, for the title.
@@ -48,11 +49,11 @@ def outliers(
     """
     _check_captions(images, captions)
     if not len(images):
-        return write_message(path, task, "outliers", "no outliers")
+        return write_message(target, task, "outliers", "no outliers")
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     lines = max(caption.count("\n") for caption in captions) + 1
-    with new_figure(path, (2.15 * columns + 0.2, (2.1 + 0.17 * lines) * rows + 0.6)) as figure:
+    with new_figure(target, (2.15 * columns + 0.2, (2.1 + 0.17 * lines) * rows + 0.6)) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()
@@ -60,11 +61,11 @@ def outliers(
             _draw_image(axes, image, caption)
         shown = f"the {len(images)} worst" if (total or 0) > len(images) else "the worst first"
         write_title(figure, task, f"{counted(total or len(images), 'outlier')}, {shown}")
-    return Path(path)
+    return target
 
 
 def similar(
-    path: Path | str,
+    target: AnyTarget,
     query: Pixels,
     images: Sequence[Pixels],
     captions: Sequence[str],
@@ -73,11 +74,11 @@ def similar(
     text: str,
     query_caption: str = "query",
     columns: int = 5,
-) -> Path:
+) -> AnyTarget:
     """Write a query image, large and framed, next to its most similar images.
 
     Args:
-        path: the PNG to write.
+        target: the PNG to write, or a `Drawing`.
         query: uint8 [height, width, 3] of any size, or None if it is unreadable.
         images: like `query`, the most similar first.
         captions: some lines for each image.
@@ -99,7 +100,7 @@ def similar(
         2.15 * columns + side_in + 0.5,
         max(side_in + below_in, (2.1 + below_in) * rows) + 0.6,
     )
-    with new_figure(path, size_in) as figure:
+    with new_figure(target, size_in) as figure:
         widths = (side_in + 0.3, 2.15 * columns + 0.2)
         left, right = figure.subfigures(1, 2, width_ratios=widths, squeeze=False)[0]
         large = left.subplots()
@@ -112,7 +113,7 @@ def similar(
             _draw_image(axes, image, caption)
             axes.set_anchor("N")
         write_title(figure, title, text)
-    return Path(path)
+    return target
 
 
 def data_uri(pixels: np.ndarray, *, side_px: int, quality: int) -> str:

@@ -12,13 +12,14 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from scipy.special import softmax
 
 from multitask.calibration import Calibration
 from multitask.console import progress_bar
 from multitask.data.pipeline import readable_images
 from multitask.data.table import Table
 from multitask.errors import RunError
-from multitask.evaluation.predictions import compiled, softmax
+from multitask.evaluation.predictions import compiled
 from multitask.files import silent
 from multitask.metrics import classification_metrics
 from multitask.reading import MAX_IMAGE_BYTES, read_regular
@@ -287,7 +288,7 @@ def _probabilities(outputs: Mapping, task: str, calibration: Calibration) -> np.
     if own is not None:
         return np.asarray(own, np.float64)
     logits = np.asarray(outputs[output_of(task, "logits")], np.float64)
-    return softmax(logits / calibration.temperature)
+    return softmax(logits / calibration.temperature, axis=-1)
 
 
 def _worst(actual: np.ndarray, expected: np.ndarray) -> float:

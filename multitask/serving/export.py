@@ -28,6 +28,7 @@ from multitask.run import Run, package_versions
 from multitask.serving.agreement import Artifact, compare, rounding_line, table_lines, why_refused
 from multitask.serving.formats import FLOAT32, FORMATS, PRECISIONS, Source, check_installed
 from multitask.serving.model_card import model_card
+from multitask.serving.predictor import FORMAT
 from multitask.spec import MISSING, NO_TEST_SET, InputError, expected
 from multitask.trained import TrainedModel, open_trained
 
@@ -35,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 CHECKED_IMAGES = {"none": 32, "float16": 256, "int8": 256}
 INT8_IMAGES = 128  # training images for measuring the ranges of int8
-FORMAT = 3  # version of classes.json; incremented when older readers would misread it
 
 
 def export(

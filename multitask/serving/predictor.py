@@ -1,4 +1,7 @@
-"""A trained model for predictions, from an export or from a run."""
+"""A trained model for predictions, from an export or from a run.
+
+TensorFlow is imported only where a model or an option needs it.
+"""
 
 import math
 import os
@@ -8,22 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
+from scipy.special import softmax
 
 from multitask.calibration import Calibration
 from multitask.data.image_limits import RESIZE_KINDS
-from multitask.evaluation.predictions import softmax
-from multitask.evaluation.test_time import TTA
 from multitask.files import read_json, silent
 from multitask.reading import check_regular, sha256
 from multitask.run import Run
-from multitask.serving.export import FORMAT
 from multitask.serving.runtime_choice import fastest_runtime
 from multitask.serving.runtimes import AUTO, EMBEDDING, RUNTIMES, output_of, usable_runtimes
-from multitask.serving.signatures import numbers
 from multitask.spec import InputError
 from multitask.trained import open_trained
 
+FORMAT = 3  # version of classes.json; incremented when older readers would misread it
 LARGEST_PX = 4096  # of an export's input; a spec allows 1024
 
 
@@ -69,13 +69,17 @@ class Predictor:
         """Return `probabilities`, and the embedding float32 [n, width]; None with TTA."""
         views = [images]
         if self.tta:
+            import tensorflow as tf
+
+            from multitask.evaluation.test_time import TTA
+
             views = [view.numpy() for view in TTA[self.tta](tf.constant(images))]
         outputs = [self.infer(view) for view in views]
         probabilities = {}
         for task, calibration in self.calibrations.items():
             temperature = calibration.temperature if self.calibrated else 1.0
             each = [
-                softmax(output[output_of(task, "logits")].astype(np.float64) / temperature)
+                softmax(output[output_of(task, "logits")].astype(np.float64) / temperature, axis=-1)
                 for output in outputs
             ]
             probabilities[task] = np.mean(each, axis=0).astype(np.float32)
@@ -238,6 +242,10 @@ def load_best(run: Run, *, model_file: Path | None = None) -> Predictor:
     Raises:
         InputError: no such model.
     """
+    import tensorflow as tf
+
+    from multitask.serving.signatures import numbers
+
     trained = open_trained(run, model_file)
     answer = numbers(trained.network, trained.calibrations)
     return Predictor(

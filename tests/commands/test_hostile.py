@@ -26,9 +26,8 @@ from multitask.calibration import Calibration
 from multitask.files import write_json
 from multitask.run import check_same_data, check_workdir, open_run, start_run, write_config
 from multitask.serving import agreement
-from multitask.serving.export import FORMAT
 from multitask.serving.prediction_files import PredictionFile
-from multitask.serving.predictor import read_export
+from multitask.serving.predictor import FORMAT, read_export
 from multitask.spec import InputError, load_spec
 from multitask.trained import open_trained
 

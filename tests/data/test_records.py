@@ -300,7 +300,7 @@ def test_which_fields_make_new_records(tiny_data, tiny_spec):
     first = quiet(spec, data)
     assert first.fresh
     for field, value in (SAME | NEW).items():
-        second = quiet(override(spec, {"x": (field, value)}), data)
+        second = quiet(override(spec, {field: value}), data)
         assert second.fresh is (field in NEW), field
         assert (second.folder == first.folder) is (field in SAME)
     again = quiet(spec, data)
@@ -597,7 +597,7 @@ def test_the_real_images_are_all_there(tmp_path):
     if not os.environ.get("WIKIART_DIR"):
         pytest.skip("WIKIART_DIR is not set: the folder with wikiart/ and wikiart_csv/ of ArtGAN")
     data = Path(os.environ["WIKIART_DIR"])
-    spec = override(load_spec("wikiart"), {"x": ("max_missing", 0.99)})
+    spec = override(load_spec("wikiart"), {"max_missing": 0.99})
     prepared = quiet(spec, data, tmp_path)
     read = {
         split: pd.concat(
@@ -627,7 +627,7 @@ def test_beam_makes_the_very_same_records(tiny_data, tiny_spec, monkeypatch, wor
     spec = tiny_spec(validation=0.25)
     data = tiny_data(rows={"style_train": rows})
     (data / "wikiart/Dots/07.jpg").write_text("no image")
-    spec = override(spec, {"x": ("max_missing", 0.1)})
+    spec = override(spec, {"max_missing": 0.1})
     here = quiet(spec, data, data / "here")
     beam = quiet(
         spec,

@@ -408,7 +408,7 @@ def test_a_signal_is_obeyed_after_a_checkpoint(when, number, raised, code, tmp_p
     driver = Driver(tmp_path)
     checkpointer = driver.callbacks[1]
     metric = driver.prepared.model.metrics[0]
-    with noting_signals() as noted:
+    with noting_signals(enabled=True) as noted:
         checkpointer.noted = noted
         checkpointer.on_train_batch_end(0, {"loss": 1.0})
         metric.update_state(2.5)
@@ -463,7 +463,7 @@ def test_a_second_signal_acts_at_once_and_the_handlers_are_restored():
     lists = []
 
     def two_signals():
-        with noting_signals() as noted:
+        with noting_signals(enabled=True) as noted:
             lists.append(noted)
             os.kill(os.getpid(), signal.SIGINT)
             assert noted == [signal.SIGINT]
@@ -474,7 +474,7 @@ def test_a_second_signal_acts_at_once_and_the_handlers_are_restored():
         two_signals()
     assert lists == [[signal.SIGINT]]
     assert {n: signal.getsignal(n) for n in before} == before
-    with noting_signals() as noted:
+    with noting_signals(enabled=True) as noted:
         assert noted == []
     assert {n: signal.getsignal(n) for n in before} == before
 
@@ -483,7 +483,7 @@ def test_another_thread_installs_no_signal_handlers():
     seen = []
 
     def work():
-        with noting_signals() as noted:
+        with noting_signals(enabled=True) as noted:
             seen.append(noted)
 
     thread = threading.Thread(target=work)

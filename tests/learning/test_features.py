@@ -82,7 +82,7 @@ def new_network(spec, prepared, seed=0):
 
 def changed(spec, **fields):
     """A spec with some of its fields replaced, e.g. features__views=2."""
-    changes = {name: (name.replace("__", "."), value) for name, value in fields.items()}
+    changes = {name.replace("__", "."): value for name, value in fields.items()}
     return override(spec, changes)
 
 

@@ -215,7 +215,7 @@ def test_wanted_phases():
 
 @pytest.mark.parametrize("empty", ["heads", "finetune"])
 def test_a_phase_of_no_epochs_is_not_wanted(empty):
-    spec = override(make_spec(), {empty: (f"phases.{empty}.epochs", 0)})
+    spec = override(make_spec(), {f"phases.{empty}.epochs": 0})
     assert wanted_phases(spec, "all") == tuple({"heads", "finetune"} - {empty})
     assert wanted_phases(spec, empty) == ()
 

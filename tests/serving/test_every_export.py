@@ -144,7 +144,7 @@ def make_run(known, folder, workdir, spec):
 
 def probabilities(known, run, spec, images):
     """task -> float64 [n, classes], of the network built in float32 with the saved weights."""
-    plain = override(spec, {"precision": ("precision", "float32")})
+    plain = override(spec, {"precision": "float32"})
     network = build_network(plain, classes_of(known, spec))
     network.load_weights(run.best_model)
     logits = network.predict_on_batch(images)
@@ -208,7 +208,7 @@ def test_a_network_of_nested_ones_in_float32(known):
     """The Sequential in ConvNeXt's stem rounded its input to bfloat16."""
     spec = spec_of(known, "narrow_convnext", heads=("plain",), precision="bfloat16", image_size=41)
     network = build_network(spec, classes_of(known, spec))
-    plain_spec = override(spec, {"precision": ("precision", "float32")})
+    plain_spec = override(spec, {"precision": "float32"})
     plain = build_network(plain_spec, classes_of(known, spec))
     plain.set_weights(network.get_weights())
     finalize_normalization(trunk_and_heads(plain)[0])
@@ -295,7 +295,7 @@ def test_the_product_walks_every_setting_that_changes_the_network(known):
         assert name.startswith(walked), f"{name}: is it of the network? Name it here."
     before = described(known, spec)
     for field, value in (OF_THE_NETWORK | OTHERS).items():
-        changed = described(known, override(spec, {"flag": (field, value)}))
+        changed = described(known, override(spec, {field: value}))
         assert (changed != before) == (field in OF_THE_NETWORK), field
 
 
@@ -306,7 +306,7 @@ def test_settings_of_training_leave_the_exported_function_as_it_is(known):
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
     result, weights = [], None
     for field in (None, "trunk.batchnorm_momentum", "trunk.stochastic_depth", "task.head"):
-        changes = {"flag": (field, OF_THE_NETWORK[field])} if field else {}
+        changes = {field: OF_THE_NETWORK[field]} if field else {}
         network = build_network(override(spec, changes), classes_of(known, spec))
         weights = weights or network.get_weights()
         network.set_weights(weights)
@@ -321,7 +321,7 @@ def test_settings_of_training_leave_the_exported_function_as_it_is(known):
 def test_in_float32_is_the_network_built_so(known, trunk):
     spec = spec_of(known, trunk, precision="bfloat16")
     network = build_network(spec, classes_of(known, spec))
-    plain = override(spec, {"precision": ("precision", "float32")})
+    plain = override(spec, {"precision": "float32"})
     expected = build_network(plain, classes_of(known, spec))
     expected.set_weights(network.get_weights())
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)

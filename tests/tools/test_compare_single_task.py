@@ -63,7 +63,7 @@ def labelled(table, task, split):
 def test_a_single_run_has_the_images_labels_and_splits_of_the_combined(
     data_dir, subset, monkeypatch
 ):
-    spec = override(demo_spec(seed=3, validation=0.1), {"subset": ("task.subset", subset)})
+    spec = override(demo_spec(seed=3, validation=0.1), {"task.subset": subset})
     paths = load_table(spec, data_dir).paths
     reasons = [tables.MISSING_FILE] * 5 + ["not an image"] * 5
     left_out = pd.DataFrame({"path": paths[::20][:10], "reason": reasons})

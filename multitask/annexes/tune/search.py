@@ -149,7 +149,7 @@ def _tunable(spec: DataSpec) -> DataSpec:
         raise InputError(
             "0: tune chooses by the validation split; expected more", field="validation"
         )
-    return override(spec, {"cache_features": ("features.cache", "on")})
+    return override(spec, {"features.cache": "on"})
 
 
 def _score_name(spec: DataSpec, metric: str) -> str:

@@ -366,7 +366,7 @@ def test_a_task_without_labels_to_choose_by(place):
     # What it advises helps, and the next smaller of the shares would not.
     share = float(str(caught.value).rpartition("=")[2])
     for tried, labelled in ((share, True), (0.01, False)):
-        table = load_table(override(spec, {"validation": ("validation", tried)}), place / "data")
+        table = load_table(override(spec, {"validation": tried}), place / "data")
         assert bool(len(table.labels_of("shade", VALIDATION))) == labelled
 
 

@@ -1,0 +1,37 @@
+"""Importing TensorFlow without its start-up messages, which no setting switches off."""
+
+import importlib.util
+import os
+
+from multitask.errors import InputError, expected, install
+from multitask.files import scratch, silent
+
+BACKENDS = ("tensorflow", "jax")
+TEMPORARY_BYTES = 2**20
+
+
+def import_tensorflow(backend: str = BACKENDS[0]) -> None:
+    """Import TensorFlow, with Keras on a backend.
+
+    Args:
+        backend: Keras' backend. The input pipeline uses TensorFlow with every backend, and model
+            files do not depend on it.
+
+    Raises:
+        InputError: unknown backend, or it is not installed.
+        DiskError: there is no room for temporary files.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f'KERAS_BACKEND: "{backend}". {expected(backend, BACKENDS)}')
+    if importlib.util.find_spec(backend) is None:
+        raise InputError(f"{backend}: needs an extra: {install(backend)}", field="backend")
+    os.environ["KERAS_BACKEND"] = backend
+    # This hides messages of TensorFlow, and works only before its import.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # AutoGraph writes converted functions there; without room it would not convert them.
+    with scratch() as folder:
+        (folder / "probe").write_bytes(bytes(TEMPORARY_BYTES))
+    with silent():
+        import tensorflow
+    if backend != "tensorflow":  # otherwise TensorFlow would reserve GPU memory without using it
+        tensorflow.config.set_visible_devices([], "GPU")
