@@ -42,9 +42,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy multitask
 
-# The documentation site: build/site/index.html
+# The documentation site. (With --quiet, --strict would not see the warnings.)
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "Site: build/site/index.html"
 
 format: install
