@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 # Where the real data lies, for the slow tests: the folder with wikiart/ and wikiart_csv/.
 WIKIART ?=
 
-.PHONY: demo test lint test-only test-slow install format clean
+.PHONY: demo test lint test-only test-slow docs install format clean
 
 # Each step is done once; `make clean` starts over.
 demo: runs/demo/prediction.csv
@@ -41,6 +41,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy multitask
+
+# The documentation site. (With --quiet, --strict would not see the warnings.)
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Site: build/site/index.html"
 
 format: install
 	$(BIN)/ruff check --fix .
