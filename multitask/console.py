@@ -1,6 +1,7 @@
 """Console output: log lines, notes and progress bars; closed pipes as in other Unix tools."""
 
 import contextlib
+import functools
 import logging
 import os
 import select
@@ -148,13 +149,20 @@ def progress_bar(
     )
 
 
+@functools.cache  # libraries such as tf2onnx add a handler to the root later
+def _has_handlers() -> bool:
+    """Whether the program shows the package's log itself."""
+    added = [*LOGGER.handlers, *logging.root.handlers]
+    return any("absl" not in type(handler).__module__ for handler in added)
+
+
 @contextlib.contextmanager
 def log_shown() -> Iterator[None]:
     """Show the package's log within the context, for a call from Python without any set-up.
 
     Nothing changes if the program has handlers of its own, or has set the level of the log.
     """
-    ours = LOGGER.handlers or [h for h in logging.root.handlers if "absl" not in type(h).__module__]
+    ours = _has_handlers()
     before = LOGGER.level, LOGGER.propagate
     if LOGGER.level == logging.NOTSET:
         LOGGER.setLevel(logging.INFO)

@@ -13,6 +13,14 @@ class InputError(ValueError):
     Attributes:
         field: the wrong argument or field of the spec, with which the text begins; None if the
             text begins with a file.
+
+    Example:
+        >>> import multitask as mt
+        >>> try:
+        ...     mt.load_spec("demo", batch_size=0)
+        ... except mt.InputError as error:
+        ...     print(error.field)
+        batch_size
     """
 
     def __init__(self, text: str, *, field: str | None = None):
@@ -25,7 +33,15 @@ class SpecError(InputError):
 
 
 class RunError(RuntimeError):
-    """A run cannot continue, and its input is not the reason. Exit status 1."""
+    """A run cannot continue, and its input is not the reason. Exit status 1.
+
+    Example:
+        >>> import multitask as mt
+        >>> raise mt.RunError("step 12: the loss is not finite")
+        Traceback (most recent call last):
+            ...
+        multitask.errors.RunError: step 12: the loss is not finite
+    """
 
 
 def shown(value: Any, most: int = 80) -> str:

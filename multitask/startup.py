@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 
 from multitask.errors import InputError, expected, install
 from multitask.files import scratch, silent
@@ -35,3 +36,13 @@ def import_tensorflow(backend: str = BACKENDS[0]) -> None:
         import tensorflow
     if backend != "tensorflow":  # otherwise TensorFlow would reserve GPU memory without using it
         tensorflow.config.set_visible_devices([], "GPU")
+
+
+def import_tensorflow_once() -> None:
+    """Import TensorFlow for a call from Python, where Keras may be imported already.
+
+    Raises:
+        As `import_tensorflow`; the backend is that of the environment variable KERAS_BACKEND.
+    """
+    if "tensorflow" not in sys.modules or "keras" not in sys.modules:
+        import_tensorflow(os.environ.get("KERAS_BACKEND") or BACKENDS[0])

@@ -250,7 +250,8 @@ def child(what: str, folder: Path) -> None:
 
 def predict_all(folder: Path) -> None:
     from multitask.calibration import Calibration
-    from multitask.serving.predict import answer, find_images, predict_files
+    from multitask.serving.answers import answer
+    from multitask.serving.predict import find_images, predict_files
     from multitask.serving.prediction_files import PredictionFile
     from multitask.serving.predictor import Predictor
 

@@ -119,8 +119,9 @@ def _load_model(values: flags.FlagValues, *, measure: bool) -> "Predictor":
 def _predictions(
     model: "Predictor", files: Sequence[str], batch_size: int, thresholds: Mapping[str, float]
 ) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Yield each file with task -> `predict.answer`, or with the reason, which is also printed."""
+    """Yield each file with task -> `answers.answer`, or with the reason, which is also printed."""
     from multitask.serving import predict
+    from multitask.serving.answers import answer
 
     for file, result in predict.predict_files(model, files, batch_size=batch_size):
         if isinstance(result, str):
@@ -130,16 +131,14 @@ def _predictions(
         yield (
             file,
             {
-                task: predict.answer(
-                    probabilities, model.classes[task], min_confidence=thresholds[task]
-                )
+                task: answer(probabilities, model.classes[task], min_confidence=thresholds[task])
                 for task, probabilities in result.items()
             },
         )
 
 
 def _answer_lines(file: str, predictions: dict[str, Any]) -> list[str]:
-    from multitask.serving.predict import answer_lines
+    from multitask.serving.answers import answer_lines
 
     return answer_lines(file, predictions)
 
@@ -151,7 +150,7 @@ def _predict_to_file(
     all_files: Sequence[str],
     thresholds: Mapping[str, float],
 ) -> None:
-    from multitask.serving.predict import UNCERTAIN
+    from multitask.serving.answers import UNCERTAIN
     from multitask.serving.prediction_files import PredictionFile
 
     settings = {

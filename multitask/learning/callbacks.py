@@ -64,7 +64,8 @@ def noting_signals(*, enabled: bool) -> Iterator[list[int]]:
         enabled: install the handlers; otherwise the list stays empty.
     """
     noted: list[int] = []
-    if not enabled or threading.current_thread() is not threading.main_thread():  # others may not set handlers
+    main = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    if not enabled or not main:
         yield noted
         return
 

@@ -148,9 +148,7 @@ def train(
     prepared = _prepare(run, records_dir, placement)
     for line in [*describe_table(prepared.table), *extensions.order.describe(prepared.table)]:
         logger.info(line)
-    settings = _Settings(
-        per_task_best, checkpoint_minutes, catch_signals, extensions, placement
-    )
+    settings = _Settings(per_task_best, checkpoint_minutes, catch_signals, extensions, placement)
     for name in todo:
         start = checkpoint if name == progress.phase else Checkpoint(None, progress)
         network = _train_phase(run, prepared, network, start, name, settings)

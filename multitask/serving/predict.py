@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,9 +15,6 @@ from multitask.serving.predictor import Predictor
 from multitask.spec import InputError
 
 logger = logging.getLogger(__name__)
-
-TOP = 3
-UNCERTAIN = "uncertain"
 
 
 def find_images(names: Sequence[str]) -> list[str]:
@@ -90,33 +86,3 @@ def predict_files(
                 done = place + 1
             bar.update(done - bar.n)
         yield from unreadable(len(names))
-
-
-def answer(
-    probabilities: np.ndarray, names: Sequence[str], *, min_confidence: float
-) -> dict[str, Any]:
-    """Return one task's prediction for one image.
-
-    Args:
-        probabilities: float [classes].
-        names: class names.
-        min_confidence: a lower confidence makes the answer `uncertain`.
-
-    Returns:
-        `{"answer": name or "uncertain", "top": [(name, probability), …]}`, at most three, most
-        probable first.
-    """
-    order = np.argsort(-probabilities, kind="stable")[:TOP]
-    top = [(names[i], float(probabilities[i])) for i in order]
-    return {"answer": top[0][0] if top[0][1] >= min_confidence else UNCERTAIN, "top": top}
-
-
-def answer_lines(file: str | Path, predictions: dict) -> list[str]:
-    """Format an image's predictions for the console: one line per task, with the top three."""
-    width = max(len(task) for task in predictions)
-    lines = [str(file)]
-    for task, prediction in predictions.items():
-        top = ", ".join(f"{name} {probability:.3f}" for name, probability in prediction["top"])
-        mark = f"{UNCERTAIN}: " if prediction["answer"] == UNCERTAIN else ""
-        lines.append(f"  {task:<{width}}  {mark}{top}")
-    return lines

@@ -16,8 +16,8 @@ from typing import Any, TextIO
 from multitask.disk import writing
 from multitask.files import parse_json, replacing
 from multitask.run import refuse_other_settings
-from multitask.serving.predict import TOP
-from multitask.spec import InputError, field_of
+from multitask.serving.answers import columns, row
+from multitask.spec import InputError
 
 ROWS = 10_000  # in a row group of Parquet
 FLUSH_EVERY = 64  # records
@@ -161,30 +161,13 @@ def _name_as_text(file: str) -> str:
     return file.encode("utf-8", ESCAPED).decode("utf-8")
 
 
-def columns(classes: Mapping[str, Sequence[str]]) -> dict[str, type]:
-    """Return the columns of a table with one row per image: name -> str or float.
-
-    `path` and `error`; then for each task, e.g. `artist`, `artist/predicted` and the most probable
-    classes in `artist/1`, `artist/1_probability`, `artist/2` and so on.
-    """
-    kinds: dict[str, type] = {"path": str, "error": str}
-    for task, names in classes.items():
-        kinds[field_of(task, "predicted")] = str
-        for place in range(1, min(TOP, len(names)) + 1):
-            kinds[field_of(task, f"{place}")] = str
-            kinds[field_of(task, f"{place}_probability")] = float
-    return kinds
-
-
 def _row(line: str) -> dict[str, Any]:
     record = json.loads(line)
-    row: dict[str, Any] = {"path": record["path"], "error": record.get("error", "")}
-    for task, prediction in record.get("tasks", {}).items():
-        row[field_of(task, "predicted")] = prediction["answer"]
-        for place, candidate in enumerate(prediction["top"], start=1):
-            row[field_of(task, f"{place}")] = candidate["name"]
-            row[field_of(task, f"{place}_probability")] = candidate["probability"]
-    return row
+    predictions = {
+        task: {**one, "top": [(top["name"], top["probability"]) for top in one["top"]]}
+        for task, one in record.get("tasks", {}).items()
+    }
+    return row(record["path"], record.get("error") or predictions)
 
 
 Records = Callable[[], Iterator[str]]

@@ -21,8 +21,9 @@ from multitask.disk import DiskError
 from multitask.evaluation.predictions import predict_split
 from multitask.evaluation.test_time import TTA
 from multitask.model.network import load_network
+from multitask.serving.answers import answer, answer_lines
 from multitask.serving.export import export
-from multitask.serving.predict import answer, answer_lines, find_images, predict_files
+from multitask.serving.predict import find_images, predict_files
 from multitask.serving.prediction_files import WRITERS, PredictionFile
 from multitask.serving.predictor import load_best, load_export
 from multitask.spec import InputError

@@ -12,7 +12,7 @@ from multitask.annexes.serve.schemas import Candidate, SimilarImage, TaskAnswer
 from multitask.data.decode import decode_image, reduce_image, resize_image
 from multitask.evaluation.attention import overlay
 from multitask.pages.image_sheets import data_uri
-from multitask.serving.predict import answer
+from multitask.serving.answers import answer
 from multitask.serving.predictor import Predictor
 
 # Decoding takes up to 11 bytes per pixel. Larger images are decoded one at a time.

@@ -74,8 +74,7 @@ def similar_images(
 
     Args:
         folder: of the export.
-        workdir: folder of the run; a missing gallery is built in minutes. None: the export's
-            parent folder, if it is the run and has the gallery.
+        workdir: as in `gallery_of_export`.
         data_dir: the new folder of data that was moved.
         allow_outside: as in `open_run`.
 
@@ -83,6 +82,34 @@ def similar_images(
         (embedding float32 [width], count) -> for each match, nearest first, its path, distance,
         labels (task -> class name, without unlabelled tasks) and thumbnail (a data URL, or None
         if the file is missing); or the reason why there is no search.
+
+    Raises:
+        InputError: as `gallery_of_export`.
+    """
+    gallery = gallery_of_export(
+        folder, workdir=workdir, data_dir=data_dir, allow_outside=allow_outside
+    )
+    return gallery if isinstance(gallery, str) else _search(*gallery)
+
+
+def gallery_of_export(
+    folder: Path,
+    *,
+    workdir: Path | None = None,
+    data_dir: Path | None = None,
+    allow_outside: bool = False,
+) -> tuple[Gallery, Run] | str:
+    """Load the embedded training images of an export's run.
+
+    Args:
+        folder: of the export.
+        workdir: folder of the run; a missing gallery is built in minutes. None: the export's
+            parent folder, if it is the run and has the gallery.
+        data_dir: the new folder of data that was moved.
+        allow_outside: as in `open_run`.
+
+    Returns:
+        The gallery and the run; or the reason why there is none.
 
     Raises:
         InputError: workdir is not a run or lacks that model; or as `load_or_build`.
@@ -95,7 +122,7 @@ def similar_images(
             raise InputError(
                 f"{workdir}: {folder} was not exported from any model of this run", field="workdir"
             )
-        return _search(read_gallery(trained) or load_or_build(trained), run)
+        return read_gallery(trained) or load_or_build(trained), run
     remedy = "start the server with --workdir=RUN, the run that was exported"
     parent = folder.resolve().parent
     if not (parent / "config.json").is_file():
@@ -107,7 +134,7 @@ def similar_images(
     except InputError as error:  # similar images are optional without --workdir
         logger.info(f"No similar images: {error}")
         return "the run's images have moved; name their new folder with --data_dir"
-    return _search(gallery, run) if gallery else remedy
+    return (gallery, run) if gallery else remedy
 
 
 def _trained_model(run: Run, digest: str | None) -> TrainedModel | None:

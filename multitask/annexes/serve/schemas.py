@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from multitask.serving.predict import UNCERTAIN
+from multitask.serving.answers import UNCERTAIN
 
 MAX_SIMILAR = 10
 CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")

@@ -1,0 +1,1 @@
+"""The public functions and classes, for programs and notebooks."""

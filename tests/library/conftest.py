@@ -1,0 +1,39 @@
+"""A folder as the examples of the library have it: a small collection and a run."""
+
+import importlib
+import shutil
+
+import pytest
+
+TASKS = ("shade", "warmth")
+
+
+@pytest.fixture(scope="session")
+def museum_made(known, tmp_path_factory):
+    """museum.toml, museum/, a.png, and runs/first: evaluated and exported."""
+    import multitask as mt
+    from multitask.model.trunks import TRUNKS
+
+    folder = tmp_path_factory.mktemp("museum")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRUNKS, "tiny", importlib.import_module("tiny_trunk").two_blocks)
+        data = known.paint(folder / "museum")
+        trunk = {"name": "tiny", "weights": "none", "schedule": {"kind": "constant", "rate": 1e-3}}
+        phases = {"heads": {"epochs": 1}, "finetune": {"epochs": 1}}
+        spec = known.colour_spec(TASKS, trunk=trunk, phases=phases, validation=0.2)
+        (folder / "museum.toml").write_text(spec.to_toml())
+        shutil.copy(sorted((folder / "museum" / "images").rglob("*.png"))[0], folder / "a.png")
+        known.make_run(folder / "runs" / "first", data, tasks=TASKS)
+        run = mt.open_run(folder / "runs" / "first")
+        run.evaluate()
+        run.export(["savedmodel", "onnx"])
+        yield folder
+
+
+@pytest.fixture
+def museum(museum_made, tmp_path, monkeypatch, tiny_trunk):
+    """A copy of it, which is the current folder."""
+    folder = tmp_path / "work"
+    shutil.copytree(museum_made, folder)
+    monkeypatch.chdir(folder)
+    return folder

@@ -1,0 +1,206 @@
+"""Predictions from Python: the answers that are known, for every kind of input and runtime."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import multitask as mt
+from multitask.serving.runtimes import RUNTIMES
+from multitask.spec import field_of
+
+SIZE = (40, 30)
+COLOURS = np.random.default_rng(7).integers(0, 256, (23, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Single-colour images, uint8 [height, width, 3] each."""
+    return [np.full((*SIZE, 3), colour, np.uint8) for colour in COLOURS]
+
+
+@pytest.fixture
+def expected(known):
+    """Task -> float64 [n, classes], by SciPy."""
+    answers = known.answers(COLOURS)
+    return {task: answers[task] for task in ("shade", "warmth")}
+
+
+def open_model(folder, runtime):
+    return mt.load_model(folder / "runs/first") if runtime is None else mt.load_model(
+        folder / "runs/first/export", runtime=runtime, calibrated=False
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "tensorflow"])
+def test_the_known_answers(museum, images, expected, runtime):
+    if not RUNTIMES[runtime].installed:
+        pytest.skip(f"no {runtime}")
+    model = open_model(museum, runtime)
+    result = model.probabilities(images)
+    for task, values in expected.items():
+        np.testing.assert_allclose(result[task], values, atol=1e-4)
+    table = model.predict(images)
+    for task, values in expected.items():
+        names = np.asarray(model.classes[task])
+        order = np.argsort(-values, axis=1, kind="stable")
+        assert table[field_of(task, "predicted")].tolist() == names[order[:, 0]].tolist()
+        for place in (1, 2, 3):
+            assert table[field_of(task, f"{place}")].tolist() == names[order[:, place - 1]].tolist()
+            np.testing.assert_allclose(
+                table[field_of(task, f"{place}_probability")],
+                np.take_along_axis(values, order, axis=1)[:, place - 1],
+                atol=1e-4,
+            )
+
+
+def test_a_run_and_its_export_agree(museum, images):
+    of_run = mt.load_model("runs/first").probabilities(images)
+    of_export = mt.load_model("runs/first/export").probabilities(images)
+    for task, values in of_run.items():
+        np.testing.assert_allclose(of_export[task], values, atol=1e-5)
+    by_method = mt.open_run("runs/first").load_model().probabilities(images)
+    for task, values in of_run.items():
+        np.testing.assert_array_equal(by_method[task], values)
+
+
+def test_every_kind_of_image(museum, images):
+    Image.fromarray(images[0]).save("b.png")
+    given = ["b.png", museum / "b.png", (museum / "b.png").read_bytes()]
+    given += [Image.open("b.png"), images[0]]
+    model = mt.load_model("runs/first/export")
+    table = model.predict(given)
+    names = ["b.png", str(museum / "b.png"), "images[2]", "images[3]", "images[4]"]
+    assert table["path"].tolist() == names
+    assert len(table.drop(columns="path").drop_duplicates()) == 1
+    for one in given:
+        single = model.predict(one)
+        pd.testing.assert_frame_equal(
+            single.drop(columns="path"), table.iloc[:1].drop(columns="path"), check_frame_type=False
+        )
+    batch = model.predict(np.stack(images[:3]))
+    assert len(batch) == 3
+    assert model.embed(given).shape == (5, 3)
+
+
+def test_the_same_answers_as_the_command(museum, capsys):
+    from multitask.__main__ import main
+
+    files = sorted(str(path) for path in (museum / "museum/images").rglob("*.png"))[:20]
+    command = ["predict", "--model=runs/first/export", "--runtime=onnxruntime", "--out=a.csv"]
+    main([*command, *files])
+    written = pd.read_csv("a.csv", dtype={"error": str}, keep_default_na=False)
+    table = mt.load_model("runs/first/export", runtime="onnxruntime").predict(files)
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(table), written, check_exact=False, atol=1e-5, check_dtype=False
+    )
+
+
+def test_an_unreadable_image_is_a_row_or_an_error(museum, images):
+    model = mt.load_model("runs/first/export")
+    table = model.predict([images[0], "missing.png", b"GIF89a", images[1]])
+    assert table["error"].tolist() == [
+        "",
+        "No such file or directory",
+        "not a JPEG, PNG or WebP image: it is a GIF",
+        "",
+    ]
+    assert table["shade/predicted"].isna().tolist() == [False, True, True, False]
+    whole = model.predict(images[:2])
+    assert table["shade/1_probability"].dropna().tolist() == whole["shade/1_probability"].tolist()
+    for method in (model.embed, model.probabilities, model.similar):
+        with pytest.raises(mt.InputError, match=r"^images: missing.png: No such file") as raised:
+            method([images[0], "missing.png"])
+        assert raised.value.field == "images"
+
+
+def test_thresholds(museum, images, expected):
+    model = mt.load_model("runs/first/export", calibrated=False)
+    median = float(np.median(expected["shade"].max(axis=1)))
+    least = {"shade": median + 1e-3}
+    table = model.predict(images, min_confidence=least)
+    unsure = expected["shade"].max(axis=1) < median + 1e-3
+    assert unsure.any()
+    assert not unsure.all()
+    assert (table["shade/predicted"] == "uncertain").tolist() == unsure.tolist()
+    assert not (table["warmth/predicted"] == "uncertain").any()
+    everything = model.predict(images, min_confidence=1.0)
+    assert (everything[["shade/predicted", "warmth/predicted"]] == "uncertain").all(axis=None)
+
+
+def test_similar_images_are_the_nearest_colours(museum, images, data):
+    """By hand: the embedding of a single-colour image is its colour; the distance is the angle."""
+    model = mt.load_model("runs/first/export")
+    table = model.similar(images[:4], top_k=3)
+    train = sorted(data.train_labels["shade"])
+    colours = np.array([data.painted[path] for path in train], np.float64)
+    units = colours / np.linalg.norm(colours, axis=1, keepdims=True)
+    assert table["rank"].tolist() == [1, 2, 3] * 4
+    for place, colour in enumerate(COLOURS[:4].astype(np.float64)):
+        distances = 1 - units @ (colour / np.linalg.norm(colour))
+        rows = table[table["image"] == f"images[{place}]"]
+        order = np.argsort(distances, kind="stable")[:3]
+        assert rows["path"].tolist() == [train[i] for i in order]
+        np.testing.assert_allclose(rows["distance"], distances[order], atol=1e-4)
+        assert rows["shade/label"].tolist() == [
+            model.classes["shade"][data.train_labels["shade"][train[i]]] for i in order
+        ]
+    of_run = mt.load_model("runs/first").similar(images[:4], top_k=3)
+    assert of_run["path"].tolist() == table["path"].tolist()
+
+
+def test_no_images(museum):
+    model = mt.load_model("runs/first/export")
+    assert len(model.predict([])) == 0
+    assert list(model.predict([]).columns) == list(model.predict("a.png").columns)
+    assert model.probabilities([])["shade"].shape == (0, 12)
+    assert len(model.similar([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "field", "text"),
+    [
+        (lambda: mt.load_model("no/such"), "model", "no such folder"),
+        (lambda: mt.load_model("museum"), "model", "not an export"),
+        (lambda: mt.load_model("runs/first/export", runtime="onyx"), "runtime", "onnxruntime"),
+        (lambda: mt.load_model("runs/first/export", runtime="litert"), "runtime", "litert"),
+        (
+            lambda: mt.load_model("runs/first").predict("a.png", min_confidence=2),
+            "min_confidence",
+            "2",
+        ),
+        (
+            lambda: mt.load_model("runs/first").predict("a.png", min_confidence={"shad": 0.5}),
+            "min_confidence",
+            "shad",
+        ),
+        (lambda: mt.load_model("runs/first").similar("a.png", top_k=0), "top_k", "0"),
+        (lambda: mt.load_model("runs/first").predict(7), "images", "int"),
+    ],
+)
+def test_wrong_arguments(museum, call, field, text):
+    with pytest.raises(mt.InputError) as raised:
+        call()
+    assert raised.value.field == field
+    assert text in str(raised.value)
+    assert "--" not in str(raised.value).replace("--format", "")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_no_tensorflow_is_imported(museum, runtime):
+    if not RUNTIMES[runtime].installed:
+        pytest.skip(f"no {runtime}")
+    code = (
+        "import sys, multitask as mt\n"
+        f"model = mt.load_model('runs/first/export', runtime={runtime!r})\n"
+        "table = model.predict(['a.png'])\n"
+        "table._repr_html_(); model.embed('a.png'); model.thresholds\n"
+        "print(table['shade/predicted'][0], *{'tensorflow', 'keras'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ivory"]
+    assert done.stderr == ""
