@@ -124,8 +124,9 @@ def case(known, mount_disk, tmp_path_factory):
 
 
 def errors(ended) -> list[str]:
-    """The lines of standard error, without predict's note on the files that it skipped."""
-    return [line for line in ended.err.splitlines() if not line.startswith("Skipped ")]
+    """The lines of standard error, without the log of the commands that print their result."""
+    log = ("Skipped ", "Embedding ")
+    return [line for line in ended.err.splitlines() if not line.startswith(log)]
 
 
 def assert_one_line(ended, case: SmallDiskCase) -> None:
