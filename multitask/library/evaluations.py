@@ -78,7 +78,7 @@ class RunEvaluation:
         return drawing.figure
 
     def _repr_html_(self) -> str:
-        shown = [self.metrics.to_html(float_format="{:.3f}".format, na_rep="n/a")]
+        shown = [self.metrics.rename_axis(None).to_html(float_format="{:.3f}".format, na_rep="n/a")]
         for task in self._evaluation.predictions.classes:
             figure = self.plot("confusion_matrix", task)
             shown.append(figure_html(figure._repr_png_(), f"confusion matrix of {task}"))  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ def table_html(title: str, facts: Mapping[str, Any]) -> str:
         .format(name, "–" if value is None else value)
         for name, value in facts.items()
     )  # fmt: skip
-    return Markup("<strong>{}</strong><table>{}</table>").format(title, rows)
+    return str(Markup("<strong>{}</strong><table>{}</table>").format(title, rows))
 
 
 def grid_html(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -31,7 +31,8 @@ def grid_html(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         )
         for cells in rows
     )
-    return Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(heads, body)
+    table = Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>")
+    return str(table.format(heads, body))
 
 
 def image_html(source: str) -> Markup:
@@ -42,9 +43,8 @@ def image_html(source: str) -> Markup:
 def figure_html(png: bytes, description: str) -> str:
     """A plot as an image."""
     data = base64.b64encode(png).decode()
-    return Markup("<img alt='{}' src='data:image/png;base64,{}' style='max-width:100%'>").format(
-        description, data
-    )
+    image = Markup("<img alt='{}' src='data:image/png;base64,{}' style='max-width:100%'>")
+    return str(image.format(description, data))
 
 
 def curves_html(history: "pd.DataFrame", tasks: Sequence[str]) -> str:

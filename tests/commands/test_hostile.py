@@ -868,7 +868,7 @@ def test_the_smallest_collections_are_trained(collection, capsys, tiny_trunk, tr
     argv = [f"--spec={collection / 'spec.toml'}", f"--data_dir={data}", "--nosimilar"]
     main(["train", *argv, f"--workdir={collection / 'run'}"])
     out = capsys.readouterr().out
-    assert ("has one class" in out) == (classes == "0 a\n")
+    assert ("has a single class" in out) == (classes == "0 a\n")
     assert (collection / "run/results/report.html").is_file()
 
 

@@ -1,0 +1,247 @@
+"""Runs from Python: the numbers of the commands, the log, the errors, and what a notebook shows."""
+
+import json
+import logging
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+
+import multitask as mt
+from multitask import console
+from multitask.__main__ import main
+from multitask.console import progress_bar
+from multitask.evaluation.task_plots import PLOTS
+
+HISTORY_OF_TIME = ("images_per_second", "seconds")
+
+
+def weights_of(workdir):
+    import keras
+
+    return keras.saving.load_model(workdir / "models" / "best_model.keras").get_weights()
+
+
+@pytest.fixture
+def handlers():
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+def test_the_same_run_as_the_command(museum, handlers):
+    spec = mt.load_spec("museum.toml", seed=3)
+    run = mt.train(spec, data_dir="museum", workdir="by_library", deterministic=True)
+    assert {n: signal.getsignal(n) for n in handlers} == handlers
+    main(["train", "--spec=museum.toml", "--seed=3", "--data_dir=museum", "--workdir=by_command"])
+    for own, other in zip(weights_of(run.workdir), weights_of(museum / "by_command"), strict=True):
+        np.testing.assert_array_equal(own, other)
+    written = pd.read_csv("by_command/logs/history.csv")
+    same = [name for name in written if name not in HISTORY_OF_TIME]
+    pd.testing.assert_frame_equal(run.history[same], written[same], check_exact=True)
+    scores = written["val_macro_f1"]
+    assert run.best_epoch == int(np.flatnonzero(scores == scores.max())[0]) + 1
+    evaluation = run.evaluate()
+    metrics = json.loads((museum / "by_command/results/metrics.json").read_text())["metrics"]
+    for task, values in evaluation.metrics.iterrows():
+        for name in ("labelled", "top1", "macro_f1", "balanced_accuracy"):
+            assert values[name] == metrics[f"{task}/{name}"]
+
+
+def test_a_call_resumes_and_refuses_as_the_command(museum):
+    spec = mt.load_spec("museum.toml")
+    first = mt.train(spec, "museum", "run", phase="heads")
+    assert first.history["phase"].tolist() == ["heads"]
+    second = mt.train(spec, "museum", "run")
+    assert second.history["phase"].tolist() == ["heads", "finetune"]
+    again = mt.train("museum.toml", "museum", "run")
+    assert again.history.equals(second.history)
+    with pytest.raises(mt.InputError, match="holds a run with other settings") as raised:
+        mt.train(mt.load_spec("museum.toml", seed=9), "museum", "run")
+    assert raised.value.field == "workdir"
+
+
+@pytest.mark.parametrize(
+    ("call", "field", "text"),
+    [
+        (lambda: mt.load_spec("wikiartt"), "spec", 'Did you mean "wikiart"?'),
+        (lambda: mt.load_spec("demo", image_sise=1), "image_sise", 'Did you mean "image_size"?'),
+        (lambda: mt.load_spec("demo", tasks=["artists"]), "tasks", 'Did you mean "artist"?'),
+        (lambda: mt.load_spec("demo", {"task[stile].subset": 1}), "task[stile].subset", "style"),
+        (lambda: mt.train("museum.toml", "nowhere", "run"), "data_dir", "is not a folder"),
+        (lambda: mt.train("museum.toml", "museum", "a.png"), "workdir", "is a file"),
+        (lambda: mt.train("museum.toml", "museum", "run", phase="head"), "phase", '"heads"'),
+        (lambda: mt.open_run("museum"), "workdir", "holds no run"),
+        (lambda: mt.open_run("runs/first").evaluate(tta="flop"), "tta", '"flip"'),
+        (lambda: mt.open_run("runs/first").export(["onyx"]), "format", '"onnx"'),
+        (lambda: mt.open_run("runs/first").export(tasks=["shades"]), "tasks", '"shade"'),
+    ],
+)
+def test_wrong_arguments(museum, call, field, text):
+    with pytest.raises(mt.InputError) as raised:
+        call()
+    assert raised.value.field == field
+    line = str(raised.value)
+    assert line.startswith(f"{field}: ")
+    assert text in line
+    assert "\n" not in line
+    assert not (museum / "run").exists()
+
+
+def test_an_evaluation(museum):
+    evaluation = mt.open_run("runs/first").evaluate(similar=False)
+    frame = evaluation.predictions
+    for task in ("shade", "warmth"):
+        rows = frame[frame[f"{task}/true"] != ""]
+        right = (rows[f"{task}/true"] == rows[f"{task}/predicted"]).mean()
+        assert evaluation.metrics.loc[task, "top1"] == pytest.approx(right)
+        assert evaluation.metrics.loc[task, "labelled"] == len(rows)
+        macro_f1 = sklearn.metrics.f1_score(
+            rows[f"{task}/true"],
+            rows[f"{task}/predicted"],
+            labels=sorted(set(rows[f"{task}/true"])),
+            average="macro",
+        )
+        assert evaluation.metrics.loc[task, "macro_f1"] == pytest.approx(macro_f1)
+    assert evaluation.report == evaluation.folder / "report.html"
+    assert evaluation.report.is_file()
+    with pytest.raises(mt.InputError, match=r'kind: .* Did you mean "confusion_matrix"\?'):
+        evaluation.plot("confusion", "shade")
+    with pytest.raises(mt.InputError, match=r'task: .* Did you mean "shade"\?'):
+        evaluation.plot("f1_scores", "shades")
+
+
+def test_the_plots_are_the_files_of_the_report(museum):
+    evaluation = mt.open_run("runs/first").evaluate(similar=False)
+    for kind in PLOTS:
+        figure = evaluation.plot(kind, task="shade")
+        assert figure._repr_png_() == (evaluation.folder / f"{kind}_shade.png").read_bytes(), kind
+
+
+# === In a notebook ===
+
+
+def test_a_run_shows_itself(museum):
+    spec = mt.load_spec("museum.toml", batch_size=5)
+    run = mt.train(spec, "museum", "run")
+    html = run._repr_html_()
+    assert html.count("<img ") == 2
+    assert "&lt;" not in html
+    assert re.search(r"batch_size</th><td[^>]*>5 \(spec: 7\)</td>", html)
+    assert "image_size" not in html
+    assert f">{run.best_epoch}</td>" in html
+    assert "No epoch" in mt.open_run("runs/first")._repr_html_()
+
+
+def test_an_evaluation_shows_itself(museum):
+    html = mt.open_run("runs/first").evaluate(similar=False)._repr_html_()
+    assert html.count("<img ") == 2
+    assert html.count("<th>shade</th>") == 1
+    assert "&lt;" not in html
+
+
+def test_predictions_show_themselves(museum):
+    images = np.zeros((23, 8, 8, 3), np.uint8)
+    table = mt.load_model("runs/first/export").predict([*images[:2], "<b>.png", *images[2:]])
+    html = table._repr_html_()
+    assert html.count("<img ") == 19  # of the first 20 rows, one is missing
+    assert "&lt;b&gt;.png" in html
+    assert "<p>and 4 more rows</p>" in html
+    assert "<img" not in table[1:3]._repr_html_()  # of pandas
+
+
+# === The log ===
+
+TRAINED_TWICE = """
+import logging, sys
+import multitask as mt
+from multitask.model.trunks import TRUNKS
+sys.path.insert(0, sys.argv[1])
+import tiny_trunk
+TRUNKS["tiny"] = tiny_trunk.two_blocks
+mt.train("museum.toml", "museum", "first")
+print("=== silent ===")
+logging.getLogger("multitask").setLevel(logging.WARNING)
+mt.train("museum.toml", "museum", "second")
+"""
+
+
+def test_the_log_is_shown_unless_its_level_silences_it(museum, pytestconfig):
+    tests = pytestconfig.rootpath / "tests"
+    command = [sys.executable, "-c", TRAINED_TWICE, str(tests)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, second = done.stdout.split("=== silent ===")
+    assert "finetune 1/1" in first
+    assert second.strip() == ""
+    assert "finetune" not in done.stderr
+    assert (museum / "second/models/best_model.keras").is_file()
+
+
+@pytest.fixture
+def package_log(monkeypatch):
+    """A function that returns the package's logger, without a level or handlers anywhere."""
+
+    def bare():  # called by the test, as pytest adds its own handlers after the fixtures
+        logger = logging.getLogger("multitask")
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logging.root, "handlers", [])
+        logger.setLevel(logging.NOTSET)
+        console._has_handlers.cache_clear()
+        return logger
+
+    yield bare
+    console._has_handlers.cache_clear()
+
+
+def test_a_program_with_handlers_gets_the_log(package_log, capsys):
+    log, collected = package_log(), []
+    handler = logging.Handler()
+    handler.emit = lambda record: collected.append(record.getMessage())
+    logging.root.handlers.append(handler)
+    with console.log_shown():
+        log.info("one")
+    assert collected == ["one"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_program_without_handlers_sees_the_log(package_log, capsys):
+    log = package_log()
+    with console.log_shown():
+        logging.root.handlers.append(logging.NullHandler())  # as tf2onnx adds one
+        log.info("one")
+        log.debug("not this")
+    with console.log_shown():
+        log.info("two")
+    log.info("not shown outside of calls")
+    assert capsys.readouterr().out == "one\ntwo\n"
+    assert not log.handlers
+
+
+class Terminal:
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("level", "shown"), [(logging.INFO, True), (logging.WARNING, False)])
+def test_bars_follow_the_level_of_the_log(monkeypatch, level, shown):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    logger = logging.getLogger("multitask")
+    monkeypatch.setattr(logger, "level", level)
+    logger.manager._clear_cache()
+    with progress_bar("decoding", 3) as bar:
+        bar.update(3)
+    logger.manager._clear_cache()
+    assert ("decoding" in terminal.text) is shown
