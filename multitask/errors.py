@@ -69,5 +69,5 @@ def expected(word: str, choices: Iterable[str]) -> str:
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra. On PyPI, `multitask` is a different project."""
+    """The command that installs an extra. The package is not on PyPI."""
     return f"pip install '.[{extra}]' (in the folder of this project)"
