@@ -120,8 +120,7 @@ def train(
         per_task_best: save each task's own best epoch too.
         checkpoint_minutes: time between two checkpoints; each epoch also ends with one.
         deterministic: same bits for the same seed; None: only on a CPU, where it costs nothing.
-        catch_signals: finish the step and save a checkpoint after SIGTERM or Ctrl-C. Otherwise
-            they act at once, and the run resumes from the checkpoint before.
+        catch_signals: after SIGTERM or Ctrl-C, finish the step and save a checkpoint.
         extensions: built for this spec; required where it has an option of `extensions.FIELDS`.
         placement: devices and processes.
 

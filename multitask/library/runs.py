@@ -94,10 +94,9 @@ def train(
 
     Example:
         >>> import multitask as mt
-        >>> spec = mt.load_spec("museum.toml", {"phases.heads.epochs": 2})
-        >>> run = mt.train(spec, data_dir="museum", workdir="runs/second")
+        >>> run = mt.train("museum.toml", data_dir="museum", workdir="runs/second")
         >>> run.history["phase"].tolist()
-        ['heads', 'heads', 'finetune']
+        ['heads', 'finetune']
     """
     if phase not in (*PHASES, "all"):
         raise InputError(f"{phase!r}. {expected(phase, (*PHASES, 'all'))}", field="phase")

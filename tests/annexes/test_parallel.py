@@ -210,5 +210,5 @@ def test_processes_with_different_settings_are_refused(start, tmp_path):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 2
         last = err.strip().splitlines()[-1]
-        assert last.startswith("--distribute=multihost: the processes do not agree on what to tr")
+        assert last.startswith("--distribute: multihost: the processes do not agree on what to tr")
     assert not (tmp_path / "run").exists()
