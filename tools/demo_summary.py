@@ -23,7 +23,7 @@ def main(workdir: Path) -> int:
             f"{task:<{width}}  {metrics[f'{task}/top1']:.3f}     {metrics[f'{task}/macro_f1']:.3f}"
             f"   {'':<16} {baseline[f'{task}/top1']:.3f}     {baseline[f'{task}/macro_f1']:.3f}"
         )
-    print(f"\nResults:    {workdir / 'results'}")
+    print(f"\nReport:     {workdir / 'results' / 'report.html'}")
     print(f"Model:      {workdir / 'export'}")
     print(f"Prediction: {workdir / 'prediction.csv'}")
     low = [task for task in tasks if metrics[f"{task}/macro_f1"] < PROMISED_MACRO_F1]
