@@ -71,12 +71,19 @@ def signatures(
         The first three return the outputs of `numbers` (SIGNATURE without the embedding), and
         `{task}_classes` string [classes] and `{task}_label` string [batch], the most probable.
     """
-    size_px = model.input_shape[1]
-    resizer = _Resizer(size_px, how)
-    functions = _prediction_functions(model, classes, resizer, calibrations)
-    functions[EMBED] = _embed(model, resizer)
-    if len(trunk_and_heads(model)[0].output_shape) == 4:
-        functions[ATTENTION] = _attention(model)
+    resizer = _Resizer(model.input_shape[1], how)
+    trunk, heads = trunk_and_heads(model)
+    examined = examined_model(model)
+
+    # One function that all signatures call: the network is traced, written and loaded once.
+    @tf.function(input_signature=[_images(*model.input_shape[1:])])
+    def network(image: tf.Tensor) -> dict:
+        return examined(image, training=False)
+
+    functions = _prediction_functions(network, classes, resizer, calibrations)
+    functions[EMBED] = _embed(network, heads, resizer)
+    if len(trunk.output_shape) == 4:
+        functions[ATTENTION] = _attention(network, heads, _images(*model.input_shape[1:]))
     return functions
 
 
@@ -117,16 +124,14 @@ class _Resizer:
 
 
 def _prediction_functions(
-    model: keras.Model,
+    network: Callable,
     classes: Mapping[str, Sequence[str]],
     resizer: _Resizer,
     calibrations: Mapping[str, Calibration],
 ) -> dict[str, Callable]:
-    examined, heads = examined_model(model), trunk_and_heads(model)[1]
-
     def with_names(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        for task in heads:
-            names = tf.constant(classes[task])
+        for task, class_names in classes.items():
+            names = tf.constant(class_names)
             outputs[output_of(task, "classes")] = names
             outputs[output_of(task, "label")] = tf.gather(
                 names, tf.argmax(outputs[output_of(task, "logits")], axis=-1)
@@ -136,14 +141,14 @@ def _prediction_functions(
     @tf.function(input_signature=[_encoded_images()])
     def serve(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         image = resizer.decode(image_bytes)
-        outputs = _outputs(examined(image, training=False), calibrations)
+        outputs = _outputs(network(image), calibrations)
         del outputs[EMBEDDING]
         return with_names(outputs)
 
     @tf.function(input_signature=[_images(None, None, 3)])
     def pixels(image: tf.Tensor) -> dict[str, tf.Tensor]:
         image = resizer.resize(image)
-        return with_names(_outputs(examined(image, training=False), calibrations))
+        return with_names(_outputs(network(image), calibrations))
 
     @tf.function(input_signature=[_images(None, None, 3, dtype=tf.uint8)])
     def pixels_uint8(image: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -152,12 +157,10 @@ def _prediction_functions(
     return {SIGNATURE: serve, PIXELS: pixels, PIXELS_UINT8: pixels_uint8}
 
 
-def _embed(model: keras.Model, resizer: _Resizer) -> Callable:
-    examined, heads = examined_model(model), trunk_and_heads(model)[1]
-
+def _embed(network: Callable, heads: Mapping[str, keras.Model], resizer: _Resizer) -> Callable:
     @tf.function(input_signature=[_encoded_images()])
     def embed(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        vectors = examined(resizer.decode(image_bytes), training=False)[VECTORS]
+        vectors = network(resizer.decode(image_bytes))[VECTORS]
         return {
             EMBEDDING: vectors[SHARED],
             **{output_of(task, EMBEDDING): vectors[task] for task in heads},
@@ -166,12 +169,12 @@ def _embed(model: keras.Model, resizer: _Resizer) -> Callable:
     return embed
 
 
-def _attention(model: keras.Model) -> Callable:
-    examined, heads = examined_model(model), trunk_and_heads(model)[1]
-
-    @tf.function(input_signature=[_images(*model.input_shape[1:])])
+def _attention(
+    network: Callable, heads: Mapping[str, keras.Model], images: tf.TensorSpec
+) -> Callable:
+    @tf.function(input_signature=[images])
     def attention(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        values = examined(image, training=False)
+        values = network(image)
         return {
             output_of(task, ATTENTION): activation_maps(
                 head, values[FEATURES], tf.argmax(values[ANSWERS][task], axis=-1)

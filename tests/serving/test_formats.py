@@ -17,6 +17,7 @@ import sklearn.metrics
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
+from tensorflow.core.protobuf import saved_model_pb2
 
 from multitask.__main__ import main
 from multitask.data.decode import resize_image
@@ -177,6 +178,15 @@ def test_no_weight_is_written_twice(folder, run):
     shapes = reader.get_variable_to_shape_map()
     floats = sum(int(np.prod(s)) for name, s in shapes.items() if "OBJECT_GRAPH" not in name)
     assert floats == sum(int(np.prod(w.shape)) for w in model.weights)
+
+
+def test_the_signatures_share_one_network(folder):
+    """All five call one function, so that a SavedModel is written and loaded fast."""
+    (file,) = folder.rglob("saved_model.pb")
+    graph = saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs[0].graph_def
+    nodes = [node.op for function in graph.library.function for node in function.node_def]
+    # The trunk's pooling. TensorFlow traces every function once more while it saves.
+    assert nodes.count("AvgPool") == 2
 
 
 # === The SavedModel's signatures ===
