@@ -126,7 +126,8 @@ def progress_bar(
 ) -> Any:
     """Make a progress bar that disappears when it is closed.
 
-    It is shown on a terminal and in a notebook, if the package's log shows INFO.
+    It is shown on a terminal and in a notebook, if the package's log shows INFO. In a notebook it
+    is part of standard output, where the next line of the log replaces it.
 
     Args:
         description: text before the bar.
@@ -137,7 +138,8 @@ def progress_bar(
         hidden: show nothing.
     """
     # None: hidden unless stderr is a terminal, which a notebook's is not.
-    unseen = False if in_notebook() else None
+    notebook = in_notebook()
+    unseen = False if notebook else None
     return ProgressBar(
         iterable,
         desc=description,
@@ -145,6 +147,7 @@ def progress_bar(
         initial=initial,
         unit=unit,
         leave=False,
+        file=sys.stdout if notebook else None,
         disable=hidden or not LOGGER.isEnabledFor(logging.INFO) or unseen,
     )
 
@@ -161,6 +164,7 @@ def log_shown() -> Iterator[None]:
     """Show the package's log within the context, for a call from Python without any set-up.
 
     Nothing changes if the program has handlers of its own, or has set the level of the log.
+    TensorFlow's log shows its errors only. In a notebook it would show more than in a command.
     """
     ours = _has_handlers()
     before = LOGGER.level, LOGGER.propagate
@@ -169,12 +173,27 @@ def log_shown() -> Iterator[None]:
     if not ours:
         LOGGER.addHandler(_handler)
         LOGGER.propagate = False
+    with _errors_only(logging.getLogger("tensorflow")):
+        try:
+            yield
+        finally:
+            if not ours:
+                LOGGER.removeHandler(_handler)
+            LOGGER.level, LOGGER.propagate = before
+
+
+@contextlib.contextmanager
+def _errors_only(logger: logging.Logger) -> Iterator[None]:
+    """Filter a log; its level is not used, as the import of the library may set it."""
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(is_error)
     try:
         yield
     finally:
-        if not ours:
-            LOGGER.removeHandler(_handler)
-        LOGGER.level, LOGGER.propagate = before
+        logger.removeFilter(is_error)
 
 
 def flush_output() -> None:

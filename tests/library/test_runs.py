@@ -220,6 +220,22 @@ def test_a_program_without_handlers_sees_the_log(package_log, capsys):
     assert not log.handlers
 
 
+def test_of_the_log_of_tensorflow_only_errors_are_shown(monkeypatch, caplog):
+    tensorflow = logging.getLogger("tensorflow")
+    monkeypatch.setattr(tensorflow, "propagate", True)
+    with console.log_shown():
+        monkeypatch.setattr(tensorflow, "level", logging.INFO)  # as its import in a notebook does
+        with console.log_shown():
+            tensorflow.warning("traced often")
+        tensorflow.warning("traced often")
+        tensorflow.error("failed")
+    tensorflow.info("Assets written")
+    assert [r.message for r in caplog.records if r.name == "tensorflow"] == [
+        "failed",
+        "Assets written",
+    ]
+
+
 class Terminal:
     def __init__(self):
         self.text = ""
@@ -245,3 +261,17 @@ def test_bars_follow_the_level_of_the_log(monkeypatch, level, shown):
         bar.update(3)
     logger.manager._clear_cache()
     assert ("decoding" in terminal.text) is shown
+
+
+def test_bars_of_a_notebook_are_in_the_order_of_the_log(monkeypatch, capsys):
+    monkeypatch.setattr(console, "in_notebook", lambda: True)
+    logger = logging.getLogger("multitask")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.manager._clear_cache()
+    with progress_bar("decoding", 3):
+        pass
+    logger.manager._clear_cache()
+    print("decoded")
+    out, err = capsys.readouterr()
+    assert re.search(r"decoding:.*\r +\rdecoded\n$", out)
+    assert err == ""
