@@ -20,6 +20,8 @@ SHOWN = {
     "data_specs/wikiart.toml": "specs/wikiart.toml",
     "data_specs/wikiart_lite.toml": "specs/wikiart_lite.toml",
     "data_specs/demo.toml": "specs/demo.toml",
+    "examples/quickstart.ipynb": "examples/quickstart.ipynb",
+    "examples/own_collection.ipynb": "examples/own_collection.ipynb",
 }
 ORIGINS = {place: name for name, place in SHOWN.items()}
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
