@@ -147,7 +147,7 @@ evaluation.plot("f1_scores", task="style")
 # %%
 TASK = "artist"
 predictions = evaluation.predictions
-labelled = predictions[f"{TASK}/true"] != ""
+labelled = predictions[f"{TASK}/true"].notna()
 wrong = predictions[labelled & (predictions[f"{TASK}/true"] != predictions[f"{TASK}/predicted"])]
 wrong = wrong.sort_values(f"{TASK}/confidence", ascending=False).filter(regex=f"path|{TASK}/")
 wrong.head()

@@ -27,6 +27,10 @@ class InputError(ValueError):
         super().__init__(text if field is None else f"{field}: {text}")
         self.field = field
 
+    def _render_traceback_(self) -> list[str]:
+        """The error in a notebook: the line for the user instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class SpecError(InputError):
     """A field of a spec is wrong."""

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import shutil
 import signal
 import threading
 import time
@@ -301,11 +302,16 @@ class EpochEnd(EpochMemory):
     def _keep_best(self, scores: dict[str, float]) -> set[str]:
         """Save the models that improved, and return their names."""
         improved = super()._keep_best(scores)
-        for name in sorted(improved):
-            if name == BEST:
-                save_model(self.phase_model.plain, self.run.best_model)
-            elif self.per_task:
-                save_model(self.phase_model.plain, self.run.best_model_of(name.split("/")[0]))
+        files = [
+            self.run.best_model if name == BEST else self.run.best_model_of(name.split("/")[0])
+            for name in sorted(improved)
+            if name == BEST or self.per_task
+        ]
+        if files:
+            save_model(self.phase_model.plain, files[0])
+        for file in files[1:]:  # the same model; Keras needs a second to serialise it
+            with replacing(file) as temporary:
+                shutil.copyfile(files[0], temporary)
         return improved
 
     def _log(self, history: list[dict]) -> None:

@@ -30,7 +30,7 @@ class RunEvaluation:
             `weighted_f1`, `balanced_accuracy`, and those of the majority class, `majority_top1` and
             `majority_macro_f1`; NaN without a test set.
         predictions: one row per test image: `path`, and of each task the `true` and `predicted`
-            class and the `confidence`, as `style/true`.
+            class and the `confidence`, as `style/true`; a missing label is None.
 
     Example:
         >>> import multitask as mt
@@ -47,7 +47,7 @@ class RunEvaluation:
         self.folder: Path = trained.run.results
         self.report: Path = self.folder / "report.html"
         self.metrics: pd.DataFrame = _metric_table(evaluation)
-        self.predictions: pd.DataFrame = evaluation.predictions.frame()
+        self.predictions: pd.DataFrame = evaluation.predictions.frame().replace({"": None})
 
     def __repr__(self) -> str:
         return f"RunEvaluation({str(self.folder)!r})\n{self.metrics}"

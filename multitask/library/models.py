@@ -20,7 +20,7 @@ from multitask.run import open_run as open_workdir
 from multitask.serving import answers, predictor
 from multitask.serving.predictor import Predictor
 from multitask.serving.runtimes import AUTO
-from multitask.spec import SHARED, field_of
+from multitask.spec import MISSING, SHARED, field_of
 from multitask.startup import import_tensorflow_once
 
 if TYPE_CHECKING:
@@ -207,7 +207,8 @@ class ImageModel:
 
         Returns:
             `image` (the query), `rank` from 1, `distance` (1 - cosine of the embeddings), `path`
-            of the training image, and its class of each task, as `style/label`.
+            of the training image, and its class of each task, as `style/label`; None without a
+            label.
 
         Raises:
             InputError: an image cannot be read, or the run is not there.
@@ -230,7 +231,12 @@ class ImageModel:
             places, distances = nearest(gallery.loaded(SHARED), normalised(embeddings), top_k)
         rows = [
             {"image": name, "rank": rank, "distance": distance, "path": gallery.paths[place]}
-            | {field_of(t, "label"): label for t, label in gallery.label_names(place).items()}
+            | {
+                field_of(task, "label"): None if label == MISSING else names[label]
+                for (task, names), label in zip(
+                    gallery.classes.items(), gallery.labels[place], strict=True
+                )
+            }
             for name, *matches in zip(names, places, distances, strict=True)
             for rank, (place, distance) in enumerate(zip(*matches, strict=True), start=1)
         ]

@@ -114,8 +114,8 @@ class Predictor:
             why = "; ".join(f"{task}: {reason}" for task, reason in reasons.items())
             raise InputError(
                 f"auto:{accuracy:g}: the validation split shows no such "
-                f"confidence ({why}). Give a number, such as --min_confidence=0.6; a new training "
-                "with a larger validation split (--validation_share) may provide one",
+                f"confidence ({why}). Give a number, such as 0.6; a new training with a larger "
+                "validation split (field validation) may provide one",
                 field="min_confidence",
             )
         return thresholds

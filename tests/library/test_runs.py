@@ -95,7 +95,8 @@ def test_an_evaluation(museum):
     evaluation = mt.open_run("runs/first").evaluate(similar=False)
     frame = evaluation.predictions
     for task in ("shade", "warmth"):
-        rows = frame[frame[f"{task}/true"] != ""]
+        rows = frame[frame[f"{task}/true"].notna()]
+        assert len(rows) < len(frame)
         right = (rows[f"{task}/true"] == rows[f"{task}/predicted"]).mean()
         assert evaluation.metrics.loc[task, "top1"] == pytest.approx(right)
         assert evaluation.metrics.loc[task, "labelled"] == len(rows)
@@ -151,6 +152,14 @@ def test_predictions_show_themselves(museum):
     assert "&lt;b&gt;.png" in html
     assert "<p>and 4 more rows</p>" in html
     assert "<img" not in table[1:3]._repr_html_()  # of pandas
+
+
+def test_a_wrong_argument_is_one_line_in_a_notebook():
+    """IPython shows what this method returns instead of a traceback."""
+    with pytest.raises(mt.InputError) as raised:
+        mt.load_spec("demo", batch_size=0)
+    (line,) = raised.value._render_traceback_()
+    assert line == "SpecError: batch_size: 0: input should be greater than 0"
 
 
 # === The log ===

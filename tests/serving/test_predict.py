@@ -542,8 +542,8 @@ def test_thresholds_of_a_wished_accuracy(calibrated):
     assert str(caught.value) == (
         "min_confidence: auto:0.95: the validation split shows no such confidence (shade: this "
         "accuracy is never reached, at most 0.900; warmth: this accuracy is never reached, at most "
-        "0.900). Give a number, such as --min_confidence=0.6; a new training with a larger "
-        "validation split (--validation_share) may provide one"
+        "0.900). Give a number, such as 0.6; a new training with a larger "
+        "validation split (field validation) may provide one"
     )
     assert calibrated.thresholds(0.75) == {"shade": 0.5, "warmth": 0.5, "empty": np.inf}
 
