@@ -98,7 +98,7 @@ def job(tiny_data, tiny_spec, tiny_trunk, half_labelled, tmp_path, shelf):
     def make(*, cached: bool):
         settings = {"features.cache": "on" if cached else "off"}
         if cached:
-            settings["views"] = ("features.views", 1)
+            settings["features.views"] = 1
         settled = override(spec, settings)
 
         def go(workdir, minutes=10.0):

@@ -1009,7 +1009,7 @@ def test_a_temperature_of_few_images_is_1_and_everything_says_why(known, data, t
     for task in run.spec.task_names:
         assert f"{task}: only {content[task]['fitted_on']} validation images have a label" in line
     assert "multitask evaluate" not in line  # it was
-    assert "Give a number, such as --min_confidence=0.6" in line
+    assert "Give a number, such as 0.6" in line
     main(["predict", f"--workdir={run.workdir}", "--min_confidence=0.6", str(image)])  # it helps
 
 
