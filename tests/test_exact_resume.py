@@ -108,6 +108,7 @@ def job(tiny_data, tiny_spec, tiny_trunk, half_labelled, tmp_path, shelf):
                 workdir,
                 records_dir=shelf / "records",
                 checkpoint_minutes=minutes,
+                catch_signals=True,
                 extensions=build_extensions(settled),
             )
 
