@@ -66,8 +66,6 @@ def load_model(
         run = open_workdir(folder, None if data_dir is None else Path(data_dir))
         return model_of_run(run, None, calibrated=calibrated)
     with log_shown():
-        if runtime == "tensorflow":
-            import_tensorflow_once()
         loaded = predictor.load_export(folder, runtime=runtime)
     return ImageModel(replace(loaded, calibrated=calibrated), export=folder)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from multitask.files import pattern_free_path
 from multitask.spec import InputError, expected, install
+from multitask.startup import import_tensorflow_once
 
 EMBEDDING = "embedding"
 IMAGE = "image"
@@ -109,6 +110,7 @@ def _litert(path: Path) -> Infer:
 
 def load_savedmodel(path: Path) -> Any:
     """Load a SavedModel with TensorFlow, also from a path with special characters."""
+    import_tensorflow_once()
     import tensorflow as tf
 
     with pattern_free_path(path) as plain:
@@ -116,9 +118,9 @@ def load_savedmodel(path: Path) -> Any:
 
 
 def _tensorflow(path: Path) -> Infer:
+    loaded = load_savedmodel(path)
     import tensorflow as tf
 
-    loaded = load_savedmodel(path)
     signature = loaded.signatures[PIXELS]
 
     # The signature alone does not keep the variables alive.
