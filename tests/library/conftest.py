@@ -8,6 +8,24 @@ import pytest
 TASKS = ("shade", "warmth")
 
 
+@pytest.fixture(autouse=True)
+def _registries(monkeypatch):
+    """The parts that a test or an example registers are gone after it."""
+    from multitask.learning.losses import LOSSES
+    from multitask.learning.schedules import SCHEDULES
+    from multitask.library import parts
+    from multitask.model.heads import HEADS
+    from multitask.model.trunks import TRUNKS
+
+    monkeypatch.setattr(parts, "_own", set())
+    registries = (HEADS, LOSSES, SCHEDULES, TRUNKS)
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, kept in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(kept)
+
+
 @pytest.fixture(scope="session")
 def museum_made(known, tmp_path_factory):
     """museum.toml, museum/, a.png, and runs/first: evaluated and exported."""
@@ -27,7 +45,7 @@ def museum_made(known, tmp_path_factory):
         run = mt.open_run(folder / "runs" / "first")
         run.evaluate()
         run.export(["savedmodel", "onnx"])
-        yield folder
+    return folder
 
 
 @pytest.fixture

@@ -9,26 +9,7 @@ import pytest
 from keras import layers, ops
 
 import multitask as mt
-from multitask.learning.losses import LOSSES
-from multitask.learning.schedules import SCHEDULES
 from multitask.model.heads import HEADS
-from multitask.model.trunks import TRUNKS
-
-
-@pytest.fixture(autouse=True)
-def _registries(monkeypatch):
-    """Own parts are gone after each test."""
-    from multitask.library import parts
-
-    for registry in (HEADS, LOSSES, SCHEDULES, TRUNKS):
-        for name in list(registry):
-            monkeypatch.setitem(registry, name, registry[name])
-    monkeypatch.setattr(parts, "_own", set())
-    before = [dict(registry) for registry in (HEADS, LOSSES, SCHEDULES, TRUNKS)]
-    yield
-    for registry, kept in zip((HEADS, LOSSES, SCHEDULES, TRUNKS), before, strict=True):
-        registry.clear()
-        registry.update(kept)
 
 
 def two_layers(features, name, *, units: int = 8):
