@@ -44,7 +44,7 @@ def museum_made(known, tmp_path_factory):
         known.make_run(folder / "runs" / "first", data, tasks=TASKS)
         run = mt.open_run(folder / "runs" / "first")
         run.evaluate()
-        run.export(["savedmodel", "onnx"])
+        run.export(["savedmodel", "onnx", "litert"])
     return folder
 
 

@@ -35,7 +35,7 @@ def open_model(folder, runtime):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "tensorflow"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "litert", "tensorflow"])
 def test_the_known_answers(museum, images, expected, runtime):
     if not RUNTIMES[runtime].installed:
         pytest.skip(f"no {runtime}")
@@ -166,7 +166,6 @@ def test_no_images(museum):
         (lambda: mt.load_model("no/such"), "model", "no such folder"),
         (lambda: mt.load_model("museum"), "model", "not an export"),
         (lambda: mt.load_model("runs/first/export", runtime="onyx"), "runtime", "onnxruntime"),
-        (lambda: mt.load_model("runs/first/export", runtime="litert"), "runtime", "litert"),
         (
             lambda: mt.load_model("runs/first").predict("a.png", min_confidence=2),
             "min_confidence",
@@ -190,7 +189,7 @@ def test_wrong_arguments(museum, call, field, text):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "litert"])
 def test_no_tensorflow_is_imported(museum, runtime):
     if not RUNTIMES[runtime].installed:
         pytest.skip(f"no {runtime}")
