@@ -149,7 +149,7 @@ class Stopping(Checkpointer):
         )
 
     def on_epoch_end(self, epoch, logs=None):
-        # EpochEnd has counted this epoch by now.
+        # EpochRecorder has counted this epoch by now.
         self._around("end", 0, lambda: super(Stopping, self).on_epoch_end(epoch, logs))
 
 

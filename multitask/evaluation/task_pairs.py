@@ -15,7 +15,7 @@ from multitask.spec import MISSING
 # A pair of classes without a common training image is reported if each has this many training
 # images with labels of both tasks.
 MIN_TRAINING_IMAGES = 20
-CONTRADICTIONS = 24  # listed
+MAX_CONTRADICTIONS = 24  # listed
 
 
 def dependence(predictions: Predictions) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ def contradictions(
         confidences: task -> float [n], of the predictions.
 
     Returns:
-        At most CONTRADICTIONS of path, first, second (tasks), first_predicted, second_predicted
+        At most MAX_CONTRADICTIONS of path, first, second (tasks), first_predicted, second_predicted
         (class names) and confidence: the product of both confidences.
     """
     images = []
@@ -159,4 +159,4 @@ def contradictions(
                 }
             )
     images.sort(key=lambda image: (-image["confidence"], image["path"]))
-    return images[:CONTRADICTIONS]
+    return images[:MAX_CONTRADICTIONS]

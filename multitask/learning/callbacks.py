@@ -58,20 +58,20 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def noting_signals(*, enabled: bool) -> Iterator[list[int]]:
+def collecting_signals(*, enabled: bool) -> Iterator[list[int]]:
     """Collect SIGTERM and Ctrl-C in the yielded list; a second signal acts as usual.
 
     Args:
         enabled: install the handlers; otherwise the list stays empty.
     """
-    noted: list[int] = []
+    received: list[int] = []
     main = threading.current_thread() is threading.main_thread()  # others may not set handlers
     if not enabled or not main:
-        yield noted
+        yield received
         return
 
     def note(number: int, frame: object) -> None:
-        noted.append(number)
+        received.append(number)
         restore()
 
     def restore() -> None:
@@ -80,7 +80,7 @@ def noting_signals(*, enabled: bool) -> Iterator[list[int]]:
 
     before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield noted
+        yield received
     finally:
         restore()
 
@@ -90,15 +90,17 @@ class StepCounter(keras.callbacks.Callback):
 
     Args:
         progress: its `step` is counted here.
-        noted: signals received so far.
+        received: signals received so far.
         metrics: values of the metrics at `progress.step`, if that is in the middle of an epoch.
     """
 
     minutes = math.inf
 
-    def __init__(self, progress: Progress, *, noted: list[int], metrics: Sequence[np.ndarray] = ()):
+    def __init__(
+        self, progress: Progress, *, received: list[int], metrics: Sequence[np.ndarray] = ()
+    ):
         super().__init__()
-        self.progress, self.noted, self.metrics = progress, noted, metrics
+        self.progress, self.received, self.metrics = progress, received, metrics
         self.saved = time.monotonic()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -109,7 +111,7 @@ class StepCounter(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Count the step; save after a signal or when a checkpoint is due."""
         self.progress.step += 1
-        if self.noted or time.monotonic() - self.saved > 60 * self.minutes:
+        if self.received or time.monotonic() - self.saved > 60 * self.minutes:
             self._save(metric_values(self.model))
             self._stop_if_signalled()
 
@@ -119,7 +121,7 @@ class StepCounter(keras.callbacks.Callback):
 
     def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Save and stop after a signal."""
-        if self.noted:
+        if self.received:
             self._save(self.metrics)
             self._stop_if_signalled()
 
@@ -132,10 +134,10 @@ class StepCounter(keras.callbacks.Callback):
         self.model.optimizer.use_averages(False)  # validation uses the averages as weights
 
     def _stop_if_signalled(self) -> None:
-        if self.noted:
-            if self.noted[0] == signal.SIGINT:
+        if self.received:
+            if self.received[0] == signal.SIGINT:
                 raise KeyboardInterrupt
-            raise SystemExit(128 + self.noted[0])
+            raise SystemExit(128 + self.received[0])
 
 
 class Checkpointer(StepCounter):
@@ -204,7 +206,7 @@ def validation_scores(logs: dict, tasks: tuple[str, ...]) -> dict[str, float]:
     return scores
 
 
-class EpochMemory(keras.callbacks.Callback):
+class EpochTracker(keras.callbacks.Callback):
     """Tracks best scores, early stopping, plateau reduction and history; writes nothing.
 
     If the optimizer keeps moving averages of the weights, the averages are evaluated and saved as
@@ -278,8 +280,8 @@ class EpochMemory(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-class EpochEnd(EpochMemory):
-    """EpochMemory that also writes: best models, history, TensorBoard.
+class EpochRecorder(EpochTracker):
+    """EpochTracker that also writes: best models, history, TensorBoard.
 
     Args:
         run: the workdir.

@@ -40,9 +40,9 @@ from multitask.spec import MISSING, DataSpec, InputError
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of how features are computed and stored
-BEGUN, WHOLE = "done.json", "features.json"
+PROGRESS_FILE, FACTS_FILE = "done.json", "features.json"
 BATCH = 32  # of the trunk; not the batch size of the spec, because rounding depends on it
-NOTE_EVERY_S = 10.0
+SAVE_EVERY_S = 10.0
 OR_ELSE = f"name another --records_dir or give --cache_features=off, {RETRY_HINT}"
 
 
@@ -218,13 +218,13 @@ def cache_features(
     above.mkdir(parents=True, exist_ok=True)
     waiting = f"Another process is computing these features ({folder}); waiting for it …"
     with locked(above / f".{folder.name}.lock", lambda: logger.info(waiting)):
-        if not (folder / WHOLE).is_file():
+        if not (folder / FACTS_FILE).is_file():
             with writing(above):
                 done = _reserve(folder, spec, shape, counts)
                 extract = _extractor(placement.local_copy(trunk_and_heads(network)[0]), shape)
                 _compute(extract, prepared, spec, folder, counts, done)
                 facts = {"trunk": spec.trunk.name, "image_size": spec.image_size, "shape": shape}
-                write_json(folder / WHOLE, facts | counts)
+                write_json(folder / FACTS_FILE, facts | counts)
     arrays = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in counts}
     logger.info(f"Features of the frozen trunk: {folder}")
     labels = table.labels[table.rows(TRAIN)]
@@ -246,7 +246,7 @@ def _reserve(
     """Reserve disk space for the arrays; return how many rows of each split already exist."""
     dtype = np.dtype(spec.features.dtype)
     needed = sum(counts.values()) * int(np.prod(shape)) * dtype.itemsize
-    begun = (folder / BEGUN).is_file()
+    begun = (folder / PROGRESS_FILE).is_file()
     done = _done_rows(folder, counts) if begun else dict.fromkeys(counts, 0)
     if not begun:
         shutil.rmtree(folder, ignore_errors=True)
@@ -274,7 +274,7 @@ def _done_rows(folder: Path, counts: dict[str, int]) -> dict[str, int]:
     """Read how many rows of each split are computed; 0 for all if the file is unusable."""
     nothing = dict.fromkeys(counts, 0)
     try:
-        content = read_json(folder / BEGUN)
+        content = read_json(folder / PROGRESS_FILE)
         done = {split: int(content[split]) for split in counts}
     except (ValueError, KeyError, TypeError, OverflowError):
         return nothing
@@ -293,18 +293,18 @@ def _compute(
     with progress_bar("features", sum(counts.values()), initial=sum(done.values())) as bar:
         for split, count in counts.items():
             target = np.lib.format.open_memmap(folder / f"{split}.npy", "r+")
-            noted = time.monotonic()
+            saved = time.monotonic()
             for images in _missing_images(prepared, spec, split, done, count):
                 batch = _stored(extract(images), target.dtype)
                 target[done[split] : done[split] + len(batch)] = batch
                 done[split] += len(batch)
                 bar.update(len(batch))
-                if time.monotonic() - noted > NOTE_EVERY_S:
+                if time.monotonic() - saved > SAVE_EVERY_S:
                     target.flush()
-                    write_json(folder / BEGUN, done)
-                    noted = time.monotonic()
+                    write_json(folder / PROGRESS_FILE, done)
+                    saved = time.monotonic()
             target.flush()
-            write_json(folder / BEGUN, done)
+            write_json(folder / PROGRESS_FILE, done)
 
 
 def _missing_images(

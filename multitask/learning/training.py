@@ -28,11 +28,11 @@ from multitask.files import replacing
 from multitask.learning.callbacks import (
     Checkpointer,
     Console,
-    EpochEnd,
-    EpochMemory,
+    EpochRecorder,
+    EpochTracker,
     StepCounter,
     StopOnNonFinite,
-    noting_signals,
+    collecting_signals,
 )
 from multitask.learning.checkpoints import (
     BEST,
@@ -300,8 +300,8 @@ def _train_phase(
             source = cache_features(
                 network, prepared, spec, extensions=extensions, placement=placement
             )
-        with noting_signals(enabled=settings.catch_signals) as noted:
-            counting = {"noted": noted, "metrics": metrics}
+        with collecting_signals(enabled=settings.catch_signals) as received:
+            counting = {"received": received, "metrics": metrics}
             callbacks = _callbacks(run, progress, phase_model, steps, rows, settings, counting)
             with placement.scope():
                 _fit(phase_model.model, source, spec, progress, steps, callbacks, settings)
@@ -341,13 +341,13 @@ def _callbacks(
     if not settings.placement.writes:
         return [
             StopOnNonFinite(progress),
-            EpochMemory(run.spec, progress, phase_model),
+            EpochTracker(run.spec, progress, phase_model),
             StepCounter(progress, **counting),
         ]
     minutes = settings.checkpoint_minutes
     return [
         StopOnNonFinite(progress),
-        EpochEnd(run, progress, phase_model, per_task=settings.per_task_best),
+        EpochRecorder(run, progress, phase_model, per_task=settings.per_task_best),
         Console(progress, run.spec.task_names, steps, rows),
         Checkpointer(run, progress, phase_model, minutes=minutes, **counting),
     ]

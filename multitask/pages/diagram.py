@@ -18,7 +18,7 @@ from multitask.pages.canvas import (
 )
 from multitask.pages.text import shorten
 
-_BOX_IN = (5.6, 0.36)  # width and height of a box
+_BOX_IN = (6.2, 0.36)  # width and height of a box
 _STEP_IN = 0.56  # from one box to the next
 
 
@@ -36,9 +36,6 @@ def architecture(target: AnyTarget, nodes: Sequence[dict], *, task: str) -> AnyT
 
     Returns:
         `target`.
-
-    Raises:
-        ValueError: a name that occurs twice, or an input that is no earlier node.
     """
     if not nodes:
         return write_message(target, task, "architecture", "no layers")
@@ -85,21 +82,8 @@ def architecture(target: AnyTarget, nodes: Sequence[dict], *, task: str) -> AnyT
 
 
 def connections(nodes: Sequence[dict]) -> list[tuple[int, int]]:
-    """(row of the source, row of the target) of each input of `architecture`'s boxes.
-
-    Raises:
-        ValueError: a name that occurs twice, or an input that is no earlier node.
-    """
-    rows: dict[str, int] = {}
-    for row, node in enumerate(nodes):
-        unknown = [name for name in node["inputs"] if name not in rows]
-        if unknown:
-            raise ValueError(
-                f'node "{node["name"]}" has the input "{unknown[0]}", no earlier node.'
-            )
-        if node["name"] in rows:
-            raise ValueError(f'node "{node["name"]}" occurs twice.')
-        rows[node["name"]] = row
+    """(row of the source, row of the target) of each input of `architecture`'s boxes."""
+    rows = {node["name"]: row for row, node in enumerate(nodes)}
     return [(rows[name], row) for row, node in enumerate(nodes) for name in node["inputs"]]
 
 
@@ -121,15 +105,7 @@ def _draw_box(axes: Axes, node: dict, top: float) -> None:
     axes.text(x=0.12, s=name, size=8.5, weight="bold", **middle)
     parts = [shorten(node["kind"], 22), shorten(node["shape"], 16)]
     if node["parameters"]:
-        parts.append(_magnitude(node["parameters"]))
+        parts.append(f"{node['parameters']:,}")
     if node["trainable"] is False:
         parts.append("frozen")
     axes.text(x=width - 0.12, s=" · ".join(parts), ha="right", size=7.5, color=INK, **middle)
-
-
-def _magnitude(count: int) -> str:
-    """1234567 -> "1.23 M"."""
-    for limit, unit in ((1e6, " M"), (1e3, " k")):
-        if count >= limit:
-            return f"{count / limit:.3g}{unit}"
-    return str(count)

@@ -17,9 +17,9 @@ from multitask.learning import callbacks
 from multitask.learning.callbacks import (
     Checkpointer,
     Console,
-    EpochEnd,
+    EpochRecorder,
     StopOnNonFinite,
-    noting_signals,
+    collecting_signals,
     save_model,
     validation_scores,
 )
@@ -75,10 +75,10 @@ class Driver:
             plateau=self.progress.plateau,
         )
         self.run = Run(workdir, spec, workdir)
-        epoch_end = EpochEnd(self.run, self.progress, self.prepared, per_task=per_task)
-        self.noted = []
+        epoch_end = EpochRecorder(self.run, self.progress, self.prepared, per_task=per_task)
+        self.received = []
         checkpointer = Checkpointer(
-            self.run, self.progress, self.prepared, minutes=10.0, noted=self.noted
+            self.run, self.progress, self.prepared, minutes=10.0, received=self.received
         )
         self.callbacks = [epoch_end, checkpointer]  # in the order in which training has them
         for callback in self.callbacks:
@@ -404,12 +404,12 @@ def test_a_checkpoint_every_so_many_minutes_and_at_each_epochs_end(tmp_path, mon
 )
 @pytest.mark.parametrize("when", ["step", "test", "epoch"])
 def test_a_signal_is_obeyed_after_a_checkpoint(when, number, raised, code, tmp_path):
-    """In a step and in the test it is noted; what is whole then is saved."""
+    """In a step and in the test it is received; what is whole then is saved."""
     driver = Driver(tmp_path)
     checkpointer = driver.callbacks[1]
     metric = driver.prepared.model.metrics[0]
-    with noting_signals(enabled=True) as noted:
-        checkpointer.noted = noted
+    with collecting_signals(enabled=True) as received:
+        checkpointer.received = received
         checkpointer.on_train_batch_end(0, {"loss": 1.0})
         metric.update_state(2.5)
         checkpointer.on_train_batch_end(1, {"loss": 1.0})
@@ -417,7 +417,7 @@ def test_a_signal_is_obeyed_after_a_checkpoint(when, number, raised, code, tmp_p
             checkpointer.on_test_begin()
             metric.reset_state()  # as `evaluate` does
         os.kill(os.getpid(), number)
-        assert noted == [number]
+        assert received == [number]
         reach = {
             "step": lambda: checkpointer.on_train_batch_end(2, {"loss": 1.0}),
             "test": lambda: checkpointer.on_test_batch_end(0),
@@ -451,7 +451,7 @@ def test_metrics_are_put_back_where_an_epoch_is_gone_on_with(tmp_path):
     for step, want in [(0, 0.0), (2, 2.0)]:
         progress = Progress("heads", step=step)
         checkpointer = Checkpointer(
-            driver.run, progress, driver.prepared, minutes=1, noted=[], metrics=kept
+            driver.run, progress, driver.prepared, minutes=1, received=[], metrics=kept
         )
         checkpointer.set_model(model)
         checkpointer.on_epoch_begin(0)
@@ -463,10 +463,10 @@ def test_a_second_signal_acts_at_once_and_the_handlers_are_restored():
     lists = []
 
     def two_signals():
-        with noting_signals(enabled=True) as noted:
-            lists.append(noted)
+        with collecting_signals(enabled=True) as received:
+            lists.append(received)
             os.kill(os.getpid(), signal.SIGINT)
-            assert noted == [signal.SIGINT]
+            assert received == [signal.SIGINT]
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
 
@@ -474,8 +474,8 @@ def test_a_second_signal_acts_at_once_and_the_handlers_are_restored():
         two_signals()
     assert lists == [[signal.SIGINT]]
     assert {n: signal.getsignal(n) for n in before} == before
-    with noting_signals(enabled=True) as noted:
-        assert noted == []
+    with collecting_signals(enabled=True) as received:
+        assert received == []
     assert {n: signal.getsignal(n) for n in before} == before
 
 
@@ -483,8 +483,8 @@ def test_another_thread_installs_no_signal_handlers():
     seen = []
 
     def work():
-        with noting_signals(enabled=True) as noted:
-            seen.append(noted)
+        with collecting_signals(enabled=True) as received:
+            seen.append(received)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -442,8 +442,8 @@ def begun(prepared_data, monkeypatch):
     whole = bytes_of(folder)
     original = features.view_dataset
 
-    def stop_after(batches, *, noted):
-        """Compute again and stop after some batches; `noted`: done.json was written by then."""
+    def stop_after(batches, *, saved):
+        """Compute again and stop after some batches; `saved`: done.json was written by then."""
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
@@ -457,7 +457,7 @@ def begun(prepared_data, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(features, "view_dataset", view_dataset)
-            patch.setattr(features, "NOTE_EVERY_S", 0.0 if noted else 1e9)
+            patch.setattr(features, "SAVE_EVERY_S", 0.0 if saved else 1e9)
             with pytest.raises(StoppedError):
                 cache_features(network, prepared, spec)
         assert not (folder / "features.json").exists()
@@ -468,7 +468,7 @@ def begun(prepared_data, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("batches", "noted", "read"),
+    ("batches", "saved", "read"),
     [
         # Of 4 batches of the plain view, 4 of the augmented one, 2 of the validation split.
         (0, True, [("train", 0, 0), ("train", 1, 0), ("validation", 0, 0)]),
@@ -480,8 +480,8 @@ def begun(prepared_data, monkeypatch):
         (9, False, [("validation", 0, 0)]),
     ],
 )
-def test_computing_goes_on_where_it_stopped(begun, monkeypatch, batches, noted, read):
-    begun.stop(batches, noted=noted)
+def test_computing_goes_on_where_it_stopped(begun, monkeypatch, batches, saved, read):
+    begun.stop(batches, saved=saved)
     calls, original = [], features.view_dataset
 
     def watched(*args, split, view, rows, **options):
@@ -496,7 +496,7 @@ def test_computing_goes_on_where_it_stopped(begun, monkeypatch, batches, noted, 
 
 def test_what_was_written_and_not_noted_is_written_again(begun):
     """A machine that lost its power may hold anything behind what `done.json` counts."""
-    begun.stop(6, noted=True)
+    begun.stop(6, saved=True)
     assert json.loads((begun.folder / "done.json").read_text()) == {"train": 28, "validation": 0}
     array = np.lib.format.open_memmap(begun.folder / "train.npy", "r+")
     array[28:] = 7
@@ -507,7 +507,7 @@ def test_what_was_written_and_not_noted_is_written_again(begun):
 
 def test_both_files_stand_before_anything_is_counted(begun):
     """Else a process that is killed while it makes the second leaves one that cannot be read."""
-    begun.stop(2, noted=True)
+    begun.stop(2, saved=True)
     for name in ("train", "validation"):
         array = np.load(begun.folder / f"{name}.npy", mmap_mode="r")
         assert array.shape == ({"train": 2 * TRAINED, "validation": HELD}[name], 12)
@@ -575,7 +575,7 @@ def test_room_that_is_not_there_is_no_end_of_the_process(prepared_data, small_di
 
 
 def test_mapped_files_have_all_their_blocks_before_anything_is_computed(begun):
-    begun.stop(2, noted=True)
+    begun.stop(2, saved=True)
     for name in ("train", "validation"):
         result = (begun.folder / f"{name}.npy").stat()
         assert result.st_blocks * 512 >= result.st_size

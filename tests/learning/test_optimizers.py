@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from multitask.learning.callbacks import Checkpointer, EpochEnd
+from multitask.learning.callbacks import Checkpointer, EpochRecorder
 from multitask.learning.checkpoints import Progress, find_checkpoint, save_checkpoint
 from multitask.learning.optimizers import (
     NO_DECAY,
@@ -618,7 +618,7 @@ def test_the_averages_are_evaluated_and_saved_and_the_weights_trained(tmp_path):
             kept["tested"] = values(self.model.trainable_variables)
 
     noted = []
-    memory = EpochEnd(run, progress, prepared, per_task=False)
+    memory = EpochRecorder(run, progress, prepared, per_task=False)
     saver = Checkpointer(run, progress, prepared, minutes=60.0, noted=noted)
     validation = batches(6, 2)
     fit(prepared, 0, 5, validation_data=validation, callbacks=[memory, Keep(), saver])

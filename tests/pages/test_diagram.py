@@ -75,16 +75,3 @@ def test_architecture(tmp_path, nodes):
         assert image.format == "PNG"
         assert 100 < image.width < 3000
         assert 100 < image.height < 3000
-
-
-@pytest.mark.parametrize(
-    ("nodes", "message"),
-    [
-        ([node("a", "b")], 'node "a" has the input "b", no earlier node'),
-        ([node("a"), node("a")], 'node "a" occurs twice'),
-    ],
-)
-def test_architecture_errors(tmp_path, nodes, message):
-    with pytest.raises(ValueError, match=message):
-        diagram.architecture(tmp_path / "a.png", nodes, task="t")
-    assert list(tmp_path.iterdir()) == []

@@ -89,7 +89,7 @@ def tune(
         InputError: the user's input is wrong, or a package is missing.
         RunError: no trial was completed.
     """
-    optuna = _import_packages()
+    optuna = _optuna()
     spec = _tunable(spec)
     space = search_space(spec, groups)
     folder, settings = workdir / FOLDER, {"metric": metric, "search": sorted(set(groups))}
@@ -122,7 +122,7 @@ def tune(
 # === Checks ===
 
 
-def _import_packages() -> Any:
+def _optuna() -> Any:
     """Import Optuna, and check for the writer of TOML. Only this command needs them."""
     try:
         import optuna
@@ -230,7 +230,7 @@ def _open_study(path: Path) -> Any:
     """
     import sqlalchemy  # a dependency of Optuna
 
-    optuna = _import_packages()
+    optuna = _optuna()
     # Hyperband would split the trials among several budgets and learn in each separately; a phase
     # of some epochs and some dozens of trials are too few for that.
     pruner = optuna.pruners.MedianPruner(
@@ -253,7 +253,7 @@ def _open_study(path: Path) -> Any:
 
 def _end_trial(study: Any, number: int, outcome: Mapping[str, Any] | None) -> None:
     """End one of Optuna's trials; a trial without an outcome does not count."""
-    states = _import_packages().trial.TrialState
+    states = _optuna().trial.TrialState
     if outcome is None:
         study.tell(number, state=states.FAIL)
     elif outcome["state"] == COMPLETE:
@@ -273,7 +273,7 @@ def _search(
     minutes: float,
 ) -> None:
     """Run the remaining trials of a study."""
-    optuna = _import_packages()
+    optuna = _optuna()
     states = optuna.trial.TrialState
     for trial in study.get_trials(states=[states.RUNNING]):  # of an interrupted process
         _end_trial(study, trial.number, trial.user_attrs.get(OUTCOME))

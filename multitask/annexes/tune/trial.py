@@ -15,7 +15,7 @@ from multitask.console import ProgressBar, progress_bar
 from multitask.data.splitting import class_weights
 from multitask.data.table import TRAIN, Table
 from multitask.learning.callbacks import (
-    EpochMemory,
+    EpochTracker,
     NonFiniteLossError,
     StopOnNonFinite,
     validation_scores,
@@ -123,7 +123,7 @@ class TrialTrainer:
                     validation_data=self.validation,
                     callbacks=[
                         StopOnNonFinite(progress),
-                        EpochMemory(spec, progress, phase),
+                        EpochTracker(spec, progress, phase),
                         monitor,
                     ],
                     verbose=0,
