@@ -3,6 +3,7 @@
     python tools/benchmark.py input [--wikiart=DIR] [--out=FILE.json]
     python tools/benchmark.py frozen [--out=FILE.json]
     python tools/benchmark.py similar [--out=FILE.json]
+    python tools/benchmark.py export [--out=FILE.json]
     python tools/benchmark.py serving [--timm_python=PYTHON] [--out=FILE.json]
 
 `input`: reading images. It paints what it reads, into a temporary folder: large originals as a
@@ -14,6 +15,8 @@ wikiart_csv/, the merging of the real CSVs is timed too.
 linear ones, which show the cost without the heads; and AdamW's step in one kernel.
 
 `similar`: the exact search for the nearest of as many vectors as WikiArt has training images.
+
+`export`: writing and loading a SavedModel whose signatures share one traced network.
 
 `serving`: wikiart.toml's network by every runtime, compared with Keras and timm's PyTorch
 efficientnet_b2 (where this Python, or the one of --timm_python, has timm); all tasks compared with
@@ -643,16 +646,9 @@ def measure_predicting(folder: Path, infer: Callable, runtime: str) -> list[dict
     ]
 
 
-def measure_serving(values: flags.FlagValues) -> list[dict]:
-    """Images a second of one model by each runtime; what the tasks cost."""
-    import tensorflow as tf
-
-    from multitask.calibration import Calibration
-    from multitask.evaluation.predictions import compiled
-    from multitask.model.network import build_network, connect, trunk_and_heads
-    from multitask.serving.formats import FORMATS, Source
-    from multitask.serving.runtime_choice import fastest_runtime
-    from multitask.serving.runtimes import RUNTIMES
+def untrained_network():
+    """(spec, task -> class names, network) of wikiart.toml with random weights."""
+    from multitask.model.network import build_network
     from multitask.spec import parse_spec
 
     raw = spec_of().to_dict()
@@ -660,24 +656,89 @@ def measure_serving(values: flags.FlagValues) -> list[dict]:
     spec = parse_spec(raw, source="benchmark")
     sizes = {"artist": 23, "style": 27, "genre": 10}
     classes = {task: tuple(map(str, range(count))) for task, count in sizes.items()}
-    model = build_network(spec, classes)
+    return spec, classes, build_network(spec, classes)
+
+
+def write_export(network, name: str, folder: Path) -> Path:
+    """Write a network in one format, and return the file or folder."""
+    from multitask.calibration import Calibration
+    from multitask.serving.formats import FORMATS, Source
+
+    classes = {task: tuple(map(str, range(y.shape[-1]))) for task, y in network.output.items()}
+    folder.mkdir(exist_ok=True)
+    source = Source(
+        name="wikiart",
+        model=network,
+        classes=classes,
+        how="squash",
+        calibrations=dict.fromkeys(classes, Calibration()),
+        description={},
+        representative=(),
+    )
+    return folder / FORMATS[name].write(source, folder, "none")
+
+
+# === export ===
+
+
+def measure_export(values: flags.FlagValues) -> list[dict]:
+    """A SavedModel whose signatures share one network, compared with one network each."""
+    import tensorflow as tf
+
+    from multitask.serving import signatures
+
+    _, _, network = untrained_network()
+
+    def inlined(examined):
+        return functools.partial(examined, training=False)
+
+    shared = signatures.shared_network
+    taken: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
+        for number in range(ROUNDS):
+            for name, function in {"one each": inlined, "shared": shared}.items():
+                folder = Path(scratch) / f"{name}-{number}"
+                with mock.patch.object(signatures, "shared_network", function):
+                    start = time.perf_counter()
+                    written = write_export(network, "savedmodel", folder)
+                    writing = time.perf_counter() - start
+                start = time.perf_counter()
+                tf.saved_model.load(str(written))
+                loading = time.perf_counter() - start
+                size = sum(f.stat().st_size for f in written.rglob("*") if f.is_file()) / 1e6
+                of = taken.setdefault(name, {"write, s": [], "load, s": [], "size, MB": []})
+                for key, value in zip(of, (writing, loading, size), strict=True):
+                    of[key].append(value)
+    return [
+        {
+            "what": f"SavedModel of wikiart.toml, {key}: a network for all signatures / one each",
+            "fast": f"{min(fast):.1f}",
+            "plain": f"{min(taken['one each'][key]):.1f}",
+            "ratio": min(taken["one each"][key]) / min(fast),
+        }
+        for key, fast in taken["shared"].items()
+    ]
+
+
+# === serving ===
+
+
+def measure_serving(values: flags.FlagValues) -> list[dict]:
+    """Images a second of one model by each runtime; what the tasks cost."""
+    import tensorflow as tf
+
+    from multitask.evaluation.predictions import compiled
+    from multitask.model.network import connect, trunk_and_heads
+    from multitask.serving.runtime_choice import fastest_runtime
+    from multitask.serving.runtimes import RUNTIMES
+
+    spec, classes, model = untrained_network()
     trunk, heads = trunk_and_heads(model)
     rows = []
     with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
 
         def artifact(network, name: str, of: str) -> Path:
-            folder = Path(scratch) / of
-            folder.mkdir(exist_ok=True)
-            source = Source(
-                name="wikiart",
-                model=network,
-                classes=classes,
-                how=spec.resize,
-                calibrations=dict.fromkeys(classes, Calibration()),
-                description={},
-                representative=(),
-            )
-            return folder / FORMATS[name].write(source, folder, "none")
+            return write_export(network, name, Path(scratch) / of)
 
         written = {name: artifact(model, name, "all") for name in ("savedmodel", "onnx", "litert")}
         infer = compiled(model)
@@ -783,6 +844,7 @@ BENCHMARKS = {
     "input": measure_input,
     "frozen": measure_frozen,
     "similar": measure_similar,
+    "export": measure_export,
     "serving": measure_serving,
 }
 

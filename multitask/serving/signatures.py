@@ -73,18 +73,22 @@ def signatures(
     """
     resizer = _Resizer(model.input_shape[1], how)
     trunk, heads = trunk_and_heads(model)
-    examined = examined_model(model)
-
-    # One function that all signatures call: the network is traced, written and loaded once.
-    @tf.function(input_signature=[_images(*model.input_shape[1:])])
-    def network(image: tf.Tensor) -> dict:
-        return examined(image, training=False)
-
+    network = shared_network(examined_model(model))
     functions = _prediction_functions(network, classes, resizer, calibrations)
     functions[EMBED] = _embed(network, heads, resizer)
     if len(trunk.output_shape) == 4:
         functions[ATTENTION] = _attention(network, heads, _images(*model.input_shape[1:]))
     return functions
+
+
+def shared_network(examined: keras.Model) -> Callable:
+    """One function that all signatures call: the network is traced, written and loaded once."""
+
+    @tf.function(input_signature=[_images(*examined.input_shape[1:])])
+    def network(image: tf.Tensor) -> dict:
+        return examined(image, training=False)
+
+    return network
 
 
 @dataclass(frozen=True)
