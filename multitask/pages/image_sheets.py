@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
@@ -22,6 +23,10 @@ from multitask.pages.canvas import (
 from multitask.pages.text import shorten
 
 Pixels = np.ndarray | None  # uint8 [height, width, 3]; None for an unreadable image
+
+_IMAGE_IN, _CELL_IN = 2.0, 2.15  # side of an image, and from one to the next
+_LINE_IN = 0.17  # height of a line of a caption
+_TOP_IN, _EDGE_IN = 0.5, 0.12  # above the images, for the title, and to their left
 
 
 def outliers(
@@ -53,12 +58,10 @@ def outliers(
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     lines = max(caption.count("\n") for caption in captions) + 1
-    with new_figure(target, (2.15 * columns + 0.2, (2.1 + 0.17 * lines) * rows + 0.6)) as figure:
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes in grid:
-            axes.set_axis_off()
-        for axes, image, caption in zip(grid, images, captions, strict=False):
-            _draw_image(axes, image, caption)
+    step_in = (_CELL_IN, _IMAGE_IN + 0.1 + _LINE_IN * lines)
+    with new_figure(target, (step_in[0] * columns, step_in[1] * rows + _TOP_IN), None) as figure:
+        axes = _sheet(figure)
+        _draw_grid(axes, images, captions, columns, corner=(_EDGE_IN, _TOP_IN), step=step_in)
         shown = f"the {len(images)} worst" if (total or 0) > len(images) else "the worst first"
         write_title(figure, task, f"{counted(total or len(images), 'outlier')}, {shown}")
     return target
@@ -94,24 +97,14 @@ def similar(
     columns = max(1, min(columns, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     lines = max(caption.count("\n") for caption in (query_caption, *captions)) + 1
-    below_in = 0.17 * lines
-    side_in = 2.05 if rows == 1 else 2.9
-    size_in = (
-        2.15 * columns + side_in + 0.5,
-        max(side_in + below_in, (2.1 + below_in) * rows) + 0.6,
-    )
-    with new_figure(target, size_in) as figure:
-        widths = (side_in + 0.3, 2.15 * columns + 0.2)
-        left, right = figure.subfigures(1, 2, width_ratios=widths, squeeze=False)[0]
-        large = left.subplots()
-        large.set_anchor("N")
-        grid = right.subplots(rows, columns, squeeze=False).ravel()
-        for axes in (large, *grid):
-            axes.set_axis_off()
-        _draw_image(large, query, query_caption, frame=ORANGE)
-        for axes, image, caption in zip(grid, images, captions, strict=False):
-            _draw_image(axes, image, caption)
-            axes.set_anchor("N")
+    step_in = (_CELL_IN, _IMAGE_IN + 0.1 + _LINE_IN * lines)
+    side_in = (1.2 if rows == 1 else 1.45) * _IMAGE_IN
+    left_in = side_in + 0.45
+    height_in = max(side_in + 0.1 + _LINE_IN * lines, step_in[1] * rows) + _TOP_IN
+    with new_figure(target, (left_in + step_in[0] * columns, height_in), None) as figure:
+        axes = _sheet(figure)
+        _draw_image(axes, query, query_caption, (_EDGE_IN, _TOP_IN), side_in, frame=ORANGE)
+        _draw_grid(axes, images, captions, columns, corner=(left_in, _TOP_IN), step=step_in)
         write_title(figure, title, text)
     return target
 
@@ -136,22 +129,55 @@ def _check_captions(images: Sequence[Pixels], captions: Sequence[str]) -> None:
         raise ValueError(f"{len(images)} images do not match {len(captions)} captions.")
 
 
-def _draw_image(axes: Axes, pixels: Pixels, caption: str, *, frame: str | None = None) -> None:
+def _sheet(figure: Figure) -> Axes:
+    """One set of axes for all images: x and y are inches from the upper left corner.
+
+    A grid of axes, each with its own axis and layout, takes several times longer to draw.
+    """
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    width_in, height_in = figure.get_size_inches()
+    axes.set(xlim=(0, width_in), ylim=(height_in, 0), autoscale_on=False)
+    return axes
+
+
+def _draw_grid(
+    axes: Axes,
+    images: Sequence[Pixels],
+    captions: Sequence[str],
+    columns: int,
+    *,
+    corner: tuple[float, float],
+    step: tuple[float, float],
+) -> None:
+    """Images row by row from the upper left `corner` of the first one."""
+    for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(place, columns)
+        at = (corner[0] + column * step[0], corner[1] + row * step[1])
+        _draw_image(axes, image, caption, at, _IMAGE_IN)
+
+
+def _draw_image(
+    axes: Axes,
+    pixels: Pixels,
+    caption: str,
+    corner: tuple[float, float],
+    side_in: float,
+    *,
+    frame: str | None = None,
+) -> None:
     """An image in a square, with its caption below."""
-    axes.imshow(_square(pixels))
+    left, top = corner
+    below = top + side_in
+    axes.imshow(_square(pixels), extent=(left, left + side_in, below, top), aspect="auto")
     if pixels is None:
-        axes.text(
-            0.5, 0.5, "unreadable", transform=axes.transAxes, ha="center", va="center", color=MUTED
-        )
+        middle = (left + side_in / 2, top + side_in / 2)
+        axes.text(*middle, "unreadable", ha="center", va="center", color=MUTED)
     if frame:
-        axes.add_patch(
-            Rectangle(
-                (0, 0), 1, 1, transform=axes.transAxes, clip_on=False, fill=False,
-                edgecolor=frame, linewidth=3,
-            )
-        )  # fmt: skip
+        outline = {"fill": False, "edgecolor": frame, "linewidth": 3, "clip_on": False}
+        axes.add_patch(Rectangle(corner, side_in, side_in, **outline))
     text = "\n".join(shorten(line, 35) for line in caption.split("\n"))
-    axes.text(0, -0.03, text, transform=axes.transAxes, va="top", size=7, linespacing=1.35)
+    axes.text(left, below + 0.06, text, va="top", size=7, linespacing=1.35)
 
 
 def _square(pixels: Pixels, side_px: int = 240) -> np.ndarray:

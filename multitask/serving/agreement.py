@@ -11,7 +11,6 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 from scipy.special import softmax
 
 from multitask.calibration import Calibration
@@ -24,8 +23,7 @@ from multitask.files import silent
 from multitask.metrics import classification_metrics
 from multitask.reading import MAX_IMAGE_BYTES, read_regular
 from multitask.serving.formats import FLOAT32, FORMATS
-from multitask.serving.runtimes import RUNTIMES, Infer, load_savedmodel, output_of, speed
-from multitask.serving.signatures import SIGNATURE
+from multitask.serving.runtimes import RUNTIMES, Infer, SavedModel, output_of, speed
 from multitask.spec import MISSING, InputError
 
 BATCH = 16
@@ -135,14 +133,13 @@ class _Candidate:
         for task, values in self._probabilities(self.infer(images)).items():
             self.batches.setdefault(task, []).append(values)
 
-    def run_on_bytes(self, data: tf.Tensor, reference: "_Candidate") -> None:
+    def run_on_bytes(self, data: Sequence[bytes], reference: "_Candidate") -> None:
         """Compare encoded images with the reference's results of the last batch."""
         if self.decode_and_infer is None:
             return
-        outputs = {name: x.numpy() for name, x in self.decode_and_infer(data).items()}
         worst = max(
             _worst(values, reference.batches[task][-1])
-            for task, values in self._probabilities(outputs).items()
+            for task, values in self._probabilities(self.decode_and_infer(data)).items()
         )
         self.difference_from_bytes = max(self.difference_from_bytes, worst)
 
@@ -223,7 +220,7 @@ def compare(
     candidates = [reference]
     for artifact in artifacts:
         for runtime, infer in artifact.open():
-            from_bytes = _encoded(artifact)
+            from_bytes = infer.on_bytes if isinstance(infer, SavedModel) else None
             candidates.append(_Candidate(artifact, runtime, infer, calibrations, from_bytes))
     trained = None
     if mixed_precision_model:
@@ -264,7 +261,7 @@ def _run_all(
             for candidate in candidates:
                 candidate.run(images)
             if checked_bytes < BYTES_CHECKED:
-                data = tf.constant([read_regular(names[i], MAX_IMAGE_BYTES) for i in batch_places])
+                data = [read_regular(names[i], MAX_IMAGE_BYTES) for i in batch_places]
                 for candidate in candidates:
                     candidate.run_on_bytes(data, candidates[0])
             checked_bytes += len(batch_places)
@@ -273,14 +270,6 @@ def _run_all(
     if first_batch is None:
         raise InputError(f"none of the {len(names)} images to check with can be read")
     return first_batch, np.concatenate(places)
-
-
-def _encoded(artifact: Artifact) -> Callable | None:
-    """Return the artifact's function of encoded images, or None."""
-    if artifact.format != "savedmodel":
-        return None
-    loaded = load_savedmodel(artifact.path)
-    return lambda data, kept=loaded: kept.signatures[SIGNATURE](data)
 
 
 def _probabilities(outputs: Mapping, task: str, calibration: Calibration) -> np.ndarray:

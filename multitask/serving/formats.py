@@ -67,7 +67,10 @@ def _write(functions: Mapping[str, Callable], path: Path) -> None:
     archive = keras.export.ExportArchive()
     for name, function in functions.items():
         archive.add_endpoint(name, function)
-    archive.write_out(str(path), verbose=False)
+    # Without the gradients of custom functions, such as that of swish: they would double the time
+    # of writing, and prediction needs none. (The attention signature contains its own.)
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    archive.write_out(str(path), options=options, verbose=False)
 
 
 def _keras(source: Source, folder: Path, quantize: str) -> str:

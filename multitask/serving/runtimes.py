@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from multitask.startup import import_tensorflow_once
 
 EMBEDDING = "embedding"
 IMAGE = "image"
-PIXELS = "pixels"  # the SavedModel's signature of decoded images
+# The SavedModel's signatures of encoded and of decoded images.
+SIGNATURE, PIXELS = "serving_default", "pixels"
 # Kinds of a task's outputs.
 KINDS = ("attention", "classes", EMBEDDING, "label", "logits", "probabilities")
 Infer = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -117,18 +118,26 @@ def load_savedmodel(path: Path) -> Any:
         return tf.saved_model.load(str(plain))
 
 
-def _tensorflow(path: Path) -> Infer:
-    loaded = load_savedmodel(path)
-    import tensorflow as tf
+class SavedModel:
+    """A SavedModel as a function of decoded images, like those of the other libraries."""
 
-    signature = loaded.signatures[PIXELS]
+    def __init__(self, path: Path):
+        # The signatures alone do not keep the variables alive.
+        self.loaded = load_savedmodel(path)
 
-    # The signature alone does not keep the variables alive.
-    def run(image: np.ndarray, kept: Any = loaded) -> dict[str, np.ndarray]:
-        outputs = signature(tf.constant(image))
+    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Run it on images, float32 [batch, height, width, 3] in 0..255."""
+        return self._run(PIXELS, image)
+
+    def on_bytes(self, data: Sequence[bytes]) -> dict[str, np.ndarray]:
+        """Run it on encoded images."""
+        return self._run(SIGNATURE, data)
+
+    def _run(self, signature: str, values: Any) -> dict[str, np.ndarray]:
+        import tensorflow as tf
+
+        outputs = self.loaded.signatures[signature](tf.constant(values))
         return {name: x.numpy() for name, x in outputs.items() if x.dtype == tf.float32}
-
-    return run
 
 
 # In the order of their start-up time; which one runs fastest depends on the machine.
@@ -136,7 +145,7 @@ RUNTIMES = {
     "litert": Runtime("LiteRT", "ai_edge_litert", "litert", "litert", _litert),
     "onnxruntime": Runtime("ONNX Runtime", "onnxruntime", "onnx", "onnx", _onnxruntime),
     "openvino": Runtime("OpenVINO", "openvino", "openvino", "onnx", _openvino),
-    "tensorflow": Runtime("TensorFlow", "tensorflow", "", "savedmodel", _tensorflow),
+    "tensorflow": Runtime("TensorFlow", "tensorflow", "", "savedmodel", SavedModel),
 }
 AUTO = "auto"
 

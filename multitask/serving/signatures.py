@@ -11,15 +11,10 @@ from multitask.calibration import Calibration
 from multitask.data.decode import decode_image, resize_image
 from multitask.evaluation.attention import activation_maps
 from multitask.model.network import ANSWERS, FEATURES, VECTORS, examined_model, trunk_and_heads
-from multitask.serving.runtimes import EMBEDDING, IMAGE, PIXELS, output_of
+from multitask.serving.runtimes import EMBEDDING, IMAGE, PIXELS, SIGNATURE, output_of
 from multitask.spec import SHARED
 
-SIGNATURE, PIXELS_UINT8, EMBED, ATTENTION = (
-    "serving_default",
-    "pixels_uint8",
-    "embed",
-    "attention",
-)
+PIXELS_UINT8, EMBED, ATTENTION = "pixels_uint8", "embed", "attention"
 
 
 def numbers(model: keras.Model, calibrations: Mapping[str, Calibration]) -> Any:
