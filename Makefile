@@ -13,21 +13,8 @@ WIKIART ?=
 .PHONY: demo test lint test-only test-slow docs install install-dev format clean
 
 # Each step is done once; `make clean` starts over.
-demo: runs/demo/prediction.csv
-	@$(BIN)/python tools/demo_summary.py runs/demo
-
-demo/demo.json: | install
-	$(BIN)/python tools/paint_demo.py --out=demo
-
-runs/demo/results/evaluation.json: | demo/demo.json
-	$(BIN)/multitask train --spec=demo --data_dir=demo --workdir=runs/demo
-
-runs/demo/export/classes.json: runs/demo/results/evaluation.json
-	$(BIN)/multitask export --workdir=runs/demo
-
-runs/demo/prediction.csv: runs/demo/export/classes.json
-	$(BIN)/multitask predict --model=runs/demo/export --resume --out=$@ \
-	  "$$(ls demo/wikiart/*/*.jpg | head -n 1)"
+demo: install
+	@$(BIN)/python tools/demo.py
 
 test: install-dev lint test-only
 

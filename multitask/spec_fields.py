@@ -148,6 +148,11 @@ class Trunk(Fields):
         "blocks (default: the network's own, .2; ConvNeXt: 0); short training from random "
         "weights is faster with 0",
     )
+    zero_init_residual: bool = Field(
+        False,
+        description="each residual block of random weights begins as the identity (its last "
+        "BatchNorm scales by 0): training from random weights is much faster",
+    )
     weight_decay: NonNegative = Field(
         1e-5, description="decoupled weight decay; none on biases and normalisation"
     )

@@ -73,8 +73,13 @@ def check_trunk(trunk: Trunk, *, place: str) -> None:
             f'{place}.weights: "{trunk.weights}": no such file. Expected imagenet, none, or a '
             f"file of ImageNet weights.{near(trunk.weights, ('imagenet', 'none'))}"
         )
+    if trunk.zero_init_residual and trunk.weights != "none":
+        raise SpecError(
+            f'{place}.zero_init_residual: true: needs weights = "none"; it would spoil others'
+        )
     if trunk.name in CONVNEXTS:
-        for field, unset in (("batchnorm", "auto"), ("batchnorm_momentum", None)):
+        without = {"batchnorm": "auto", "batchnorm_momentum": None, "zero_init_residual": False}
+        for field, unset in without.items():
             value = getattr(trunk, field)
             if value != unset:
                 shown = f'"{value}"' if isinstance(value, str) else value
@@ -110,10 +115,21 @@ def build_trunk(trunk: Trunk, image_size: int) -> keras.Model:
         network = rebuilt
     if weights == "none" and without_scaling:
         _set_normalization(network)
+    if trunk.zero_init_residual:
+        _zero_residuals(network)
     elif weights not in ("none", "imagenet"):
         _load_file(network, Path(weights), trunk.name)
     network.name = "trunk"
     return network
+
+
+def _zero_residuals(network: keras.Model) -> None:
+    """Scale the last BatchNorm of every residual block by 0 (Goyal et al. 2017, section 5.1)."""
+    names = {layer.name for layer in network.layers}
+    for layer in network.layers:
+        block = layer.name.removesuffix("_project_bn")
+        if block != layer.name and f"{block}_add" in names:
+            layer.gamma.assign(keras.ops.zeros_like(layer.gamma))
 
 
 def _with_fetched_weights(make: Callable[..., keras.Model], name: str) -> keras.Model:
