@@ -369,6 +369,20 @@ class DataSpec(Fields):
         return self._source
 
     @property
+    def reduced_px(self) -> int:
+        """The bound of an image's shorter side before it becomes the model's input.
+
+        Training reads records, which were reduced to it. Images that are evaluated or predicted
+        are reduced to it as well, or they would be sharper than all training images.
+        """
+        return round(self.image_size * self.records.margin)
+
+    @property
+    def resizing(self) -> dict[str, Any]:
+        """The arguments of `decode.resize_image` that make a model's input of an image."""
+        return {"size_px": self.image_size, "how": self.resize, "reduced_px": self.reduced_px}
+
+    @property
     def task_names(self) -> tuple[str, ...]:
         """The tasks' names, in the order of the spec."""
         return tuple(task.name for task in self.tasks)

@@ -671,6 +671,7 @@ def write_export(network, name: str, folder: Path) -> Path:
         model=network,
         classes=classes,
         how="squash",
+        reduced_px=round(1.15 * network.input_shape[1]),
         calibrations=dict.fromkeys(classes, Calibration()),
         description={},
         representative=(),

@@ -233,7 +233,14 @@ def _checked(data: tf.Tensor, condition: tf.Tensor | bool, message: tf.Tensor | 
 # === Resizing ===
 
 
-def resize_image(image: tf.Tensor, *, size_px: int, how: str, planar: bool = False) -> tf.Tensor:
+def resize_image(
+    image: tf.Tensor,
+    *,
+    size_px: int,
+    how: str,
+    reduced_px: int | None = None,
+    planar: bool = False,
+) -> tf.Tensor:
     """Resize an image to a model's square input: antialiased bilinear, not rounded.
 
     Args:
@@ -242,6 +249,8 @@ def resize_image(image: tf.Tensor, *, size_px: int, how: str, planar: bool = Fal
         how: "squash" ignores the aspect ratio; "crop" takes the central square of the shorter
             side; "pad" fits the longer side and centres the image on black, as Keras'
             `pad_to_aspect_ratio` does.
+        reduced_px: int >= 1, the shorter side that a larger image is first reduced to, as the
+            records of the training images were; None: it is not.
         planar: return the pixels as [width, 3, height], to work on one channel at a time.
 
     Returns:
@@ -254,6 +263,8 @@ def resize_image(image: tf.Tensor, *, size_px: int, how: str, planar: bool = Fal
         raise ValueError(f"how: expected one of: {', '.join(RESIZE_KINDS)}. Received {how!r}.")
     if size_px < 1:
         raise ValueError(f"size_px: must be at least 1. Received {size_px}.")
+    if reduced_px is not None:
+        image = _reduced(image, reduced_px)
     sides = tf.shape(image)[:2]
     inner = tf.constant([size_px, size_px])
     if how == "crop":
@@ -309,14 +320,19 @@ def reduce_image(image: tf.Tensor, *, shorter_px: int) -> tf.Tensor:
     Returns:
         uint8 [height, width, 3]; the image itself where it is small enough.
     """
+    return tf.cast(tf.round(_reduced(image, shorter_px)), tf.uint8)
+
+
+def _reduced(image: tf.Tensor, shorter_px: int) -> tf.Tensor:
+    """`reduce_image` of a uint8 or float image, as float32 and not rounded."""
     sides = tf.shape(image)[:2]
     shorter = tf.reduce_min(sides)
 
     def smaller() -> tf.Tensor:
         inner = tf.cast(tf.round(sides * shorter_px / shorter), tf.int32)
-        return tf.cast(tf.round(tf.transpose(_filtered(image, sides, inner), [2, 0, 1])), tf.uint8)
+        return tf.transpose(_filtered(image, sides, inner), [2, 0, 1])
 
-    return tf.cond(shorter > shorter_px, smaller, lambda: image)
+    return tf.cond(shorter > shorter_px, smaller, lambda: tf.cast(image, tf.float32))
 
 
 def _cut(image: tf.Tensor, corner: tf.Tensor, extent: tf.Tensor) -> tf.Tensor:

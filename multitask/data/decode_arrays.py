@@ -51,7 +51,9 @@ def name_of(image: ImageInput, place: int) -> str:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else f"images[{place}]"
 
 
-def model_input(image: ImageInput, *, size_px: int, how: str) -> np.ndarray:
+def model_input(
+    image: ImageInput, *, size_px: int, how: str, reduced_px: int | None = None
+) -> np.ndarray:
     """Make a model's input of an image.
 
     Args:
@@ -59,6 +61,7 @@ def model_input(image: ImageInput, *, size_px: int, how: str) -> np.ndarray:
             [height, width, 3] (RGB), [height, width, 4] (RGBA) or [height, width] (grey).
         size_px: side of the result.
         how: one of image_limits.RESIZE_KINDS.
+        reduced_px: as in `resize_array`.
 
     Returns:
         float32 [size_px, size_px, 3], 0 to 255.
@@ -66,7 +69,8 @@ def model_input(image: ImageInput, *, size_px: int, how: str) -> np.ndarray:
     Raises:
         InputError: it cannot be read; the text is the reason, without the image's name.
     """
-    return resize_array(decode_array(image, target_px=size_px), size_px=size_px, how=how)
+    decoded = decode_array(image, target_px=reduced_px or size_px)
+    return resize_array(decoded, size_px=size_px, how=how, reduced_px=reduced_px)
 
 
 # === Decoding ===
@@ -225,7 +229,9 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 # === Resizing ===
 
 
-def resize_array(image: np.ndarray, *, size_px: int, how: str) -> np.ndarray:
+def resize_array(
+    image: np.ndarray, *, size_px: int, how: str, reduced_px: int | None = None
+) -> np.ndarray:
     """Resize an image as `decode.resize_image` does.
 
     Args:
@@ -233,11 +239,16 @@ def resize_array(image: np.ndarray, *, size_px: int, how: str) -> np.ndarray:
         size_px: side of the result.
         how: "squash" ignores the aspect ratio; "crop" takes the central square; "pad" fits the
             longer side and centres the image on black.
+        reduced_px: the shorter side that a larger image is first reduced to.
 
     Returns:
         float32 [size_px, size_px, 3], 0 to 255, not rounded.
     """
     height, width = image.shape[:2]
+    if reduced_px is not None and min(height, width) > reduced_px:
+        scaled = np.round(np.array([height, width]) * reduced_px / min(height, width))
+        height, width = map(int, scaled)
+        image = np.stack([_filtered(image[..., k], height, width) for k in range(3)], axis=-1)
     inner = size_px, size_px
     if how == "crop":
         side = min(height, width)
@@ -257,6 +268,6 @@ def resize_array(image: np.ndarray, *, size_px: int, how: str) -> np.ndarray:
 
 
 def _filtered(channel: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize uint8 [h, w] to float32 [height, width]: bilinear and antialiased."""
+    """Resize uint8 or float32 [h, w] to float32 [height, width]: bilinear and antialiased."""
     as_float = Image.fromarray(channel.astype(np.float32))
     return np.asarray(as_float.resize((width, height), Image.Resampling.BILINEAR))

@@ -34,10 +34,12 @@ def file_names(table: Table, rows: np.ndarray, image_dir: Path) -> list[str]:
     return [str(image_dir / path) for path in table.paths[rows]]
 
 
-def load_image(file_name: tf.Tensor, *, size_px: int, how: str) -> tf.Tensor:
+def load_image(
+    file_name: tf.Tensor, *, size_px: int, how: str, reduced_px: int | None = None
+) -> tf.Tensor:
     """Load an image file as float32 [size_px, size_px, 3] in 0..255, not augmented."""
-    image = decode_image(read_encoded(file_name), target_px=size_px)
-    return resize_image(image, size_px=size_px, how=how)
+    image = decode_image(read_encoded(file_name), target_px=reduced_px or size_px)
+    return resize_image(image, size_px=size_px, how=how, reduced_px=reduced_px)
 
 
 def targets(
@@ -233,17 +235,22 @@ def _local(spec: DataSpec, shard: Shard) -> int:
 
 
 def readable_images(
-    names: Sequence[str | bytes], *, size_px: int, how: str, batch_size: int
+    names: Sequence[str | bytes],
+    *,
+    size_px: int,
+    how: str,
+    batch_size: int,
+    reduced_px: int | None = None,
 ) -> tf.data.Dataset:
     """Make batches of (index int64 [batch], image float32 [batch, size, size, 3]), in order.
 
-    A missing or unreadable image is skipped together with its index; `why_unreadable` returns the
-    reason.
+    The arguments are those of `resize_image`, as `DataSpec.resizing` has them. A missing or
+    unreadable image is skipped together with its index; `why_unreadable` returns the reason.
     """
 
     def load(data: tf.Tensor) -> tf.Tensor:
-        image = decode_image(data, target_px=size_px)
-        return resize_image(image, size_px=size_px, how=how)
+        image = decode_image(data, target_px=reduced_px or size_px)
+        return resize_image(image, size_px=size_px, how=how, reduced_px=reduced_px)
 
     # Autotuning gains nothing here. Next to a runtime that uses all cores it takes up to two fifths
     # of the whole time.

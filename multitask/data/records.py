@@ -37,7 +37,6 @@ from multitask.data.records_builder import (
     VERSION,
     RecordsBuilder,
     config_name,
-    shorter_side_px,
 )
 from multitask.data.table import (
     MISSING_FILE,
@@ -135,7 +134,7 @@ def table_fingerprint(spec: DataSpec, merged: Table, sampled: Table, sizes: np.n
         sizes: int64 [rows of merged], sizes of the files in bytes; -1 where there is no file.
     """
     digest = hashlib.sha256()
-    options = [VERSION, shorter_side_px(spec), spec.records.quality, list(merged.classes.items())]
+    options = [VERSION, spec.reduced_px, spec.records.quality, list(merged.classes.items())]
     if spec.exclude_near_duplicates:
         options += [CACHE_VERSION, MAX_DISTANCE]
     digest.update(json.dumps(options).encode())
@@ -267,7 +266,7 @@ def _make(
         _report_older_records(spec, above)
         builder = open_builder(sample_table(spec, present))
         count = int((builder.table.splits != TEST).sum())
-        shorter_px = shorter_side_px(spec)
+        shorter_px = spec.reduced_px
         needed = count * shorter_px**2 * BYTES_PER_PIXEL
         again = f"or name another folder with --records_dir, {RETRY_HINT}"
         check_room(above, needed, what=f"{count:,} images", retry_hint=again)

@@ -43,11 +43,6 @@ EXCLUDED, NEAR_DUPLICATES = "excluded.csv", "near_duplicates.csv"
 gcs_utils._is_gcs_disabled = True
 
 
-def shorter_side_px(spec: DataSpec) -> int:
-    """The bound of the shorter side of an image in the records."""
-    return round(spec.image_size * spec.records.margin)
-
-
 @dataclass(frozen=True)
 class RecordShard:
     """The images of one shard of records; a call yields their examples. Beam sends it to workers.
@@ -169,7 +164,7 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
             metadata=tfds.core.MetadataDict(
                 spec=spec.name,
                 fingerprint=self._fingerprint,
-                shorter_side_px=shorter_side_px(spec),
+                shorter_side_px=spec.reduced_px,
                 jpeg_quality=spec.records.quality,
             ),
         )
@@ -201,7 +196,7 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
                 self.table.paths[part].tolist(),
                 self.table.labels[part],
                 str(self.image_dir),
-                shorter_side_px(self._spec),
+                self._spec.reduced_px,
                 self._spec.records.quality,
                 self._bar.update if self._bar is not None else None,
             )

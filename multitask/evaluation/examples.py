@@ -43,8 +43,7 @@ def attention_examples(
     spec, heads = trained.spec, trunk_and_heads(trained.network)[1]
     batches = readable_images(
         [str(trained.image_dir / predictions.paths[row]) for _, row in chosen],
-        size_px=spec.image_size,
-        how=spec.resize,
+        **spec.resizing,
         batch_size=WRONG + RIGHT,
     )
     examples = []

@@ -283,12 +283,15 @@ class ImageModel:
     def _input(self, image: ImageInput) -> tuple[Any, Any]:
         """Return a small copy of an image and the model's input; or None and the reason."""
         try:
-            decoded = decode_array(image, target_px=self.size_px)
+            decoded = decode_array(image, target_px=self._model.reduced_px)
         except InputError as error:
             return None, str(error)
         small = Image.fromarray(decoded)
         small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        return small, resize_array(decoded, size_px=self.size_px, how=self._model.how)
+        model = self._model
+        return small, resize_array(
+            decoded, size_px=model.size_px, how=model.how, reduced_px=model.reduced_px
+        )
 
     def _run_batch(self, inputs: Sequence[np.ndarray]) -> Iterator[tuple[dict, np.ndarray | None]]:
         if not inputs:

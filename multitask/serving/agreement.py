@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from scipy.special import softmax
 
 from multitask.calibration import Calibration
@@ -192,6 +193,7 @@ def compare(
     names: Sequence[str],
     *,
     how: str,
+    reduced_px: int,
     mixed_precision_model: keras.Model | None = None,
 ) -> list[dict[str, Any]]:
     """Compare the predictions of each artifact with those of the model.
@@ -204,6 +206,7 @@ def compare(
         rows: int [n], rows of the table.
         names: str [n], the rows' image files.
         how: the kind of resizing.
+        reduced_px: the shorter side that an image is reduced to before.
         mixed_precision_model: the same network as it was trained, if not in float32.
 
     Returns:
@@ -227,7 +230,14 @@ def compare(
         infer = _with_logits(compiled(mixed_precision_model))
         trained = _Candidate(None, "as trained", infer, calibrations)
     everything = [*candidates, trained] if trained else candidates
-    batch, places = _run_all(everything, names, size_px=model.input_shape[1], how=how)
+    batches = readable_images(
+        list(names),
+        size_px=model.input_shape[1],
+        how=how,
+        reduced_px=reduced_px,
+        batch_size=BATCH,
+    )
+    batch, places = _run_all(everything, names, batches)
     labels = table.labels[rows[places]]
     labels_by_task = {task: labels[:, table.tasks.index(task)] for task in calibrations}
     expected = reference.probabilities()
@@ -244,7 +254,7 @@ def compare(
 
 
 def _run_all(
-    candidates: Sequence[_Candidate], names: Sequence[str], *, size_px: int, how: str
+    candidates: Sequence[_Candidate], names: Sequence[str], batches: tf.data.Dataset
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run every candidate on all readable images; the first one is the reference.
 
@@ -253,7 +263,6 @@ def _run_all(
     """
     first_batch, places = None, []
     checked_bytes = 0
-    batches = readable_images(list(names), size_px=size_px, how=how, batch_size=BATCH)
     with progress_bar("checking", len(names)) as bar:
         for batch_places, batch in batches:
             batch_places, images = batch_places.numpy(), batch.numpy()

@@ -148,6 +148,7 @@ def _source(trained: TrainedModel, tasks: tuple[str, ...]) -> tuple[Source, kera
         "spec": spec.name,
         "image_size": spec.image_size,
         "resize": spec.resize,
+        "reduced_px": spec.reduced_px,
         "classes": classes,
         "calibration": {task: one.to_dict() for task, one in calibrations.items()},
         "model": trained.digest,
@@ -158,6 +159,7 @@ def _source(trained: TrainedModel, tasks: tuple[str, ...]) -> tuple[Source, kera
         model=in_float32(model),
         classes=classes,
         how=spec.resize,
+        reduced_px=spec.reduced_px,
         calibrations=calibrations,
         description=description,
         representative=[],
@@ -200,6 +202,7 @@ def _check_artifacts(
         images.rows,
         images.names,
         how=source.how,
+        reduced_px=source.reduced_px,
         mixed_precision_model=None if trained is source.model else trained,
     )
     for entry in entries[1:]:

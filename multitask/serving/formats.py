@@ -36,6 +36,7 @@ class Source:
         model: image -> {task: logits}.
         classes: task -> class names, of the model's tasks.
         how: the kind of resizing.
+        reduced_px: the shorter side that an image is reduced to before.
         calibrations: task -> its temperature.
         description: metadata of the artifact; JSON.
         representative: training images, float32 [1, size, size, 3] each, for measuring the ranges
@@ -46,6 +47,7 @@ class Source:
     model: keras.Model
     classes: Mapping[str, Sequence[str]]
     how: str
+    reduced_px: int
     calibrations: Mapping[str, Calibration]
     description: Mapping[str, Any]
     representative: Sequence[np.ndarray]
@@ -55,7 +57,11 @@ def _savedmodel(source: Source, folder: Path, quantize: str) -> str:
     """Write `<name>/<version>/`, the layout of TensorFlow Serving."""
     name = f"{source.name}/{VERSION}"
     functions = signatures(
-        source.model, source.classes, how=source.how, calibrations=source.calibrations
+        source.model,
+        source.classes,
+        how=source.how,
+        reduced_px=source.reduced_px,
+        calibrations=source.calibrations,
     )
     _write(functions, folder / name)
     return name

@@ -68,6 +68,7 @@ def predict_files(
         [os.fsencode(name) for name in names],
         size_px=predictor.size_px,
         how=predictor.how,
+        reduced_px=predictor.reduced_px,
         batch_size=batch_size,
     )
     done = 0

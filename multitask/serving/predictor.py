@@ -23,7 +23,7 @@ from multitask.serving.runtimes import AUTO, EMBEDDING, RUNTIMES, output_of, usa
 from multitask.spec import InputError
 from multitask.trained import open_trained
 
-FORMAT = 3  # version of classes.json; incremented when older readers would misread it
+FORMAT = 4  # version of classes.json; incremented when older readers would misread it
 LARGEST_PX = 4096  # of an export's input; a spec allows 1024
 
 
@@ -39,6 +39,7 @@ class Predictor:
         calibrations: task -> its calibration on the validation split.
         size_px: side of the model's input.
         how: the kind of resizing.
+        reduced_px: the shorter side that an image is reduced to before.
         identity: a text that differs for different models.
         calibrated: whether probabilities are scaled by the temperature.
         tta: one of test_time.TTA; None: the plain image.
@@ -50,6 +51,7 @@ class Predictor:
     calibrations: Mapping[str, Calibration]
     size_px: int
     how: str
+    reduced_px: int
     identity: str
     calibrated: bool = True
     tta: str | None = None
@@ -151,8 +153,11 @@ def read_export(folder: Path) -> dict[str, Any]:
             task: Calibration.from_dict(content["calibration"][task]) for task in classes
         }
         size_px, how = int(content["image_size"]), content["resize"]
+        reduced_px = int(content["reduced_px"])
         if not 1 <= size_px <= LARGEST_PX:
             raise ValueError(f"image_size {size_px}")
+        if not 1 <= reduced_px <= 4 * LARGEST_PX:
+            raise ValueError(f"reduced_px {reduced_px}")
         if how not in RESIZE_KINDS:
             raise ValueError(f"resize {how!r}")
         artifacts = dict(content["artifacts"])
@@ -173,6 +178,7 @@ def read_export(folder: Path) -> dict[str, Any]:
         "classes": classes,
         "calibration": calibrations,
         "image_size": size_px,
+        "reduced_px": reduced_px,
         "artifacts": artifacts,
         "identity": identity,
     }
@@ -232,6 +238,7 @@ def load_export(
         content["calibration"],
         size_px,
         content["resize"],
+        content["reduced_px"],
         identity,
     )
 
@@ -255,5 +262,6 @@ def load_best(run: Run, *, model_file: Path | None = None) -> Predictor:
         trained.calibrations,
         run.spec.image_size,
         run.spec.resize,
+        run.spec.reduced_px,
         trained.digest,
     )

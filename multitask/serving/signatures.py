@@ -43,6 +43,7 @@ def signatures(
     classes: Mapping[str, Sequence[str]],
     *,
     how: str,
+    reduced_px: int,
     calibrations: Mapping[str, Calibration],
 ) -> dict[str, Callable]:
     """Build all signatures of a SavedModel.
@@ -51,6 +52,7 @@ def signatures(
         model: image -> {task: logits}, made of a trunk and heads.
         classes: task -> class names.
         how: the kind of resizing, one of decode.RESIZE_KINDS.
+        reduced_px: the shorter side that an image is reduced to before.
         calibrations: task -> the temperature that its logits are divided by.
 
     Returns:
@@ -66,7 +68,7 @@ def signatures(
         The first three return the outputs of `numbers` (SIGNATURE without the embedding), and
         `{task}_classes` string [classes] and `{task}_label` string [batch], the most probable.
     """
-    resizer = _Resizer(model.input_shape[1], how)
+    resizer = _Resizer(model.input_shape[1], how, reduced_px)
     trunk, heads = trunk_and_heads(model)
     network = shared_network(examined_model(model))
     functions = _prediction_functions(network, classes, resizer, calibrations)
@@ -93,29 +95,29 @@ class _Resizer:
     Attributes:
         size_px: side of the model's input.
         how: one of decode.RESIZE_KINDS.
+        reduced_px: the shorter side that an image is reduced to before.
     """
 
     size_px: int
     how: str
+    reduced_px: int
 
     def decode(self, image_bytes: tf.Tensor) -> tf.Tensor:
         """Decode and resize: string [batch] -> float32 [batch, size, size, 3]."""
 
         def load(data: tf.Tensor) -> tf.Tensor:
-            image = decode_image(data, target_px=self.size_px)
-            return resize_image(image, size_px=self.size_px, how=self.how)
+            return self._fit(decode_image(data, target_px=self.reduced_px))
 
         return self._map(load, image_bytes)
 
     def resize(self, image: tf.Tensor) -> tf.Tensor:
         """Resize: float32 [batch, height, width, 3] -> float32 [batch, size, size, 3]."""
-
-        def fit(one: tf.Tensor) -> tf.Tensor:
-            return resize_image(one, size_px=self.size_px, how=self.how)
-
         fits = tf.reduce_all(tf.shape(image)[1:3] == self.size_px)
-        image = tf.cond(fits, lambda: image, lambda: self._map(fit, image))
+        image = tf.cond(fits, lambda: image, lambda: self._map(self._fit, image))
         return tf.ensure_shape(image, [None, self.size_px, self.size_px, 3])
+
+    def _fit(self, image: tf.Tensor) -> tf.Tensor:
+        return resize_image(image, size_px=self.size_px, how=self.how, reduced_px=self.reduced_px)
 
     def _map(self, function: Callable, values: tf.Tensor) -> tf.Tensor:
         shape = [self.size_px, self.size_px, 3]

@@ -79,18 +79,24 @@ class Inference:
         self._decode_large = self._decoder(max_pixels)
 
     def _decoder(self, max_pixels: int) -> tf.types.experimental.ConcreteFunction:
-        size_px, how = self.predictor.size_px, self.predictor.how
+        predictor = self.predictor
 
         @tf.function(
             input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.bool)],
             autograph=False,
         )
         def decode(data: tf.Tensor, with_preview: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            upright = decode_image(data, target_px=size_px, max_pixels=max_pixels)
+            upright = decode_image(data, target_px=predictor.reduced_px, max_pixels=max_pixels)
             preview = tf.cond(
                 with_preview, lambda: _preview(upright), lambda: tf.zeros([0, 0, 3], tf.uint8)
             )
-            return resize_image(upright, size_px=size_px, how=how), preview
+            resized = resize_image(
+                upright,
+                size_px=predictor.size_px,
+                how=predictor.how,
+                reduced_px=predictor.reduced_px,
+            )
+            return resized, preview
 
         return decode.get_concrete_function()
 

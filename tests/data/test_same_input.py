@@ -1,0 +1,81 @@
+"""An image is the same to the model in training, evaluation and prediction."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from multitask.data.decode import decode_image, resize_image
+from multitask.data.decode_arrays import model_input
+from multitask.data.pipeline import readable_images, view_dataset
+from multitask.data.records import prepare
+from multitask.data.table import TRAIN
+from multitask.serving.signatures import _Resizer
+
+SIZES = {"size_px": 32, "reduced_px": 37}
+
+
+def texture(width, height, seed=0):
+    """As sharp as an image can be, so that every filter shows."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def by_pillow(image, how="squash"):
+    """Reduce, then resize: both steps by Pillow, one channel at a time."""
+
+    def resized(channels, width, height):
+        bilinear = Image.Resampling.BILINEAR
+        return [np.asarray(Image.fromarray(c).resize((width, height), bilinear)) for c in channels]
+
+    height, width = image.shape[:2]
+    channels = [image[..., k].astype(np.float32) for k in range(3)]
+    if (shorter := min(height, width)) > 37:
+        channels = resized(channels, round(width * 37 / shorter), round(height * 37 / shorter))
+    if how == "crop":
+        height, width = channels[0].shape
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        channels = [c[top : top + side, left : left + side] for c in channels]
+    return np.stack(resized(channels, 32, 32), axis=-1)
+
+
+@pytest.mark.parametrize("how", ["squash", "crop"])
+@pytest.mark.parametrize("size", [(96, 80), (40, 300), (37, 37), (50, 36), (20, 10)])
+def test_both_decoders_reduce_first(size, how):
+    image = texture(*size)
+    expected = by_pillow(image, how)
+    np.testing.assert_allclose(resize_image(image, how=how, **SIZES), expected, atol=0.02)
+    np.testing.assert_allclose(model_input(image, how=how, **SIZES), expected, atol=0.02)
+
+
+def test_an_export_reduces_first():
+    image = texture(96, 80)
+    expected = by_pillow(image)
+    resizer = _Resizer(32, "squash", 37)
+    png = tf.io.encode_png(image)
+    np.testing.assert_allclose(resizer.decode(png[None])[0], expected, atol=0.02)
+    pixels = tf.constant(image[None], tf.float32)
+    np.testing.assert_allclose(resizer.resize(pixels)[0], expected, atol=0.02)
+
+
+def test_an_image_is_predicted_as_it_was_trained_on(tiny_data, tiny_spec):
+    """The records store JPEGs, with half the resolution of colour: these images are grey."""
+    spec = tiny_spec(tasks=("style",), records={"quality": 100})
+    data = tiny_data()
+    paths = sorted((data / "wikiart").rglob("*train*.jpg"))
+    for seed, path in enumerate(paths):
+        smooth = Image.fromarray(texture(30, 24, seed)).convert("L").resize((120, 96))
+        smooth.convert("RGB").save(path, quality=98)
+    prepared = prepare(spec, data, None)
+    rows = prepared.table.rows(TRAIN)
+    batches = view_dataset(prepared, spec, split=TRAIN, batch_size=64)
+    trained_on = np.concatenate([batch.numpy() for batch in batches])
+    names = [str(data / "wikiart" / path) for path in prepared.table.paths[rows]]
+    ((_, predicted),) = readable_images(names, **spec.resizing, batch_size=64)
+    difference = np.abs(predicted.numpy() - trained_on).mean()
+    plain = [
+        resize_image(decode_image(tf.io.read_file(name), target_px=32), size_px=32, how="squash")
+        for name in names
+    ]
+    assert difference < 2.0
+    assert np.abs(np.stack(plain) - trained_on).mean() > 3 * difference
