@@ -228,6 +228,7 @@ def test_thrown_out_everywhere(job, tmp_path, monkeypatch):
     assert_same_end(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_thrown_out_long_after_the_last_checkpoint(job, tmp_path, monkeypatch):
     """What came after the checkpoint (of an epoch's end) is trained again, to the same bits."""
     go, whole = job(cached=True)
@@ -261,7 +262,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", [flip, cut])
+@pytest.mark.parametrize("damage", [pytest.param(flip, marks=pytest.mark.slow), cut])
 def test_the_checkpoint_before_a_damaged_one_is_used(stopped_in_finetune, damage):
     go, whole, workdir, _, newest = stopped_in_finetune
     damage(newest / ("variables.npz" if damage is flip else "progress.json"))

@@ -569,6 +569,7 @@ def _wikiart_layout(place):
     return folder
 
 
+@pytest.mark.slow
 def test_a_real_process_says_one_line_too(place, trained):
     """TensorFlow's own notes on unreadable images stay out of stderr."""
     name = (place / "data/lists/shade_val.csv").read_text().split(",")[0]

@@ -380,38 +380,39 @@ def test_what_a_flag_or_a_spec_names_is_a_regular_file(place, capsys, no_hang, p
     assert not (place / "audit").exists()
 
 
-@pytest.mark.parametrize("name", ["classes.json", "report.json", "colours.onnx", "colours/1/x.pb"])
-def test_an_export_is_of_regular_files(place, capsys, no_hang, name):
+def test_an_export_is_of_regular_files(place, capsys, no_hang):
     from multitask.serving.export import export
 
-    folder = export(open_run(place / "run"))
-    text = (folder / "classes.json").read_text()
+    whole = export(open_run(place / "run"))
+    text = (whole / "classes.json").read_text()
     more = '"artifacts": {\n  "onnx": "colours.onnx",'
-    (folder / "classes.json").write_text(text.replace('"artifacts": {', more))
-    pipe(folder / name)
-    with pytest.raises(SystemExit) as stopped:
-        main(["predict", f"--model={folder}", str(place / "data/images")])
-    err = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert err == f"--model: {folder}: not an export of multitask ({FIFO})\n"
+    (whole / "classes.json").write_text(text.replace('"artifacts": {', more))
+    for name in ("classes.json", "report.json", "colours.onnx", "colours/1/x.pb"):
+        folder = place / f"export-{name.replace('/', '-')}"
+        shutil.copytree(whole, folder)
+        pipe(folder / name)
+        code, err = stopped(capsys, "predict", f"--model={folder}", place / "data/images")
+        assert code == 2
+        assert err == f"--model: {folder}: not an export of multitask ({FIFO})"
 
 
-def test_files_that_are_not_regular_are_listed_and_the_others_predicted(place):
+def test_files_that_are_not_regular_are_listed_and_the_others_predicted(place, capsys, no_hang):
     paint(place / "good.png")
     pipe(place / "pipe.jpg")
     device(place / "zero.jpg")
     sparse(place / "sparse.jpg")
     names = [place / name for name in ("pipe.jpg", "zero.jpg", "good.png", "sparse.jpg")]
-    done = shell('"$@"', "predict", f"--workdir={place}/run", *names)
-    assert done.returncode == 0
-    assert done.stdout.startswith(f"{place}/good.png\n")
-    assert done.stderr.splitlines() == [
+    main(["predict", f"--workdir={place}/run", *map(str, names)])
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{place}/good.png\n")
+    assert err.splitlines() == [
         f"{place}/pipe.jpg: cannot be read: {FIFO}",
         f"{place}/zero.jpg: cannot be read: {DEVICE}",
         f"{place}/sparse.jpg: cannot be read: it is larger than the limit of 536,870,912 bytes",
     ]
 
 
+@pytest.mark.slow
 def test_a_data_set_with_images_that_are_not_regular_files(place):
     """Prepared and audited: they count as unreadable, and nothing waits for them."""
     lists, images = place / "data/lists", place / "data/images"
@@ -436,7 +437,12 @@ STATUS = '; echo "${PIPESTATUS[0]}"'
     ("line", "argv", "shown"),
     [
         ('"$@" | head -1', ["predict", "--workdir={}/run", "{}/many"], "{}/many/000.png\n"),
-        ('"$@" 2>&1 | head -1', ["predict", "--workdir={}/run", "{}/many"], "{}/many/000.png\n"),
+        pytest.param(
+            '"$@" 2>&1 | head -1',
+            ["predict", "--workdir={}/run", "{}/many"],
+            "{}/many/000.png\n",
+            marks=pytest.mark.slow,
+        ),
         ('"$@" | false', ["predict", "--help"], ""),
         ('"$@" 2>&1 | false', ["predict", "{}/nowhere.png"], ""),
     ],
@@ -448,6 +454,7 @@ def test_a_reader_that_leaves_ends_the_command_without_a_word(place, line, argv,
     assert done.stdout == f"{shown}141\n".format(place)
 
 
+@pytest.mark.slow
 def test_what_goes_into_a_file_is_finished_without_a_reader(place):
     paint(*(place / f"many/{i:03}.png" for i in range(40)))
     (place / "many/broken.png").write_bytes(b"no image")
@@ -458,6 +465,7 @@ def test_what_goes_into_a_file_is_finished_without_a_reader(place):
     assert not (place / "answers.csv.partial").exists()
 
 
+@pytest.mark.slow
 def test_output_that_was_closed_before_the_start(place):
     """What is then opened first must not become the console of a library."""
     paint(place / "one.png")
@@ -780,6 +788,7 @@ def test_no_message_quotes_more_than_a_cell(collection, capsys):
         assert "another-word" not in err
 
 
+@pytest.mark.slow
 def test_what_was_allowed_once_is_evaluated_again(collection, capsys, tiny_trunk):
     """`--allow_outside` stays with the run; without it a run's paths are refused as a spec's."""
     data, run = collection / "data", collection / "run"
@@ -803,7 +812,7 @@ def test_what_was_allowed_once_is_evaluated_again(collection, capsys, tiny_trunk
     main(["evaluate", f"--workdir={run}", "--nosimilar", "--allow_outside"])
 
 
-@pytest.mark.parametrize("test_list", [None, "path,class\n"])
+@pytest.mark.parametrize("test_list", [None, pytest.param("path,class\n", marks=pytest.mark.slow)])
 def test_a_task_without_a_test_set_is_trained_and_says_so(
     collection, capsys, tiny_trunk, test_list
 ):
@@ -927,7 +936,11 @@ def write_spec(folder, names):
 
 @pytest.mark.parametrize(
     "names",
-    [("image", "test", "trunk"), ("features", "macro_f1", "x"), ("loss", "shared", "val_loss")],
+    [
+        ("image", "macro_f1", "val_loss"),
+        pytest.param(("test", "trunk", "x"), marks=pytest.mark.slow),
+        pytest.param(("features", "loss", "shared"), marks=pytest.mark.slow),
+    ],
 )
 def test_tasks_called_as_ours_are_trained_as_under_harmless_names(
     names, tiny_data, tiny_trunk, tmp_path, capsys

@@ -499,6 +499,7 @@ class Pixels(tf.Module):
         return tf.map_fn(one, batch, fn_output_signature=tf.float32)
 
 
+@pytest.mark.slow
 def test_saved_model_gives_the_same_with_tensorflow_alone(tmp_path):
     samples = [*SAMPLES.values(), EXIF_PLACES["jpeg, first"](exif(6)), jpeg_with(b"")]
     module = Pixels()

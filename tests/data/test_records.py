@@ -470,6 +470,7 @@ def test_a_killed_one_is_never_used_and_the_next_starts_over(tiny_data, spec_fil
     assert not [name for name in tree(data / "records") if "incomplete" in name]
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_prepares_and_the_other_waits(tiny_data, spec_file):
     data = tiny_data()
     first = start_slowly(spec_file, data, data / "gate")

@@ -329,6 +329,7 @@ def test_excluded_images_do_not_count_in_the_baseline(known, data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_metrics_without_near_duplicates(known, data, tmp_path, write_image):
     """One painting in three sizes: a training image and two test images."""
     folder = tmp_path / "data"

@@ -34,6 +34,7 @@ def grid(*, input_shape, weights=None):
     return keras.Model(image, layers.ReLU(name="block1a_relu")(x))
 
 
+@pytest.mark.slow
 def test_a_run_of_own_parts(museum):
     mt.register_head(two_layers)
     mt.register_loss(squared)

@@ -178,6 +178,7 @@ mt.train("museum.toml", "museum", "second")
 """
 
 
+@pytest.mark.slow
 def test_the_log_is_shown_unless_its_level_silences_it(museum, pytestconfig):
     tests = pytestconfig.rootpath / "tests"
     command = [sys.executable, "-c", TRAINED_TWICE, str(tests)]

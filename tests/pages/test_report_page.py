@@ -166,6 +166,7 @@ def test_the_page_of_a_whole_test_is_below_10_mb(known, tmp_path):
     assert [content["confusion"][task]["others"] for task in classes] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_the_page_of_1000_classes_in_three_tasks_is_below_10_mb(known, tmp_path):
     classes = {
         task: tuple(f"{task} {'浮世絵<&>' * 20} {i}" for i in range(1000))
@@ -184,6 +185,7 @@ def test_the_page_of_1000_classes_in_three_tasks_is_below_10_mb(known, tmp_path)
     assert all(len(content["classes"][task]) == 1000 for task in classes)
 
 
+@pytest.mark.slow
 def test_the_text_of_the_page_has_a_bound(known, tmp_path, monkeypatch):
     """The worst that can be: more tasks, classes, long names of characters that take most bytes,
     long paths and more pairs of tasks than a page has room for."""

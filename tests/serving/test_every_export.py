@@ -196,6 +196,7 @@ def check_every_format(known, folder, tmp_path, spec, *, precisions=PRECISIONS):
             assert max(result["difference"] for result in rounding.values()) > 0
 
 
+@pytest.mark.slow
 def test_bfloat16_in_every_format(known, folder, tmp_path):
     """The case: ONNX and LiteRT ended in a traceback."""
     size, how = TRUNK_KINDS["tiny"]

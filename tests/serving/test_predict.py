@@ -366,6 +366,7 @@ def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_after_a_kill(run, data, tmp_path, capsys):
     """Killed by the answer to its third batch; then as one that was never interrupted."""
     files = [str(data.folder / "images" / p) for p in data.painted if p not in data.missing]

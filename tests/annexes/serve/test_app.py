@@ -649,7 +649,10 @@ def start(*argv, **how):
 
 @pytest.mark.parametrize(
     ("number", "status", "word"),
-    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "stopped")],
+    [
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
+        (signal.SIGINT, 130, "stopped"),
+    ],
 )
 def test_the_command_serves_without_writing_until_it_is_stopped(run, known, number, status, word):
     process, port = start(f"--model={run.workdir / 'export'}", "--min_confidence=0.5")
@@ -677,6 +680,7 @@ def test_the_command_serves_without_writing_until_it_is_stopped(run, known, numb
         process.communicate()
 
 
+@pytest.mark.slow
 def test_idle_connections_do_not_take_all_files(run, known):
     """The process may open 700 files; 500 clients connect and send nothing, or half a head."""
     process, port = start(

@@ -186,6 +186,7 @@ def test_the_files_and_lines_of_a_search(searched):
     assert "best so far" in trial_lines[0]
 
 
+@pytest.mark.slow
 def test_a_killed_search_is_resumed(place, searched):
     """The resumed search has the trials of an uninterrupted one."""
     workdir = place / "killed"
