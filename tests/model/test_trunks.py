@@ -727,3 +727,37 @@ def test_batchnorm_of_a_frozen_layer_keeps_its_statistics():
 )
 def test_when_batchnorm_trains(batchnorm, weights, trains):
     assert batchnorm_trains(settings(weights, batchnorm=batchnorm)) == trains
+
+
+# === Residual blocks of random weights ===
+
+
+def test_a_residual_block_that_begins_as_the_identity():
+    """Each block with a shortcut returns its input in inference and in training."""
+    trunk = build_trunk(settings("none", zero_init_residual=True, stochastic_depth=0.0), SIZE)
+    plain = build_trunk(settings("none", stochastic_depth=0.0), SIZE)
+    adds = [layer for layer in trunk.layers if isinstance(layer, keras.layers.Add)]
+    assert len(adds) == 9  # of EfficientNetB0's 16 blocks
+    images = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
+    for layer in adds:
+        ends = keras.Model(trunk.input, [layer.output, *layer.input])
+        for training in (False, True):
+            out, residual, shortcut = ends(images, training=training)
+            assert not np.any(residual), layer.name
+            np.testing.assert_array_equal(out, shortcut)
+            assert np.any(shortcut)
+    zero = [w.path for w in trunk.weights if w.name == "gamma" and not np.any(w)]
+    assert len(zero) == 9
+    assert all("project_bn" in path for path in zero)
+    assert not [w for w in plain.weights if w.name == "gamma" and not np.any(w)]
+    assert [w.shape for w in trunk.weights] == [w.shape for w in plain.weights]
+
+
+def test_trained_weights_keep_their_residual_blocks(tmp_path):
+    for weights in ("imagenet", str(tmp_path)):
+        with pytest.raises(SpecError, match='zero_init_residual: true: needs weights = "none"'):
+            check_trunk(settings(weights, zero_init_residual=True), place="toy.toml: trunk")
+    with pytest.raises(SpecError, match="zero_init_residual: True: convnexttiny has no BatchNorm"):
+        check_trunk(
+            settings("none", "convnexttiny", zero_init_residual=True), place="toy.toml: trunk"
+        )
