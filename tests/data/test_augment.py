@@ -257,23 +257,35 @@ def test_each_operation_against_numpy(policy):
 WIKIART = [policy_row(task.augment) for task in load_spec("wikiart").tasks]
 
 
-@pytest.mark.parametrize("how", RESIZE_KINDS)
+POLICIES = {
+    **dict(zip(("artist", "style", "genre"), WIKIART, strict=True)),
+    "merged": merge_policies(np.stack(WIKIART)),
+    "extremes": policy_row(Augmentation(brightness=0.9, contrast=(0, 3), saturation=(0, 5))),
+    "everything": policy_row(EVERYTHING),
+}
+
+
 @pytest.mark.parametrize(
-    "row",
+    ("name", "how"),
     [
-        *WIKIART,
-        merge_policies(np.stack(WIKIART)),
-        policy_row(EVERYTHING),
-        policy_row(Augmentation(brightness=0.9, contrast=(0, 3), saturation=(0, 5))),
+        # Each kind of resizing and each kind of policy once; all pairs in the slow suite.
+        pytest.param(
+            name,
+            how,
+            marks=[]
+            if (name == "everything" or (name, how) in {("merged", "squash"), ("extremes", "crop")})
+            else pytest.mark.slow,
+        )
+        for name in POLICIES
+        for how in RESIZE_KINDS
     ],
-    ids=["artist", "style", "genre", "merged", "everything", "extremes"],
 )
-def test_as_the_plain_ops(row, how):
+def test_as_the_plain_ops(name, how):
     """On images with grey, black, white and pure colours, eagerly and inside `tf.data`."""
     images = [source(258, 300), source(30, 40), source(9, 5)]
     special = [[0, 0, 0], [255, 255, 255], [128, 128, 128], [255, 0, 0], [0, 1, 0], [254, 255, 255]]
     images.append(np.repeat(np.asarray(special, np.uint8), 12, axis=0).reshape(8, 9, 3))
-    row = tf.constant(row)
+    row = tf.constant(POLICIES[name])
     for image in images:
         seeds = tf.data.Dataset.range(12).map(lambda i: tf.stack([7, tf.cast(i, tf.int32)]))
         both = seeds.map(

@@ -27,8 +27,14 @@ COUNT = 12  # training images; the style label of each is its number
 STRONG = {"flip": True, "brightness": 0.3, "contrast": [0.5, 1.5], "crop": [0.5, 0.9]}
 
 
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """Records that a test has made, for the others with equal images and labels."""
+    return tmp_path_factory.mktemp("records")
+
+
 @pytest.fixture
-def numbered(tiny_data, tiny_spec):
+def numbered(tiny_data, tiny_spec, shelf):
     """A function: fields of the spec -> (prepared records, spec); the style is the image's number.
 
     Args:
@@ -57,7 +63,7 @@ def numbered(tiny_data, tiny_spec):
         spec = spec.model_copy(update={"tasks": tuple(tasks)})
         for path in paths if repaint else []:
             repaint(data / spec.images / path)
-        return prepare(spec, data, progress=False), spec
+        return prepare(spec, data, shelf, progress=False), spec
 
     return make
 

@@ -467,16 +467,20 @@ def begun(prepared_data, monkeypatch):
     )
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("batches", "saved", "read"),
     [
         # Of 4 batches of the plain view, 4 of the augmented one, 2 of the validation split.
-        (0, True, [("train", 0, 0), ("train", 1, 0), ("validation", 0, 0)]),
-        (2, True, [("train", 0, 10), ("train", 1, 0), ("validation", 0, 0)]),
-        (4, True, [("train", 1, 0), ("validation", 0, 0)]),
+        slow(0, True, [("train", 0, 0), ("train", 1, 0), ("validation", 0, 0)]),
+        slow(2, True, [("train", 0, 10), ("train", 1, 0), ("validation", 0, 0)]),
+        slow(4, True, [("train", 1, 0), ("validation", 0, 0)]),
         (7, True, [("train", 1, 15), ("validation", 0, 0)]),
-        (9, True, [("validation", 0, 5)]),
-        (6, False, [("train", 0, 0), ("train", 1, 0), ("validation", 0, 0)]),
+        slow(9, True, [("validation", 0, 5)]),
+        slow(6, False, [("train", 0, 0), ("train", 1, 0), ("validation", 0, 0)]),
         (9, False, [("validation", 0, 0)]),
     ],
 )
