@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,8 @@ def test_the_same_run_as_the_command(museum, handlers, capsys):
     spec = mt.load_spec("museum.toml", seed=3)
     run = mt.train(spec, data_dir="museum", workdir="by_library", deterministic=True)
     assert {n: signal.getsignal(n) for n in handlers} == handlers
-    main(["train", "--spec=museum.toml", "--seed=3", "--data_dir=museum", "--workdir=by_command"])
+    flags = ["--spec=museum.toml", "--seed=3", "--data_dir=museum", "--workdir=by_command"]
+    main(["train", *flags, "--nosimilar"])
     for own, other in zip(weights_of(run.workdir), weights_of(museum / "by_command"), strict=True):
         np.testing.assert_array_equal(own, other)
     written = pd.read_csv("by_command/logs/history.csv")
@@ -44,7 +46,7 @@ def test_the_same_run_as_the_command(museum, handlers, capsys):
     pd.testing.assert_frame_equal(run.history[same], written[same], check_exact=True)
     printed = re.findall(r"Best epoch so far: (\d+)\.", capsys.readouterr().out)
     assert run.best_epoch == int(printed[-1])
-    evaluation = run.evaluate()
+    evaluation = run.evaluate(similar=False)
     metrics = json.loads((museum / "by_command/results/metrics.json").read_text())["metrics"]
     for task, values in evaluation.metrics.iterrows():
         for name in ("labelled", "top1", "macro_f1", "balanced_accuracy"):
@@ -91,8 +93,15 @@ def test_wrong_arguments(museum, call, field, text):
     assert not (museum / "run").exists()
 
 
-def test_an_evaluation(museum):
-    evaluation = mt.open_run("runs/first").evaluate(similar=False)
+@pytest.fixture(scope="module")
+def evaluation(museum_made, tmp_path_factory):
+    """Of a copy of the run, for tests that only look at it."""
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(museum_made / "runs" / "first", folder)
+    return mt.open_run(folder).evaluate(similar=False)
+
+
+def test_an_evaluation(evaluation):
     frame = evaluation.predictions
     for task in ("shade", "warmth"):
         rows = frame[frame[f"{task}/true"].notna()]
@@ -115,8 +124,7 @@ def test_an_evaluation(museum):
         evaluation.plot("f1_scores", "shades")
 
 
-def test_the_plots_are_the_files_of_the_report(museum):
-    evaluation = mt.open_run("runs/first").evaluate(similar=False)
+def test_the_plots_are_the_files_of_the_report(evaluation):
     for kind in PLOTS:
         figure = evaluation.plot(kind, task="shade")
         assert figure._repr_png_() == (evaluation.folder / f"{kind}_shade.png").read_bytes(), kind
@@ -137,8 +145,8 @@ def test_a_run_shows_itself(museum):
     assert "No epoch" in mt.open_run("runs/first")._repr_html_()
 
 
-def test_an_evaluation_shows_itself(museum):
-    html = mt.open_run("runs/first").evaluate(similar=False)._repr_html_()
+def test_an_evaluation_shows_itself(evaluation):
+    html = evaluation._repr_html_()
     assert html.count("<img ") == 2
     assert html.count("<th>shade</th>") == 1
     assert "&lt;" not in html
