@@ -7,8 +7,7 @@ import signal
 import numpy as np
 import pytest
 from PIL import Image
-
-from multitask.spec import parse_spec
+from specs import spec_of
 
 LONG = ("test_end_to_end.py", "test_exact_resume.py", "test_records.py", "test_app.py")
 
@@ -135,31 +134,25 @@ def tiny_spec():
     """
 
     def make(*, tasks=tuple(TINY_CLASSES), of_tasks=None, **fields):
-        return parse_spec(
+        lists = [
             {
-                "name": "tiny",
-                "image_size": 32,
-                "batch_size": 5,
-                "validation": 0.0,
-                "trunk": {"weights": "none", "schedule": {"kind": "constant", "rate": 1e-3}},
-                "phases": {"heads": {"epochs": 1}, "finetune": {"epochs": 1}},
-                **fields,
-                "task": [
-                    {
-                        "name": task,
-                        "train": f"wikiart_csv/{task}_train.csv",
-                        "test": f"wikiart_csv/{task}_val.csv",
-                        "classes": f"wikiart_csv/{task}_class.txt",
-                        "head": {"kind": "linear"},
-                        "loss": {"kind": "focal", "gamma": 2.0, "alpha": 1.0},
-                        "schedule": {"kind": "constant", "rate": 1e-3},
-                        **(of_tasks or {}),
-                    }
-                    for task in tasks
-                ],
-            },
-            source="tiny.toml",
-        )
+                "name": task,
+                "train": f"wikiart_csv/{task}_train.csv",
+                "test": f"wikiart_csv/{task}_val.csv",
+                "classes": f"wikiart_csv/{task}_class.txt",
+            }
+            for task in tasks
+        ]
+        settings = {
+            "name": "tiny",
+            "image_size": 32,
+            "batch_size": 5,
+            "validation": 0.0,
+            "phases": {"heads": {"epochs": 1}, "finetune": {"epochs": 1}},
+        }
+        loss = {"kind": "focal", "gamma": 2.0, "alpha": 1.0}
+        of_tasks = {"loss": loss} | (of_tasks or {})
+        return spec_of(*lists, of_tasks=of_tasks, file="tiny.toml", **settings | fields)
 
     return make
 

@@ -11,10 +11,11 @@ import keras
 import numpy as np
 import scipy.special
 from PIL import Image
+from specs import spec_of
 
 from multitask.model.network import connect
 from multitask.run import Run, start_run
-from multitask.spec import DataSpec, parse_spec
+from multitask.spec import DataSpec
 
 SIZE_PX = 32
 SHARPNESS = 6.0
@@ -83,19 +84,7 @@ def colour_model(tasks=tuple(PALETTES)) -> keras.Model:
 
 
 def colour_spec(tasks=tuple(PALETTES), **changes) -> DataSpec:
-    tasks = [
-        {
-            "name": task,
-            "train": f"lists/{task}_train.csv",
-            "test": f"lists/{task}_val.csv",
-            "classes": f"lists/{task}_class.txt",
-            "head": {"kind": "linear"},
-            "loss": {"kind": "focal", "gamma": 1.0, "alpha": 1.0},
-            "schedule": {"kind": "constant", "rate": 1e-3},
-        }
-        for task in tasks
-    ]
-    raw = {
+    settings = {
         "name": "colours",
         "title": "Plain colours",
         "licence": "CC0-1.0",
@@ -105,14 +94,19 @@ def colour_spec(tasks=tuple(PALETTES), **changes) -> DataSpec:
         "batch_size": 7,
         "validation": 0.0,
         "max_missing": 0.1,
-        "trunk": {
-            "name": "efficientnetb0",
-            "weights": "none",
-            "schedule": {"kind": "constant", "rate": 1e-3},
-        },
-        "task": tasks,
+        "trunk": {"name": "efficientnetb0"},
     }
-    return parse_spec(raw | changes, source="colours.toml")
+    lists = [
+        {
+            "name": task,
+            "train": f"lists/{task}_train.csv",
+            "test": f"lists/{task}_val.csv",
+            "classes": f"lists/{task}_class.txt",
+        }
+        for task in tasks
+    ]
+    loss = {"kind": "focal", "gamma": 1.0, "alpha": 1.0}
+    return spec_of(*lists, of_tasks={"loss": loss}, file="colours.toml", **settings | changes)
 
 
 @dataclass(frozen=True)

@@ -192,8 +192,7 @@ def compare(
     rows: np.ndarray,
     names: Sequence[str],
     *,
-    how: str,
-    reduced_px: int,
+    resizing: Mapping[str, Any],
     mixed_precision_model: keras.Model | None = None,
 ) -> list[dict[str, Any]]:
     """Compare the predictions of each artifact with those of the model.
@@ -205,8 +204,7 @@ def compare(
         table: the table with the labels for the metrics.
         rows: int [n], rows of the table.
         names: str [n], the rows' image files.
-        how: the kind of resizing.
-        reduced_px: the shorter side that an image is reduced to before.
+        resizing: arguments of `readable_images` for the images' size.
         mixed_precision_model: the same network as it was trained, if not in float32.
 
     Returns:
@@ -230,13 +228,7 @@ def compare(
         infer = _with_logits(compiled(mixed_precision_model))
         trained = _Candidate(None, "as trained", infer, calibrations)
     everything = [*candidates, trained] if trained else candidates
-    batches = readable_images(
-        list(names),
-        size_px=model.input_shape[1],
-        how=how,
-        reduced_px=reduced_px,
-        batch_size=BATCH,
-    )
+    batches = readable_images(list(names), **resizing, batch_size=BATCH)
     batch, places = _run_all(everything, names, batches)
     labels = table.labels[rows[places]]
     labels_by_task = {task: labels[:, table.tasks.index(task)] for task in calibrations}

@@ -201,8 +201,11 @@ def _check_artifacts(
         replace(table, labels=labels),
         images.rows,
         images.names,
-        how=source.how,
-        reduced_px=source.reduced_px,
+        resizing={
+            "size_px": source.model.input_shape[1],
+            "how": source.how,
+            "reduced_px": source.reduced_px,
+        },
         mixed_precision_model=None if trained is source.model else trained,
     )
     for entry in entries[1:]:

@@ -547,6 +547,7 @@ def read_back(tmp_path_factory):
             "spec": "demo",
             "image_size": 32,
             "resize": "squash",
+            "reduced_px": 37,
             "classes": {"style": ["a", "b"]},
             "calibration": {"style": calibration},
             "model": "0" * 64,

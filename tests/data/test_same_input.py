@@ -69,13 +69,13 @@ def test_an_image_is_predicted_as_it_was_trained_on(tiny_data, tiny_spec):
     prepared = prepare(spec, data, None)
     rows = prepared.table.rows(TRAIN)
     batches = view_dataset(prepared, spec, split=TRAIN, batch_size=64)
-    trained_on = np.concatenate([batch.numpy() for batch in batches])
+    training_images = np.concatenate([batch.numpy() for batch in batches])
     names = [str(data / "wikiart" / path) for path in prepared.table.paths[rows]]
     ((_, predicted),) = readable_images(names, **spec.resizing, batch_size=64)
-    difference = np.abs(predicted.numpy() - trained_on).mean()
+    difference = np.abs(predicted.numpy() - training_images).mean()
     plain = [
         resize_image(decode_image(tf.io.read_file(name), target_px=32), size_px=32, how="squash")
         for name in names
     ]
     assert difference < 2.0
-    assert np.abs(np.stack(plain) - trained_on).mean() > 3 * difference
+    assert np.abs(np.stack(plain) - training_images).mean() > 3 * difference

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from logged import logged
+from specs import spec_of
 
 from multitask.disk import DiskError
 from multitask.errors import RunError
@@ -28,7 +29,6 @@ from multitask.learning.phases import prepare_phase
 from multitask.model.heads import build_head
 from multitask.model.network import connect, trunk_and_heads
 from multitask.run import Run
-from multitask.spec import parse_spec
 
 TASKS = ("colour", "shape")
 NAN = float("nan")
@@ -36,24 +36,13 @@ NAN = float("nan")
 
 def make_spec(patience=12, plateau_patience=4, factor=0.5, least=0.01):
     schedule = {"kind": "constant", "rate": 1e-2}
-    task = {
-        "train": "t.csv",
-        "test": "v.csv",
-        "classes": "c.txt",
-        "loss": {"kind": "focal"},
-        "schedule": schedule,
-        "head": {"kind": "linear"},
-    }
-    return parse_spec(
-        {
-            "name": "toy",
-            "image_size": 32,
-            "early_stopping": {"patience": patience},
-            "plateau": {"patience": plateau_patience, "factor": factor, "least": least},
-            "trunk": {"weights": "none", "schedule": schedule},
-            "task": [task | {"name": name} for name in TASKS],
-        },
-        source="toy.toml",
+    return spec_of(
+        *TASKS,
+        of_tasks={"schedule": schedule},
+        trunk={"schedule": schedule},
+        image_size=32,
+        early_stopping={"patience": patience},
+        plateau={"patience": plateau_patience, "factor": factor, "least": least},
     )
 
 

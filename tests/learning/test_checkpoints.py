@@ -9,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from specs import spec_of
 
 from multitask.disk import DiskError
 from multitask.learning import checkpoints
@@ -23,7 +24,7 @@ from multitask.learning.checkpoints import (
 from multitask.learning.phases import prepare_phase
 from multitask.model.heads import build_head
 from multitask.model.network import connect
-from multitask.spec import InputError, parse_spec
+from multitask.spec import InputError
 
 SIZE = 16
 CLASSES = {"colour": 3, "shape": 3}  # two heads of one shape: a wrong order would not show by it
@@ -31,23 +32,12 @@ CLASSES = {"colour": 3, "shape": 3}  # two heads of one shape: a wrong order wou
 
 def make_spec():
     schedule = {"kind": "exponential", "rate": 1e-2, "decay": 0.5}
-    task = {
-        "train": "t.csv",
-        "test": "v.csv",
-        "classes": "c.txt",
-        "loss": {"kind": "focal"},
-        "schedule": schedule,
-        "head": {"kind": "linear", "dropout": 0.5},
-    }
-    return parse_spec(
-        {
-            "name": "toy",
-            "image_size": 32,
-            "freeze_depth": "none",
-            "trunk": {"weights": "none", "schedule": schedule},
-            "task": [task | {"name": name} for name in CLASSES],
-        },
-        source="toy.toml",
+    return spec_of(
+        *CLASSES,
+        of_tasks={"schedule": schedule, "head": {"kind": "linear", "dropout": 0.5}},
+        trunk={"schedule": schedule},
+        image_size=32,
+        freeze_depth="none",
     )
 
 

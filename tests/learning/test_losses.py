@@ -5,6 +5,7 @@ import pytest
 import sklearn.metrics
 import tensorflow as tf
 from keras import ops
+from specs import spec_of
 
 from multitask.learning.losses import (
     LOSSES,
@@ -13,7 +14,7 @@ from multitask.learning.losses import (
     cross_entropy,
     focal_loss,
 )
-from multitask.spec import SpecError, parse_spec
+from multitask.spec import SpecError
 
 CLASSES = 5
 RNG = np.random.default_rng(7)
@@ -25,26 +26,7 @@ ONES = np.ones(CLASSES, np.float32)
 
 def make_spec(**losses):
     """A spec of one task for each loss."""
-    schedule = {"kind": "constant", "rate": 1e-3}
-    return parse_spec(
-        {
-            "name": "toy",
-            "trunk": {"schedule": schedule},
-            "task": [
-                {
-                    "name": name,
-                    "train": "t.csv",
-                    "test": "v.csv",
-                    "classes": "c.txt",
-                    "head": {"kind": "linear"},
-                    "loss": loss,
-                    "schedule": schedule,
-                }
-                for name, loss in losses.items()
-            ],
-        },
-        source="toy.toml",
-    )
+    return spec_of(*({"name": name, "loss": loss} for name, loss in losses.items()))
 
 
 def focal_by_hand(labels, logits, class_weights, *, gamma, alpha, label_smoothing):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from specs import spec_of
 
 from multitask.learning.callbacks import Checkpointer, EpochRecorder
 from multitask.learning.checkpoints import Progress, find_checkpoint, save_checkpoint
@@ -41,22 +42,11 @@ def make_spec(rates=RATES, decays=DECAYS, **changes):
             "weight_decay": decays[name],
         }
 
-    task = {
-        "train": "t.csv",
-        "test": "v.csv",
-        "classes": "c.txt",
-        "head": {"kind": "dense_stack", "units": [3], "dropout": [0]},
-        "loss": {"kind": "focal"},
-    }
-    return parse_spec(
-        {
-            "name": "toy",
-            "image_size": SIZE,
-            "trunk": part("trunk"),
-            "task": [task | {"name": name} | part(name) for name in ("colour", "shape")],
-        }
-        | changes,
-        source="toy.toml",
+    head = {"kind": "dense_stack", "units": [3], "dropout": [0]}
+    return spec_of(
+        *({"name": name} | part(name) for name in ("colour", "shape")),
+        of_tasks={"head": head},
+        **{"image_size": SIZE, "trunk": part("trunk")} | changes,
     )
 
 
@@ -617,9 +607,9 @@ def test_the_averages_are_evaluated_and_saved_and_the_weights_trained(tmp_path):
         def on_test_batch_end(self, batch, logs=None):
             kept["tested"] = values(self.model.trainable_variables)
 
-    noted = []
+    received = []
     memory = EpochRecorder(run, progress, prepared, per_task=False)
-    saver = Checkpointer(run, progress, prepared, minutes=60.0, noted=noted)
+    saver = Checkpointer(run, progress, prepared, minutes=60.0, received=received)
     validation = batches(6, 2)
     fit(prepared, 0, 5, validation_data=validation, callbacks=[memory, Keep(), saver])
     model = prepared.model
@@ -649,7 +639,7 @@ def test_the_averages_are_evaluated_and_saved_and_the_weights_trained(tmp_path):
     memory.on_epoch_end(1, {"loss": 1.0})  # without a validation split
     assert_averages_are_saved()
     # Asked to stop in a test, it saves the weights.
-    noted.append(15)
+    received.append(15)
     with pytest.raises(SystemExit):
         model.evaluate(validation, callbacks=[memory, saver], verbose=0)
     for now, trained in zip(model.trainable_variables, kept["trained"], strict=True):

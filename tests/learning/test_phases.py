@@ -3,12 +3,13 @@
 import keras
 import numpy as np
 import pytest
+from specs import spec_of
 
 from multitask.learning.optimizers import current_rates
 from multitask.learning.phases import prepare_phase, wanted_phases
 from multitask.model.heads import build_head
 from multitask.model.network import connect, trunk_and_heads
-from multitask.spec import SpecError, override, parse_spec
+from multitask.spec import SpecError, override
 
 SIZE = 32
 CLASSES = {"colour": 2, "shape": 3}
@@ -17,24 +18,14 @@ WEIGHTS = {task: np.ones(count, np.float32) for task, count in CLASSES.items()}
 
 def make_spec(freeze_depth=3, **trunk):
     schedule = {"kind": "constant", "rate": 1e-2}
-    task = {
-        "train": "t.csv",
-        "test": "v.csv",
-        "classes": "c.txt",
-        "loss": {"kind": "focal"},
-        "schedule": schedule,
-        "head": {"kind": "dense_stack", "units": [4], "dropout": [0.2]},
-    }
-    return parse_spec(
-        {
-            "name": "toy",
-            "image_size": SIZE,
-            "freeze_depth": freeze_depth,
-            "phases": {"heads": {"epochs": 1}, "finetune": {"epochs": 1, "rate_factor": 0.1}},
-            "trunk": {"name": "efficientnetb0", "weights": "none", "schedule": schedule} | trunk,
-            "task": [task | {"name": name, "weight": 2.0} for name in CLASSES],
-        },
-        source="toy.toml",
+    head = {"kind": "dense_stack", "units": [4], "dropout": [0.2]}
+    return spec_of(
+        *CLASSES,
+        of_tasks={"schedule": schedule, "head": head, "weight": 2.0},
+        trunk={"name": "efficientnetb0", "schedule": schedule} | trunk,
+        image_size=SIZE,
+        freeze_depth=freeze_depth,
+        phases={"heads": {"epochs": 1}, "finetune": {"epochs": 1, "rate_factor": 0.1}},
     )
 
 

@@ -5,33 +5,16 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from specs import spec_of
 
 from multitask.model.heads import HEADS, build_head
-from multitask.spec import SpecError, load_spec, parse_spec
+from multitask.spec import SpecError, load_spec
 
 MAP = (7, 7, 1408)  # of EfficientNetB2 at 224 px
 
 
 def make_spec(**head):
-    schedule = {"kind": "constant", "rate": 1e-3}
-    task = {
-        "train": "t.csv",
-        "test": "v.csv",
-        "classes": "c.txt",
-        "loss": {"kind": "focal"},
-        "schedule": schedule,
-    }
-    return parse_spec(
-        {
-            "name": "toy",
-            "trunk": {"schedule": schedule},
-            "task": [
-                task | {"name": "shape", "head": {"kind": "linear"}},
-                task | {"name": "colour", "head": head},
-            ],
-        },
-        source="toy.toml",
-    )
+    return spec_of("shape", {"name": "colour", "head": head})
 
 
 def built(shape=(3, 2, 5), classes=4, **head):

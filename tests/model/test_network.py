@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from scipy.special import softmax
+from specs import spec_of
 
 from multitask.model.heads import build_head
 from multitask.model.network import (
@@ -20,29 +21,18 @@ from multitask.model.network import (
     trunk_and_heads,
 )
 from multitask.model.trunks import freeze_trunk
-from multitask.spec import SHARED, InputError, SpecError, parse_spec
+from multitask.spec import SHARED, InputError, SpecError
 
 SIZE = 32
 CLASSES = {"colour": ("red", "green"), "shape": ("round", "square", "long")}
 
 
 def make_spec(image_size=SIZE, tasks=tuple(CLASSES), head="linear", **trunk):
-    schedule = {"kind": "constant", "rate": 1e-3}
-    task = {
-        "train": "t.csv",
-        "test": "v.csv",
-        "classes": "c.txt",
-        "loss": {"kind": "focal"},
-        "schedule": schedule,
-    }
-    return parse_spec(
-        {
-            "name": "toy",
-            "image_size": image_size,
-            "trunk": {"name": "efficientnetb0", "weights": "none", "schedule": schedule} | trunk,
-            "task": [task | {"name": name, "head": {"kind": head}} for name in tasks],
-        },
-        source="toy.toml",
+    return spec_of(
+        *tasks,
+        of_tasks={"head": {"kind": head}},
+        trunk={"name": "efficientnetb0"} | trunk,
+        image_size=image_size,
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from keras.src.applications import efficientnet
 from keras.src.legacy.saving import legacy_h5_format
+from specs import spec_of
 
 from multitask.model.trunks import (
     IMAGENET_MEAN,
@@ -19,7 +20,7 @@ from multitask.model.trunks import (
     group_of,
     merged_frozen_count,
 )
-from multitask.spec import InputError, SpecError, Trunk, load_spec, parse_spec
+from multitask.spec import InputError, SpecError, Trunk, load_spec
 
 SIZE = 32
 SCHEDULE = {"kind": "constant", "rate": 1e-3}
@@ -31,26 +32,8 @@ def settings(weights, name="efficientnetb0", **options):
 
 
 def make_spec(*depths, freeze_depth=None):
-    task = {
-        "train": "t.csv",
-        "test": "v.csv",
-        "classes": "c.txt",
-        "head": {"kind": "linear"},
-        "loss": {"kind": "focal"},
-        "schedule": SCHEDULE,
-    }
-    return parse_spec(
-        {
-            "name": "toy",
-            "trunk": {"schedule": SCHEDULE},
-            "freeze_depth": freeze_depth,
-            "task": [
-                task | {"name": f"task{index}", "freeze_depth": depth}
-                for index, depth in enumerate(depths)
-            ],
-        },
-        source="toy.toml",
-    )
+    tasks = [{"name": f"task{i}", "freeze_depth": depth} for i, depth in enumerate(depths)]
+    return spec_of(*tasks, freeze_depth=freeze_depth)
 
 
 @pytest.fixture(scope="module")

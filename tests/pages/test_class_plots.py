@@ -257,4 +257,7 @@ def test_the_title_stands_clear_of_the_panels(tmp_path, monkeypatch, draw):
     draw(tmp_path / "figure.png")
     (figure,) = drawn
     title = figure._suptitle.get_window_extent()
-    assert title.y0 > max(axes.get_tightbbox().y1 for axes in figure.axes)
+    panels = [panel for axes in figure.axes for panel in ([axes] if axes.axison else axes.images)]
+    assert title.y0 > max(panel.get_window_extent().y1 for panel in panels)
+    for axes in figure.axes:
+        assert not axes.axison or title.y0 > axes.get_tightbbox().y1

@@ -113,8 +113,8 @@ def test_it_loads_where_only_tensorflow_is(exported, data, known, tmp_path):
 def test_classes_json_describes_it(exported, known):
     content = json.loads((exported[0] / "classes.json").read_text())
     assert content["classes"] == {task: list(names) for task, names in known.CLASSES.items()}
-    assert (content["format"], content["spec"], content["image_size"]) == (3, "colours", 32)
-    assert content["resize"] == "squash"
+    assert (content["format"], content["spec"], content["image_size"]) == (4, "colours", 32)
+    assert (content["resize"], content["reduced_px"]) == ("squash", 37)
     assert content["artifacts"] == {"savedmodel": "colours/1"}
     assert content["precisions"] == {"savedmodel": "float32"}
     assert {result["temperature"] for result in content["calibration"].values()} == {1.0}
@@ -154,10 +154,10 @@ def test_a_real_disagreement_is_seen(known, data, tmp_path, monkeypatch):
     run = known.make_run(tmp_path / "run", data, tasks=("warmth",))
     resize = signatures.resize_image
 
-    def other(image, *, size_px, how):
+    def other(image, *, size_px, **how):
         mask = np.ones((size_px, size_px, 1), np.float32)
         mask[0, 0] = 0
-        return resize(image, size_px=size_px, how=how) * mask
+        return resize(image, size_px=size_px, **how) * mask
 
     monkeypatch.setattr(signatures, "resize_image", other)
     with pytest.raises(RunError, match="disagrees"):

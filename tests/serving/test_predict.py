@@ -613,7 +613,7 @@ def broken(change):
         (lambda folder: (folder / "classes.json").write_text("[]"), "not an export"),
         (lambda folder: (folder / "classes.json").write_bytes(b"\xff\xfe"), "not an export"),
         (broken(lambda c: c.update(format=1)), "format 1, this version reads 4; export it again"),
-        (broken(lambda c: c.update(format=4, classes=[])), "format 4"),
+        (broken(lambda c: c.update(format=5, classes=[])), "format 5"),
         (broken(lambda c: c.update(classes=["a"])), "not an export"),
         (broken(lambda c: c["classes"].update(more=["a"])), "not an export of multitask ('more')"),
         (

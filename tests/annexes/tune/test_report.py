@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from tune_specs import spec_of, task
+from specs import spec_of, task_of
 
 from multitask.annexes.tune.report import SHOWN, trials_table
 from multitask.annexes.tune.space import search_space
@@ -10,7 +10,7 @@ from multitask.annexes.tune.space import search_space
 
 def test_the_table():
     """Best first, the spec before them; pruned trials and constant rows are excluded."""
-    spec = spec_of(task("one", {"kind": "linear"}))
+    spec = spec_of(task_of("one", head={"kind": "linear"}))
     space = search_space(spec, ["rates", "losses"])
     count = SHOWN + 4
     frame = pd.DataFrame(

@@ -1,5 +1,6 @@
 """Searches: they repeat, they resume after a kill, and their scores are those of `train`."""
 
+import importlib
 import os
 import shutil
 import signal
@@ -8,7 +9,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import keras
 import numpy as np
 import optuna
 import pandas as pd
@@ -29,17 +29,10 @@ from multitask.spec import InputError, load_spec, override, parse_spec
 TRIALS, EPOCHS = 4, 3
 
 
-def tiny_trunk(*, weights, input_shape):
-    """A trunk of one convolution."""
-    inputs = keras.Input(input_shape)
-    x = keras.layers.Rescaling(1 / 255)(inputs)
-    return keras.Model(inputs, keras.layers.Conv2D(8, 5, 4, name="block1a_conv")(x))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def known_trunk():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(trunks.TRUNKS, "tiny", tiny_trunk)
+        patch.setitem(trunks.TRUNKS, "tiny", importlib.import_module("tiny_trunk").two_blocks)
         yield
 
 

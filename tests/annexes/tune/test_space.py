@@ -1,7 +1,7 @@
 """The search space, written out by hand."""
 
 import pytest
-from tune_specs import spec_of, task
+from specs import spec_of, task_of
 
 from multitask.annexes.tune.space import GROUPS, search_space, with_values
 from multitask.spec import InputError
@@ -14,16 +14,16 @@ def ranges(space):
 def test_the_space_by_hand():
     """What a file leaves out has the builder's default: residual_se's units, focal's gamma."""
     spec = spec_of(
-        task("one", {"kind": "residual_se", "se_units": 10, "dropout": [0.4, 0.3]}),
-        task(
+        task_of("one", head={"kind": "residual_se", "se_units": 10, "dropout": [0.4, 0.3]}),
+        task_of(
             "two",
-            {"kind": "dense_stack", "units": [64, 32], "dropout": [0.5, 0]},
+            head={"kind": "dense_stack", "units": [64, 32], "dropout": [0.5, 0]},
             loss={"kind": "focal", "gamma": 1},
             schedule={"kind": "exponential", "rate": 0.02, "decay": 0.1},
             weight=2,
             class_weight_exponent=0.5,
         ),
-        task("three", {"kind": "linear"}, loss={"kind": "cross_entropy"}),
+        task_of("three", head={"kind": "linear"}, loss={"kind": "cross_entropy"}),
     )
     assert ranges(search_space(spec, list(GROUPS))) == {
         "one.head.units": (1536, 384, 3072, True),
@@ -56,7 +56,7 @@ def test_the_space_by_hand():
 def test_the_spec_lies_in_the_space_wherever_it_is():
     head = {"kind": "gru", "units": 1, "dropout": 0.8}
     loss = {"kind": "focal", "gamma": 5.5}
-    spec = spec_of(task("one", head, loss, class_weight_exponent=1.5, weight=0))
+    spec = spec_of(task_of("one", head=head, loss=loss, class_weight_exponent=1.5, weight=0))
     space = ranges(search_space(spec, list(GROUPS)))
     del space["one.schedule.rate"]
     assert space == {  # a task of weight 0 is off, and stays so
@@ -68,7 +68,9 @@ def test_the_spec_lies_in_the_space_wherever_it_is():
 
 
 def test_groups():
-    spec = spec_of(task("one", {"kind": "linear"}, weight=0), task("two", {"kind": "linear"}))
+    spec = spec_of(
+        task_of("one", head={"kind": "linear"}, weight=0), task_of("two", head={"kind": "linear"})
+    )
     names = [d.name for d in search_space(spec, ["weights", "rates"])]
     assert names == ["one.schedule.rate", "two.schedule.rate", "two.weight"]
     with pytest.raises(
@@ -77,15 +79,15 @@ def test_groups():
         r'"rates"\?$',
     ):
         search_space(spec, ["heads", "rate"])
-    only = spec_of(task("one", {"kind": "linear"}, weight=0))
+    only = spec_of(task_of("one", head={"kind": "linear"}, weight=0))
     with pytest.raises(InputError, match=r'^search: "weights": the spec has no numbers'):
         search_space(only, ["weights"])
 
 
 def test_values_go_into_the_spec():
     spec = spec_of(
-        task("one", {"kind": "residual_se"}, weight=1.23456),
-        task("two", {"kind": "dense_stack"}),
+        task_of("one", head={"kind": "residual_se"}, weight=1.23456),
+        task_of("two", head={"kind": "dense_stack"}),
     )
     space = search_space(spec, list(GROUPS))
     values = {d.name: d.value for d in space} | {
@@ -111,7 +113,7 @@ def test_values_go_into_the_spec():
     assert (first.loss.options, second.loss.options) == ({"gamma": 2.0}, {"gamma": 0.988})
     # Nothing else is another.
     raw, before = changed.to_dict(), spec.to_dict()
-    for task_of in (*raw["task"], *before["task"]):
+    for task in (*raw["task"], *before["task"]):
         for field in ("head", "loss", "schedule"):
-            del task_of[field]
+            del task[field]
     assert raw == before
