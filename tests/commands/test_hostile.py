@@ -63,15 +63,21 @@ class Killed(BaseException):
     tests/test_killed_at_renames.py has those."""
 
 
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """The flag of one folder of records: equal data sets, of several tests, are read once."""
+    return f"--records_dir={tmp_path_factory.mktemp('records')}"
+
+
 @pytest.fixture
-def train(tiny_data, tiny_spec, tiny_trunk, renames, tmp_path, capsys):
+def train(records, tiny_data, tiny_spec, tiny_trunk, renames, tmp_path, capsys):
     """A function: moment of tests/renames.py or None -> what a training printed until then."""
     tiny_data()
     spec = tiny_spec(tasks=("style",), phases={"heads": {"epochs": 1}, "finetune": {"epochs": 0}})
     (tmp_path / "spec.toml").write_text(spec.to_toml())
     command = [
         *("train", f"--spec={tmp_path / 'spec.toml'}", f"--data_dir={tmp_path / 'data'}"),
-        *(f"--workdir={tmp_path / 'run'}", "--trunk=tiny", "--nosimilar"),
+        *(f"--workdir={tmp_path / 'run'}", "--trunk=tiny", "--nosimilar", records),
     ]
 
     def run(until=None):
@@ -117,7 +123,7 @@ def test_killed_before_its_last_file_an_evaluation_is_done_again(train, tmp_path
         file.write(b"x")
     os.utime(model, (0, 0))
     # It begins, which is enough: to its end takes seconds.
-    assert "Evaluating " in train(until="before run/results/metrics.json")
+    assert "Evaluating " in train(until="before run/results/calibration.json")
 
 
 # === No room on the disk ===
@@ -389,9 +395,10 @@ def test_what_a_flag_or_a_spec_names_is_a_regular_file(place, capsys, no_hang, p
 def test_an_export_is_of_regular_files(place, capsys, no_hang):
     from multitask.serving.export import export
 
-    whole = export(open_run(place / "run"))
+    whole = export(open_run(place / "run"), formats=("keras",))
+    (whole / "colours/1").mkdir(parents=True)
     text = (whole / "classes.json").read_text()
-    more = '"artifacts": {\n  "onnx": "colours.onnx",'
+    more = '"artifacts": {\n  "onnx": "colours.onnx",\n  "savedmodel": "colours/1",'
     (whole / "classes.json").write_text(text.replace('"artifacts": {', more))
     for name in ("classes.json", "report.json", "colours.onnx", "colours/1/x.pb"):
         folder = place / f"export-{name.replace('/', '-')}"
@@ -593,7 +600,6 @@ def read_back(tmp_path_factory):
             "format": FORMAT,
             "spec": "demo",
             "image_size": 32,
-            "reduced_px": 32,
             "resize": "squash",
             "reduced_px": 37,
             "classes": {"style": ["a", "b"]},
@@ -837,7 +843,7 @@ def test_no_message_quotes_more_than_a_cell(collection, capsys):
         assert "another-word" not in err
 
 
-def test_what_was_allowed_once_is_evaluated_again(collection, capsys, tiny_trunk):
+def test_what_was_allowed_once_is_evaluated_again(collection, records, capsys, tiny_trunk):
     """`--allow_outside` stays with the run; without it a run's paths are refused as a spec's."""
     data, run = collection / "data", collection / "run"
     (data / "train.csv").rename(collection / "list.csv")
@@ -846,6 +852,7 @@ def test_what_was_allowed_once_is_evaluated_again(collection, capsys, tiny_trunk
     file = collection / "spec.toml"
     file.write_text(text.replace("{}", str(collection)))
     train = ["train", f"--spec={file}", f"--data_dir={data}", f"--workdir={run}", "--noevaluate"]
+    train.append(records)
     main([*train, "--allow_outside"])
     config = json.loads((run / "config.json").read_text())
     assert config["allow_outside"] is True
@@ -862,7 +869,7 @@ def test_what_was_allowed_once_is_evaluated_again(collection, capsys, tiny_trunk
 
 @pytest.mark.parametrize("test_list", [None, pytest.param("path,class\n", marks=pytest.mark.slow)])
 def test_a_task_without_a_test_set_is_trained_and_says_so(
-    collection, capsys, tiny_trunk, test_list
+    collection, records, capsys, tiny_trunk, test_list
 ):
     data, run = collection / "data", collection / "run"
     file = collection / "spec.toml"
@@ -870,7 +877,7 @@ def test_a_task_without_a_test_set_is_trained_and_says_so(
         (data / "test.csv").write_text(test_list)
         file.write_text(SPEC.replace("classes =", 'test = "test.csv"\nclasses ='))
     argv = [f"--spec={file}", f"--data_dir={data}"]
-    main(["train", *argv, f"--workdir={run}", "--nosimilar"])
+    main(["train", *argv, f"--workdir={run}", "--nosimilar", records])
     out = capsys.readouterr().out
     assert "  kind: no test set\n" in out
     assert re.search(r"heads 1/1 .* validation F1 [\d.]+ \*", out)  # chosen by it
@@ -1012,7 +1019,7 @@ def test_tasks_called_as_ours_are_trained_as_under_harmless_names(
 
 
 def test_a_checkpoint_of_an_earlier_version_is_one_line(
-    tiny_data, tiny_spec, tiny_trunk, tmp_path, capsys
+    records, tiny_data, tiny_spec, tiny_trunk, tmp_path, capsys
 ):
     """Its best scores and history have names of their own."""
     data = tiny_data()
@@ -1022,6 +1029,7 @@ def test_a_checkpoint_of_an_earlier_version_is_one_line(
         f"--data_dir={data}",
         f"--workdir={tmp_path / 'run'}",
         f"--trunk={tiny_trunk}",
+        records,
         "--phase=heads",
         "--noevaluate",
     ]
@@ -1079,7 +1087,7 @@ def test_a_temperature_of_few_images_is_1_and_everything_says_why(known, data, t
 
 @pytest.mark.parametrize(("heads", "finetune"), [(1, 0), (0, 1)])
 def test_a_phase_of_no_epochs_is_skipped(
-    heads, finetune, tiny_data, tiny_spec, tiny_trunk, tmp_path, capsys
+    heads, finetune, records, tiny_data, tiny_spec, tiny_trunk, tmp_path, capsys
 ):
     spec = spec_file(tiny_spec(tasks=("style",), validation=0.25), tmp_path)
     command = [
@@ -1090,6 +1098,7 @@ def test_a_phase_of_no_epochs_is_skipped(
         f"--trunk={tiny_trunk}",
         f"--epochs_heads={heads}",
         f"--epochs_finetune={finetune}",
+        records,
         "--noevaluate",
     ]
     main(command)
