@@ -166,6 +166,17 @@ def tiny_trunk(monkeypatch):
     return "tiny"
 
 
+@pytest.fixture(scope="module")
+def untimed():
+    """The speed of an export is measured over one batch, which half a second a batch size has not
+    to be waited for."""
+    from multitask.serving import agreement
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement, "TIMED_S", 0.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def mount_disk():
     """A function: folder, bytes -> a context with a `Disk` of tests/small_disk.py."""

@@ -31,6 +31,8 @@ from multitask.serving.predictor import FORMAT, read_export
 from multitask.spec import InputError, load_spec
 from multitask.trained import open_trained
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 HANG_S = 300  # a command that is still running then waits for ever
 
 
@@ -114,7 +116,8 @@ def test_killed_before_its_last_file_an_evaluation_is_done_again(train, tmp_path
     with model.open("ab") as file:
         file.write(b"x")
     os.utime(model, (0, 0))
-    assert "Evaluating " in train()
+    # It begins, which is enough: to its end takes seconds.
+    assert "Evaluating " in train(until="before run/results/metrics.json")
 
 
 # === No room on the disk ===
@@ -172,7 +175,10 @@ def full_run(small_disk, known, data):
     return disk, known.make_run(disk.files / "run", data, tasks=("shade", "warmth"))
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+# The answers are kept as JSON Lines until they are complete: JSON Lines is CSV's case.
+@pytest.mark.parametrize(
+    "suffix", ["csv", pytest.param("jsonl", marks=pytest.mark.slow), "parquet"]
+)
 def test_predict_on_a_full_disk(full_run, data, tmp_path, capsys, suffix):
     disk, run = full_run
     out = disk.files / f"answers.{suffix}"
@@ -412,20 +418,19 @@ def test_files_that_are_not_regular_are_listed_and_the_others_predicted(place, c
     ]
 
 
-@pytest.mark.slow
-def test_a_data_set_with_images_that_are_not_regular_files(place):
+def test_a_data_set_with_images_that_are_not_regular_files(place, capsys, no_hang):
     """Prepared and audited: they count as unreadable, and nothing waits for them."""
     lists, images = place / "data/lists", place / "data/images"
     first, second = (lists / "shade_train.csv").read_text().splitlines()[:2]
     pipe(images / first.split(",")[0])
     device(images / second.split(",")[0])
     flags = [word.format(place) for word in TRAIN]
-    prepared = shell('"$@"', "prepare", *flags)
-    assert prepared.returncode == 0, prepared.stderr
-    assert "3 missing, 2 unreadable" in prepared.stdout
-    audited = shell('"$@"', "audit", *flags, f"--out={place}/audit")
-    assert audited.returncode == 3, audited.stderr
-    assert "3 missing files, 2 unreadable files" in audited.stdout
+    main(["prepare", *flags])
+    assert "3 missing, 2 unreadable" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        main(["audit", *flags, f"--out={place}/audit"])
+    assert caught.value.code == 3
+    assert "3 missing files, 2 unreadable files" in capsys.readouterr().out
 
 
 # === Closed pipes and skipped files ===
@@ -454,18 +459,60 @@ def test_a_reader_that_leaves_ends_the_command_without_a_word(place, line, argv,
     assert done.stdout == f"{shown}141\n".format(place)
 
 
-@pytest.mark.slow
-def test_what_goes_into_a_file_is_finished_without_a_reader(place):
+def in_a_process(monkeypatch, *argv):
+    done = shell('"$@" 2>&1 | false' + STATUS, *argv)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def in_this_process(monkeypatch, *argv):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        patch.setattr(sys, "stderr", pipe)
+        main([str(word) for word in argv])
+
+
+@pytest.mark.parametrize(
+    "run",
+    [pytest.param(in_a_process, marks=pytest.mark.slow), in_this_process],  # TensorFlow's import
+)
+def test_what_goes_into_a_file_is_finished_without_a_reader(place, monkeypatch, run):
     paint(*(place / f"many/{i:03}.png" for i in range(40)))
     (place / "many/broken.png").write_bytes(b"no image")
     flags = [f"--workdir={place}/run", f"--out={place}/answers.csv"]
-    done = shell('"$@" 2>&1 | false' + STATUS, "predict", *flags, place / "many")
-    assert (done.stdout, done.stderr) == ("0\n", "")
+    run(monkeypatch, "predict", *flags, place / "many")
     assert len((place / "answers.csv").read_text().splitlines()) == 42
     assert not (place / "answers.csv.partial").exists()
 
 
-@pytest.mark.slow
+OPENED_AFTER = """
+import os, sys
+from multitask.__main__ import main
+try:
+    main(["--version"])
+except SystemExit as stopped:
+    assert stopped.code == 0
+for descriptor in range(3):
+    os.fstat(descriptor)
+    os.write(descriptor, b"of a library")
+with open(sys.argv[1], "wb") as file:
+    assert file.fileno() > 2
+print("answered")
+print("noted", file=sys.stderr)
+"""
+
+
+def test_a_file_does_not_become_the_console(tmp_path):
+    """Where the output was closed before the start; of a command without TensorFlow."""
+    line = '"$@" >&- 2>&- <&-; echo $?'
+    command = [sys.executable, "-c", OPENED_AFTER, str(tmp_path / "file")]
+    done = subprocess.run(["bash", "-c", line, "bash", *command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.slow  # TensorFlow is imported once more
 def test_output_that_was_closed_before_the_start(place):
     """What is then opened first must not become the console of a library."""
     paint(place / "one.png")
@@ -546,6 +593,7 @@ def read_back(tmp_path_factory):
             "format": FORMAT,
             "spec": "demo",
             "image_size": 32,
+            "reduced_px": 32,
             "resize": "squash",
             "reduced_px": 37,
             "classes": {"style": ["a", "b"]},
@@ -789,7 +837,6 @@ def test_no_message_quotes_more_than_a_cell(collection, capsys):
         assert "another-word" not in err
 
 
-@pytest.mark.slow
 def test_what_was_allowed_once_is_evaluated_again(collection, capsys, tiny_trunk):
     """`--allow_outside` stays with the run; without it a run's paths are refused as a spec's."""
     data, run = collection / "data", collection / "run"
@@ -798,7 +845,7 @@ def test_what_was_allowed_once_is_evaluated_again(collection, capsys, tiny_trunk
     text = SPEC.replace("train.csv", "../list.csv").replace("classes.txt", "{}/names.txt")
     file = collection / "spec.toml"
     file.write_text(text.replace("{}", str(collection)))
-    train = ["train", f"--spec={file}", f"--data_dir={data}", f"--workdir={run}", "--nosimilar"]
+    train = ["train", f"--spec={file}", f"--data_dir={data}", f"--workdir={run}", "--noevaluate"]
     main([*train, "--allow_outside"])
     config = json.loads((run / "config.json").read_text())
     assert config["allow_outside"] is True
@@ -964,14 +1011,17 @@ def test_tasks_called_as_ours_are_trained_as_under_harmless_names(
     assert len(set(rows[0])) == 6 + 3 * 10
 
 
-def test_a_checkpoint_of_an_earlier_version_is_one_line(tiny_data, tiny_trunk, tmp_path, capsys):
+def test_a_checkpoint_of_an_earlier_version_is_one_line(
+    tiny_data, tiny_spec, tiny_trunk, tmp_path, capsys
+):
     """Its best scores and history have names of their own."""
     data = tiny_data()
     command = [
         "train",
-        f"--spec={write_spec(tmp_path, ('a', 'b', 'c'))}",
+        f"--spec={spec_file(tiny_spec(tasks=('style',)), tmp_path)}",
         f"--data_dir={data}",
         f"--workdir={tmp_path / 'run'}",
+        f"--trunk={tiny_trunk}",
         "--phase=heads",
         "--noevaluate",
     ]
@@ -1000,7 +1050,7 @@ def spec_file(spec, folder):
 
 def test_a_temperature_of_few_images_is_1_and_everything_says_why(known, data, tmp_path, capsys):
     """The case: 3 images gave T = 0.05, which was used, and `auto` then advised what was done."""
-    run = known.make_run(tmp_path / "run", data, validation=0.15)
+    run = known.make_run(tmp_path / "run", data, tasks=("shade", "empty"), validation=0.15)
     main(["evaluate", f"--workdir={run.workdir}", "--nosimilar"])
     console = capsys.readouterr().out
     content = json.loads((run.results / "calibration.json").read_text())["tasks"]
@@ -1031,7 +1081,7 @@ def test_a_temperature_of_few_images_is_1_and_everything_says_why(known, data, t
 def test_a_phase_of_no_epochs_is_skipped(
     heads, finetune, tiny_data, tiny_spec, tiny_trunk, tmp_path, capsys
 ):
-    spec = spec_file(tiny_spec(validation=0.25), tmp_path)
+    spec = spec_file(tiny_spec(tasks=("style",), validation=0.25), tmp_path)
     command = [
         "train",
         f"--spec={spec}",
@@ -1061,9 +1111,8 @@ def test_advice_names_what_helps(tiny_data, tiny_spec, tiny_trunk, tmp_path, cap
     """`--phase=finetune` of a spec without the phase heads does not advise `--phase=heads`, which
     is refused; and the share of missing images that is advised is enough."""
     root = tiny_data()
-    spec = spec_file(
-        tiny_spec(phases={"heads": {"epochs": 0}, "finetune": {"epochs": 1}}), tmp_path
-    )
+    phases = {"heads": {"epochs": 0}, "finetune": {"epochs": 1}}
+    spec = spec_file(tiny_spec(tasks=("style",), phases=phases), tmp_path)
     command = [
         "train",
         f"--spec={spec}",
@@ -1100,9 +1149,8 @@ def test_advice_names_what_helps(tiny_data, tiny_spec, tiny_trunk, tmp_path, cap
 NASTY = "d [2024] {a,b} * ? %20 #1 'x\" é $m$ \\d"
 
 
-def test_an_export_below_a_folder_that_is_a_pattern(known, data, tmp_path, monkeypatch, capsys):
+def test_an_export_below_a_folder_that_is_a_pattern(known, data, tmp_path, capsys):
     """TensorFlow reads a SavedModel's weights by pattern: `m [v1]` is `m v` and `m 1` to it."""
-    monkeypatch.setattr(agreement, "TIMED_S", 0.0)
     run = known.make_run(tmp_path / NASTY / "run", data, tasks=("warmth",))
     main(["export", f"--workdir={run.workdir}", "--check_images=3"])
     # What the pattern matches is another model.
@@ -1129,7 +1177,6 @@ def test_every_command_in_a_folder_of_a_nasty_name(
     tiny_data, tiny_spec, tiny_trunk, tmp_path, monkeypatch, capsys
 ):
     """The name has what shells, globs, URLs, formats and formulas act on."""
-    monkeypatch.setattr(agreement, "TIMED_S", 0.0)
     monkeypatch.setitem(agreement.BOUNDS, "int8", agreement.Bound(0.1, 0.0))  # hardly trained
     place = tmp_path / NASTY
     root = tiny_data(folder=f"{NASTY}/data")
