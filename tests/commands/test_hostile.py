@@ -593,7 +593,6 @@ def read_back(tmp_path_factory):
             "format": FORMAT,
             "spec": "demo",
             "image_size": 32,
-            "reduced_px": 32,
             "resize": "squash",
             "reduced_px": 37,
             "classes": {"style": ["a", "b"]},
