@@ -25,7 +25,7 @@ if importlib.util.find_spec("multitask") is None:
 # ## Settings
 #
 # The demo spec trains EfficientNetB2. This notebook changes the trunk to EfficientNetB0, which is
-# smaller. The training took 5 minutes on two CPU cores, and the whole notebook 7.
+# smaller. The whole notebook takes a few minutes on two CPU cores.
 #
 # `MULTITASK_NOTEBOOK_SMALL=1` selects a run that is only a check of the notebook: its model learns
 # nothing.

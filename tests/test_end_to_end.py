@@ -36,6 +36,8 @@ from multitask.spec import (
     select_tasks,
 )
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 TOOLS = Path(__file__).parent.parent / "tools"
 
 

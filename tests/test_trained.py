@@ -18,6 +18,8 @@ from multitask.serving.export import export
 from multitask.spec import InputError
 from multitask.trained import TrainedModel, open_trained
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 
 @pytest.fixture
 def run(known, data, tmp_path):

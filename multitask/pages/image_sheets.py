@@ -174,13 +174,10 @@ def _draw_image(
         middle = (left + side_in / 2, top + side_in / 2)
         axes.text(*middle, "unreadable", ha="center", va="center", color=MUTED)
     if frame:
-        outline: dict[str, Any] = {
-            "fill": False,
-            "edgecolor": frame,
-            "linewidth": 3,
-            "clip_on": False,
-        }
-        axes.add_patch(Rectangle(corner, side_in, side_in, **outline))
+        outline = Rectangle(
+            corner, side_in, side_in, fill=False, edgecolor=frame, linewidth=3, clip_on=False
+        )
+        axes.add_patch(outline)
     text = "\n".join(shorten(line, 35) for line in caption.split("\n"))
     axes.text(left, below + 0.06, text, va="top", size=7, linespacing=1.35)
 

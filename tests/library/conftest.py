@@ -35,6 +35,7 @@ def museum_made(known, tmp_path_factory):
     folder = tmp_path_factory.mktemp("museum")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TRUNKS, "tiny", importlib.import_module("tiny_trunk").two_blocks)
+        patch.setattr("multitask.serving.agreement.TIMED_S", 0.0)
         data = known.paint(folder / "museum")
         trunk = {"name": "tiny", "weights": "none", "schedule": {"kind": "constant", "rate": 1e-3}}
         phases = {"heads": {"epochs": 1}, "finetune": {"epochs": 1}}

@@ -11,6 +11,8 @@ from keras import layers, ops
 import multitask as mt
 from multitask.model.heads import HEADS
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 
 def two_layers(features, name, *, units: int = 8):
     x = layers.GlobalAveragePooling2D(name=f"{name}_pool")(features)

@@ -9,6 +9,8 @@ import pytest
 
 import multitask
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 
 def python(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,6 +19,8 @@ from multitask.__main__ import main
 from multitask.console import progress_bar
 from multitask.evaluation.task_plots import PLOTS
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 HISTORY_OF_TIME = ("images_per_second", "seconds")
 
 

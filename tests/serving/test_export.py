@@ -21,6 +21,8 @@ from multitask.serving.model_card import model_card
 from multitask.spec import InputError
 from multitask.trained import TrainedModel, open_trained
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 
 @pytest.fixture(scope="module")
 def run(known, data, tmp_path_factory):

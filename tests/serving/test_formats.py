@@ -32,6 +32,8 @@ from multitask.serving.predictor import load_best, load_export
 from multitask.serving.runtimes import RUNTIMES
 from multitask.spec import SHARED, InputError, parse_spec
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 FORMATS = ("savedmodel", "onnx", "litert", "keras")
 TEMPERATURE = 2.5
 

@@ -28,6 +28,8 @@ from multitask.serving.prediction_files import WRITERS, PredictionFile
 from multitask.serving.predictor import load_best, load_export
 from multitask.spec import InputError
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 
 @pytest.fixture(scope="module")
 def run(known, data, tmp_path_factory):

@@ -18,6 +18,8 @@ from multitask.serving.predictor import load_export
 from multitask.serving.runtime_choice import fastest_runtime
 from multitask.serving.runtimes import RUNTIMES, Runtime, speed
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 SETTINGS = {"size_px": 4, "batch": 3, "identity": "abc"}
 
 

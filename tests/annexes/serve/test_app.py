@@ -34,6 +34,8 @@ from multitask.serving.export import export
 from multitask.serving.predictor import load_export
 from multitask.spec import InputError
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
