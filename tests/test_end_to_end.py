@@ -18,6 +18,7 @@ import pytest
 from logged import logged
 
 from multitask.__main__ import main
+from multitask.data.records import prepare
 from multitask.data.table import TEST, load_table
 from multitask.learning import features, training
 from multitask.learning.training import train
@@ -90,6 +91,20 @@ def spec_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def one_task(spec_file):
+    """The demo's spec with the task genre alone."""
+    return select_tasks(small(load_spec(str(spec_file))), ["genre"])
+
+
+@pytest.fixture(scope="module")
+def records(one_task, data_dir, tmp_path_factory):
+    """The folder of the records of `one_task`."""
+    folder = tmp_path_factory.mktemp("records")
+    prepare(one_task, data_dir, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def workdir(data_dir, spec_file, tiny, tmp_path_factory):
     """A whole run of all three tasks, made by the command."""
     folder = tmp_path_factory.mktemp("runs") / "first"
@@ -102,8 +117,8 @@ def workdir(data_dir, spec_file, tiny, tmp_path_factory):
             f"--trunk={tiny}",
             "--image_size=32",
             "--batch_size=16",
-            "--epochs_heads=3",
-            "--epochs_finetune=8",
+            "--epochs_heads=2",
+            "--epochs_finetune=6",
             "--validation_share=0.15",
         ]
     )
@@ -112,8 +127,8 @@ def workdir(data_dir, spec_file, tiny, tmp_path_factory):
 
 def test_both_phases_are_trained_and_the_loss_falls(workdir):
     history = pd.read_csv(workdir / "logs" / "history.csv")
-    assert list(history["phase"]) == ["heads"] * 3 + ["finetune"] * 8
-    assert list(history["epoch"]) == list(range(1, 12))
+    assert list(history["phase"]) == ["heads"] * 2 + ["finetune"] * 6
+    assert list(history["epoch"]) == list(range(1, 9))
     assert np.isfinite(history["loss"]).all()
     # Of the features of a frozen random trunk, the heads learn next to nothing.
     first, *_, last = history.loc[history["phase"] == "finetune", "loss"]
@@ -174,10 +189,10 @@ def test_a_run_does_not_go_on_with_other_data(workdir, data_dir, tmp_path):
     [(training, "training_dataset", "off"), (features, "view_dataset", "on")],
 )
 def test_records_that_vanish_in_training_are_one_line(
-    module, reader, cache, data_dir, spec_file, tiny, tmp_path, monkeypatch
+    module, reader, cache, data_dir, one_task, records, tmp_path, monkeypatch
 ):
-    spec = select_tasks(small(load_spec(str(spec_file))), ["style"])
-    spec = override(spec, {"features.cache": cache})
+    spec = override(one_task, {"features.cache": cache})
+    shutil.copytree(records, tmp_path / "records")
     original = getattr(module, reader)
 
     def vanished(prepared, *args, **options):
@@ -245,33 +260,65 @@ def test_metrics_are_those_of_the_predictions(workdir, data_dir):
         assert metrics[f"{task}/top1"] == pytest.approx(np.mean(right))
 
 
-def test_the_frozen_trunk_is_bit_identical_after_phase_one(
-    data_dir, spec_file, tmp_path, monkeypatch
-):
-    """Weights and BatchNorm statistics, after the phase heads."""
-    spec = small(load_spec(str(spec_file)))
-    first = {}
+@pytest.fixture(scope="module")
+def single(data_dir, spec_file, records, tiny, tmp_path_factory):
+    """(A run of one task's heads, made by the command; the first weights of trunk and head)."""
+    folder, first = tmp_path_factory.mktemp("runs") / "single", {}
     build = training.build_network
 
     def remembered(*args, **kwargs):
         network = build(*args, **kwargs)
-        first.setdefault("trunk", [np.array(w) for w in trunk_and_heads(network)[0].get_weights()])
-        first.setdefault(
-            "head", [np.array(w) for w in trunk_and_heads(network)[1]["style"].get_weights()]
-        )
+        trunk, heads = trunk_and_heads(network)
+        first.setdefault("trunk", [np.array(w) for w in trunk.get_weights()])
+        first.setdefault("head", [np.array(w) for w in heads["genre"].get_weights()])
         return network
 
-    monkeypatch.setattr(training, "build_network", remembered)
-    result = train(spec, data_dir, tmp_path / "run", phase="heads")
-    network = load_network(result.run.best_model, spec, result.table.classes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "build_network", remembered)
+        main(
+            [
+                "train",
+                f"--spec={spec_file}",
+                "--tasks=genre",
+                f"--data_dir={data_dir}",
+                f"--workdir={folder}",
+                f"--trunk={tiny}",
+                f"--records_dir={records}",
+                "--image_size=32",
+                "--validation_share=0.15",
+                "--epochs_heads=1",
+                "--epochs_finetune=0",
+                "--nosimilar",
+            ]
+        )
+    return folder, first
+
+
+def test_the_frozen_trunk_is_bit_identical_after_phase_one(single, data_dir):
+    """Weights and BatchNorm statistics, after the phase heads."""
+    workdir, first = single
+    run = open_run(workdir)
+    network = load_network(run.best_model, run.spec, load_table(run.spec, data_dir).classes)
     trunk, heads = trunk_and_heads(network)
+    assert len(first["trunk"]) > 10
     for before, after in zip(first["trunk"], trunk.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
     changed = [
         not np.array_equal(a, b)
-        for a, b in zip(first["head"], heads["style"].get_weights(), strict=True)
+        for a, b in zip(first["head"], heads["genre"].get_weights(), strict=True)
     ]
     assert any(changed)
+
+
+def test_a_single_task_goes_through(single, data_dir):
+    workdir, _ = single
+    assert not (workdir / "similar").exists()
+    table = load_table(open_run(workdir).spec, data_dir)
+    assert table.labels.shape[1] == 1
+    assert (table.labels[table.splits != TEST] != MISSING).all()
+    results = workdir / "results"
+    assert json.loads((results / "metrics.json").read_text())["metrics"]["genre/labelled"] > 0
+    assert not list(results.glob("*artist*"))
 
 
 @pytest.mark.slow
@@ -309,30 +356,6 @@ def test_a_fourth_task_needs_nothing_but_the_spec(data_dir, spec_file, tiny, tmp
     metrics = json.loads((tmp_path / "run" / "results" / "metrics.json").read_text())["metrics"]
     rows = load_table(spec, folder).labels_of("season", "test")
     assert metrics["season/labelled"] == len(rows) > 0
-
-
-def test_a_single_task_goes_through(data_dir, spec_file, tiny, tmp_path):
-    main(
-        [
-            "train",
-            f"--spec={spec_file}",
-            "--tasks=genre",
-            f"--data_dir={data_dir}",
-            f"--workdir={tmp_path / 'run'}",
-            f"--trunk={tiny}",
-            "--image_size=32",
-            "--epochs_heads=1",
-            "--epochs_finetune=0",
-            "--nosimilar",
-        ]
-    )
-    assert not (tmp_path / "run" / "similar").exists()
-    table = load_table(open_run(tmp_path / "run").spec, data_dir)
-    assert table.labels.shape[1] == 1
-    assert (table.labels[table.splits != TEST] != MISSING).all()
-    results = tmp_path / "run" / "results"
-    assert json.loads((results / "metrics.json").read_text())["metrics"]["genre/labelled"] > 0
-    assert not list(results.glob("*artist*"))
 
 
 @pytest.mark.slow
