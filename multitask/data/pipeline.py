@@ -151,7 +151,7 @@ def _augmenting(prepared: PreparedData, spec: DataSpec) -> Callable:
     labels, policies, policy_of = map(tf.constant, (all_labels, policies, policy_of))
 
     def load(epoch: tf.Tensor, number: tf.Tensor, row: tf.Tensor, encoded: tf.Tensor) -> tuple:
-        image = decode_image(encoded, target_px=spec.image_size)
+        image = decode_image(encoded, target_px=spec.reduced_px)
         seed = tf.random.experimental.stateless_fold_in(epoch_key(spec.seed, epoch), number)
         image = augment_image(
             image, policies[policy_of[row]], seed, size_px=spec.image_size, how=spec.resize
@@ -188,7 +188,7 @@ def view_dataset(
     else:
 
         def load(row: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-            image = decode_image(encoded, target_px=spec.image_size)
+            image = decode_image(encoded, target_px=spec.reduced_px)
             return resize_image(image, size_px=spec.image_size, how=spec.resize)
 
     if rows is None:

@@ -314,5 +314,5 @@ def _representative(run: Run, records_dir: Path | None) -> Iterator[np.ndarray]:
     places = np.unique(np.linspace(0, count - 1, min(count, INT8_IMAGES)).astype(np.int64))
     dataset = prepared.reader(TRAIN)(tf.data.Dataset.from_tensor_slices(places))
     for _, data in dataset:
-        image = decode_image(data, target_px=spec.image_size)
+        image = decode_image(data, target_px=spec.reduced_px)
         yield resize_image(image, size_px=spec.image_size, how=spec.resize).numpy()[None]
