@@ -62,8 +62,15 @@ def assert_read_once(calls, run):
     assert {argument for name, argument in calls if name == "read_classes"} == classes
 
 
-def test_one_evaluation_reads_every_part_once(run, calls):
+@pytest.fixture
+def run_of_two(known, data, tmp_path):
+    """A run of the tasks with a test set."""
+    return known.make_run(tmp_path / "two", data, tasks=("shade", "warmth"), validation=0.4)
+
+
+def test_one_evaluation_reads_every_part_once(run_of_two, calls):
     """With near-duplicates, calibration and similar images, which need the table too."""
+    run = run_of_two
     evaluate(open_trained(run), tta="flip")
     assert_read_once(calls, run)
 
@@ -75,7 +82,7 @@ def test_one_search_reads_every_part_once(run, calls, data):
 
 
 def test_one_export_reads_every_part_once(run, calls):
-    export(run)
+    export(run, formats=("keras",))
     assert_read_once(calls, run)
 
 
@@ -139,7 +146,8 @@ def test_the_network_is_the_models(run, known, data):
     np.testing.assert_allclose(logits["shade"], expected, atol=1e-4)
 
 
-def test_calibrations_are_those_of_the_evaluation(run):
+def test_calibrations_are_those_of_the_evaluation(known, data, tmp_path):
+    run = known.make_run(tmp_path / "run", data, tasks=("shade",), validation=0.4)
     model = open_trained(run)
     assert model.calibrations == dict.fromkeys(run.spec.task_names, Calibration())
     evaluation = evaluate(model, similar=False)

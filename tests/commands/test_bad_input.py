@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import urllib.request
 import zlib
 from pathlib import Path
 
@@ -369,8 +370,8 @@ def test_nothing_to_train(capsys, place, flags, message):
     ("depth", "message"),
     [("-9999", ["-9999", "layers"]), ("block99", ['"block99"', "block1", "none, all"])],
 )
-def test_a_freeze_depth_beyond_the_trunk(capsys, place, depth, message):
-    line = train_refused(capsys, place, f"--freeze_depth={depth}")
+def test_a_freeze_depth_beyond_the_trunk(capsys, place, tiny_trunk, depth, message):
+    line = train_refused(capsys, place, f"--trunk={tiny_trunk}", f"--freeze_depth={depth}")
     assert "--freeze_depth" in line
     assert all(text in line for text in message), line
 
@@ -529,35 +530,26 @@ def test_a_model_of_other_tasks(capsys, place, trained, known):
     assert "{'shade': 12, 'warmth': 3}" in line
 
 
-def test_no_imagenet_weights_and_no_network(place):
-    """In a process of its own: no cached weights, and a proxy that nobody listens at."""
-    env = dict(os.environ, HOME=str(place), KERAS_HOME=str(place / "keras"))
+def test_no_imagenet_weights_and_no_network(capsys, place, monkeypatch, tmp_path_factory):
+    """With an empty cache of weights, and a proxy that nobody listens at."""
+    cache = tmp_path_factory.mktemp("keras")
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(cache))
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it knows the proxies of its first use
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        env[name] = "http://127.0.0.1:9"
-    env.pop("no_proxy", None)
-    workdir = place / "run"
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "multitask",
-            "train",
-            f"--spec={find_spec('wikiart')}",
-            "--trunk=efficientnetb0",
-            f"--data_dir={_wikiart_layout(place)}",
-            f"--workdir={workdir}",
-        ],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=120,
-        check=False,
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    line = train_refused(
+        capsys,
+        place,
+        f"--spec={find_spec('wikiart')}",
+        "--trunk=efficientnetb0",
+        f"--data_dir={_wikiart_layout(place)}",
     )
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
     for text in ("imagenet", "--trunk_weights=FILE", "--trunk_weights=none", "network"):
         assert text in line
-    assert not workdir.exists()
+    assert not (place / "run").exists()
+    assert list(cache.iterdir())  # Keras looked there
 
 
 def _wikiart_layout(place):

@@ -98,9 +98,9 @@ def test_help_names_what_is_searched(capsys):
     assert shown == OVERRIDES.keys() - set(NOT_TUNED)
 
 
-def test_a_small_search(capsys, place):
+def test_a_small_search(capsys, place, tiny_trunk):
     flags = given(place, "--tasks=style", "--search=rates, losses", "--metric=style")
-    main(["tune", *flags, "--trials=2", "--trunk=efficientnetb0", "--batch_size=4"])
+    main(["tune", *flags, "--trials=2", f"--trunk={tiny_trunk}", "--batch_size=4"])
     out = capsys.readouterr().out
     assert "Searching 3 numbers: schedule.rate of style; loss.gamma of style; " in out
     assert [line[:12] for line in out.splitlines() if line.startswith("trial ")] == [
@@ -109,8 +109,8 @@ def test_a_small_search(capsys, place):
     ]
     best = load_spec(str(place / "work" / "tune" / "best.toml"))
     assert best.task_names == ("style",)
-    assert (best.trunk.name, best.batch_size) == ("efficientnetb0", 4)
+    assert (best.trunk.name, best.batch_size) == (tiny_trunk, 4)
     # Other flags in that folder are refused; nothing is searched.
-    status, out, err = stopped(capsys, *flags, "--trunk=efficientnetb0", "--batch_size=5")
+    status, out, err = stopped(capsys, *flags, f"--trunk={tiny_trunk}", "--batch_size=5")
     assert (status, out) == (2, "")
     assert "holds a search with other settings (batch_size: 4 before, 5 now)" in err

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -86,12 +88,22 @@ def assert_identical(a, b):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """A model after two steps, and the folder of its checkpoint."""
-    prepared = prepared_phase(0)
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    """A model after two steps, the folder of its checkpoint, and its values."""
+    prepared, folder = prepared_phase(0), tmp_path_factory.mktemp("saved") / "checkpoint"
     train_steps(prepared, 1)
-    save_checkpoint(tmp_path / "checkpoint", prepared.variables, Progress("finetune", epoch=3))
+    save_checkpoint(folder, prepared.variables, Progress("finetune", epoch=3))
+    return folder, prepared, values(prepared)
+
+
+@pytest.fixture
+def saved(saved_once, tmp_path):
+    """A copy of the checkpoint's folder, and the model as it was saved."""
+    folder, prepared, kept = saved_once
+    shutil.copytree(folder, tmp_path / "checkpoint")
+    for variable, value in zip(prepared.variables, kept, strict=True):
+        variable.assign(value)
     return tmp_path / "checkpoint", prepared
 
 
@@ -179,7 +191,11 @@ def test_the_order_is_the_same_in_another_process():
     train_steps(prepared, 1, steps=1)
     mine = [f"{re.sub(r'_?[0-9]+', '', v.path)} {tuple(v.shape)}" for v in prepared.variables]
     output = subprocess.run(
-        [sys.executable, "-c", ORDER, __file__], capture_output=True, text=True, check=True
+        [sys.executable, "-c", ORDER, __file__],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # of the tests' own modules
     ).stdout
     assert output.splitlines() == mine
 

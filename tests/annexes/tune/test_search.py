@@ -1,13 +1,12 @@
 """Searches: they repeat, they resume after a kill, and their scores are those of `train`."""
 
 import importlib
-import os
+import itertools
 import shutil
 import signal
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -20,13 +19,14 @@ from PIL import Image
 
 from multitask.annexes.tune.search import tune
 from multitask.annexes.tune.space import GROUPS, search_space
+from multitask.annexes.tune.trial import TrialTrainer
 from multitask.data.table import VALIDATION, load_table
 from multitask.errors import RunError
 from multitask.learning.training import train
 from multitask.model import trunks
 from multitask.spec import InputError, load_spec, override, parse_spec
 
-TRIALS, EPOCHS = 4, 3
+TRIALS, EPOCHS = 3, 3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,9 +98,18 @@ def search(place, workdir, trials=TRIALS, lines=None, spec=None, **options):
 
 @pytest.fixture(scope="module")
 def searched(place):
-    """An uninterrupted search, and its log lines."""
-    lines = []
-    return search(place, "whole", lines=lines), lines
+    """An uninterrupted search, and its log lines. A copy in `killed` is what a kill during the
+    last trial would have left."""
+    lines, trials, run = [], itertools.count(), TrialTrainer.run
+
+    def copied(self, *args, **options):
+        if next(trials) == TRIALS - 1:
+            shutil.copytree(place / "whole", place / "killed")
+        return run(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrialTrainer, "run", copied)
+        return search(place, "whole", lines=lines), lines
 
 
 def outcomes(frame):
@@ -179,17 +188,27 @@ def test_the_files_and_lines_of_a_search(searched):
     assert "best so far" in trial_lines[0]
 
 
+def check_resumed(place, workdir, searched):
+    """A search that was killed in trial 2 gets the trials of an uninterrupted one."""
+    assert states(workdir) == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING]
+    lines = []
+    result = search(place, workdir.name, lines=lines)
+    assert "Resuming after 2 trials." in lines
+    whole, _ = searched
+    pd.testing.assert_frame_equal(outcomes(result.trials), outcomes(whole.trials))
+    # The one that was killed counts for nothing.
+    assert states(workdir)[2] == TrialState.FAIL
+    assert len(states(workdir)) == TRIALS + 1
+
+
+def test_a_search_goes_on_from_what_a_kill_leaves(place, searched):
+    check_resumed(place, place / "killed", searched)
+
+
 @pytest.mark.slow
 def test_a_killed_search_is_resumed(place, searched):
-    """The resumed search has the trials of an uninterrupted one."""
-    workdir = place / "killed"
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import test_search\n"
-        "test_search.trunks.TRUNKS['tiny'] = test_search.tiny_trunk\n"
-        "from multitask.__main__ import main\n"
-        "main(sys.argv[1:])"
-    )
+    """The process is really killed."""
+    workdir = place / "killed-process"
     argv = [
         "tune",
         f"--spec={place / 'spec.toml'}",
@@ -198,9 +217,9 @@ def test_a_killed_search_is_resumed(place, searched):
         f"--trials={TRIALS}",
         "--search=all",
     ]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    program = importlib.import_module("tiny_trunk").__file__
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *argv], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, program, "0.2", "1", *argv], stdout=subprocess.PIPE, text=True
     )
     seen = []
     for line in process.stdout:
@@ -214,15 +233,7 @@ def test_a_killed_search_is_resumed(place, searched):
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert states(workdir) == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING]
-    lines = []
-    result = search(place, "killed", lines=lines)
-    assert "Resuming after 2 trials." in lines
-    whole, _ = searched
-    pd.testing.assert_frame_equal(outcomes(result.trials), outcomes(whole.trials))
-    # The one that was killed counts for nothing.
-    assert states(workdir)[2] == TrialState.FAIL
-    assert len(states(workdir)) == TRIALS + 1
+    check_resumed(place, workdir, searched)
 
 
 def test_a_search_that_is_done_reports_again(place, searched):
