@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 from PIL import Image
-from specs import spec_of
+from specs import lists_of, spec_of
 
 LONG = ("test_end_to_end.py", "test_exact_resume.py", "test_records.py", "test_app.py")
 
@@ -134,15 +134,7 @@ def tiny_spec():
     """
 
     def make(*, tasks=tuple(TINY_CLASSES), of_tasks=None, **fields):
-        lists = [
-            {
-                "name": task,
-                "train": f"wikiart_csv/{task}_train.csv",
-                "test": f"wikiart_csv/{task}_val.csv",
-                "classes": f"wikiart_csv/{task}_class.txt",
-            }
-            for task in tasks
-        ]
+        lists = lists_of(tasks, "wikiart_csv")
         settings = {
             "name": "tiny",
             "image_size": 32,

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import scipy.special
 from PIL import Image
-from specs import spec_of
+from specs import lists_of, spec_of
 
 from multitask.model.network import connect
 from multitask.run import Run, start_run
@@ -96,16 +96,8 @@ def colour_spec(tasks=tuple(PALETTES), **changes) -> DataSpec:
         "max_missing": 0.1,
         "trunk": {"name": "efficientnetb0"},
     }
-    lists = [
-        {
-            "name": task,
-            "train": f"lists/{task}_train.csv",
-            "test": f"lists/{task}_val.csv",
-            "classes": f"lists/{task}_class.txt",
-        }
-        for task in tasks
-    ]
     loss = {"kind": "focal", "gamma": 1.0, "alpha": 1.0}
+    lists = lists_of(tasks, "lists")
     return spec_of(*lists, of_tasks={"loss": loss}, file="colours.toml", **settings | changes)
 
 

@@ -19,6 +19,15 @@ def task_of(name, **fields):
     }
 
 
+def lists_of(tasks, folder):
+    """The files of each task in ArtGAN's layout, as tasks for `spec_of`."""
+    kinds = {"train": "train.csv", "test": "val.csv", "classes": "class.txt"}
+    return [
+        {"name": task} | {field: f"{folder}/{task}_{name}" for field, name in kinds.items()}
+        for task in tasks
+    ]
+
+
 def spec_of(*tasks, of_tasks=None, trunk=None, file="toy.toml", **fields) -> DataSpec:
     """A spec.
 

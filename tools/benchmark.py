@@ -266,6 +266,7 @@ def predict_all(folder: Path) -> None:
         {"colour": Calibration()},
         224,
         "squash",
+        258,
         "",
     )
     files = find_images([str(folder / "wikiart")])
@@ -585,6 +586,7 @@ def measure_predicting(folder: Path, infer: Callable, runtime: str) -> list[dict
         dict.fromkeys(sizes, Calibration()),
         224,
         "squash",
+        258,
         "",
     )
     data = paint_set(folder / "files", count=PREDICTED, size=SMALL, distinct=64)

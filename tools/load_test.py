@@ -61,8 +61,8 @@ def rates(model: Path, files: list[str]) -> tuple[float, float, float]:
     from multitask.serving.predictor import load_export
 
     predictor = load_export(model, batch=BATCH)
-    size = {"size_px": predictor.size_px, "how": predictor.how, "batch_size": BATCH}
-    images = next(iter(readable_images(files, **size)))[1].numpy()
+    batches = readable_images(files, **predictor.resizing, batch_size=BATCH)
+    images = next(iter(batches))[1].numpy()
 
     def rate(call: Callable[[], int]) -> tuple[float, float]:
         call()

@@ -288,10 +288,7 @@ class ImageModel:
             return None, str(error)
         small = Image.fromarray(decoded)
         small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        model = self._model
-        return small, resize_array(
-            decoded, size_px=model.size_px, how=model.how, reduced_px=model.reduced_px
-        )
+        return small, resize_array(decoded, **self._model.resizing)
 
     def _run_batch(self, inputs: Sequence[np.ndarray]) -> Iterator[tuple[dict, np.ndarray | None]]:
         if not inputs:

@@ -66,9 +66,7 @@ def predict_files(
     names = [os.fspath(file) for file in files]
     batches = readable_images(
         [os.fsencode(name) for name in names],
-        size_px=predictor.size_px,
-        how=predictor.how,
-        reduced_px=predictor.reduced_px,
+        **predictor.resizing,
         batch_size=batch_size,
     )
     done = 0

@@ -56,6 +56,11 @@ class Predictor:
     calibrated: bool = True
     tta: str | None = None
 
+    @property
+    def resizing(self) -> dict[str, Any]:
+        """The arguments of `decode.resize_image` that make the model's input of an image."""
+        return {"size_px": self.size_px, "how": self.how, "reduced_px": self.reduced_px}
+
     def probabilities(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Predict the class probabilities of images.
 

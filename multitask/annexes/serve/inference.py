@@ -90,13 +90,7 @@ class Inference:
             preview = tf.cond(
                 with_preview, lambda: _preview(upright), lambda: tf.zeros([0, 0, 3], tf.uint8)
             )
-            resized = resize_image(
-                upright,
-                size_px=predictor.size_px,
-                how=predictor.how,
-                reduced_px=predictor.reduced_px,
-            )
-            return resized, preview
+            return resize_image(upright, **predictor.resizing), preview
 
         return decode.get_concrete_function()
 
