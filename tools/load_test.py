@@ -29,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -221,77 +222,120 @@ def latencies_line(latencies: list[float]) -> str:
     return f"latency, ms: median {at[0]:.0f}, 90 % {at[1]:.0f}, 99 % {at[2]:.0f}, max {at[3]:.0f}"
 
 
+@dataclass
+class Rounds:
+    """The requests of several rounds of one kind.
+
+    Attributes:
+        latencies: seconds of each request.
+        statuses: HTTP status -> requests.
+        memory: MB of the server, as sampled.
+        seconds: duration of all rounds.
+        cpu: seconds of CPU, of the server and of this client.
+        percentiles: the 99th percentile of the latencies of each round, in seconds.
+    """
+
+    latencies: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    memory: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    percentiles: list[float] = field(default_factory=list)
+
+    def add(self, port: int, pid: int, bodies: list[bytes], **how: Any) -> str:
+        """Make one round; return its latencies as text."""
+        before = np.array([cpu_s(pid), cpu_s("self")])
+        latencies, statuses, memory, seconds = load(port, pid, bodies, **how)
+        self.cpu += np.array([cpu_s(pid), cpu_s("self")]) - before
+        self.latencies += latencies
+        self.statuses += statuses
+        self.memory += memory
+        self.seconds += seconds
+        self.percentiles.append(float(np.percentile(latencies, 99)))
+        return latencies_line(latencies)
+
+    @property
+    def failed(self) -> int:
+        return sum(count for status, count in self.statuses.items() if status != 200)
+
+
+def measure(port: int, pid: int, bodies: list[bytes]) -> tuple[Rounds, Rounds]:
+    """The rounds without idle and slow connections, and those with them, in turn."""
+    options, alone, busy = flags.FLAGS, Rounds(), Rounds()
+    how = {"requests": options.requests, "clients": options.concurrency}
+    how["seconds"] = options.seconds / options.rounds
+    # Warm-up: the first batches of each size take seconds.
+    load(port, pid, bodies, **how | {"requests": 10 * options.concurrency})
+    for _ in range(options.rounds):
+        without = alone.add(port, pid, bodies, **how)
+        if options.idle + options.slow:
+            with held(port, options.idle, options.slow) as (opened, open_now):
+                line = busy.add(port, pid, bodies, **how)
+                print(
+                    f"with {options.idle} idle and {options.slow} slow: {open_now.value} open "
+                    f"now, {opened.value} opened in total; {line}; without them {without}",
+                    flush=True,
+                )
+    return alone, busy
+
+
+def print_rounds(alone: Rounds, busy: Rounds, rates: tuple[float, float, float]) -> None:
+    """Print what was measured.
+
+    Args:
+        alone: the rounds without idle and slow connections.
+        busy: those with them; perhaps none.
+        rates: as `rates` gives them.
+    """
+    options, count = flags.FLAGS, len(alone.latencies)
+    rate, (model, reading, cpu) = count / alone.seconds, rates
+    server_ms, client_ms = 1000 * alone.cpu / count
+    first, middle, last = (
+        alone.memory[round(share * (len(alone.memory) - 1))] for share in (0.05, 0.5, 1)
+    )
+    print(
+        f"{count:,} requests, {options.concurrency} at once, in {alone.seconds:.0f} s\n"
+        f"failures: {alone.failed} {dict(alone.statuses)}\n"
+        f"a second: {rate:.1f}; the model alone {model:.1f} (ratio {rate / model:.2f}), "
+        f"`multitask predict` {reading:.1f} (ratio {rate / reading:.2f})\n"
+        f"CPU a request, ms: server {server_ms:.1f}, this client {client_ms:.1f}; the model "
+        f"alone an image {1000 * cpu:.1f}\n"
+        f"{latencies_line(alone.latencies)}\n"
+        f"memory, MB: {first:.0f} after 5 %, {middle:.0f} after 50 %, {last:.0f} at the end, "
+        f"{max(alone.memory):.0f} at most"
+    )
+    if busy.latencies:
+        together = np.percentile(busy.latencies, 99) / np.percentile(alone.latencies, 99)
+        ratios = np.divide(busy.percentiles, alone.percentiles)
+        print(
+            f"with {options.idle} idle and {options.slow} slow connections: failures: "
+            f"{busy.failed} {dict(busy.statuses)}; {latencies_line(busy.latencies)}\n"
+            f"99 % with them / without: {together:.2f} of all rounds together; by round "
+            f"{', '.join(f'{x:.2f}' for x in ratios)}; median {np.median(ratios):.2f}"
+        )
+
+
 def main(argv: list[str]) -> None:
     options = flags.FLAGS
     files = ImageSearch().find(options.images)
     files = files[:: max(1, len(files) // DISTINCT)][:DISTINCT]
     if not files:
         raise app.UsageError(f"--images: {options.images}: no image in it")
-    alone, reading, cpu = rates(Path(options.model), files)
+    rates_alone = rates(Path(options.model), files)
     bodies = [Path(file).read_bytes() for file in files]
     command = [sys.executable, "-m", "multitask", "serve", "--port=0", f"--model={options.model}"]
-    latencies, statuses, memory, seconds, taken = [], Counter(), [], 0.0, np.zeros(2)
-    ratios, busy_latencies, busy_statuses, large_line = [], [], Counter(), ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             address = next((x for x in server.stdout if "Serving" in x), "")
             port = int(re.search(r":(\d+) \(", address)[1])
-            how = {"requests": options.requests, "clients": options.concurrency}
-            how["seconds"] = options.seconds / options.rounds
-            # Warm-up: the first batches of each size take seconds.
-            load(port, server.pid, bodies, **how | {"requests": 10 * options.concurrency})
-            for _ in range(options.rounds):
-                before = np.array([cpu_s(server.pid), cpu_s("self")])
-                result = load(port, server.pid, bodies, **how)
-                taken += np.array([cpu_s(server.pid), cpu_s("self")]) - before
-                latencies += result[0]
-                statuses += result[1]
-                memory += result[2]
-                seconds += result[3]
-                if not options.idle + options.slow:
-                    continue
-                with held(port, options.idle, options.slow) as (opened, open_now):
-                    busy = load(port, server.pid, bodies, **how)
-                    print(
-                        f"with {options.idle} idle and {options.slow} slow: {open_now.value} open "
-                        f"now, {opened.value} opened in total; {latencies_line(busy[0])}; "
-                        f"without them {latencies_line(result[0])}",
-                        flush=True,
-                    )
-                busy_latencies += busy[0]
-                busy_statuses += busy[1]
-                ratios.append(np.percentile(busy[0], 99) / np.percentile(result[0], 99))
-            if options.large:
-                large_line = large(port, server.pid, options.large)
+            alone, busy = measure(port, server.pid, bodies)
+            large_line = large(port, server.pid, options.large) if options.large else ""
         finally:
             server.terminate()
-    rate = len(latencies) / seconds
-    first, middle, last = (memory[round(share * (len(memory) - 1))] for share in (0.05, 0.5, 1))
-    failed = sum(count for status, count in statuses.items() if status != 200)
-    print(
-        f"{len(latencies):,} requests, {options.concurrency} at once, in {seconds:.0f} s\n"
-        f"failures: {failed} {dict(statuses)}\n"
-        f"a second: {rate:.1f}; the model alone {alone:.1f} (ratio {rate / alone:.2f}), "
-        f"`multitask predict` {reading:.1f} (ratio {rate / reading:.2f})\n"
-        f"CPU a request, ms: server {1000 * taken[0] / len(latencies):.1f}, this client "
-        f"{1000 * taken[1] / len(latencies):.1f}; the model alone an image {1000 * cpu:.1f}\n"
-        f"{latencies_line(latencies)}\n"
-        f"memory, MB: {first:.0f} after 5 %, {middle:.0f} after 50 %, {last:.0f} at the end, "
-        f"{max(memory):.0f} at most"
-    )
-    if ratios:
-        busy_failed = sum(count for status, count in busy_statuses.items() if status != 200)
-        failed += busy_failed
-        together = np.percentile(busy_latencies, 99) / np.percentile(latencies, 99)
-        print(
-            f"with {options.idle} idle and {options.slow} slow connections: failures: "
-            f"{busy_failed} {dict(busy_statuses)}; {latencies_line(busy_latencies)}\n"
-            f"99 % with them / without: {together:.2f} of all rounds together; by round "
-            f"{', '.join(f'{x:.2f}' for x in ratios)}; median {np.median(ratios):.2f}"
-        )
+    print_rounds(alone, busy, rates_alone)
     if large_line:
         print(large_line)
-    sys.exit(bool(failed))
+    sys.exit(bool(alone.failed + busy.failed))
 
 
 if __name__ == "__main__":

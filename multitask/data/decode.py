@@ -23,7 +23,7 @@ import tensorflow as tf
 from multitask.data.headers import (
     EXIF,
     find_block,
-    jpeg_header,
+    find_jpeg_exif,
     numbers,
     png_header,
     separate,
@@ -98,7 +98,7 @@ def _decoder(target_px: int, max_pixels: int) -> Callable[[tf.Tensor], tf.Tensor
         is_jpeg = words[0] // 2**8 % 2**24 == word(b"\xff\xd8\xff")
         is_png = tf.reduce_all(words == [word(b"\x89PNG"), word(b"\r\n\x1a\n"), 13, word(b"IHDR")])
         is_webp = (words[0] == word(b"RIFF")) & (words[2] == word(b"WEBP"))
-        image = tf.switch_case(
+        image, exif_at, size = tf.switch_case(
             tf.where(is_jpeg, 0, tf.where(is_png, 1, tf.where(is_webp, 2, 3))),
             [
                 lambda: _decode_jpeg(data, target_px, max_pixels),
@@ -107,12 +107,18 @@ def _decoder(target_px: int, max_pixels: int) -> Callable[[tf.Tensor], tf.Tensor
                 lambda: _decode_other(data),
             ],
         )
+        # One branch for all formats: instantiating a graph takes longer than a small data set.
+        image = tf.cond(exif_at >= 0, lambda: upright(image, data, exif_at, size), lambda: image)
         return tf.ensure_shape(image, [None, None, 3])
 
     return decode
 
 
-def _decode_jpeg(data: tf.Tensor, target_px: int, max_pixels: int) -> tf.Tensor:
+# Each returns the image, where its Exif block starts (-1: it has none), and that block's size.
+Decoded = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+
+
+def _decode_jpeg(data: tf.Tensor, target_px: int, max_pixels: int) -> Decoded:
     # libjpeg itself reads the header, so that no file can evade the limit.
     height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(data))
     data = _bounded(data, height, width, max_pixels)
@@ -130,13 +136,13 @@ def _decode_jpeg(data: tf.Tensor, target_px: int, max_pixels: int) -> tf.Tensor:
     # This search in C++ is five times as fast as walking the headers to the exact place.
     head = tf.strings.substr(data, 0, JPEG_HEAD_BYTES)
     parts = tf.raw_ops.StringSplitV2(input=[head], sep=EXIF)
-    return tf.cond(
-        tf.size(parts.values) > 1, lambda: upright(image, data, 2, jpeg_header), lambda: image
-    )
+    none = tf.constant(-1), tf.constant(0)
+    exif = tf.cond(tf.size(parts.values) > 1, lambda: find_jpeg_exif(data), lambda: none)
+    return image, *exif
 
 
 @separate
-def _decode_png(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
+def _decode_png(data: tf.Tensor, max_pixels: int) -> Decoded:
     width, height = tf.unstack(numbers(data, 16, 2, tf.int32))
     data = _bounded(data, height, width, max_pixels)
     color_type = numbers(data, 25, 1, tf.uint8)[0]
@@ -147,11 +153,11 @@ def _decode_png(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
         # With four channels, the alpha of 1-, 2- and 4-bit images would be 1, 3 and 15.
         lambda: tf.io.decode_png(data, channels=3),
     )
-    return upright(image, data, 8, png_header)
+    return image, *find_block(data, 8, png_header)
 
 
 @separate
-def _decode_webp(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
+def _decode_webp(data: tf.Tensor, max_pixels: int) -> Decoded:
     kind = numbers(data, 12, 1, tf.int32)[0]
     vp8x, vp8l = kind == word(b"VP8X"), kind == word(b"VP8L")
     # VP8X: 24 bits each of width - 1 and height - 1; VP8L: 14 bits each; VP8: 14 of 16 bits each.
@@ -165,11 +171,11 @@ def _decode_webp(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
     data = _checked(data, still, "an animated WebP; only still images are read")
     frame = tf.io.decode_webp(data)[0]
     image = tf.cond(tf.shape(frame)[2] == 4, lambda: _on_white(frame), lambda: frame)
-    return upright(image, data, 12, webp_header)
+    return image, *find_block(data, 12, webp_header)
 
 
 @separate
-def _decode_other(data: tf.Tensor) -> tf.Tensor:
+def _decode_other(data: tf.Tensor) -> Decoded:
     head = tf.strings.substr(data, 0, 64)
     reason = tf.where(tf.strings.length(head) == 0, "it is empty", "unknown content")
     for name, start in OTHER_KINDS.items():
@@ -177,7 +183,7 @@ def _decode_other(data: tf.Tensor) -> tf.Tensor:
         reason = tf.where(is_kind, f"it is {name}", reason)
     data = _checked(data, False, tf.strings.join(["not a JPEG, PNG or WebP image: ", reason]))
     # Never reached; it gives this branch the same type as the others.
-    return tf.zeros([tf.strings.length(data), 1, 3], tf.uint8)
+    return tf.zeros([tf.strings.length(data), 1, 3], tf.uint8), tf.constant(-1), tf.constant(0)
 
 
 def _on_white(image: tf.Tensor) -> tf.Tensor:

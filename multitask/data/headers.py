@@ -71,7 +71,13 @@ def find_block(data: tf.Tensor, start: int, read_header: ReadHeader) -> tuple[tf
     return block_at, size
 
 
-def jpeg_header(data: tf.Tensor, at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+@separate
+def find_jpeg_exif(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Walk a JPEG's headers to its Exif block, as `find_block` does."""
+    return find_block(data, 2, _jpeg_header)
+
+
+def _jpeg_header(data: tf.Tensor, at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Search for Exif. T.81 annex B: FF, marker, two bytes of length that count themselves."""
     marker, size, *begin = tf.unstack(numbers(data, at, 5, tf.uint16))
     # Segments that may precede a frame header: tables (only the Huffman tables have a marker below
@@ -101,20 +107,19 @@ def webp_header(data: tf.Tensor, at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, t
 
 
 @separate
-def upright(image: tf.Tensor, data: tf.Tensor, start: int, read_header: ReadHeader) -> tf.Tensor:
+def upright(image: tf.Tensor, data: tf.Tensor, exif_at: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """Turn an image upright: undo the camera's rotation or mirroring that the Exif block states.
 
     Args:
         image: uint8 [height, width, 3].
         data: string [], the encoded image.
-        start: the byte of the first header.
-        read_header: the header reader of the format.
+        exif_at: int32 [] >= 0, where the Exif block starts.
+        size: int32 [], its bytes as the header states them.
 
     Returns:
         uint8 [height, width, 3], or [width, height, 3] where the camera was turned by 90°.
     """
-    exif_at, size = find_block(data, start, read_header)
-    exif = _cut_bytes(data, exif_at, tf.where(exif_at < 0, 0, tf.minimum(size, EXIF_BYTES)))
+    exif = _cut_bytes(data, exif_at, tf.minimum(size, EXIF_BYTES))
     orientation = _orientation(exif)
 
     def turn() -> tf.Tensor:

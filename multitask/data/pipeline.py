@@ -17,6 +17,7 @@ from multitask.data.decode import decode_image, resize_image
 from multitask.data.image_files import map_files, read_encoded
 from multitask.data.order import SHUFFLED, UNSHARDED, RowOrder, Shard, batch_places, epoch_key
 from multitask.data.records import PreparedData
+from multitask.data.records_builder import decode_record
 from multitask.data.table import TRAIN, Table
 from multitask.spec import MISSING, DataSpec
 
@@ -151,7 +152,7 @@ def _augmenting(prepared: PreparedData, spec: DataSpec) -> Callable:
     labels, policies, policy_of = map(tf.constant, (all_labels, policies, policy_of))
 
     def load(epoch: tf.Tensor, number: tf.Tensor, row: tf.Tensor, encoded: tf.Tensor) -> tuple:
-        image = decode_image(encoded, target_px=spec.reduced_px)
+        image = decode_record(encoded)
         seed = tf.random.experimental.stateless_fold_in(epoch_key(spec.seed, epoch), number)
         image = augment_image(
             image, policies[policy_of[row]], seed, size_px=spec.image_size, how=spec.resize
@@ -188,8 +189,7 @@ def view_dataset(
     else:
 
         def load(row: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-            image = decode_image(encoded, target_px=spec.reduced_px)
-            return resize_image(image, size_px=spec.image_size, how=spec.resize)
+            return resize_image(decode_record(encoded), size_px=spec.image_size, how=spec.resize)
 
     if rows is None:
         rows = np.arange(len(prepared.table.rows(split)))

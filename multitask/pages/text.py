@@ -23,6 +23,8 @@ def shorten(text: str, limit: int, *, spaces: bool = True) -> str:
     if len(text) > 8 * limit:
         text = f"{text[: 4 * limit]}…{text[-4 * limit :]}"
     text = " ".join(text.replace("_", " " if spaces else "_").split())
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return text  # as nearly every name is; a page has tens of thousands
     text = "".join(c for c in text if _is_shown(c)).encode("utf-8", "replace").decode("utf-8")
     if sum(map(_columns, text)) <= limit:
         return text

@@ -1,5 +1,7 @@
 """An image is the same to the model in training, evaluation and prediction."""
 
+import io
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +11,7 @@ from multitask.data.decode import decode_image, resize_image
 from multitask.data.decode_arrays import model_input
 from multitask.data.pipeline import readable_images, view_dataset
 from multitask.data.records import prepare
+from multitask.data.records_builder import decode_record
 from multitask.data.table import TRAIN
 from multitask.serving.signatures import _Resizer
 
@@ -46,6 +49,16 @@ def test_both_decoders_reduce_first(size, how):
     expected = by_pillow(image, how)
     np.testing.assert_allclose(resize_image(image, how=how, **SIZES), expected, atol=0.02)
     np.testing.assert_allclose(model_input(image, how=how, **SIZES), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("size", [(37, 37), (37, 121), (38, 37), (300, 36), (1, 9)])
+def test_a_record_is_decoded_to_the_pixels_of_every_other_jpeg(size):
+    """No side of a record is so large that `decode_image` would decode it at a smaller scale."""
+    record = tf.io.encode_jpeg(texture(*size), quality=92)
+    with Image.open(io.BytesIO(record.numpy())) as image:
+        pixels = np.asarray(image)
+    np.testing.assert_array_equal(decode_record(record), pixels)
+    np.testing.assert_array_equal(decode_record(record), decode_image(record, target_px=37))
 
 
 def test_an_export_reduces_first():
