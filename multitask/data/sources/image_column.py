@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from multitask.data.sources.source import CELL, shorten
-from multitask.errors import InputError, expected, near, quoted, shown
+from multitask.errors import InputError, expected, quoted, shown
 from multitask.spec import why_unsafe
 
 # Names that image files have. Whether a file can be decoded is its reader's question.
@@ -151,13 +151,11 @@ def _nothing(columns: Sequence[_Column], folder: Path, place: Path) -> str:
                     f"file with {suffix} added; add it in the table"
                 )
     partly = max(columns, key=lambda column: column.names)
-    usual = [column for column in columns if column.name.lower() in USUAL]
+    usual = [column for column in columns if column.name.lower().removesuffix("s") in USUAL]
     if partly.names:
         text += f" {partly.names:.0%} of column {shown(partly.name, CELL)} are such names."
     elif usual:
         text += f" Column {shown(usual[0].name, CELL)} holds {shown(usual[0].first, CELL)}."
-    else:
-        text += near("image", [column.name for column in columns])
     return f"{text} Name the column with image_column and its folder with images"
 
 

@@ -93,7 +93,8 @@ def decode(data: bytes, path: Path, *, western: bool) -> tuple[str, str]:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(
-            f"{path}: not text: a NUL character in line {line}; if it is UTF-16 without a byte order mark, save it as UTF-8"
+            f"{path}: not text: a NUL character in line {line}; if it is UTF-16 without a "
+            "byte order mark, save it as UTF-8"
         )
     if MARK in text:
         text, _ = without_marks(text)
@@ -209,7 +210,8 @@ def _even_widths(records: list[list[str]], numbers: list[int], width: int, path:
             del cells[width:]
         elif len(cells) != width:
             raise InputError(
-                f"{path}: line {number}: {len(cells)} cells, the header has {width}; "
+                f"{path}: line {number}: {len(cells)} cell{'s' * (len(cells) != 1)}, the header "
+                f"has {width}; "
                 'a cell with the separator in it needs double quotes: "a, b"'
             )
 
@@ -264,7 +266,10 @@ def read_json_lines(path: Path) -> RawTable:
 def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         item = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        where = f"line {number}, column {error.colno}"
+        raise InputError(f"{path}: {where}: not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number or a depth beyond Python's limits
         raise InputError(f"{path}: line {number}: not JSON: {one_line(error)}") from None
     if not isinstance(item, dict):
         raise InputError(
