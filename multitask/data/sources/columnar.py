@@ -224,7 +224,7 @@ def _with_references(
     ]
     frame.insert(0, source.image, object_column(names))
     if missing:
-        notes.append(f"{missing:,} rows have no image bytes")
+        notes.append(f"rows without image bytes: {missing:,}")
     return replace(
         source,
         frame=frame,
