@@ -8,7 +8,7 @@ SPLIT_NAMES = (
     *("train", "training", "test", "testing", "eval", "evaluation"),
     *("validation", "valid", "val", "dev", "development"),
 )
-_SHARD = re.compile(r"(?:.*[-./_])?(?P<split>[A-Za-z]\w*)-(?P<index>\d{5})-of-(?P<count>\d{5})")
+_SHARD = re.compile(r"(?:.*[-.])?(?P<split>[A-Za-z]\w*)-(?P<index>\d{5})-of-(?P<count>\d{5})")
 _WORD = re.compile(rf"(?:^|[^a-z0-9])({'|'.join(SPLIT_NAMES)})(?=$|[^a-z0-9])", re.IGNORECASE)
 
 

@@ -98,6 +98,8 @@ class ArrayRecords:
         open_binary(path).close()  # a regular file, which the library can open without waiting
         try:
             self._reader = ArrayRecordReader(str(path))
+            if not self._reader.ok():
+                self._reader.close()  # raises what is wrong
             self.count = self._reader.num_records()
         except Exception as error:  # the library documents none
             raise InputError(f"{path}: not a readable ArrayRecord: {one_line(error)}") from None

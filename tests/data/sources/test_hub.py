@@ -79,7 +79,9 @@ def check(source, rows, splits):
     assert len(source.rows) == len(source) == len(rows)
     references = source.frame["image"].tolist()
     with EmbeddedImages(source) as images:
-        assert [images.read(reference) for reference in references] == [image_bytes(i) for i in rows]
+        assert [images.read(reference) for reference in references] == [
+            image_bytes(i) for i in rows
+        ]
         mixed = list(np.random.default_rng(0).permutation(references))
         assert dict(images.iterate(mixed)) == {
             reference: image_bytes(i) for reference, i in zip(references, rows, strict=True)
@@ -231,7 +233,9 @@ def test_an_arrow_file_by_itself(tmp_path):
 
 
 def test_a_row_whose_struct_is_missing(tmp_path):
-    values = pa.array([{"bytes": b"a", "path": "a.png"}, None, {"bytes": b"c", "path": None}], IMAGE)
+    values = pa.array(
+        [{"bytes": b"a", "path": "a.png"}, None, {"bytes": b"c", "path": None}], IMAGE
+    )
     for write, suffix in ((write_arrow, "arrow"), (write_parquet, "parquet")):
         write(tmp_path / f"t.{suffix}", pa.table({"image": values}))
         source = open_source(tmp_path / f"t.{suffix}")

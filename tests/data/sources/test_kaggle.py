@@ -89,7 +89,7 @@ def test_another_table_of_that_name(tmp_path):
 
 @pytest.mark.parametrize("cell", ["Cubism", "[1]", "['a'", "['a'] + ['b']", "[" * 900, "{}"])
 def test_a_cell_that_is_no_list(tmp_path, cell):
-    line = f"Cubism/a.jpg,ann,\"{cell}\",x,y,1,2,1,train\n"
+    line = f'Cubism/a.jpg,ann,"{cell}",x,y,1,2,1,train\n'
     write(tmp_path, classes=HEADER + line)
     with pytest.raises(InputError) as caught:
         open_source(tmp_path)
