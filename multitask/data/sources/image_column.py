@@ -21,7 +21,7 @@ USUAL = (
     *("image", "file_name", "filename", "image_path", "img_path", "image_file", "path", "file"),
     *("filepath", "file_path", "img", "photo", "image_name"),
 )
-_SAMPLE = 200  # distinct values of a column that are looked at
+_LOOKED_AT, _SAMPLE = 2000, 200  # values of a column, and distinct ones of these
 _HINTS = 10  # of these, how many are tried with a suffix added
 _MOST_FEW, _CLEAR = 0.05, 0.5  # shares of values; a second column this near the best is a rival
 _URLS = ("http://", "https://", "ftp://", "s3://", "gs://", "data:")
@@ -48,7 +48,11 @@ def has_image_suffix(text: str) -> bool:
 
 
 def _sample(values: pd.Series) -> list[str]:
-    texts = [text for text in dict.fromkeys(filter(_is_text, values)) if text.strip()]
+    """Some of a column's distinct texts, from all over it."""
+    for step in (max(1, len(values) // _LOOKED_AT), 1):
+        texts = [text for text in dict.fromkeys(filter(_is_text, values[::step])) if text.strip()]
+        if texts:
+            break  # otherwise the column is nearly empty, and all of it is looked at
     return texts[:: max(1, len(texts) // _SAMPLE)][:_SAMPLE]
 
 

@@ -131,7 +131,7 @@ def _check_unpacked(path: Path, data: io.BytesIO) -> None:
         with zipfile.ZipFile(data) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InputError(f"{path}: not a readable Excel file: {one_line(error)}") from None
     if "xl/workbook.xml" not in names:
         raise InputError(f"{path}: a ZIP archive, not an Excel file; unpack it first")

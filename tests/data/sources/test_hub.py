@@ -345,6 +345,17 @@ def test_damaged_saved_data_sets(tmp_path, file, text, line):
     assert refusal(tmp_path).startswith(line)
 
 
+def test_wrong_offsets_in_an_arrow_file_do_not_end_the_process(tmp_path):
+    """Arrow trusts them unless it is told to check."""
+    right, wrong = (np.array([0, 3, end], "<i4").tobytes() for end in (6, 2**30))
+    path = tmp_path / "t.arrow"
+    write_arrow(path, pa.table({"image": [b"x"] * 2, "style": ["abc", "def"]}))
+    assert path.read_bytes().count(right) == 1
+    path.write_bytes(path.read_bytes().replace(right, wrong))
+    with pytest.raises(InputError, match=r"t\.arrow: not a readable Arrow file: .*[Oo]ffset"):
+        open_source(path)
+
+
 # === Files of the library itself ===
 
 

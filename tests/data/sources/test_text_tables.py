@@ -197,7 +197,7 @@ def test_not_a_number_is_no_value(tmp_path):
         ('image,a\nx.jpg,1\ny.jpg,"2\n', "t.csv: line 3: not CSV: a quotation mark is not closed"),
         (
             'image,a\nx.jpg,"1"2\n',
-            "t.csv: line 2: not CSV: ',' expected after '\"'",
+            "t.csv: line 2: not CSV: text after a closing quotation mark",
         ),
         ("image,\nx.jpg,1\n", "t.csv: column 2 has no name in the header"),
         (
