@@ -104,11 +104,11 @@ def read_class_folders(place: Path, levels: Sequence[str] | None = None) -> Sour
     if shallow:
         example = files.paths[next(i for i, depth in enumerate(depths) if depth < len(names))]
         notes.append(
-            f"{shallow:,} images are in fewer folders than {len(names)} and lack a class "
+            f"images in fewer folders than {len(names)}, which lack a class: {shallow:,} "
             f"(first: {shown(example)})"
         )
     if deeper := sum(depth > len(names) for depth in depths):
-        notes.append(f"{deeper:,} images are in deeper folders, whose names are not used")
+        notes.append(f"images in deeper folders, whose names are not used: {deeper:,}")
     return _source(place, files, columns, notes)
 
 

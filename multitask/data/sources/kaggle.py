@@ -112,12 +112,12 @@ def _named(table: RawTable, file: Path) -> tuple[pd.DataFrame, list[str]]:
     frame.loc[uncertain, [painter, subset]] = None
     notes = [
         f"its column {NAMED.written[_LISTED]} is a list of styles, and is named {listed}; "
-        f"{several:,} rows list several"
+        f"rows that list several: {several:,}"
     ]
     if uncertain.any():
         notes.append(
-            f'{int(uncertain.sum()):,} rows of the subset "{_UNCERTAIN}" have neither artist '
-            "nor split"
+            f'rows of the subset "{_UNCERTAIN}", which have neither artist nor split: '
+            f"{int(uncertain.sum()):,}"
         )
     return frame, notes
 
@@ -147,7 +147,7 @@ def _numbered(table: RawTable) -> tuple[pd.DataFrame, list[str]]:
     painter, manner = NUMBERED.real[_PAINTER], NUMBERED.real[_MANNER]
     others = frame[painter] == _EVERYBODY_ELSE
     frame.loc[others, painter] = None
-    notes = [f"{int(others.sum()):,} rows are of artist 0, everybody else, and have no artist"]
+    notes = [f"rows of artist 0, everybody else, which have no artist: {int(others.sum()):,}"]
     folders = frame[NUMBERED.real[0]].str.split("/").str[0]
     pairs = pd.DataFrame({"number": frame[manner], "folder": folders}).drop_duplicates()
     if pairs["number"].is_unique and pairs["folder"].is_unique and len(pairs) > 1:

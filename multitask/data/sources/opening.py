@@ -5,7 +5,7 @@ from pathlib import Path
 
 from multitask.data.folders import SUFFIXES
 from multitask.data.sources import class_folders, hub, kaggle, tables, tfds_folders
-from multitask.data.sources.source import Source, near_sibling, shorten
+from multitask.data.sources.source import Source, input_errors, near_sibling, shorten
 from multitask.errors import InputError
 
 _LOOKED_FOR = (
@@ -41,6 +41,13 @@ def open_source(
         >>> source.frame[source.image].iloc[0]  # doctest: +SKIP
         'rooms/a.jpg'
     """
+    with input_errors(place):
+        return _open(place, images, image_column, levels)
+
+
+def _open(
+    place: Path, images: Path | None, image_column: str | None, levels: Sequence[str] | None
+) -> Source:
     if images is not None and not images.is_dir():
         raise InputError(f"{images}: there is no such folder of images", field="images")
     if str(place).startswith(tfds_folders.PREFIX):

@@ -61,8 +61,13 @@ def open_shard(path: Path) -> Shard:
         InputError: it is not a regular file, or not such a file.
     """
     refuse_pointer(path)
+    shard: Shard
     shard = ArrowShard(path) if path.suffix.lower() in ARROW_SUFFIXES else ParquetShard(path)
-    refuse_repeated(shard.schema.names, str(path))
+    try:
+        refuse_repeated(shard.schema.names, str(path))
+    except InputError:
+        shard.close()
+        raise
     return shard
 
 
@@ -149,14 +154,15 @@ class ParquetShard:
         """How many rows of an image column have no bytes; 0 where the file does not count them."""
         struct = is_image_struct(self.schema.field(name).type)
         leaf = f"{name}.bytes" if struct else name
-        missing = 0
-        for group in range(self._metadata.num_row_groups):
-            columns = self._metadata.row_group(group)
-            for index in range(columns.num_columns):
-                chunk = columns.column(index)
-                if chunk.path_in_schema == leaf and chunk.statistics is not None:
-                    missing += chunk.statistics.null_count or 0
-        return missing
+        with _parse_errors(self.path, "Parquet"):
+            groups = [self._metadata.row_group(i) for i in range(self._metadata.num_row_groups)]
+            chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+            counts = [
+                chunk.statistics.null_count
+                for chunk in chunks
+                if chunk.path_in_schema == leaf and chunk.statistics is not None
+            ]
+        return sum(count or 0 for count in counts)
 
     def image(self, name: str, row: int) -> bytes | None:
         """The bytes of an image; None where the row has none."""

@@ -3,6 +3,7 @@
 No code of the data set runs, and nothing is downloaded: the folder describes itself.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ from multitask.data.sources.source import (
     object_frame,
     one_line,
     plain_column,
+    read_bytes,
     shorten,
 )
 from multitask.data.sources.tfds_shards import open_tfds_shard
@@ -30,6 +32,10 @@ PREFIX = "tfds:"
 _NAME = re.compile(r"(?P<name>\w+)(?:/(?P<config>[\w.+-]+))?(?::(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _FEATURES, _INFO = "features.json", "dataset_info.json"
+_OWN = "tensorflow_datasets."  # the package of its own features
+# A feature's class in both spellings that are read, and in the form of older versions. A feature
+# may have one of these names too; what is below it is no text then.
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 # === Folders ===
@@ -184,19 +190,17 @@ def read_tfds(place: Path, image_column: str | None = None) -> Source:
     """
     import tensorflow_datasets as tfds
 
+    _refuse_foreign(place / _FEATURES)
     try:
         info = tfds.builder_from_directory(place).info
         plan = _plan(info.features, _Features())
-        splits = {name: list(split.filenames) for name, split in info.splits.items()}
-        counts = {name: list(split.shard_lengths) for name, split in info.splits.items()}
+        shards = _shards(info.splits)
     except Exception as error:  # TFDS documents none
         raise InputError(f"{place}: not a readable TFDS folder: {one_line(error)}") from None
     image = _choose_image(plan.images, image_column, place)
-    names = [(split, file) for split, files in splits.items() for file in files]
-    expected_counts = [count for split in splits for count in counts[split]]
     columns: dict[str, list[Any]] = {name: [] for name in plan.readers}
     references, split_values, rows = [], [], []
-    for (split, file), expected_count in zip(names, expected_counts, strict=True):
+    for split, file, expected_count in shards:
         count = _read_shard(place / file, plan, columns, expected_count)
         references += [reference(file, row) for row in range(count)]
         split_values += [split] * count
@@ -209,7 +213,7 @@ def read_tfds(place: Path, image_column: str | None = None) -> Source:
     })  # fmt: skip
     split_column = free_name("split", frame.columns)
     frame.insert(1, split_column, pd.Series(split_values, dtype=object))
-    notes = [f"TFDS {info.full_name}, {len(frame):,} rows, splits {shorten(splits)}"]
+    notes = [f"TFDS {info.full_name}, {len(frame):,} rows, splits {shorten(info.splits)}"]
     if plan.skipped:
         notes.append(f"features without plain values skipped: {shorten(plan.skipped)}")
     return Source(
@@ -218,12 +222,42 @@ def read_tfds(place: Path, image_column: str | None = None) -> Source:
         frame,
         image,
         embedded=True,
-        shards=tuple(file for _, file in names),
+        shards=tuple(file for _, file, _ in shards),
         split=split_column,
         class_names=plan.classes,
         rows=pd.Series(rows, dtype=object),
         notes=tuple(notes),
     )
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise InputError for a class that is not TFDS's own: TFDS would import its module."""
+    try:
+        todo = [json.loads(read_bytes(path))]
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {one_line(error)}") from None
+    while todo:
+        item = todo.pop()
+        if isinstance(item, list):
+            todo += item
+        elif isinstance(item, dict):
+            todo += item.values()
+            for key in _CLASS_KEYS:
+                name = item.get(key, _OWN)
+                if isinstance(name, str) and not name.startswith(_OWN):
+                    raise InputError(
+                        f"{path}: the feature class {shown(name)} is not one of TFDS and is not "
+                        "supported"
+                    )
+
+
+def _shards(splits: Any) -> list[tuple[str, str, int]]:
+    """Split, file and number of records of each shard; a file's name has no folder."""
+    return [
+        (name, file, count)
+        for name, split in splits.items()
+        for file, count in zip(split.filenames, split.shard_lengths, strict=True)
+    ]
 
 
 def _choose_image(images: Sequence[str], given: str | None, place: Path) -> str:

@@ -91,8 +91,8 @@ def test_several_levels_are_named(tree):
     ]
     assert source.notes == (
         "splits by folder: test, train",
-        "1 images are in fewer folders than 2 and lack a class (first: 'test/Dots/c.jpg')",
-        "1 images are in deeper folders, whose names are not used",
+        "images in fewer folders than 2, which lack a class: 1 (first: 'test/Dots/c.jpg')",
+        "images in deeper folders, whose names are not used: 1",
         "style: 2 classes, named by folders",
         "artist: 2 classes, named by folders",
     )

@@ -43,8 +43,8 @@ def test_classes_csv(tmp_path, as_file):
     assert source.rows.tolist() == ["line 2", "line 3", "line 4"]
     assert source.notes == (
         "Kaggle's WikiArt, classes.csv",
-        "its column genre is a list of styles, and is named style; 1 rows list several",
-        '1 rows of the subset "uncertain artist" have neither artist nor split',
+        "its column genre is a list of styles, and is named style; rows that list several: 1",
+        'rows of the subset "uncertain artist", which have neither artist nor split: 1',
     )
 
 
@@ -59,7 +59,7 @@ def test_wclasses_csv_alone(tmp_path):
     ]
     assert source.notes == (
         "Kaggle's WikiArt, wclasses.csv",
-        "1 rows are of artist 0, everybody else, and have no artist",
+        "rows of artist 0, everybody else, which have no artist: 1",
         "style by folder, which its numbers agree with",
         "the file has no names for the numbers of artist, genre",
     )

@@ -198,6 +198,8 @@ def test_damaged_folders(tmp_path):
     shard.unlink()
     assert refusal(folder).startswith(f"{shard.name}: no such file.")
     (folder / "features.json").write_text("{")
+    assert refusal(folder).startswith("features.json: not JSON: ")
+    (folder / "features.json").write_text("{}")
     assert refusal(folder).startswith(".: not a readable TFDS folder: ")
 
 
@@ -224,3 +226,39 @@ def test_no_options_that_have_no_meaning(folder, tmp_path):
         "images: the images of a TFDS data set are inside its files"
     )
     assert json.loads((folder / "dataset_info.json").read_text())["name"] == "paintings"
+
+
+def change(path, old, new):
+    text = path.read_text()
+    assert text.count(old) >= 1
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name"])
+def test_no_module_is_imported_because_a_folder_names_it(tmp_path, monkeypatch, key):
+    folder = prepare(tmp_path, "tfrecord")
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    change(folder / "dataset_info.json", '"moduleName": "', '"moduleName": "evil_module.')
+    assert len(open_source(folder)) == 10
+    old = '"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text"'
+    change(folder / "features.json", old, f'"{key}": "evil_module.Text"')
+    assert refusal(folder) == (
+        "features.json: the feature class 'evil_module.Text' is not one of TFDS and is not "
+        "supported"
+    )
+
+
+def test_a_feature_may_be_called_type(tmp_path):
+    folder = prepare(tmp_path, "tfrecord")
+    change(folder / "features.json", '"title": {', '"type": {')
+    source = open_source(folder)  # the records still have the old name
+    assert source.frame["type"].tolist() == [None] * 10
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd"])
+def test_shards_are_looked_for_in_the_folder_alone(tmp_path, name):
+    folder = prepare(tmp_path, "tfrecord")
+    change(folder / "dataset_info.json", "{DATASET}-{SPLIT}.", f"{name}-{{DATASET}}-{{SPLIT}}.")
+    shard = f"{Path(name).name}-paintings-train.tfrecord-00000-of-00001"
+    assert refusal(folder).startswith(f"{shard}: no such file.")
