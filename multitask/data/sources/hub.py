@@ -54,7 +54,7 @@ def read_hub(place: Path, *, images: Path | None = None, image_column: str | Non
         names = shard_paths(place)
         _refuse_several(place, names)
         files = [ShardFile(name, place / name, split_of_path(name)) for name in names]
-        features = _features_beside(place)
+        features = _stated_features(place)
     names = [file.name for file in files]
     if absent := missing_shards(names):
         raise InputError(f"{place}: no file {absent}, which the names of the others announce")
@@ -83,7 +83,7 @@ def _refuse_several(place: Path, names: Sequence[str]) -> None:
 def _saved(place: Path) -> tuple[list[ShardFile], dict[str, Any]]:
     """The shards of a Dataset, or of the Datasets of a DatasetDict, and their features."""
     if not (place / _DICT).is_file():
-        return _saved_split(place, "", None), _features_beside(place)
+        return _saved_split(place, "", None), _stated_features(place)
     splits = _json(place / _DICT).get("splits")
     if not isinstance(splits, list) or not splits:
         raise InputError(f"{place / _DICT}: splits: expected a list of names")
@@ -93,7 +93,7 @@ def _saved(place: Path) -> tuple[list[ShardFile], dict[str, Any]]:
         if why_unsafe(split) or not (place / split / _STATE).is_file():
             raise InputError(f"{place / _DICT}: names the split {split!r}, which has no {_STATE}")
         files += _saved_split(place, f"{split}/", split)
-        features = features or _features_beside(place / split)
+        features = features or _stated_features(place / split)
     return files, features
 
 
@@ -128,7 +128,7 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _features_beside(folder: Path) -> dict[str, Any]:
+def _stated_features(folder: Path) -> dict[str, Any]:
     """The features in dataset_info.json; {} where there is no such file."""
     if not (folder / _INFO).is_file():
         return {}

@@ -6,7 +6,7 @@ from pathlib import Path
 from multitask.data.folders import SUFFIXES
 from multitask.data.sources import class_folders, hub, kaggle, tables, tfds_folders
 from multitask.data.sources.source import Source, input_errors, near_sibling, shorten
-from multitask.errors import InputError
+from multitask.errors import InputError, quoted
 
 _LOOKED_FOR = (
     "classes.csv of Kaggle's WikiArt, features.json (TFDS), state.json (save_to_disk), Parquet or "
@@ -41,33 +41,48 @@ def open_source(
         >>> source.frame[source.image].iloc[0]  # doctest: +SKIP
         'rooms/a.jpg'
     """
+    if images is not None and not images.is_dir():
+        raise InputError(f"{images}: there is no such folder of images", field="images")
     with input_errors(place):
-        return _open(place, images, image_column, levels)
+        source = _open(place, images, image_column, levels)
+        _refuse_unused(source, images, image_column)
+    return source
+
+
+def _refuse_unused(source: Source, images: Path | None, image_column: str | None) -> None:
+    """Raise InputError for a choice that the kind of source does not offer."""
+    if image_column not in (None, source.image):
+        raise InputError(
+            f"the images of {source.place} are in column {quoted(source.image)}",
+            field="image_column",
+        )
+    if images is None:
+        return
+    if source.images is None:
+        raise InputError(f"the images of {source.place} are inside its files", field="images")
+    if not images.samefile(source.images):
+        raise InputError(f"the images of {source.place} are in {source.images}", field="images")
 
 
 def _open(
     place: Path, images: Path | None, image_column: str | None, levels: Sequence[str] | None
 ) -> Source:
-    if images is not None and not images.is_dir():
-        raise InputError(f"{images}: there is no such folder of images", field="images")
     if str(place).startswith(tfds_folders.PREFIX):
-        _refuse(levels, images, "a TFDS data set")
+        _refuse_levels(levels, "a TFDS data set")
         return tfds_folders.read_tfds(tfds_folders.folder_of_name(str(place)), image_column)
     if place.is_dir():
         return _open_folder(place, images, image_column, levels)
     if not place.exists() and not place.is_symlink():
         raise InputError(f"{place}: no such file or folder.{near_sibling(place)}")
-    _refuse(levels, None, "a table")
+    _refuse_levels(levels, "a table")
     if recognised := kaggle.recognise(place):
         return kaggle.read_kaggle(*recognised, place, images)
     return tables.read_table(place, images=images, image_column=image_column)
 
 
-def _refuse(levels: Sequence[str] | None, images: Path | None, what: str) -> None:
+def _refuse_levels(levels: Sequence[str] | None, what: str) -> None:
     if levels is not None:
         raise InputError(f"only class folders have levels, not {what}", field="levels")
-    if images is not None:
-        raise InputError(f"the images of {what} are inside its files", field="images")
 
 
 def _open_folder(
@@ -78,7 +93,6 @@ def _open_folder(
     if recognised := kaggle.recognise(place):
         return kaggle.read_kaggle(*recognised, place, images)
     if prepared := tfds_folders.prepared_folders(place):
-        _refuse(None, images, "a TFDS data set")
         return tfds_folders.read_tfds(tfds_folders.newest(prepared, str(place)), image_column)
     if class_folders.metadata_files(place):
         return class_folders.read_metadata_folder(place)

@@ -38,8 +38,10 @@ class Source:
             layout; the values are those names, None where a row has no split.
         class_names: column -> its classes in the order that the source itself defines. The frame
             holds these names.
-        rows: str [rows], where a person finds each row: `line 17` or `row 17`, with the file's
-            name in front where there are several; None where a row is a file.
+        rows: str [rows], where a person finds each row, with the file's name where there are
+            several; None where a row is a file. `line 17` of a text file, from 1, is the row's
+            first line; `row 17` of Excel is from 1, as Excel shows it; `row 17` of other files is
+            from 0, as in references.
         notes: what was recognised or skipped, one line each.
     """
 

@@ -19,6 +19,7 @@ from multitask.data.sources.source import (
     TFDS,
     Source,
     free_name,
+    input_errors,
     object_frame,
     one_line,
     plain_column,
@@ -27,6 +28,7 @@ from multitask.data.sources.source import (
 )
 from multitask.data.sources.tfds_shards import open_tfds_shard
 from multitask.errors import InputError, expected, near, quoted, shown
+from multitask.reading import check_regular
 
 PREFIX = "tfds:"
 _NAME = re.compile(r"(?P<name>\w+)(?:/(?P<config>[\w.+-]+))?(?::(?P<version>\d+\.\d+\.\d+))?")
@@ -190,6 +192,8 @@ def read_tfds(place: Path, image_column: str | None = None) -> Source:
     """
     import tensorflow_datasets as tfds
 
+    with input_errors(place):
+        check_regular(place)  # TFDS opens the descriptions itself
     _refuse_foreign(place / _FEATURES)
     try:
         info = tfds.builder_from_directory(place).info

@@ -117,7 +117,7 @@ def test_levels_that_are_not_named_or_not_there(tree):
         )
 
 
-def test_splits_beside_something_else(tree):
+def test_splits_mixed_with_something_else(tree):
     assert refusal(tree("train/x/a.jpg", "test/x/b.jpg", "extra/x/c.jpg")) == (
         ".: test, train look like splits, extra do not; move these into a split, or elsewhere"
     )
@@ -152,7 +152,7 @@ def test_a_folder_without_images(tree):
 # === metadata.csv ===
 
 
-def test_metadata_beside_the_images(tree):
+def test_metadata_with_the_images(tree):
     place = tree("a.jpg", "x/b.jpg")
     put(place, "metadata.csv", "file_name,style,year\na.jpg,Dots,1888\nx/b.jpg,,1889\n")
     source = open_source(place)

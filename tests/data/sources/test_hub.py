@@ -163,7 +163,7 @@ def test_lists_of_classes(tmp_path):
         assert source.class_names["styles"] == STYLES
 
 
-def test_classes_in_the_file_beside_the_shards(tmp_path):
+def test_classes_in_the_file_next_to_the_shards(tmp_path):
     write_parquet(tmp_path / "train.parquet", table(0, 5, features=None))
     (tmp_path / "dataset_info.json").write_text(json.dumps({"features": FEATURES}))
     check(open_source(tmp_path), range(5), ["train"] * 5)
@@ -178,7 +178,7 @@ def test_other_binary_columns_are_no_images_where_one_is_declared(tmp_path):
     assert "columns without plain values skipped: thumbnail" in source.notes
 
 
-def test_shards_with_paths_beside_the_images(tmp_path):
+def test_shards_with_paths_of_images(tmp_path):
     rows = table(0, 4).drop(["image"]).append_column("file", [[f"i/{i}.png" for i in range(4)]])
     write_parquet(tmp_path / "data" / "train.parquet", rows)
     source = open_source(tmp_path)

@@ -38,7 +38,7 @@ def test_values_that_are_files_count_more_than_names(table, tmp_path):
     assert source.notes == ("images: column 'scan', because its values are files",)
 
 
-def test_files_beside_the_table(tmp_path):
+def test_files_next_to_the_table(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "1").write_bytes(b"")
     (tmp_path / "t.csv").write_text("id,thing\n7,x/1\n8,x/2\n9,x/3\n")
@@ -82,7 +82,7 @@ def test_addresses_are_refused_with_what_to_do(table, options):
     )
 
 
-def test_addresses_beside_files_are_data(table, tmp_path):
+def test_addresses_and_files_in_one_table(table, tmp_path):
     place = table("url,image\nhttps://a.org/1.jpg,a.jpg\n", ["a.jpg"])
     assert open_source(place, images=tmp_path / "photos").image == "image"
     assert open_source(place).image == "image"

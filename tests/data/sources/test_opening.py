@@ -68,6 +68,28 @@ def test_folders_that_are_no_source(tmp_path, files, line):
     assert refusal(tmp_path) == line
 
 
+def test_choices_that_a_source_does_not_offer(tmp_path):
+    put(tmp_path, "Dots/a.jpg", "other/b.jpg")
+    assert refusal(tmp_path, image_column="file") == (
+        'image_column: the images of . are in column "path"'
+    )
+    assert refusal(tmp_path, images=tmp_path / "other") == "images: the images of . are in ."
+    assert open_source(tmp_path, images=tmp_path / "Dots" / "..", image_column="path").kind
+    pd.DataFrame({"image": [b"x"]}).to_parquet(tmp_path / "t.parquet")
+    line = refusal(tmp_path / "t.parquet", images=tmp_path)
+    assert line == "images: the images of . are inside its files"
+
+
+def test_an_error_of_the_file_system_is_one_line(tmp_path, monkeypatch):
+    put(tmp_path, "Dots/a.jpg")
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    assert refusal(tmp_path) == ".: cannot be read: Permission denied"
+
+
 def test_names_with_the_characters_of_patterns(tmp_path):
     folder = tmp_path / "[a-z]*?"
     put(folder, "Dots [1]/a*.jpg", "Dots 1/b.jpg")

@@ -1,7 +1,7 @@
 """Folders that TFDS wrote, in both of its formats."""
 
 import io
-import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -93,7 +93,7 @@ def refusal(place, **options):
         open_source(place, **options)
     assert "\n" not in str(caught.value)
     text = str(caught.value)
-    return text.replace(f"{place}/", "").replace(f"{place}: ", ".: ").replace(f" {place}.", " ..")
+    return text.replace(f"{place}/", "").replace(f"{place}: ", ".: ").replace(f" {place} ", " . ")
 
 
 def test_every_feature_is_a_column(folder):
@@ -222,10 +222,16 @@ def test_it_needs_no_tensorflow(folder):
 
 
 def test_no_options_that_have_no_meaning(folder, tmp_path):
-    assert refusal(folder, images=tmp_path) == (
-        "images: the images of a TFDS data set are inside its files"
-    )
-    assert json.loads((folder / "dataset_info.json").read_text())["name"] == "paintings"
+    assert refusal(folder, images=tmp_path) == ("images: the images of . are inside its files")
+    with pytest.raises(InputError, match="levels: only class folders have levels"):
+        open_source(Path("tfds:paintings"), levels=["x"])
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    folder = prepare(tmp_path, "tfrecord")
+    (folder / "style.labels.txt").unlink()
+    os.mkfifo(folder / "style.labels.txt")
+    assert refusal(folder) == ".: cannot be read: it is a named pipe (FIFO), not a regular file"
 
 
 def change(path, old, new):
