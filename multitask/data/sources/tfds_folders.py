@@ -137,7 +137,7 @@ def _plan(features: Any, plan: _Features, prefix: str = "") -> _Features:
     import tensorflow_datasets as tfds
 
     kinds = tfds.features
-    for key, feature in features.items():
+    for key, feature in sorted(features.items()):  # their order in the file changes by itself
         name = f"{prefix}{key}"
         inner = feature.feature if isinstance(feature, kinds.Sequence) else feature
         if isinstance(feature, kinds.FeaturesDict):

@@ -136,3 +136,19 @@ def test_a_folder_of_images_that_is_not_there(table, tmp_path):
     assert refusal(table("image\na.jpg\n"), images=tmp_path / "fotos") == (
         "images: fotos: there is no such folder of images"
     )
+
+
+def test_values_that_no_file_system_has_as_names(table):
+    rows = "".join(
+        f'{{"image": {name}}}\n' for name in ('"\\u0000.jpg"', '"\\ud800.jpg"', '"a.jpg"')
+    )
+    place = table("")
+    (place.parent / "t.jsonl").write_text(rows)
+    assert open_source(place.parent / "t.jsonl").image == "image"
+
+
+def test_a_column_with_few_values_is_looked_at_as_a_whole(table):
+    """9,999 rows, of which one that no regular sample has holds an image."""
+    lines = [f"{i}," for i in range(9_999)]
+    lines[7_001] += "a.jpg"
+    assert open_source(table("id,scan\n" + "\n".join(lines) + "\n")).image == "scan"

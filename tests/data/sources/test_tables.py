@@ -1,6 +1,7 @@
 """Excel and Parquet tables, and files that are no table; written by openpyxl, pandas, pyarrow."""
 
 import datetime
+import decimal
 import os
 import sys
 import zipfile
@@ -305,3 +306,29 @@ def test_files_that_cannot_be_opened(tmp_path):
     assert refusal(tmp_path / "catalogue.csv", levels=["x"]) == (
         "levels: only class folders have levels, not a table"
     )
+
+
+def test_a_given_column_of_paths_beside_one_of_bytes(tmp_path):
+    table = pa.table(
+        {"thumb": [b"t"], "file": ["a.jpg"], "price": pa.array([decimal.Decimal("1.50")])}
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    source = open_source(tmp_path / "t.parquet", image_column="file")
+    assert (source.image, source.embedded) == ("file", False)
+    assert cells(source) == {"file": ["a.jpg"], "price": ["1.50"]}
+    assert open_source(tmp_path / "t.parquet").image == "thumb"
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_structs_of_bytes_alone(tmp_path, suffix):
+    table = pa.table({"image": pa.array([{"bytes": b"a"}, {"bytes": b"b"}])})
+    path = tmp_path / f"t.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    source = open_source(path)
+    assert list(source.frame) == ["image"]
+    with EmbeddedImages(source) as images:
+        assert [data for _, data in images.iterate(source.frame["image"].tolist())] == [b"a", b"b"]

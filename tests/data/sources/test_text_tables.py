@@ -143,6 +143,22 @@ def test_the_values_are_those_of_pandas(tmp_path):
         assert open_source(tmp_path / "t.csv").frame.equals(frame.astype(object))
 
 
+def test_the_delimiter_of_a_file_longer_than_the_sample(tmp_path):
+    """A row that the sample cuts off has fewer cells, and does not count."""
+    long = "x, " * 3_000
+    text = "image;note;style\n" + "".join(f"{i}.jpg;{long};s\n" for i in range(60))
+    source = open_source(write(tmp_path / "t.csv", text))
+    assert source.frame["style"].tolist() == ["s"] * 60
+    assert "columns separated by semicolons" in source.notes
+
+
+def test_a_cell_beyond_the_limit_of_a_cell(tmp_path):
+    text = f"image,note\na.jpg,{'x' * 200_000}\n"
+    assert refusal(write(tmp_path / "t.csv", text)) == (
+        "t.csv: line 2: not CSV: field larger than field limit (131072)"
+    )
+
+
 # === JSON Lines ===
 
 
