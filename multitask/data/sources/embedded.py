@@ -1,0 +1,117 @@
+"""Images inside shards: their references, and their bytes."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from multitask.data.sources.shards import ImageShard, open_shard
+from multitask.data.sources.source import TFDS, Source
+from multitask.errors import InputError, shown
+
+# Eight digits, so that sorted references are in the order of the rows, which is the fast one.
+_DIGITS = 8
+
+
+def reference(shard: str, row: int) -> str:
+    """The reference of an image: `data/train-00000-of-00002.parquet#00000017`.
+
+    Args:
+        shard: the file, relative to the source's folder.
+        row: its row in that file, from 0.
+    """
+    return f"{shard}#{row:0{_DIGITS}}"
+
+
+class EmbeddedImages:
+    """Reads the bytes of embedded images; one shard is open at a time.
+
+    Not safe for use by several threads; each may have its own.
+
+    Args:
+        source: with embedded images.
+
+    Example:
+        >>> with EmbeddedImages(source) as images:  # doctest: +SKIP
+        ...     for reference, data in images.iterate(source.frame[source.image]):
+        ...         ...
+    """
+
+    def __init__(self, source: Source):
+        if not source.embedded:
+            raise ValueError(f"the images of {source.place} are files")
+        self._kind, self._place, self._column = source.kind, source.place, source.image
+        self._rank = {shard: rank for rank, shard in enumerate(source.shards)}
+        self._open: tuple[str, ImageShard] | None = None
+
+    def read(self, reference: str) -> bytes:
+        """The bytes of an image, as they were embedded.
+
+        Reading in the order of the rows is fast. Going back within a shard may read it again.
+
+        Raises:
+            InputError: the source has no such image, the row has no bytes, or the shard is damaged.
+        """
+        shard, row = self._split(reference)
+        if self._open is None or self._open[0] != shard:
+            self.close()
+            self._open = shard, self._open_shard(shard)
+        opened = self._open[1]
+        if row >= opened.row_count:
+            raise InputError(f"{self._path(shard)}: no row {row}; it has {opened.row_count:,} rows")
+        data = opened.image(self._column, row)
+        if not data:
+            column = shown(self._column)
+            raise InputError(f"{self._path(shard)}: row {row}: column {column} has no bytes")
+        return data
+
+    def iterate(self, references: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Read many images: shard by shard and in each in the order of its rows.
+
+        Args:
+            references: in any order; of one that occurs several times, the image comes once.
+
+        Yields:
+            Reference and bytes, in the order of the shards' rows.
+
+        Raises:
+            InputError: as `read`.
+        """
+        keys = sorted((self._rank[shard], row, ref) for ref in set(references)
+                      for shard, row in [self._split(ref)])  # fmt: skip
+        for _, _, name in keys:
+            yield name, self.read(name)
+
+    def _split(self, reference: str) -> tuple[str, int]:
+        # Only the source's own shards are opened, whatever a reference says.
+        shard, _, digits = str(reference).rpartition("#")
+        if shard not in self._rank or not (digits.isascii() and digits.isdecimal()):
+            raise InputError(f"{self._place}: no embedded image {shown(reference)}")
+        return shard, int(digits)
+
+    def _path(self, shard: str) -> Path:
+        return self._place / shard if self._place.is_dir() else self._place
+
+    def _open_shard(self, shard: str) -> ImageShard:
+        path = self._path(shard)
+        if self._kind == TFDS:
+            from multitask.data.sources.tfds_shards import open_tfds_shard
+
+            return open_tfds_shard(path)
+        return open_shard(path)
+
+    def close(self) -> None:
+        """Close the open shard."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def __enter__(self) -> "EmbeddedImages":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

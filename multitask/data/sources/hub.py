@@ -1,0 +1,136 @@
+"""Read a data set of the Hugging Face Hub from disk: Parquet shards, or what `save_to_disk` wrote.
+
+The library `datasets` is not needed; the files are Parquet and Arrow, and JSON beside them.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from multitask.data.sources.columnar import ShardFile, read_shards
+from multitask.data.sources.shards import ARROW_SUFFIXES, PARQUET_SUFFIXES
+from multitask.data.sources.source import HUB, Source, one_line, read_bytes, shorten, walk_files
+from multitask.data.sources.splits import missing_shards, split_of_path
+from multitask.errors import InputError
+from multitask.spec import why_unsafe
+
+_DEPTH = 3  # levels of folders that are searched for shards: `default/train/0000.parquet`
+_STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    return (folder / _DICT).is_file() or (folder / _STATE).is_file()
+
+
+def shard_paths(folder: Path) -> list[str]:
+    """The Parquet files of a folder, relative to it; the Arrow files where there are none."""
+    files = walk_files(folder, _DEPTH)
+    for suffixes in (PARQUET_SUFFIXES, ARROW_SUFFIXES):
+        # The library caches the results of its steps beside the data set.
+        names = [name for name in files if name.lower().endswith(suffixes)
+                 and not name.rsplit("/", 1)[-1].startswith("cache-")]  # fmt: skip
+        if names:
+            return names
+    return []
+
+
+def read_hub(place: Path, *, images: Path | None = None, image_column: str | None = None) -> Source:
+    """Read a data set of the Hub that lies in a folder.
+
+    Args:
+        place: the folder.
+        images: the folder of the images where the shards hold paths instead of bytes.
+        image_column: the column of images; None finds it.
+
+    Raises:
+        InputError: a shard is missing or unreadable, the folder holds several data sets, or there
+            is no column of images.
+    """
+    if is_saved(place):
+        files, features = _saved(place)
+    else:
+        names = shard_paths(place)
+        _refuse_several(place, names)
+        files = [ShardFile(name, place / name, split_of_path(name)) for name in names]
+        features = _stated_features(place)
+    names = [file.name for file in files]
+    if absent := missing_shards(names):
+        raise InputError(f"{place}: no file {absent}, which the names of the others announce")
+    return read_shards(
+        HUB, place, files, features=features, images=images, image_column=image_column
+    )
+
+
+def _refuse_several(place: Path, names: Sequence[str]) -> None:
+    """Raise InputError where the shards are those of several data sets (configurations)."""
+    tops = {name.split("/")[0] for name in names if "/" in name}
+    sets = sorted(top for top in tops if split_of_path(f"{top}/_") is None)
+    if len(sets) > 1 or (
+        sets and len(names) > sum(name.startswith(f"{sets[0]}/") for name in names)
+    ):
+        at_top = ["files beside them"] * any("/" not in name for name in names)
+        raise InputError(
+            f"{place}: shards of several data sets ({shorten([*sets, *at_top])}); "
+            "give the folder of one of them"
+        )
+
+
+# === save_to_disk ===
+
+
+def _saved(place: Path) -> tuple[list[ShardFile], dict[str, Any]]:
+    """The shards of a Dataset, or of the Datasets of a DatasetDict, and their features."""
+    if not (place / _DICT).is_file():
+        return _saved_split(place, "", None), _stated_features(place)
+    splits = _json(place / _DICT).get("splits")
+    if not isinstance(splits, list) or not splits:
+        raise InputError(f"{place / _DICT}: splits: expected a list of names")
+    files: list[ShardFile] = []
+    features: dict[str, Any] = {}
+    for split in map(str, splits):
+        if why_unsafe(split) or not (place / split / _STATE).is_file():
+            raise InputError(f"{place / _DICT}: names the split {split!r}, which has no {_STATE}")
+        files += _saved_split(place, f"{split}/", split)
+        features = features or _stated_features(place / split)
+    return files, features
+
+
+def _saved_split(place: Path, prefix: str, split: str | None) -> list[ShardFile]:
+    state_path = place / prefix / _STATE
+    state = _json(state_path)
+    if state.get("_indices_data_files"):
+        raise InputError(
+            f"{state_path}: an unfinished selection of rows; save it anew with datasets"
+        )
+    try:
+        names = [str(item["filename"]) for item in state["_data_files"]]
+    except (KeyError, TypeError):
+        raise InputError(f"{state_path}: no list of files (_data_files)") from None
+    for name in names:
+        if why_unsafe(name):
+            raise InputError(f"{state_path}: {name!r}: {why_unsafe(name)}")
+    if split is None and isinstance(state.get("_split"), str):
+        split = state["_split"]
+    return [ShardFile(prefix + name, place / prefix / name, split) for name in names]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not JSON: {one_line(error)}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return value
+
+
+def _stated_features(folder: Path) -> dict[str, Any]:
+    """The features in dataset_info.json; {} where there is no such file."""
+    if not (folder / _INFO).is_file():
+        return {}
+    features = _json(folder / _INFO).get("features")
+    return features if isinstance(features, dict) else {}

@@ -1,0 +1,182 @@
+"""Find the column of a table whose values are image files."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from multitask.data.sources.source import CELL, shorten
+from multitask.errors import InputError, expected, quoted, shown
+from multitask.spec import why_unsafe
+
+# Names that image files have. Whether a file can be decoded is its reader's question.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp", ".tif", ".tiff"),
+    *(".bmp", ".gif", ".jp2", ".j2k", ".avif", ".heic", ".heif"),
+)
+# In the order in which they are preferred where several columns hold files.
+USUAL = (
+    *("image", "file_name", "filename", "image_path", "img_path", "image_file", "path", "file"),
+    *("filepath", "file_path", "img", "photo", "image_name"),
+)
+_LOOKED_AT, _SAMPLE = 2000, 200  # values of a column, and distinct ones of these
+_HINTS = 10  # of these, how many are tried with a suffix added
+_MOST_FEW, _CLEAR = 0.05, 0.5  # shares of values; a second column this near the best is a rival
+_URLS = ("http://", "https://", "ftp://", "s3://", "gs://", "data:")
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column's sampled texts, and which shares of them, in [0, 1], look like what."""
+
+    name: str
+    files: float
+    names: float
+    urls: float
+    texts: list[str]
+
+    @property
+    def first(self) -> str:
+        return self.texts[0] if self.texts else ""
+
+
+def has_image_suffix(text: str) -> bool:
+    """Whether a text ends like the name of an image file."""
+    return os.path.splitext(text)[1].lower() in IMAGE_SUFFIXES
+
+
+def _sample(values: pd.Series) -> list[str]:
+    """Some of a column's distinct texts, from all over it."""
+    for step in (max(1, len(values) // _LOOKED_AT), 1):
+        texts = [text for text in dict.fromkeys(filter(_is_text, values[::step])) if text.strip()]
+        if texts:
+            break  # otherwise the column is nearly empty, and all of it is looked at
+    return texts[:: max(1, len(texts) // _SAMPLE)][:_SAMPLE]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def is_file_below(folder: Path, path: str) -> bool:
+    """Whether a path names a regular file below a folder; paths out of it are not looked at."""
+    path = path.replace("\\", "/") if os.sep == "/" else path
+    try:
+        return why_unsafe(path) is None and os.path.isfile(os.path.join(folder, path))
+    except ValueError:  # a NUL character, or a name that the file system cannot encode
+        return False
+
+
+def _look(frame: pd.DataFrame, name: str, folder: Path) -> _Column:
+    texts = _sample(frame[name])
+    count = len(texts) or 1
+    return _Column(
+        name,
+        sum(is_file_below(folder, text) for text in texts) / count,
+        sum(map(has_image_suffix, texts)) / count,
+        sum(text.lower().lstrip().startswith(_URLS) for text in texts) / count,
+        texts,
+    )
+
+
+def find_image_column(
+    frame: pd.DataFrame, folder: Path, place: Path, given: str | None
+) -> tuple[str, list[str]]:
+    """Find the column of image paths.
+
+    Args:
+        frame: [rows]; the columns of the table.
+        folder: that the paths should be relative to.
+        place: the table, for messages.
+        given: the user's choice; None looks for files, then for names such as `a.jpg`.
+
+    Returns:
+        The name of the column, and notes on how it was chosen.
+
+    Raises:
+        InputError: there is no such column, several are equally likely, or it holds URLs.
+    """
+    if given is not None:
+        if given not in frame.columns:
+            raise InputError(f"{place}: no column {quoted(given)}. {expected(given, frame)}")
+        _refuse_urls(_look(frame, given, folder), place)
+        return given, []
+    columns = [_look(frame, name, folder) for name in frame.columns]
+    files = _best([(column.files, column.name) for column in columns], _MOST_FEW)
+    names = _best([(column.names, column.name) for column in columns if column.urls < _CLEAR], 0.9)
+    likely = files or names
+    if not likely:
+        for column in columns:
+            if column.name.lower() in USUAL or column.names >= _CLEAR:
+                _refuse_urls(column, place)
+        raise InputError(_nothing(columns, folder, place))
+    if len(likely) > 1:
+        usual = [name for name in USUAL if name in {column.lower() for column in likely}]
+        if not usual:
+            raise InputError(
+                f"{place}: several columns hold {'files' if files else 'names of images'} "
+                f"({shorten(likely)}); choose one with image_column"
+            )
+        likely = [column for column in likely if column.lower() == usual[0]]
+    how = "its values are files" if files else "its values are names of images"
+    return likely[0], [f"images: column {shown(likely[0], CELL)}, because {how}"]
+
+
+def _best(shares: Sequence[tuple[float, str]], least: float) -> list[str]:
+    """The columns of the largest share, and those that come near it; none below `least`."""
+    top = max((share for share, _ in shares), default=0.0)
+    if top < least:
+        return []
+    return [name for share, name in shares if share >= max(least, top * _CLEAR)]
+
+
+def _refuse_urls(column: _Column, place: Path) -> None:
+    if column.urls >= _CLEAR:
+        raise InputError(
+            f"{place}: column {shown(column.name, CELL)} holds addresses "
+            f"({shown(column.first, CELL)}), not files; download the images first, and write each "
+            "file's path into a column"
+        )
+
+
+def _nothing(columns: Sequence[_Column], folder: Path, place: Path) -> str:
+    text = (
+        f"{place}: no column of images: no values are files below {folder}, and none are names "
+        f"such as a.jpg. Columns: {shorten(column.name for column in columns)}."
+    )
+    for column in columns:
+        for suffix in (".jpg", ".jpeg", ".png", ".webp", ".tif"):
+            files = [name for name in column.texts[:_HINTS] if is_file_below(folder, name + suffix)]
+            if files:
+                return (
+                    f"{text} {shown(files[0], CELL)} of column {shown(column.name, CELL)} is a "
+                    f"file with {suffix} added; add it in the table"
+                )
+    partly = max(columns, key=lambda column: column.names)
+    usual = [column for column in columns if column.name.lower().removesuffix("s") in USUAL]
+    if partly.names:
+        text += f" {partly.names:.0%} of column {shown(partly.name, CELL)} are such names."
+    elif usual:
+        text += f" Column {shown(usual[0].name, CELL)} holds {shown(usual[0].first, CELL)}."
+    return f"{text} Name the column with image_column and its folder with images"
+
+
+def relative_to(folder: Path, values: pd.Series) -> tuple[pd.Series, str]:
+    """Make absolute paths below a folder relative to it.
+
+    Returns:
+        The column, and a note; "" where nothing changed.
+    """
+    prefixes = {f"{root}/" for root in (folder, folder.absolute(), folder.resolve())}
+    prefixes = {prefix for prefix in prefixes if prefix.startswith("/")}
+    changed = [
+        next((value[len(p) :] for p in prefixes if value.startswith(p)), value)
+        if isinstance(value, str) and value.startswith("/")
+        else value
+        for value in values
+    ]
+    count = sum(one is not other for one, other in zip(changed, values, strict=True))
+    note = f"{count:,} absolute paths below {folder} made relative to it" if count else ""
+    return pd.Series(changed, dtype=object), note

@@ -1,0 +1,161 @@
+"""Read Kaggle's copy of WikiArt (`steubk/wikiart`): folders by style, and classes.csv.
+
+Two of its columns are not what their names say. `genre` in classes.csv is a list of the styles,
+and the numbers in wclasses.csv are those of another data set, without names.
+"""
+
+import ast
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from multitask.data.sources.source import KAGGLE, Source, open_binary, shorten
+from multitask.data.sources.text_tables import RawTable, read_delimited
+from multitask.errors import InputError
+
+_HEADER_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A file of the data set: its columns as written, and what they really are.
+
+    Attributes:
+        name: of the file.
+        written: its header.
+        real: the name of each column in the Source.
+    """
+
+    name: str
+    written: tuple[str, ...]
+    real: tuple[str, ...]
+
+
+def _layout(name: str, written: str, real: str) -> _Layout:
+    return _Layout(name, tuple(written.split()), tuple(real.split()))
+
+
+# The headers as the files have them, and below each the names of what is in the columns.
+NAMED = _layout(
+    "classes.csv",
+    "filename artist genre description phash width height genre_count subset",
+    "filename artist style description phash width height style_count subset",
+)
+NUMBERED = _layout(
+    "wclasses.csv",
+    "file artist genre style",
+    "file artist genre style",
+)
+_LAYOUTS = (NAMED, NUMBERED)
+_UNCERTAIN, _EVERYBODY_ELSE = "uncertain artist", "0"
+_PAINTER, _LISTED, _MANNER, _SUBSET = 1, 2, 3, 8  # columns, by position in a layout
+
+
+def recognise(place: Path) -> tuple[Path, _Layout] | None:
+    """The file of the data set in a folder, or the file itself; None where it is something else."""
+    files = [place / layout.name for layout in _LAYOUTS] if place.is_dir() else [place]
+    for file in files:
+        if file.is_file():
+            header = _header(file)
+            for layout in _LAYOUTS:
+                if set(layout.written) == set(header):
+                    return file, layout
+    return None
+
+
+def _header(file: Path) -> list[str]:
+    with open_binary(file) as opened:
+        line = opened.read(_HEADER_BYTES).split(b"\n")[0]
+    try:
+        return [name.strip() for name in next(csv.reader([line.decode("utf-8-sig")]), [])]
+    except (UnicodeDecodeError, csv.Error):
+        return []
+
+
+def read_kaggle(file: Path, layout: _Layout, place: Path, images: Path | None = None) -> Source:
+    """Read classes.csv or wclasses.csv, with the columns named by what they hold.
+
+    Args:
+        file: one of both.
+        layout: which.
+        place: the folder or file that the user gave.
+        images: the folder of the style folders; None: that of the file.
+
+    Raises:
+        InputError: the file is unreadable, or a list of styles is none.
+    """
+    table = read_delimited(file)
+    if layout is NAMED:
+        frame, notes = _named(table, file)
+    else:
+        frame, notes = _numbered(table)
+    return Source(
+        KAGGLE,
+        place,
+        frame,
+        layout.real[0],
+        images=images or file.parent,
+        split=layout.real[_SUBSET] if layout is NAMED else None,
+        rows=table.rows,
+        notes=(f"Kaggle's WikiArt, {file.name}", *table.notes, *notes),
+    )
+
+
+def _named(table: RawTable, file: Path) -> tuple[pd.DataFrame, list[str]]:
+    frame = table.frame[list(NAMED.written)].set_axis(list(NAMED.real), axis=1)
+    painter, listed, subset = (NAMED.real[i] for i in (_PAINTER, _LISTED, _SUBSET))
+    frame[listed] = _lists(frame[listed], table.rows, file)
+    several = sum(isinstance(value, list) for value in frame[listed])
+    uncertain = frame[subset] == _UNCERTAIN
+    frame.loc[uncertain, [painter, subset]] = None
+    notes = [
+        f"its column {NAMED.written[_LISTED]} is a list of styles, and is named {listed}; "
+        f"rows that list several: {several:,}"
+    ]
+    if uncertain.any():
+        notes.append(
+            f'rows of the subset "{_UNCERTAIN}", which have neither artist nor split: '
+            f"{int(uncertain.sum()):,}"
+        )
+    return frame, notes
+
+
+def _lists(cells: pd.Series, rows: pd.Series, file: Path) -> pd.Series:
+    """`['a']` becomes a, `['a', 'b']` a list."""
+    known: dict[str, str | list[str] | None] = {}
+    for cell, row in zip(cells, rows, strict=True):
+        if cell not in known:
+            known[cell] = _parse_list(cell, f"{file}: {row}")
+    return pd.Series([known[cell] for cell in cells], dtype=object)
+
+
+def _parse_list(cell: str, place: str) -> str | list[str] | None:
+    try:
+        # Only literals are evaluated; the length limits depth and time.
+        value = ast.literal_eval(cell) if cell.startswith("[") and len(cell) < 1000 else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        value = None
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise InputError(f"{place}: {cell[:40]!r}: expected a list such as ['Cubism']")
+    return value[0] if len(value) == 1 else value or None
+
+
+def _numbered(table: RawTable) -> tuple[pd.DataFrame, list[str]]:
+    frame = table.frame[list(NUMBERED.written)]
+    painter, manner = NUMBERED.real[_PAINTER], NUMBERED.real[_MANNER]
+    others = frame[painter] == _EVERYBODY_ELSE
+    frame.loc[others, painter] = None
+    notes = [f"rows of artist 0, everybody else, which have no artist: {int(others.sum()):,}"]
+    folders = frame[NUMBERED.real[0]].str.split("/").str[0]
+    pairs = pd.DataFrame({"number": frame[manner], "folder": folders}).drop_duplicates()
+    if pairs["number"].is_unique and pairs["folder"].is_unique and len(pairs) > 1:
+        frame[manner] = folders.astype(object)
+        notes.append(f"{manner} by folder, which its numbers agree with")
+        numbers = [name for name in NUMBERED.real[1:] if name != manner]
+    else:
+        notes.append(f"{manner} by number, because the folders do not agree with the numbers")
+        numbers = list(NUMBERED.real[1:])
+    notes.append(f"the file has no names for the numbers of {shorten(numbers)}")
+    return frame, notes

@@ -1,0 +1,119 @@
+"""Open a source: decide by looking what it is, and have it read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from multitask.data.folders import SUFFIXES
+from multitask.data.sources import class_folders, hub, kaggle, tables, tfds_folders
+from multitask.data.sources.source import Source, input_errors, near_sibling, shorten
+from multitask.errors import InputError, quoted
+
+_LOOKED_FOR = (
+    "classes.csv of Kaggle's WikiArt, features.json (TFDS), state.json (save_to_disk), Parquet or "
+    "Arrow shards, metadata.csv or .jsonl, and folders of images"
+)
+
+
+def open_source(
+    place: Path,
+    *,
+    images: Path | None = None,
+    image_column: str | None = None,
+    levels: Sequence[str] | None = None,
+) -> Source:
+    """Read a collection's table, whatever form it has: one row per image.
+
+    Args:
+        place: a file (CSV, TSV, JSON Lines, Excel, Parquet), a folder (a data set of the Hub, of
+            TFDS or Kaggle's WikiArt; classes as folders; images beside metadata.csv), or
+            `tfds:NAME`.
+        images: the folder that the table's paths are relative to; None: the table's own folder.
+        image_column: the column of images; None finds it.
+        levels: names of the levels of class folders, from the top. A folder for which they are
+            given is read as class folders, whatever else is in it.
+
+    Raises:
+        InputError: the source is not readable; the message names the place, and what was looked
+            for.
+
+    Example:
+        >>> source = open_source(Path("catalogue.csv"), images=Path("photos"))  # doctest: +SKIP
+        >>> source.frame[source.image].iloc[0]  # doctest: +SKIP
+        'rooms/a.jpg'
+    """
+    if images is not None and not images.is_dir():
+        raise InputError(f"{images}: there is no such folder of images", field="images")
+    with input_errors(place):
+        source = _open(place, images, image_column, levels)
+        _refuse_unused(source, images, image_column)
+    return source
+
+
+def _refuse_unused(source: Source, images: Path | None, image_column: str | None) -> None:
+    """Raise InputError for a choice that the kind of source does not offer."""
+    if image_column not in (None, source.image):
+        raise InputError(
+            f"the images of {source.place} are in column {quoted(source.image)}",
+            field="image_column",
+        )
+    if images is None:
+        return
+    if source.images is None:
+        raise InputError(f"the images of {source.place} are inside its files", field="images")
+    if not images.samefile(source.images):
+        raise InputError(f"the images of {source.place} are in {source.images}", field="images")
+
+
+def _open(
+    place: Path, images: Path | None, image_column: str | None, levels: Sequence[str] | None
+) -> Source:
+    if str(place).startswith(tfds_folders.PREFIX):
+        _refuse_levels(levels, "a TFDS data set")
+        return tfds_folders.read_tfds(tfds_folders.folder_of_name(str(place)), image_column)
+    if place.is_dir():
+        return _open_folder(place, images, image_column, levels)
+    if not place.exists() and not place.is_symlink():
+        raise InputError(f"{place}: no such file or folder.{near_sibling(place)}")
+    _refuse_levels(levels, "a table")
+    if recognised := kaggle.recognise(place):
+        return kaggle.read_kaggle(*recognised, place, images)
+    return tables.read_table(place, images=images, image_column=image_column)
+
+
+def _refuse_levels(levels: Sequence[str] | None, what: str) -> None:
+    if levels is not None:
+        raise InputError(f"only class folders have levels, not {what}", field="levels")
+
+
+def _open_folder(
+    place: Path, images: Path | None, image_column: str | None, levels: Sequence[str] | None
+) -> Source:
+    if levels is not None:
+        return class_folders.read_class_folders(place, levels)
+    if recognised := kaggle.recognise(place):
+        return kaggle.read_kaggle(*recognised, place, images)
+    if prepared := tfds_folders.prepared_folders(place):
+        return tfds_folders.read_tfds(tfds_folders.newest(prepared, str(place)), image_column)
+    if class_folders.metadata_files(place):
+        return class_folders.read_metadata_folder(place)
+    if hub.is_saved(place) or hub.shard_paths(place):
+        return hub.read_hub(place, images=images, image_column=image_column)
+    _refuse_other(place)
+    return class_folders.read_class_folders(place)
+
+
+def _refuse_other(place: Path) -> None:
+    """Raise InputError for a folder without images in folders, with what else is in it."""
+    names = sorted(entry.name for entry in place.iterdir() if not entry.name.startswith("."))
+    if any((place / name).is_dir() for name in names):
+        return  # classes, or the message that there are no images
+    if not names:
+        raise InputError(f"{place}: the folder is empty; looked for {_LOOKED_FOR}")
+    listed = [name for name in names if name.lower().endswith(tables.TABLE_SUFFIXES)]
+    if listed:
+        raise InputError(
+            f"{place}: a folder with tables ({shorten(listed)}); give the path of one of them"
+        )
+    images = sum(name.lower().endswith(SUFFIXES) for name in names)
+    has = f"{images:,} images in no folder of a class" if images else shorten(names)
+    raise InputError(f"{place}: it has {has}; looked for {_LOOKED_FOR}")

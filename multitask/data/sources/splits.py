@@ -1,0 +1,52 @@
+"""Names of splits in names of folders and files."""
+
+import re
+from collections.abc import Iterable
+
+# What data sets call their splits; the names stay as they are, and mean nothing here.
+SPLIT_NAMES = (
+    *("train", "training", "test", "testing", "eval", "evaluation"),
+    *("validation", "valid", "val", "dev", "development"),
+)
+_SHARD = re.compile(r"(?:.*[-.])?(?P<split>[A-Za-z]\w*)-(?P<index>\d{5})-of-(?P<count>\d{5})")
+_WORD = re.compile(rf"(?:^|[^a-z0-9])({'|'.join(SPLIT_NAMES)})(?=$|[^a-z0-9])", re.IGNORECASE)
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a folder's name is that of a split; letter case is ignored."""
+    return name.lower() in SPLIT_NAMES
+
+
+def split_of_path(path: str) -> str | None:
+    """The split that a file belongs to, from its own name or else from the nearest folder's.
+
+    Args:
+        path: relative to the data set: `data/train-00000-of-00002.parquet`, `train/0000.parquet`,
+            `test.parquet`.
+
+    Returns:
+        The name as written; None where no part of the path is one.
+    """
+    *folders, name = path.split("/")
+    stem = name.rsplit(".", 1)[0]
+    if shard := _SHARD.fullmatch(stem):
+        return shard["split"]
+    if word := _WORD.search(stem):
+        return word[1]
+    for folder in reversed(folders):
+        if word := _WORD.search(folder):
+            return word[1]
+    return None
+
+
+def missing_shards(paths: Iterable[str]) -> str | None:
+    """The name of the first shard that others announce (`-of-00002`) and that is not there."""
+    indices: dict[tuple[str, int, str], set[int]] = {}
+    for path in paths:
+        if match := re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(.*)", path):
+            key = match[1], int(match[3]), match[4]
+            indices.setdefault(key, set()).add(int(match[2]))
+    for (prefix, count, suffix), present in sorted(indices.items()):
+        if absent := sorted(set(range(min(count, 100_000))) - present):
+            return f"{prefix}-{absent[0]:05}-of-{count:05}{suffix}"
+    return None
