@@ -24,7 +24,9 @@ _NO_ITEM = {"None", "null", "nan"}
 
 def is_empty(cell: Any) -> bool:
     """Whether a cell is None, NaN, NaT or NA."""
-    return cell is None or (pd.api.types.is_scalar(cell) and bool(pd.isna(cell)))
+    return cell is None or (
+        not isinstance(cell, str) and pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
+    )
 
 
 def clean_text(cell: Any) -> str:
@@ -38,7 +40,10 @@ def clean_text(cell: Any) -> str:
         cell = cell.decode("utf-8", "replace")
     if isinstance(cell, float | np.floating) and float(cell).is_integer():
         cell = int(cell)
-    text = unicodedata.normalize("NFC", " ".join(str(cell).split()))
+    text = " ".join(str(cell).split())
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFC", text)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -91,7 +96,8 @@ def distinct_cells(cells: Iterable[Any]) -> tuple[np.ndarray, list[Any]]:
     distinct: list[Any] = []
     codes = []
     for cell in cells:
-        key = None if is_empty(cell) else _cell_key(cell)
+        # Most cells are texts, which need no further look.
+        key = cell if type(cell) is str else None if is_empty(cell) else _cell_key(cell)
         code = numbers.setdefault(key, len(distinct))
         if code == len(distinct):
             distinct.append(None if key is None else cell)

@@ -87,15 +87,7 @@ def draw_rows(
     pool = _make_pool(labels[of_row], *_ranked(names, units[of_row], seed, purpose))
     notes = _check_pool(pool, share, names, tasks, place)
     draw = _Draw(pool, share)
-    draw.start()
-    for index in np.lexsort((pool.rows_of, pool.units_of)).tolist():
-        if pool.is_class[index]:
-            draw.fill(index, at_least)
-    draw.top_up()
-    draw.exchange()
-    if at_least:
-        for index in np.flatnonzero(pool.is_class & (pool.units_of > 1)).tolist():
-            draw.repair(index)
+    draw.run(at_least)
     rows[of_row] = draw.drawn_units[pool.unit_of_row]
     if not rows.any():
         raise InputError(
@@ -395,13 +387,25 @@ class _Draw:
         classes = self.pool.classes[self.pool.starts[kind] : self.pool.starts[kind + 1]]
         return classes[self.pool.is_class[classes]]
 
-    def start(self) -> None:
+    def run(self, at_least: int) -> None:
+        """Draw all units: the rarest classes first, then what the share of all rows lacks."""
+        self._start()
+        for index in np.lexsort((self.pool.rows_of, self.pool.units_of)).tolist():
+            if self.pool.is_class[index]:
+                self._fill_class(index, at_least)
+        self._top_up()
+        self._exchange_all()
+        if at_least:
+            for index in np.flatnonzero(self.pool.is_class & (self.pool.units_of > 1)).tolist():
+                self._repair(index)
+
+    def _start(self) -> None:
         """Draw the whole part of each kind's share: what needs no choice."""
         for kind in self.all_kinds.tolist():
             for _ in range(int(np.floor(self.share * len(self.waiting[kind]) + 1e-9))):
                 self._take(kind)
 
-    def exchange(self) -> None:
+    def _exchange_all(self) -> None:
         """Exchange single units for better ones, as long as chi-square falls."""
         tries = _EXCHANGES // len(self.pool.classes) + 1
         while tries > 0:
@@ -431,19 +435,19 @@ class _Draw:
         self._take(new)
         return True
 
-    def fill(self, index: int, at_least: int) -> None:
+    def _fill_class(self, index: int, at_least: int) -> None:
         """Draw units of a class until it has its share of rows, rounded down."""
         if self.pool.units_of[index] > 1:
             self._fill(
                 index, self.kinds_of[index], max(at_least, np.floor(self.expected[index] + 1e-9))
             )
 
-    def top_up(self) -> None:
+    def _top_up(self) -> None:
         """Draw more units, of whatever class, until all rows have their share."""
         last = len(self.pool.rows_of) - 1
         self._fill(last, self.kinds_of[last], self.wanted)
 
-    def repair(self, index: int) -> None:
+    def _repair(self, index: int) -> None:
         """Exchange units so that a class gets into the draw whose units are all locked."""
         if self.in_draw[index]:
             return
