@@ -202,7 +202,7 @@ def test_small_tables_are_compared_with_all_possible_draws():
     assert ours >= 0.99 * best
 
 
-def test_no_class_needs_an_image_where_none_is_asked_for():
+def test_a_class_needs_no_image_in_the_draw_if_at_least_is_0():
     labels = np.repeat(np.arange(100), 2)[:, None].astype(np.int32)
     with_all = draw_rows(labels, names_for(200), 0.05, seed=0)
     assert with_all.rows.sum() == 100

@@ -264,7 +264,7 @@ def test_determination_is_that_of_pandas():
     assert determination(np.arange(5), np.zeros(5, int)) == (0, 0, 0)
 
 
-def test_a_constant_task_is_not_said_to_be_determined():
+def test_a_constant_task_is_not_determined_by_another():
     frame = pairs(style=["a", "b"] * 100, genre=["x"] * 199 + ["y"])
     assert not warnings_with(guess_columns(frame, tasks=["style", "genre"]), "function")
 
