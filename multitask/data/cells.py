@@ -81,7 +81,7 @@ def cell_values(cell: Any, separator: str | None = None) -> list[str]:
 
 def _cell_key(cell: Any) -> Any:
     """A hashable key of a cell; equal numbers of different types have the same text anyway."""
-    if isinstance(cell, list | tuple | set | frozenset | np.ndarray):
+    if isinstance(cell, list | tuple | set | frozenset | dict | np.ndarray):
         return (type(cell), repr(cell))
     return (type(cell), cell) if isinstance(cell, bool) else cell
 

@@ -55,6 +55,9 @@ _MEASURES = _words("""
     score rating latitude longitude lat lon x y px cm mm area duration page pages total sum rank
     position
 """)
+_NUMBER_WORDS = _words("number num nr no")
+_CODE_WORDS = _words("inv obj cat acc")
+_ERAS = _words("ca circa ad bc bce ce century")
 _ELSEWHERE = _words("""
     credit creditline copyright rights license licence url uri link provenance location
 """)
@@ -189,19 +192,21 @@ def is_split_column(facts: ColumnFacts) -> bool:
 
 def _is_code(value: str) -> bool:
     """Whether a value is a number in a catalogue, as `SK-A-1234`, `1950.12.3` or `Inv. 12`."""
-    return any(c.isdigit() for c in value) and not re.search(r"[^\W\d_A-Z]{4}", value)
-
-
-def _only(value: str, words: frozenset[str]) -> bool:
-    return set(_WORD.findall(value.lower())) <= words
+    words = (word for word in _WORD.findall(value) if word.lower() not in _CODE_WORDS)
+    return any(c.isdigit() for c in value) and all(len(w) < 3 or w.isupper() for w in words)
 
 
 def _is_date(value: str) -> bool:
-    return bool(_YEAR.search(value)) and _only(value, _DATE_WORDS)
+    text = value.lower().replace(".", "")
+    words = set(_WORD.findall(text))
+    some = _YEAR.search(value) or (words & _ERAS and any(c.isdigit() for c in text))
+    return bool(some) and words <= _DATE_WORDS
 
 
 def _is_measure(value: str) -> bool:
-    return any(c.isdigit() for c in value) and _only(value, _MEASURE_WORDS)
+    words = set(_WORD.findall(value.lower()))
+    some = words or "×" in value or '"' in value
+    return bool(some) and any(c.isdigit() for c in value) and words <= _MEASURE_WORDS
 
 
 def _number_reason(facts: ColumnFacts) -> str | None:
@@ -213,7 +218,9 @@ def _number_reason(facts: ColumnFacts) -> str | None:
     if len(numbers) < len(facts.values):
         return "numbers with decimals"
     low, high = min(numbers), max(numbers)
-    if low not in (0, 1) or len(numbers) < _MOST * (high - low + 1) or facts.mean_rows < 2:
+    # The indices of a second task may go on behind those of the first one, without a gap.
+    full, fewest = (_MOST, 2) if low in (0, 1) else (1, FEW_EXAMPLES)
+    if len(numbers) < full * (high - low + 1) or facts.mean_rows < fewest:
         return f"numbers from {low:,} to {high:,}, not consecutive as class indices are"
     return None
 
@@ -243,13 +250,13 @@ def _form_reason(facts: ColumnFacts) -> str | None:
 def _value_reason(facts: ColumnFacts) -> str | None:
     """Why a column cannot be a task, by what its values look like."""
     coded = facts.share(_is_code) >= _MOST and facts.mean_rows < 2 * FEW_EXAMPLES
-    if coded and facts.words() & _OBJECTS:  # an object number such as 1950.12.3 is no date
+    if coded and names_objects(facts):  # an object number such as 1950.12.3 is no date
         return _identifier(facts, "codes")
     looks: Sequence[tuple[Callable[[str], object], float, str]] = (
         (_URL.match, _NEARLY_ALL, "URLs"),
         (_SUFFIX.search, _NEARLY_ALL, "names of image files"),
         (_is_date, _MOST, "dates"),
-        (_is_measure_text, _MOST, "measures"),
+        (_is_measure, _MOST, "measures"),
     )
     for look, share, kind in looks:
         if facts.share(look) >= share:
@@ -263,10 +270,6 @@ def _value_reason(facts: ColumnFacts) -> str | None:
     if facts.share(_HASH.fullmatch) >= _NEARLY_ALL and len(lengths) == 1 and facts.mean_rows < 2:
         return "hashes"
     return _identifier(facts, "codes") if coded else None
-
-
-def _is_measure_text(value: str) -> bool:
-    return _is_measure(value) and not _NUMBER.fullmatch(value)
 
 
 def _identifier(facts: ColumnFacts, kind: str) -> str:
@@ -310,9 +313,9 @@ def group_reason(facts: ColumnFacts) -> str | None:
     coded = facts.share(_is_code) >= _MOST
     shared = distinct < facts.filled and facts.mean_rows <= _MOST_OF_GROUP
     shared = shared and largest <= max(2, 0.2 * facts.rows)
-    looks = (_is_date, _is_measure_text, _NUMBER.fullmatch)
+    looks = (_is_date, _is_measure, _NUMBER.fullmatch)
     other = any(facts.share(look) >= _MOST for look in looks)
-    hint = facts.words() & (_MEASURES - {"number", "num", "nr", "no"})
+    hint = facts.words() & (_MEASURES | _ELSEWHERE)
     if not shared or distinct < 2 or not (named or (coded and not hint and not other)):
         return None
     return (
@@ -322,6 +325,8 @@ def group_reason(facts: ColumnFacts) -> str | None:
 
 
 def names_objects(facts: ColumnFacts) -> bool:
-    """Whether the column's name says that it names objects, and its values are not measures."""
-    measures = facts.share(_is_measure_text) >= _MOST or facts.share(_HASH.fullmatch) >= _MOST
-    return bool(facts.words() & _OBJECTS) and not measures
+    """Whether a column's name says that it names objects: "object number", not "object date"."""
+    words = facts.words()
+    if not words & _OBJECTS or words & (_MEASURES - _NUMBER_WORDS):
+        return False
+    return facts.share(_is_measure) < _MOST and facts.share(_HASH.fullmatch) < _MOST

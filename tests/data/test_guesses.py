@@ -157,6 +157,8 @@ def test_a_small_table():
     [
         (np.arange(200) % 27, "task", "27 values"),  # class indices
         (np.arange(200) % 27 + 1, "task", "27 values"),
+        (np.arange(200) % 11 + 129, "task", "11 values"),  # behind those of another task
+        (np.arange(200) % 150 + 129, "none", "not consecutive"),
         (np.arange(200) % 27 * 10, "none", "not consecutive"),
         (np.arange(200) / 7, "none", "decimals"),
         (1500 + np.arange(200) % 150, "none", "dates"),
@@ -174,6 +176,10 @@ def test_a_small_table():
         (["unknown", "-"] * 100, "none", "no value"),
         (["x", None] * 100, "none", "one value only"),
         ([b"\xff\xd8"] * 200, "none", "binary"),
+        ([{"bytes": b"", "path": f"{i}"} for i in range(200)], "none", "binary"),
+        ([f"{i % 50 + 100} B.C." for i in range(200)], "none", "dates"),
+        ([pd.Timestamp("1890-05-12")] * 100 + [pd.Timestamp("1891-05-12")] * 100, "none", "dates"),
+        ([f"Inv. {i}" for i in range(199)] + ["Cat. 7b"], "none", "identifier"),
         (["19th century painting", "Baroque"] * 100, "task", "2 values"),
         (["A1", "B2", "C3"] * 66 + ["A1", "A1"], "task", "3 values"),
         (["Monet, Claude", "Lorrain, Claude", "Gellée, Claude"] * 66 + ["x"] * 2, "task", "4 "),
@@ -214,6 +220,11 @@ def test_the_group_is_an_identifier_that_some_rows_share():
     guesses = guess_columns(frame)
     assert guesses.group == "object_id"
     assert reason(guesses, "object_id").startswith("100 values in 200 rows, up to 2 images each")
+    # A date of an object is no name of one, although objects share it.
+    frame["object date"] = frame["object begin date"] = np.repeat(np.arange(40) + 1600, 5)
+    guesses = guess_columns(frame)
+    assert guesses.group == "object_id"
+    assert reason(guesses, "object date") == reason(guesses, "object begin date") == "dates"
     # A column that nothing shares is an identifier.
     frame["object_id"] = np.arange(200) + 5000
     guesses = guess_columns(frame.drop(columns="other"))
@@ -227,6 +238,15 @@ def test_facts_of_a_column_are_counted():
     assert (facts.missing, facts.several) == ({"": 1, "NA": 1}, 0)
     facts = read_facts(pd.DataFrame({"c": ["a", "a|b", "b|a", "b", None, "NA"]}), "c")
     assert (facts.separator, facts.several, facts.filled) == ("|", 2, 2)
+
+
+def test_a_credit_line_is_no_group():
+    frame = pairs(
+        style=["a", "b"] * 100, credit_line=[f"Gift, 19{i % 90 + 10}" for i in range(200)]
+    )
+    guesses = guess_columns(frame)
+    assert guesses.group is None
+    assert roles(guesses)["credit_line"] == "none"
 
 
 # === Warnings ===
