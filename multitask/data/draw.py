@@ -1,11 +1,11 @@
 """Draw the test or the validation split of a table, stratified over all tasks at once.
 
 Iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data"), with
-three changes. Whole units are moved (groups of images), which no maintained library does for
-several tasks. The rank of a unit is a hash of the seed and its first reference, so that the order
-of the rows does not matter. Among the units of a class, the one is drawn that brings the counts of
-all classes closest to their share, by Pearson's chi-square distance; combinations of labels count
-as classes too, the idea of second-order stratification (Szymański and Kajdanowicz 2017).
+three changes. Whole units are moved (groups of images), which scikit-learn does for one task only.
+The rank of a unit is a hash of the seed and its first reference, so that the order of the rows does
+not matter. Among the units of a class, the one is drawn that brings the counts of all classes
+closest to their share, by Pearson's chi-square distance; combinations of labels count as classes
+too, the idea of second-order stratification (Szymański and Kajdanowicz 2017).
 """
 
 import hashlib
@@ -63,7 +63,7 @@ def draw_rows(
         references: the image reference of each row, by which images are ranked.
         share: the share to draw, in [0, 1).
         seed: the same seed draws the same rows.
-        units: int64 [rows], from `join_units`: what stays on one side; None moves single rows.
+        units: int64 [rows], from `join_units`: what stays on one side; None moves single images.
         allowed: bool [rows], the rows to draw from; None allows all.
         at_least: the fewest images to draw of a class with at least 2 units, 0 or more.
         purpose: "test" or "validation": draws for different purposes are independent.
@@ -76,7 +76,7 @@ def draw_rows(
     if not 0 <= share < 1:
         raise InputError(f"{share:g}: must be at least 0 and below 1", field=place)
     if units is None:
-        units = np.arange(len(labels))
+        units = pd.factorize(np.asarray(references, object))[0]
     usable = (labels != MISSING).any(axis=1)
     usable = usable if allowed is None else usable & allowed
     rows = np.zeros(len(labels), bool)

@@ -108,6 +108,13 @@ def test_seed_and_purpose_change_the_draw():
         assert (draws[one] & draws[two]).mean() == pytest.approx(0.04, abs=0.015)
 
 
+def test_rows_of_one_image_stay_together():
+    names = [f"{row // 2}.jpg" for row in range(400)]
+    drawn = draw_rows(random_labels(400, missing=0), names, 0.2, seed=0).rows
+    assert drawn.sum() == 80
+    assert (drawn[::2] == drawn[1::2]).all()
+
+
 def test_rows_without_a_label_and_rows_not_allowed_are_never_drawn():
     labels = random_labels(1000, missing=0.6)
     test = draw_rows(labels, names_for(1000), 0.2, seed=0).rows
