@@ -28,6 +28,7 @@ from multitask.errors import RunError
 from multitask.spec import InputError, expected, near
 
 COMMANDS = {
+    "init": "look at a collection (a table, folders, a data set) and write its spec",
     "audit": "check a data set and count its images and labels",
     "prepare": "decode the training images once into records that can be read fast",
     "train": "train all tasks of a spec in one model, then evaluate it",

@@ -278,6 +278,17 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
+def check_is_folder(folder: Path, *, field: str) -> None:
+    """Raise InputError for what is not an existing folder.
+
+    Args:
+        folder: to read from.
+        field: the argument that names the folder, without dashes.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder", field=field)
+
+
 def check_writable(folder: Path, *, field: str) -> Path:
     """Check that a folder can be written to or created.
 

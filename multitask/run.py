@@ -118,6 +118,17 @@ def _read_config(workdir: Path, kind: str = "run") -> dict[str, Any]:
     return config
 
 
+def saved_spec(workdir: Path) -> DataSpec | None:
+    """The spec of the run in a folder; None where there is no run.
+
+    Raises:
+        InputError: its config.json is broken or of another version.
+    """
+    if not (workdir / "config.json").is_file():
+        return None
+    return parse_spec(_read_config(workdir)["spec"], source=str(workdir / "config.json"))
+
+
 def check_workdir(workdir: Path, spec: DataSpec, *, kind: str = "run", **settings: Any) -> bool:
     """Check a folder before a training, without writing.
 

@@ -25,6 +25,7 @@ from multitask.errors import (
     shown,
 )
 from multitask.reading import read_text
+from multitask.spec_description import inner_table
 from multitask.spec_fields import (
     Augmentation,
     DataSpec,
@@ -35,7 +36,6 @@ from multitask.spec_fields import (
     Share,
     Task,
     Trunk,
-    inner_table,
 )
 
 __all__ = [

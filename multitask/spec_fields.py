@@ -3,40 +3,31 @@
 The flags' help and docs/options.md are generated from the descriptions.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from multitask.errors import InputError, install
+from multitask.spec_training import (
+    Contrastive,
+    EarlyStopping,
+    FeatureOptions,
+    Fields,
+    Kind,
+    NonNegative,
+    OptimizerOptions,
+    Phases,
+    Plateau,
+    Rate,
+    RecordOptions,
+    Share,
+)
 
-Share = Annotated[float, Field(gt=0, le=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
 # The name becomes an output, a file name and a part of the names of columns and layers. The
 # pattern excludes a slash, a hyphen and a leading underscore, so that the name of a task never
 # clashes with the program's own names: see `field_of`.
 TaskName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
-
-
-class Fields(pydantic.BaseModel):
-    """A table of the spec; unknown fields are refused."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Kind(pydantic.BaseModel):
-    """A named choice with its options, e.g. `{ kind = "linear", dropout = 0.2 }`."""
-
-    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
-    kind: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """All fields but `kind`, unchecked."""
-        return dict(self.__pydantic_extra__ or {})
 
 
 def _check_range(
@@ -77,21 +68,88 @@ class Augmentation(Fields):
         return value and _check_range(*value, 0.05, 1, "a crop's range")
 
 
+class TableOptions(Fields):
+    """A collection in one table: a row an image, a column a task."""
+
+    file: str = Field(
+        description="the table, below `--data_dir`: CSV, TSV, JSON Lines, Parquet or Excel; a "
+        "folder of a data set (the Hub's, TFDS', Kaggle's WikiArt) or of class folders (`.` is "
+        "`--data_dir` itself); or `tfds:NAME`"
+    )
+    image: str | None = Field(
+        None,
+        description="column of the images: paths below `images`, or the images themselves; without "
+        "it, the column is found",
+    )
+    levels: tuple[str, ...] | None = Field(
+        None, description="names of the levels of class folders, from the top; each is a column"
+    )
+    split: str | None = Field(
+        None,
+        description="column with each image's split: train, validation or test, in any of their "
+        "usual spellings; without it, the splits of the data set's own files",
+    )
+    test: Rate | None = Field(
+        None,
+        description="share of the images that is drawn as the test set, where nothing names the "
+        "splits: about the same share of every class, the same images for the same seed",
+    )
+    group: str | None = Field(
+        None,
+        description="what stays on one side of a split, such as all photographs of an object: a "
+        "column, or a regular expression over the paths whose first `(…)` is the group",
+    )
+
+
 class Task(Fields):
-    """A task: its files, its head and the settings of its training."""
+    """A task: its files or its column, its head and the settings of its training."""
 
     name: TaskName = Field(
         description="name of the model's output and of the task's files: lower-case letters, "
         "digits and `_`; columns and metrics of a task have a slash (`artist/top1`)"
     )
-    train: str = Field(description="CSV below `--data_dir`: headerless `path,class_index`")
+    train: str = Field(
+        "", description="CSV below `--data_dir`: headerless `path,class_index`; not with `column`"
+    )
     test: str | None = Field(
         None,
         description="CSV of the test set, in the same format; without it, or with an empty file, "
         "the task has no test set: it is trained, its best epoch is chosen on the validation "
         "split, and every output says `no test set`",
     )
-    classes: str = Field(description="class file: lines `index name`, indices 0 to n-1")
+    classes: str = Field(
+        "", description="class file: lines `index name`, indices 0 to n-1; not with `column`"
+    )
+    column: str | None = Field(
+        None, description="column of the table with the task's labels, in place of its files"
+    )
+    min_examples: PositiveInt | None = Field(
+        None, description="classes of a column with fewer training images are rare (default: 1)"
+    )
+    rare: Literal["exclude", "other"] | None = Field(
+        None, description="`exclude` rare classes (the default), or join them as the class `other`"
+    )
+    missing: tuple[str, ...] | None = Field(
+        None,
+        description="values of a column that mean that there is no label, in any case (default: "
+        "`unknown`, `n/a`, `na`, `none`, `-`, `?`, `null`; an empty cell always does)",
+    )
+    several: Literal["exclude", "first"] | None = Field(
+        None,
+        description="a cell with several values has no label (`exclude`, the default), or the "
+        "`first` is its label",
+    )
+    separator: str | None = Field(
+        None, description="text between the values of a cell, such as `;` (default: none)"
+    )
+    map: dict[str, str] | None = Field(
+        None, description="value -> the value that replaces it: other spellings, other languages"
+    )
+    class_names: tuple[str, ...] | None = Field(
+        None,
+        description="classes of a column, in order (default: its values, sorted; a run keeps those "
+        "of its first training)",
+    )
     head: Kind = Field(description="`{ kind = …, options }`, see heads")
     loss: Kind = Field(description="`{ kind = …, options }`, see losses")
     schedule: Kind = Field(description="learning rate of the head, see schedules")
@@ -116,6 +174,23 @@ class Task(Fields):
         "one for each class",
     )
     augment: Augmentation = Field(Augmentation(), description="see augmentation")
+
+    @pydantic.model_validator(mode="after")
+    def _files_or_column(self) -> "Task":
+        of_column = [name for name in OF_COLUMN if getattr(self, name) is not None]
+        if self.column is None:
+            for name in ("train", "classes"):
+                if not getattr(self, name):
+                    raise ValueError(f"{name}: this field is missing")
+            if of_column:
+                raise ValueError(f"{of_column[0]}: is for a task with a column, not with files")
+        elif self.train or self.classes or self.test is not None:
+            raise ValueError("column: the task has files too; name the column or the files")
+        return self
+
+
+# The fields of a task that say how its column is read.
+OF_COLUMN = ("min_examples", "rare", "missing", "several", "separator", "map", "class_names")
 
 
 class Trunk(Fields):
@@ -159,118 +234,6 @@ class Trunk(Fields):
     schedule: Kind = Field(description="learning rate of the trunk, see schedules")
 
 
-class Phase(Fields):
-    """One phase of the training."""
-
-    epochs: Annotated[int, Field(ge=0)] = Field(description="epochs of the phase; 0 skips it")
-    rate_factor: PositiveFloat = Field(
-        1.0, description="multiplies every learning rate of the phase"
-    )
-
-
-class Phases(Fields):
-    """`heads` trains the heads on a frozen trunk, `finetune` all above the freeze depth."""
-
-    heads: Phase = Field(Phase(epochs=7), description="heads on a frozen trunk")
-    finetune: Phase = Field(
-        Phase(epochs=10, rate_factor=0.1), description="heads and the trunk above the freeze depth"
-    )
-
-
-class RecordOptions(Fields):
-    """How the images of the train and validation splits are prepared, once, as JPEG records."""
-
-    margin: Annotated[float, Field(ge=1, le=4)] = Field(
-        1.15,
-        description="shorter side of a prepared image, in image sizes, which leaves room for "
-        "crops; smaller images are not enlarged",
-    )
-    quality: Annotated[int, Field(ge=1, le=100)] = Field(
-        92, description="JPEG quality of a prepared image, 1 to 100"
-    )
-
-
-class FeatureOptions(Fields):
-    """Cached features: phase `heads` can train on the frozen trunk's output, computed once."""
-
-    cache: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="train phase heads on cached features of the frozen trunk: `on`; `off`: every "
-        "epoch runs the trunk, on augmented images; `auto`: on where phase heads has more than one "
-        "epoch and no images are mixed",
-    )
-    views: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="augmented views of each image among the cached features, in addition to the "
-        "plain one; successive epochs use different views",
-    )
-    dtype: Literal["float16", "float32"] = Field(
-        "float16", description="float16 or float32: number format of the cached features on disk"
-    )
-    smote: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0,
-        description="oversample each rarer class by SMOTE, in feature space, to this share of the "
-        "majority class; 0 is off; needs the extra [smote]",
-    )
-
-
-class EarlyStopping(Fields):
-    """Early stopping: a phase ends before its last epoch."""
-
-    patience: PositiveInt = Field(
-        12,
-        description="epochs without a better mean macro-F1 on the validation split; counted "
-        "across both phases",
-    )
-
-
-class Plateau(Fields):
-    """Reduction of every learning rate when the score stops improving."""
-
-    patience: PositiveInt = Field(
-        4, description="epochs without a better score before every learning rate is reduced"
-    )
-    factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="factor of each reduction")
-    least: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.01, description="lowest share of the scheduled rate"
-    )
-
-
-class OptimizerOptions(Fields):
-    """Options common to the optimizers of the trunk and of all heads; off by default."""
-
-    clip_norm: NonNegative = Field(
-        0.0,
-        description="largest norm of the gradient of the trunk and of each head, clipped "
-        "separately; 0 is off",
-    )
-    ema: Rate = Field(
-        0.0,
-        description="momentum of a moving average of the weights, e.g. 0.999; the averaged weights "
-        "are evaluated, saved as best model and fine-tuned; 0 is off",
-    )
-    trunk_layer_decay: Share = Field(
-        1.0,
-        description="factor on the trunk's learning rate from each block to the block below it, "
-        "e.g. 0.8; 1 is off",
-    )
-    accumulate: PositiveInt = Field(
-        1,
-        description="steps whose gradients are averaged for one update: a larger batch in the "
-        "same memory; 1 is off",
-    )
-
-
-class Contrastive(Fields):
-    """The supervised contrastive loss (Khosla et al. 2020) in addition to the tasks' losses."""
-
-    weight: NonNegative = Field(0.0, description="weight of the contrastive loss; 0 is off")
-    temperature: PositiveFloat = Field(
-        0.1, description="divides the cosines (section 4); a lower one weighs near images more"
-    )
-    width: PositiveInt = Field(128, description="width of the projection (section 3.1)")
-
-
 class DataSpec(Fields):
     """One data set and its tasks. docs/options.md lists every field."""
 
@@ -280,9 +243,13 @@ class DataSpec(Fields):
     title: str = Field("", description="title for the reports and the model card")
     licence: str = Field("unknown", description="licence of the data, for the model card")
     source: str = Field("unknown", description="where the data comes from, for the model card")
+    table: TableOptions | None = Field(
+        None, description="a collection in one table, in place of each task's files"
+    )
     images: str = Field(
         "wikiart",
-        description="folder of the images, below `--data_dir`; the paths in the CSVs start there",
+        description="folder of the images, below `--data_dir`; the paths in the CSVs start there. "
+        "Images inside a table's files are written there once",
     )
     image_size: Annotated[int, Field(ge=32, le=1024)] = Field(
         224, description="side of the model's input in px, 32 to 1024"
@@ -363,6 +330,20 @@ class DataSpec(Fields):
             seen.add(task.name)
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _columns_of_a_table(self) -> "DataSpec":
+        for index, task in enumerate(self.tasks):
+            if (task.column is None) != (self.table is None):
+                reason = (
+                    "column: needs a [table]"
+                    if self.table is None
+                    else "column: this field is missing; with a [table], a task has a column"
+                )
+                raise ValueError(f'task[{index}] "{task.name}": {reason}')
+        if self.table is not None and self.table.test is not None and self.table.split is not None:
+            raise ValueError("table.test: the column `split` names the test set; omit one of both")
+        return self
+
     @property
     def source_file(self) -> str:
         """The file of the spec."""
@@ -413,50 +394,3 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_none(inner) for inner in value]
     return value
-
-
-@dataclass(frozen=True)
-class FieldDescription:
-    """One field of a spec.
-
-    Attributes:
-        place: its table and name, e.g. `trunk.name`.
-        annotation: its type.
-        description: its effect, in Markdown.
-        default: its value if the spec does not set it; `...` if the spec must set it.
-    """
-
-    place: str
-    annotation: Any
-    description: str
-    default: Any
-
-
-def described_fields(
-    model: type[pydantic.BaseModel] = DataSpec, table: str = "", defaults: Any = None
-) -> Iterator[FieldDescription]:
-    """Yield every field of a spec, including those of its tables, in the order of the models.
-
-    Args:
-        model: the table to list.
-        table: its place, "" for the spec itself.
-        defaults: the table's own default, whose values replace those of the model.
-    """
-    for name, info in model.model_fields.items():
-        place = f"{table}.{info.alias or name}".removeprefix(".")
-        default = ... if info.is_required() else info.get_default()
-        if defaults is not None:
-            default = getattr(defaults, name)
-        inner = inner_table(info.annotation)
-        if inner is not None:
-            yield from described_fields(inner, place, None if default is ... else default)
-        else:
-            yield FieldDescription(place, info.annotation, info.description or "", default)
-
-
-def inner_table(annotation: Any) -> type[Fields] | None:
-    """The model of a field that is a table, or a list of tables."""
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, Fields):
-            return candidate
-    return None

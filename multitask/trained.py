@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 
 from multitask.calibration import CALIBRATION, Calibration
-from multitask.data.label_files import read_classes
+from multitask.data.label_files import classes_of
+from multitask.data.run_table import read_run_table
 from multitask.data.table import Table, merge_tables, sample_table, sample_without
 from multitask.files import read_json, replacing
 from multitask.reading import sha256
@@ -64,8 +65,12 @@ class TrainedModel:
 
     @cached_property
     def merged_table(self) -> Table:
-        """The images of all CSVs, before the subset and the validation split are sampled."""
-        return merge_tables(self.spec, self.run.data_dir)
+        """The images of all CSVs, before the subset and the validation split are sampled.
+
+        Of a collection, the table of the first training, whatever the collection is by now.
+        """
+        kept = read_run_table(self.spec, self.run.workdir)
+        return kept if kept is not None else merge_tables(self.spec, self.run.data_dir)
 
     @cached_property
     def classes(self) -> dict[str, tuple[str, ...]]:
@@ -73,9 +78,7 @@ class TrainedModel:
         if "merged_table" in self.__dict__:
             return self.merged_table.classes
         # Serving a model needs its class names and no CSV.
-        return {
-            task.name: read_classes(self.run.data_dir / task.classes) for task in self.spec.tasks
-        }
+        return {task.name: classes_of(task, self.run.data_dir) for task in self.spec.tasks}
 
     @cached_property
     def test_table(self) -> Table:

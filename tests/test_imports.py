@@ -14,7 +14,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("multitask", "reading", "console"),
     ("errors", "backend"),
+    ("spec_training",),
     ("spec_fields",),
+    ("spec_description",),
     ("spec",),
     ("disk",),
     ("files",),

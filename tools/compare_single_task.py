@@ -44,7 +44,7 @@ import pandas as pd
 from absl import flags
 
 from multitask.__main__ import main as multitask
-from multitask.commands.spec_flags import define_records_dir, define_spec_flags, resolve_spec
+from multitask.commands.spec_flags import define_records_dir, define_spec_flags, resolve_data
 from multitask.data import table as tables
 from multitask.data.table import NOT_SAMPLED, TRAIN, Table
 from multitask.errors import RunError
@@ -425,10 +425,8 @@ def summarise(out: Path, title: str, tasks: Sequence[str]) -> None:
 
 def compare(values: flags.FlagValues) -> int:
     """Run the remaining jobs of a seed, and compare; returns the exit status."""
-    for name in ("spec", "data_dir", "out"):
-        if not values[name].value:
-            raise InputError(f"--{name} is needed; --help lists the flags")
-    spec, data_dir, out = resolve_spec(values), Path(values.data_dir), Path(values.out).resolve()
+    spec, data_dir = resolve_data(values, [], "compare_single_task", ("out",))
+    out = Path(values.out).resolve()
     if not data_dir.is_dir():
         raise InputError(f"--data_dir: {data_dir}: is not a folder")
     if len(spec.tasks) < 2:

@@ -13,7 +13,8 @@ from typing import Any
 import pydantic
 
 from multitask.commands.spec_flags import OVERRIDES
-from multitask.spec_fields import DataSpec, FieldDescription, described_fields, inner_table
+from multitask.spec_description import FieldDescription, described_fields, inner_table
+from multitask.spec_fields import DataSpec
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
 HEAD = """\

@@ -21,11 +21,10 @@ from pathlib import Path
 from absl import flags
 
 from multitask.commands.spec_flags import (
-    check_needed,
     define_records_dir,
     define_spec_flags,
     folder_or_none,
-    resolve_spec,
+    resolve_data,
 )
 from multitask.files import check_writable, replacing, write_json
 from multitask.startup import import_tensorflow
@@ -40,8 +39,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
-    check_needed(values, left, "audit", ("spec", "data_dir", "out"))
-    spec = resolve_spec(values)
+    spec, data_dir = resolve_data(values, left, "audit", ("out",))
     out, records_dir = Path(values.out), folder_or_none(values.records_dir)
     check_writable(out, field="out")
     if records_dir:
@@ -51,7 +49,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     from multitask.annexes.audit import audit_data_set, name_findings
     from multitask.annexes.audit_text import summary
 
-    audit = audit_data_set(spec, Path(values.data_dir), records_dir=records_dir)
+    audit = audit_data_set(spec, data_dir, records_dir=records_dir)
     print("\n".join(summary(audit)), flush=True)
     write_json(out / "audit.json", audit.to_json())
     with replacing(out / "audit.html") as temporary:

@@ -8,17 +8,14 @@ use; matching records are used again. On a cluster:
 --beam_runner=DataflowRunner --beam_options=project=P,region=R,temp_location=gs://…
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from multitask.commands.spec_flags import (
     OF_RECORDS,
-    check_needed,
     define_records_dir,
     define_spec_flags,
     folder_or_none,
-    resolve_spec,
+    resolve_data,
 )
 from multitask.startup import import_tensorflow
 
@@ -42,15 +39,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
-    check_needed(values, left, "prepare", ("spec", "data_dir"))
-    spec = resolve_spec(values)
+    spec, data_dir = resolve_data(values, left, "prepare")
 
     import_tensorflow()
     from multitask.data.records import describe_table, prepare
 
     prepared = prepare(
         spec,
-        Path(values.data_dir),
+        data_dir,
         folder_or_none(values.records_dir),
         beam_runner=values.beam_runner,
         beam_options=values.beam_options,

@@ -3,13 +3,20 @@
 The help of a flag that overrides a field is the description of the field.
 """
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from multitask.spec import DataSpec, InputError, load_spec, override, select_tasks
-from multitask.spec_fields import described_fields
+from multitask.spec_description import described_fields
+
+if TYPE_CHECKING:
+    from multitask.data.draft import Draft
+
+logger = logging.getLogger(__name__)
 
 # flag -> the field of the spec that it overrides. The field `task.subset` is set in every task.
 OVERRIDES = {
@@ -37,6 +44,14 @@ OVERRIDES = {
     "ema": "optimizer.ema",
     "trunk_layer_decay": "optimizer.trunk_layer_decay",
 }
+# Flags that say what is what in a collection -> their help.
+COLLECTION_FLAGS = {
+    "images": "with --data: the folder of the images (default: that of the table)",
+    "image_column": "with --data: the column of the images (default: found)",
+    "split_column": "with --data: the column of train, validation and test (default: found)",
+    "group": "with --data: the column, or the pattern over the paths with one (…), of what stays "
+    "on one side of a split (default: found)",
+}
 _FIELDS = {field.place: field for field in described_fields()}
 _DEFINE = {
     bool: flags.DEFINE_boolean,
@@ -62,14 +77,63 @@ def define_spec_flags(values: flags.FlagValues, overrides: Iterable[str] = OVERR
     flags.DEFINE_string(
         "spec", None, "spec file, or the name of a shipped one: wikiart, demo", **to
     )
-    flags.DEFINE_string("data_dir", None, "folder that the spec's paths are relative to", **to)
-    flags.DEFINE_list("tasks", None, "use only these tasks of the spec, e.g. artist,style", **to)
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "folder that the spec's paths are relative to (default for a spec with a [table]: the "
+        "folder of the spec)",
+        **to,
+    )
+    flags.DEFINE_string(
+        "data",
+        None,
+        "a table, folder of classes or data set, in place of a spec: the spec is guessed, as "
+        "`multitask init` does",
+        **to,
+    )
+    define_collection_flags(values)
+    flags.DEFINE_list(
+        "tasks",
+        None,
+        "use only these tasks of the spec, e.g. artist,style; with --data: the columns to learn",
+        **to,
+    )
     define_allow_outside(values)
     for flag in overrides:
         field = _FIELDS[OVERRIDES[flag]]
         define = _DEFINE.get(field.annotation, flags.DEFINE_string)
         shown = "subset of each task" if field.place == "task.subset" else field.place
         define(flag, None, f"{field.description.replace('`', '')} (field {shown})", **to)
+
+
+def define_collection_flags(values: flags.FlagValues) -> None:
+    """Define the flags that say what a collection's columns are."""
+    for flag, text in COLLECTION_FLAGS.items():
+        flags.DEFINE_string(flag, None, text, flag_values=values)
+
+
+def draft_of_flags(
+    values: flags.FlagValues, place: str, *, spec_dir: Path | None = None
+) -> "Draft":
+    """Draft the spec of a collection by the flags.
+
+    Args:
+        values: with those of `define_collection_flags`, and --tasks.
+        place: the table, folder or `tfds:NAME`.
+        spec_dir: the folder of the spec's file.
+    """
+    from multitask.data.draft import draft_spec
+
+    tasks = [name.strip() for name in values.tasks or () if name.strip()]
+    return draft_spec(
+        place,
+        images=folder_or_none(values.images),
+        spec_dir=spec_dir,
+        tasks=tasks or None,
+        image_column=values.image_column,
+        split=values.split_column,
+        group=values.group,
+    )
 
 
 def define_allow_outside(values: flags.FlagValues) -> None:
@@ -105,11 +169,45 @@ def check_needed(
             raise InputError(f"multitask {command}: --{name} is needed; --help lists the flags")
 
 
-def resolve_spec(values: flags.FlagValues) -> DataSpec:
-    """The spec that the flags name, with the fields that they override."""
-    spec = load_spec(values.spec, allow_outside=values.allow_outside)
-    if values.tasks is not None:
-        spec = select_tasks(spec, [name.strip() for name in values.tasks if name.strip()])
+def resolve_data(
+    values: flags.FlagValues, left: list[str], command: str, needed: Iterable[str] = ()
+) -> tuple[DataSpec, Path]:
+    """The spec that the flags name, with the fields that they override, and the data's folder.
+
+    Args:
+        values: the flags.
+        left: other arguments, which are refused.
+        command: its name, for messages.
+        needed: further flags that must be given.
+    """
+    if values.data is None:
+        for flag in COLLECTION_FLAGS:
+            if values[flag].value is not None:
+                raise InputError(f"--{flag}: is for --data, a collection without a spec")
+        check_needed(values, left, command, ("spec",))
+        spec = load_spec(values.spec, allow_outside=values.allow_outside)
+        if spec.table is None or values.data_dir:
+            check_needed(values, left, command, ("data_dir", *needed))
+            data_dir = Path(values.data_dir)
+        else:
+            check_needed(values, left, command, needed)
+            data_dir = Path(spec.source_file).parent
+        return _overridden(values, spec, values.tasks), data_dir
+    for flag in ("spec", "data_dir"):
+        if values[flag].value is not None:
+            raise InputError(f"--data: cannot be combined with --{flag}")
+    check_needed(values, left, command, needed)
+    draft = draft_of_flags(values, values.data)
+    for line in [*draft.source.notes, *draft.guesses.warnings]:
+        logger.info(f"  {line}")
+    tasks = ", ".join(f"{t.name} ({len(t.classes):,} classes)" for t in draft.guesses.tasks)
+    logger.info(f"{values.data}: {len(draft.source):,} images; tasks: {tasks}")
+    return _overridden(values, draft.spec(values.data), None), draft.data_dir
+
+
+def _overridden(values: flags.FlagValues, spec: DataSpec, tasks: Iterable[str] | None) -> DataSpec:
+    if tasks is not None:
+        spec = select_tasks(spec, [name.strip() for name in tasks if name.strip()])
     changes = {
         field: values[flag].value
         for flag, field in OVERRIDES.items()

@@ -18,11 +18,10 @@ from absl import flags
 from multitask.commands import DISTRIBUTIONS
 from multitask.commands.run_flags import define_similar
 from multitask.commands.spec_flags import (
-    check_needed,
     define_records_dir,
     define_spec_flags,
     folder_or_none,
-    resolve_spec,
+    resolve_data,
 )
 from multitask.spec import PHASES, InputError
 from multitask.startup import BACKENDS, import_tensorflow
@@ -104,8 +103,7 @@ def _define_distribution(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
     """Train, then evaluate."""
-    check_needed(values, left, "train", ("spec", "data_dir", "workdir"))
-    spec = resolve_spec(values)
+    spec, data_dir = resolve_data(values, left, "train", ("workdir",))
     phases = PHASES if values.phase == "all" else (values.phase,)
     if not any(getattr(spec.phases, phase).epochs for phase in phases):
         options = " or ".join(f"--epochs_{phase}" for phase in phases)
@@ -131,7 +129,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     with placement.reporting_lost_processes():
         result = train(
             spec,
-            Path(values.data_dir),
+            data_dir,
             Path(values.workdir),
             records_dir=folder_or_none(values.records_dir),
             phase=values.phase,

@@ -25,11 +25,10 @@ from absl import flags
 
 from multitask.commands.spec_flags import (
     OVERRIDES,
-    check_needed,
     define_records_dir,
     define_spec_flags,
     folder_or_none,
-    resolve_spec,
+    resolve_data,
 )
 from multitask.startup import import_tensorflow
 
@@ -74,8 +73,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
     """Run or resume a search."""
-    check_needed(values, left, "tune", ("spec", "data_dir", "workdir"))
-    spec = resolve_spec(values)
+    spec, data_dir = resolve_data(values, left, "tune", ("workdir",))
 
     import_tensorflow()
     from multitask.annexes.tune.search import tune
@@ -84,7 +82,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     groups = [name.strip() for name in values.search.split(",") if name.strip()]
     tune(
         spec,
-        Path(values.data_dir),
+        data_dir,
         Path(values.workdir),
         records_dir=folder_or_none(values.records_dir),
         trials=values.trials,

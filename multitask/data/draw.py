@@ -42,7 +42,7 @@ class Drawn:
 
 def draw_rows(
     labels: np.ndarray,
-    references: Sequence[str],
+    references: Sequence[str] | np.ndarray,
     share: float,
     *,
     seed: int,

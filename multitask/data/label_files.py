@@ -1,7 +1,8 @@
 """Read the files of one task: its class file and its CSVs of paths and labels."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -18,8 +19,9 @@ from multitask.data.lists import (
     refuse_no_index,
     without_marks,
 )
+from multitask.data.splitting import TEST, TRAIN
 from multitask.reading import MAX_TEXT_BYTES, read_regular
-from multitask.spec import MISSING, InputError, near, quoted, shown, why_unsafe
+from multitask.spec import MISSING, DataSpec, InputError, Task, near, quoted, shown, why_unsafe
 
 MOST_CLASSES = 1_000_000
 # Matches paths that may be unsafe, or that pathlib spells differently. They are rare, and calling
@@ -41,6 +43,90 @@ def _read_text(path: Path, *, may_be_empty: bool = False) -> str:
     if not text.strip() and not may_be_empty:
         raise InputError(f"{path}: the file is empty")
     return text
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """The rows of all tasks, as their lists or a table's columns give them.
+
+    Attributes:
+        classes: task -> its class names, ordered by index.
+        frames: task -> its rows, as `label_frame` gives them, with task, split (train or test)
+            and file.
+        files: columns task, split, file, rows (their number).
+        notes: what was skipped, converted, excluded and drawn, one line each.
+        validation: paths of the images that a table names as validation.
+        units: path -> what stays on one side of a split, by number; {} for lists.
+    """
+
+    classes: dict[str, tuple[str, ...]]
+    frames: dict[str, pd.DataFrame]
+    files: pd.DataFrame
+    notes: list[str]
+    validation: frozenset[str] = frozenset()
+    units: dict[str, int] = field(default_factory=dict)
+
+
+def read_lists(spec: DataSpec, data_dir: Path, *, strict: bool) -> LabelledRows:
+    """Read the class file and the CSVs of every task."""
+    classes = {task.name: read_classes(data_dir / task.classes) for task in spec.tasks}
+    frames, counts, notes = {}, [], []
+    for task in spec.tasks:
+        frames[task.name], files, task_notes = _read_task(
+            task, data_dir, classes[task.name], spec.max_unknown, strict
+        )
+        counts.append(files)
+        notes += task_notes
+    return LabelledRows(classes, frames, pd.concat(counts, ignore_index=True), notes)
+
+
+def _read_task(
+    task: Task, data_dir: Path, classes: Sequence[str], max_unknown: float, strict: bool
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Read both CSVs of a task: their rows, the number of rows of each file, and the notes."""
+    parts, counts, notes = [], [], []
+    lists = [(TRAIN, task.train), *([] if task.test is None else [(TEST, task.test)])]
+    rows = {
+        split: read_label_rows(data_dir / name, classes, may_be_empty=True) for split, name in lists
+    }
+    if not rows[TRAIN].pairs:
+        text = f'no training rows, so that the task "{task.name}" has nothing to learn from'
+        if strict:
+            remedy = "add rows, or exclude the task with --tasks"
+            raise InputError(f"{data_dir / task.train}: {text}; {remedy}")
+        notes.append(f"{Path(task.train).name}: {text}")
+    named = {
+        split: are_names([text for _, text in part.pairs], classes) for split, part in rows.items()
+    }
+    # A file whose labels can be read both ways is read like the task's other file.
+    clear = next((names for names in named.values() if names is not None), None)
+    if clear is None and any(part.pairs for part in rows.values()):
+        notes.append(
+            f"{task.name}: every class in its lists can be read as an index and as a name; "
+            "they are read as indices"
+        )
+    for split, name in lists:
+        frame, file_notes = label_frame(
+            data_dir / name,
+            rows[split],
+            classes,
+            named=bool(clear if named[split] is None else named[split]),
+            max_unknown=max_unknown,
+            strict=strict,
+        )
+        parts.append(frame.assign(task=task.name, split=split, file=name))
+        counts.append((task.name, split, name, len(frame)))
+        notes += file_notes
+    full = [part for part in parts if len(part)] or parts[:1]
+    files = pd.DataFrame(counts, columns=["task", "split", "file", "rows"])
+    return pd.concat(full, ignore_index=True), files, notes
+
+
+def classes_of(task: Task, data_dir: Path) -> tuple[str, ...]:
+    """The class names of a task, by index: those of its column, or of its class file."""
+    if task.class_names is not None:
+        return task.class_names
+    return read_classes(data_dir / task.classes)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -134,7 +220,9 @@ def label_frame(
         max_unknown: as for `read_labels`.
         strict: as for `read_labels`.
     """
-    paths, unsafe = _checked_paths(path, rows, strict)
+    paths, unsafe = safe_paths(
+        [name for name, _ in rows.pairs], lambda i: f"{path}: line {rows.numbers[i]}", strict
+    )
     texts = [text for _, text in rows.pairs]
     if strict and not named:
         refuse_no_index(texts, rows.numbers, classes, str(path))
@@ -172,16 +260,30 @@ def label_frame(
     return frame, notes
 
 
-def _checked_paths(path: Path, rows: Rows, strict: bool) -> tuple[list[str], list[str]]:
-    """Return the rows' paths, and why each is unsafe ("" for a safe path)."""
+def safe_paths(
+    names: Sequence[str], place: Callable[[int], str], strict: bool
+) -> tuple[list[str], list[str]]:
+    """Check the paths of images as a list or table spells them.
+
+    Args:
+        names: the paths as written.
+        place: index -> where the path stands, for messages.
+        strict: refuse unsafe paths.
+
+    Returns:
+        The paths as pathlib spells them, and why each is unsafe ("" for a safe path).
+
+    Raises:
+        InputError: a path is unsafe, and `strict`.
+    """
     # `./a//b.jpg` becomes `a/b.jpg`, so that one image has one row, whichever split it is in.
-    paths, unsafe = [name for name, _ in rows.pairs], [""] * len(rows.pairs)
-    for index, name in enumerate(paths):
+    paths, unsafe = list(names), [""] * len(names)
+    for index, name in enumerate(names):
         if not _UNUSUAL_PATH.search(name):
             continue
         unsafe[index] = why_unsafe(name) or ""
         if not unsafe[index]:
             paths[index] = str(PurePosixPath(name))
         elif strict:
-            raise InputError(f"{path}: line {rows.numbers[index]}: {shown(name)}: {unsafe[index]}")
+            raise InputError(f"{place(index)}: {shown(name)}: {unsafe[index]}")
     return paths, unsafe

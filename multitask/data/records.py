@@ -71,12 +71,14 @@ class PreparedData:
         table: the records of a split are its rows, in the same order.
         fingerprint: hash of everything that determines the content of the records.
         builder: the TFDS builder that reads them.
+        merged: the table before any image was excluded or sampled.
         fresh: whether this call made the records.
     """
 
     table: Table
     fingerprint: str
     builder: RecordsBuilder
+    merged: Table
     fresh: bool
 
     @property
@@ -205,7 +207,7 @@ def prepare(
     refuse(unusable(table.excluded_frame()))
     if not len(table.rows(TRAIN)):
         raise InputError(f"{image_dir}: no training image can be read")
-    return PreparedData(table, fingerprint, builder, fresh)
+    return PreparedData(table, fingerprint, builder, merged, fresh)
 
 
 def _read_excluded(folder: Path) -> pd.DataFrame:

@@ -128,10 +128,12 @@ def _task_lines(task: TaskGuess, settings: str) -> list[str]:
 
 def _rare_lines(task: TaskGuess) -> list[str]:
     few = task.fewer_than(FEW_EXAMPLES)
-    lines = _comment(
-        f"{len(few):,} of {len(task.classes):,} classes have fewer than {FEW_EXAMPLES} images"
-        + (f" ({sum(few.values()):,} in all: {named_counts(few)})." if few else ".")
-    )
+    lines = []
+    if few:
+        have = "class has" if len(few) == 1 else "classes have"
+        lines = _comment(
+            f"{len(few):,} {have} fewer than {FEW_EXAMPLES} images: {named_counts(few)}."
+        )
     if task.min_examples > 1:
         lines += _comment("Most images have one of the other classes.")
         lines += [f"min_examples = {task.min_examples}"]
@@ -142,9 +144,10 @@ def _rare_lines(task: TaskGuess) -> list[str]:
 
 def _missing_lines(task: TaskGuess) -> list[str]:
     missing = f"{sum(task.missing.values()):,} of all images have no label"
-    lines = _comment(
-        f"{missing} ({named_counts(task.missing)})." if task.missing else f"{missing}."
-    )
+    held = {name: count for name, count in task.missing.items() if name}
+    lines = _comment(f"{missing} ({named_counts(held)})." if held else f"{missing}.")
+    if not task.missing:
+        lines = []
     values = list(MISSING_VALUES)
     if task.vague:
         lines += _comment(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from multitask.data.cells import clean_text, column_cells, is_empty, named_counts
 from multitask.data.groups import leaking_rows
-from multitask.data.table import SPLITS, TEST, TRAIN, VALIDATION
+from multitask.data.splitting import SPLITS, TEST, TRAIN, VALIDATION
 from multitask.errors import InputError, quoted
 from multitask.spec import MISSING
 

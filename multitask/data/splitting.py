@@ -7,6 +7,8 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from multitask.spec import MISSING
 
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+
 
 def _quota(count: int, share: float, at_least: int) -> int:
     return min(count, max(at_least, round(share * count)))

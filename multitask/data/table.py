@@ -12,13 +12,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from multitask.data.label_files import label_frame, read_classes, read_label_rows
-from multitask.data.lists import are_names
+from multitask.data.collection import read_collection
+from multitask.data.draw import draw_rows
+from multitask.data.label_files import LabelledRows, read_lists
 from multitask.data.matching import Match, match_files
+from multitask.data.splitting import SPLITS as SPLITS  # all who know the table know its splits
+from multitask.data.splitting import TEST as TEST
+from multitask.data.splitting import TRAIN as TRAIN
+from multitask.data.splitting import VALIDATION as VALIDATION
 from multitask.data.splitting import subset_labels, validation_rows
-from multitask.spec import MISSING, DataSpec, InputError, Task, field_of, shown
+from multitask.files import check_is_folder
+from multitask.spec import MISSING, DataSpec, InputError, field_of, shown
 
-TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 # Why an image is excluded. The first reason comes from merging, the next two are known before
 # sampling, and the last two come from sampling. Any other reason is why a file is unreadable.
 UNKNOWN_LABEL = "its label is unknown"
@@ -75,6 +80,8 @@ class Table:
         notes: exclusions and repairs with their reasons, one line each.
         excluded: path -> reason, of the images that are in the CSVs and not in the table.
         findings: the rows that the notes on the CSVs count.
+        units: int64 [rows]: what stays on one side of a split, such as the photographs of an
+            object, has one number; None where each image is on its own.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -84,6 +91,7 @@ class Table:
     notes: tuple[str, ...] = field(default=())
     excluded: dict[str, str] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
+    units: np.ndarray | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -123,6 +131,7 @@ class Table:
             paths=self.paths[kept],
             labels=self.labels[kept],
             splits=self.splits[kept],
+            units=None if self.units is None else self.units[kept],
             notes=self.notes + notes,
             excluded=self.excluded | dict(zip(self.paths[gone], reasons, strict=True)),
         )
@@ -157,48 +166,6 @@ class Table:
 
 
 # === Merging ===
-
-
-def _read_task(
-    task: Task, data_dir: Path, classes: Sequence[str], max_unknown: float, strict: bool
-) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Read both CSVs of a task: their rows, the number of rows of each file, and the notes."""
-    parts, counts, notes = [], [], []
-    lists = [(TRAIN, task.train), *([] if task.test is None else [(TEST, task.test)])]
-    rows = {
-        split: read_label_rows(data_dir / name, classes, may_be_empty=True) for split, name in lists
-    }
-    if not rows[TRAIN].pairs:
-        text = f'no training rows, so that the task "{task.name}" has nothing to learn from'
-        if strict:
-            remedy = "add rows, or exclude the task with --tasks"
-            raise InputError(f"{data_dir / task.train}: {text}; {remedy}")
-        notes.append(f"{Path(task.train).name}: {text}")
-    named = {
-        split: are_names([text for _, text in part.pairs], classes) for split, part in rows.items()
-    }
-    # A file whose labels can be read both ways is read like the task's other file.
-    clear = next((names for names in named.values() if names is not None), None)
-    if clear is None and any(part.pairs for part in rows.values()):
-        notes.append(
-            f"{task.name}: every class in its lists can be read as an index and as a name; "
-            "they are read as indices"
-        )
-    for split, name in lists:
-        frame, file_notes = label_frame(
-            data_dir / name,
-            rows[split],
-            classes,
-            named=bool(clear if named[split] is None else named[split]),
-            max_unknown=max_unknown,
-            strict=strict,
-        )
-        parts.append(frame.assign(task=task.name, split=split, file=name))
-        counts.append((task.name, split, name, len(frame)))
-        notes += file_notes
-    full = [part for part in parts if len(part)] or parts[:1]
-    files = pd.DataFrame(counts, columns=["task", "split", "file", "rows"])
-    return pd.concat(full, ignore_index=True), files, notes
 
 
 def _match_paths(
@@ -300,34 +267,42 @@ def merge_tables(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> Tabl
     Raises:
         InputError: the data is invalid; the message names the file and the line.
     """
-    if not data_dir.is_dir():
-        raise InputError(f"{data_dir}: is not a folder", field="data_dir")
-    classes = {task.name: read_classes(data_dir / task.classes) for task in spec.tasks}
-    frames, findings, notes, task_notes = {}, [], [], {}
-    for task in spec.tasks:
-        frames[task.name], files, task_notes[task.name] = _read_task(
-            task, data_dir, classes[task.name], spec.max_unknown, strict
-        )
-        findings.append(Findings(files))
+    check_is_folder(data_dir, field="data_dir")
+    read = read_lists if spec.table is None else read_collection
+    rows = read(spec, data_dir, strict=strict)
+    frames, findings, notes = dict(rows.frames), [Findings(rows.files)], list(rows.notes)
     matches = _find_matches(frames.values(), data_dir / spec.images)
     for task in spec.tasks:
         frame, spelling = _match_paths(frames[task.name], matches)
         frames[task.name], row_findings, row_notes = _one_row_per_path(frame)
         findings += [spelling, row_findings]
-        notes += task_notes[task.name] + row_notes
+        notes += row_notes
     paths, labels, is_test, leaks, leak_notes = _merge_frames(frames)
     merged = _join([*findings, Findings(leaks=leaks)])
     notes += leak_notes + describe_respelt(merged)
     nowhere = sorted(set(merged.unknown["path"]) - set(paths))
-    return Table(
-        classes,
+    splits = np.where(is_test, TEST, TRAIN).astype(object)
+    table = Table(
+        rows.classes,
         paths,
         labels,
-        np.where(is_test, TEST, TRAIN).astype(object),
+        splits,
         tuple(notes),
         dict.fromkeys(nowhere, UNKNOWN_LABEL),
         merged,
     )
+    return _with_units(table, rows, matches)
+
+
+def _with_units(table: Table, rows: LabelledRows, matches: Mapping[str, Match]) -> Table:
+    """Add what a collection says of its images beyond the labels: validation, and groups."""
+    if not rows.units:
+        return table
+    units = {_file_path(path, matches): unit for path, unit in rows.units.items()}
+    validation = [_file_path(path, matches) for path in rows.validation]
+    splits = table.splits.copy()
+    splits[np.isin(table.paths, validation) & (splits == TRAIN)] = VALIDATION
+    return replace(table, splits=splits, units=np.array([units[path] for path in table.paths]))
 
 
 def _merge_frames(
@@ -403,11 +378,28 @@ def subset_table(table: Table, shares: Mapping[str, float], *, seed: int) -> Tab
 
 
 def hold_out_validation(table: Table, share: float, *, seed: int) -> Table:
-    """Move the images that `validation_rows` chooses to the validation split (rule 3)."""
-    if share == 0:
+    """Move a share of the training images to the validation split (rule 3).
+
+    A collection that names its validation images keeps them, and its groups stay together.
+    """
+    if share == 0 or (table.splits == VALIDATION).any():
         return table
     train = table.splits == TRAIN
-    chosen = validation_rows(table.labels, train, table.class_counts, share, seed=seed)
+    if table.units is None:
+        chosen = validation_rows(table.labels, train, table.class_counts, share, seed=seed)
+    else:
+        chosen = draw_rows(
+            table.labels,
+            table.paths,
+            share,
+            seed=seed,
+            units=table.units,
+            allowed=train,
+            at_least=0,
+            purpose=VALIDATION,
+            tasks=table.tasks,
+            place="validation",
+        ).rows
     splits = table.splits.copy()
     splits[chosen] = VALIDATION
     return replace(table, splits=splits)

@@ -13,7 +13,7 @@ import pandas as pd
 import tensorflow as tf
 
 from multitask.backend import be_deterministic, has_accelerator
-from multitask.data.label_files import read_classes
+from multitask.data.label_files import classes_of
 from multitask.data.pipeline import evaluation_dataset, training_dataset
 from multitask.data.records import (
     PreparedData,
@@ -22,9 +22,10 @@ from multitask.data.records import (
     prepare,
 )
 from multitask.data.records_builder import NEAR_DUPLICATES
+from multitask.data.run_table import with_class_names, write_run_table
 from multitask.data.splitting import class_weights
 from multitask.data.table import TRAIN, VALIDATION, Table
-from multitask.files import replacing
+from multitask.files import check_is_folder, replacing
 from multitask.learning.callbacks import (
     Checkpointer,
     Console,
@@ -128,6 +129,7 @@ def train(
         InputError: an input is wrong; nothing has been written.
         RunError: the loss is not finite.
     """
+    spec = with_class_names(spec, data_dir, workdir)
     checkpoint = _resume_point(workdir, spec)
     progress = checkpoint.progress
     todo = _phases_to_do(spec, phase, progress)
@@ -136,9 +138,8 @@ def train(
     facts = [spec.to_dict(), phase, checkpoint.folder.name if checkpoint.folder else None]
     placement.agree("what to train", json.dumps(facts))
     be_deterministic(not has_accelerator() if deterministic is None else deterministic)
-    if not data_dir.is_dir():
-        raise InputError(f"{data_dir}: is not a folder", field="data_dir")
-    classes = {task.name: read_classes(data_dir / task.classes) for task in spec.tasks}
+    check_is_folder(data_dir, field="data_dir")
+    classes = {task.name: classes_of(task, data_dir) for task in spec.tasks}
     with placement.scope():
         network = _first_network(spec, classes, workdir, progress, todo, phase, init_from)
     if network is not None:  # an impossible freeze depth is reported now, not after a phase
@@ -208,6 +209,8 @@ def _prepare(run: Run, records_dir: Path | None, placement: Placement) -> Prepar
     drop_older_checkpoints(run.checkpoint)
     with replacing(run.workdir / "excluded.csv") as temporary:
         prepared.table.excluded_frame().to_csv(temporary, index=False)
+    if run.spec.table is not None:
+        write_run_table(prepared.merged, run.workdir)
     if prepared.near_duplicates is not None:
         with replacing(run.workdir / NEAR_DUPLICATES) as temporary:
             prepared.near_duplicates.to_csv(temporary, index=False)

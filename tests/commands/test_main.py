@@ -16,6 +16,7 @@ from multitask.commands import (
     compare,
     evaluate,
     export,
+    init,
     predict,
     prepare,
     serve,
@@ -27,6 +28,7 @@ from multitask.commands import (
 from multitask.errors import RunError
 
 MODULES = {
+    "init": init,
     "audit": audit,
     "prepare": prepare,
     "train": train,
@@ -126,8 +128,8 @@ def test_a_flag_that_overrides_a_field_names_it_and_has_no_default():
     [
         (
             ["trian"],
-            'multitask: unknown command "trian". Expected one of: audit, prepare, train, tune, '
-            'evaluate, compare, export, predict, serve, similar. Did you mean "train"?',
+            'multitask: unknown command "trian". Expected one of: init, audit, prepare, train, '
+            'tune, evaluate, compare, export, predict, serve, similar. Did you mean "train"?',
         ),
         (
             ["train", "--batchsize=3"],

@@ -386,8 +386,7 @@ def test_a_task_name_is_valid(column, name):
     Task.model_validate(
         {
             "name": name,
-            "train": "",
-            "classes": "",
+            "column": column,
             **{field: {"kind": "x"} for field in ("head", "loss", "schedule")},
         }
     )

@@ -28,6 +28,7 @@ from multitask.serving.predictor import load_export
 from multitask.serving.runtimes import RUNTIMES
 from multitask.serving.signatures import numbers
 from multitask.spec import override, parse_spec
+from multitask.spec_fields import OF_COLUMN
 
 NARROW = {"include_top": False, "weights": None}
 
@@ -281,7 +282,8 @@ OTHERS = {
 }  # fmt: skip
 # The four kinds of weights give one network (tests of the trunks); files and names of a task are
 # the data set's.
-NOT_WALKED = ("trunk.weights", "task.name", "task.train", "task.test", "task.classes")
+NOT_WALKED = ("trunk.weights", "task.name", "task.train", "task.test", "task.classes", "table",
+              "task.column", *(f"task.{name}" for name in OF_COLUMN))  # fmt: skip
 
 
 def described(known, spec) -> str:

@@ -3,7 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-from multitask.spec_fields import DataSpec, described_fields
+from multitask.spec_description import described_fields
+from multitask.spec_fields import DataSpec
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +41,9 @@ def test_defaults_are_those_of_a_spec():
     ).to_dict()
     for place, default in defaults.items():
         value = spec
+        # A spec has either files or a table with columns.
+        if place.startswith("table.") or place in ("task.train", "task.classes"):
+            continue
         for name in place.split("."):
             value = value[0][name] if isinstance(value, list) else value[name]
         if default is not ...:

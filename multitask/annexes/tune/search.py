@@ -38,6 +38,7 @@ from multitask.annexes.tune.space import GROUPS, Dimension, lower_first, search_
 from multitask.annexes.tune.trial import COMPLETE, Outcome, TrialTrainer
 from multitask.backend import be_deterministic, has_accelerator
 from multitask.data.records import PreparedData, describe_table, prepare
+from multitask.data.run_table import with_class_names
 from multitask.data.table import TRAIN, VALIDATION, Table, hold_out_validation
 from multitask.disk import disk_error, writing
 from multitask.files import locked
@@ -90,7 +91,7 @@ def tune(
         RunError: no trial was completed.
     """
     optuna = _optuna()
-    spec = _tunable(spec)
+    spec = with_class_names(_tunable(spec), data_dir, workdir / FOLDER)
     space = search_space(spec, groups)
     folder, settings = workdir / FOLDER, {"metric": metric, "search": sorted(set(groups))}
     metric = _score_name(spec, metric)

@@ -80,6 +80,10 @@ def has_splits(place: Path, folders: Sequence[str]) -> bool:
 # === Classes by folder ===
 
 
+class LevelsNeededError(InputError):
+    """The folders have several levels, whose meaning nobody has named."""
+
+
 def read_class_folders(place: Path, levels: Sequence[str] | None = None) -> Source:
     """Read `[<split>/]<class>/…`: the names of folders are the classes.
 
@@ -121,7 +125,7 @@ def _level_names(
         )
     if levels is None:
         if depth > 1:
-            raise InputError(
+            raise LevelsNeededError(
                 f"{place}: its images are {depth} folders deep ({shown(example)}); name the "
                 "meaning of each with levels, from the top"
             )

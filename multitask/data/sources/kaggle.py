@@ -58,20 +58,25 @@ def recognise(place: Path) -> tuple[Path, _Layout] | None:
     files = [place / layout.name for layout in _LAYOUTS] if place.is_dir() else [place]
     for file in files:
         if file.is_file():
-            header = _header(file)
+            header, first = _first_lines(file)
             for layout in _LAYOUTS:
-                if set(layout.written) == set(header):
+                # A table of the user's own may have the simple names of wclasses.csv too.
+                numbered = sum(cell.isdecimal() for cell in first) >= len(layout.written) - 1
+                if set(layout.written) == set(header) and (layout is NAMED or numbered):
                     return file, layout
     return None
 
 
-def _header(file: Path) -> list[str]:
+def _first_lines(file: Path) -> tuple[list[str], list[str]]:
+    """The cells of the header and of the first row; [] where they are no text."""
     with open_binary(file) as opened:
-        line = opened.read(_HEADER_BYTES).split(b"\n")[0]
+        lines = opened.read(_HEADER_BYTES).split(b"\n")[:2]
     try:
-        return [name.strip() for name in next(csv.reader([line.decode("utf-8-sig")]), [])]
+        cells = list(csv.reader([line.decode("utf-8-sig") for line in lines]))
     except (UnicodeDecodeError, csv.Error):
-        return []
+        return [], []
+    rows = [[name.strip() for name in row] for row in [*cells, [], []]]
+    return rows[0], rows[1]
 
 
 def read_kaggle(file: Path, layout: _Layout, place: Path, images: Path | None = None) -> Source:

@@ -20,6 +20,7 @@ def open_source(
     images: Path | None = None,
     image_column: str | None = None,
     levels: Sequence[str] | None = None,
+    strict: bool = True,
 ) -> Source:
     """Read a collection's table, whatever form it has: one row per image.
 
@@ -31,6 +32,7 @@ def open_source(
         image_column: the column of images; None finds it.
         levels: names of the levels of class folders, from the top. A folder for which they are
             given is read as class folders, whatever else is in it.
+        strict: refuse `images` where the source keeps its images elsewhere.
 
     Raises:
         InputError: the source is not readable; the message names the place, and what was looked
@@ -45,7 +47,8 @@ def open_source(
         raise InputError(f"{images}: there is no such folder of images", field="images")
     with input_errors(place):
         source = _open(place, images, image_column, levels)
-        _refuse_unused(source, images, image_column)
+        if strict:
+            _refuse_unused(source, images, image_column)
     return source
 
 

@@ -308,7 +308,7 @@ def test_files_that_cannot_be_opened(tmp_path):
     )
 
 
-def test_a_given_column_of_paths_beside_one_of_bytes(tmp_path):
+def test_a_given_column_of_paths_next_to_one_of_bytes(tmp_path):
     table = pa.table(
         {"thumb": [b"t"], "file": ["a.jpg"], "price": pa.array([decimal.Decimal("1.50")])}
     )

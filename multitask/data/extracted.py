@@ -1,0 +1,114 @@
+"""Images that are inside a table's shards, written to files once: everything else reads files."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from multitask.console import progress_bar
+from multitask.data.sources import EmbeddedImages, Source
+from multitask.disk import writing
+from multitask.files import check_writable, locked, read_json, replacing, write_json
+from multitask.spec import InputError
+
+logger = logging.getLogger(__name__)
+
+INDEX = "images.json"  # stands when every image does
+_SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}
+
+
+def extract_images(source: Source, references: Sequence[str], folder: Path) -> list[str]:
+    """Write the embedded images of a source to files, unless they stand already.
+
+    Images are read one after the other, never all at once. The folder's images.json names the
+    shards that the images are from; it is written last, so that a killed call starts over.
+
+    Args:
+        source: with embedded images.
+        references: of the images.
+        folder: where they are written: new, empty, or of an earlier call.
+
+    Returns:
+        The path of each image below the folder. An image without bytes has no file there.
+
+    Raises:
+        InputError: the folder holds other files, or a shard is damaged.
+        DiskError: the disk has no room.
+    """
+    facts = _facts(source)
+    known = _read_index(folder, facts)
+    if known is None:
+        _refuse_other_files(folder)
+        waiting = f"Another process is writing the images ({folder}); waiting for it …"
+        with locked(_lock(folder), lambda: logger.info(waiting)):
+            known = _read_index(folder, facts) or _extract(source, facts, folder)
+    return [known.get(reference, _stem(reference)) for reference in references]
+
+
+def _facts(source: Source) -> dict[str, Any]:
+    """Names, sizes and times of the shards."""
+    facts = []
+    for shard in source.shards:
+        path = source.place / shard if source.place.is_dir() else source.place
+        status = path.stat()
+        facts.append([shard, status.st_size, status.st_mtime_ns])
+    return {"shards": facts}
+
+
+def _read_index(folder: Path, facts: dict[str, Any]) -> dict[str, str] | None:
+    """Reference -> path of the images that stand; None if they are not all of these shards."""
+    try:
+        content = read_json(folder / INDEX)
+        if content["shards"] != facts["shards"] or not isinstance(content["paths"], dict):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return content["paths"]
+
+
+def _refuse_other_files(folder: Path) -> None:
+    check_writable(folder, field="images")
+    # An earlier call that was killed has left its lock.
+    ours = (folder / INDEX).exists() or _lock(folder).exists()
+    if not ours and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder}: holds other files; the images inside the table are written to a folder "
+            "of their own",
+            field="images",
+        )
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _extract(source: Source, facts: dict[str, Any], folder: Path) -> dict[str, str]:
+    references = [str(one) for one in source.frame[source.image] if one is not None]
+    paths = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)
+    logger.info(f"Writing {len(references):,} images of {source.place} to {folder} …")
+    with (
+        writing(folder),
+        EmbeddedImages(source) as images,
+        progress_bar("writing images", len(references)) as bar,
+    ):
+        for reference, data in images.iterate(references):
+            path = _stem(reference) + _suffix(data)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(folder / path) as temporary:
+                temporary.write_bytes(data)
+            paths[reference] = path
+            bar.update(1)
+        write_json(folder / INDEX, facts | {"paths": paths})
+    return paths
+
+
+def _suffix(data: bytes) -> str:
+    return next((name for start, name in _SUFFIXES.items() if data.startswith(start)), "")
+
+
+def _stem(reference: str) -> str:
+    """`data/train-00000-of-00002.parquet#00000017` -> `data/train-00000-of-00002/00000017`."""
+    shard, _, row = reference.rpartition("#")
+    return f"{shard.rpartition('.')[0] or shard}/{row}"

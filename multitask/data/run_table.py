@@ -1,0 +1,82 @@
+"""A run on a collection keeps the table of its first training: classes, labels and splits.
+
+A collection grows and is corrected. A run's classes are the outputs of its heads, and an image that
+it trained on must not become a test image of the same run.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from multitask.data.lists import read_labels_as
+from multitask.data.table import Table, merge_tables
+from multitask.files import replacing
+from multitask.run import saved_spec
+from multitask.spec import DataSpec
+
+RUN_TABLE = "table.csv"
+
+
+def with_class_names(spec: DataSpec, data_dir: Path, workdir: Path) -> DataSpec:
+    """The spec with the classes of its columns: the run's, or those that the table has now.
+
+    Args:
+        spec: of any kind; one without a [table] is returned as it is.
+        data_dir: the folder that the spec's paths start at.
+        workdir: perhaps with a run.
+
+    Raises:
+        InputError: the table is wrong.
+    """
+    if spec.table is None or all(task.class_names is not None for task in spec.tasks):
+        return spec
+    before = saved_spec(workdir)
+    names = {task.name: task.class_names for task in before.tasks} if before else {}
+    if any(names.get(task) is None for task in spec.task_names):
+        names = dict(merge_tables(spec, data_dir).classes)
+    tasks = tuple(
+        task.model_copy(update={"class_names": task.class_names or names[task.name]})
+        for task in spec.tasks
+    )
+    return spec.model_copy(update={"tasks": tasks})
+
+
+def write_run_table(table: Table, workdir: Path) -> None:
+    """Write the merged table of a run: path, split, group, and each task's class by name."""
+    columns = {"path": table.paths, "split": table.splits, "group": table.units}
+    for column, (task, names) in enumerate(table.classes.items()):
+        columns[f"{task}/label"] = np.asarray([*names, ""], object)[table.labels[:, column]]
+    with replacing(workdir / RUN_TABLE) as temporary:
+        pd.DataFrame(columns).to_csv(temporary, index=False)
+
+
+def read_run_table(spec: DataSpec, workdir: Path) -> Table | None:
+    """Read the merged table of a run; None where the run has none.
+
+    Args:
+        spec: of the run, with its classes.
+        workdir: of the run.
+
+    Raises:
+        InputError: the file is broken.
+    """
+    path = workdir / RUN_TABLE
+    if spec.table is None or not path.is_file():
+        return None
+    from multitask.data.image_files import read_frame  # imports TensorFlow
+
+    classes = {task.name: tuple(task.class_names or ()) for task in spec.tasks}
+    columns = ("path", "split", "group", *(f"{task}/label" for task in classes))
+    remedy = "the same `multitask train` writes it again"
+    frame = read_frame(path, columns, remedy, dtype=str, keep_default_na=False)
+    labels = [
+        read_labels_as(frame[f"{t}/label"], names, names=True) for t, names in classes.items()
+    ]
+    return Table(
+        classes,
+        frame["path"].to_numpy(object),
+        np.stack(labels, axis=1).astype(np.int32),
+        frame["split"].to_numpy(object),
+        units=frame["group"].to_numpy().astype(np.int64),
+    )

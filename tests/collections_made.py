@@ -1,0 +1,174 @@
+"""One small collection in every form that people have it in, written by other people's writers.
+
+Forty photographs of twenty objects, two each. The school of an object is the parity of its number;
+its period the remainder by three, and every fifth has none.
+"""
+
+import json
+
+import numpy as np
+import pandas as pd
+
+OBJECTS, VIEWS = 20, 2
+SCHOOLS, PERIODS = ("Dutch", "French"), ("early", "late", "middle")
+TASKS = ("school", "period")
+FORMS = ("csv", "excel", "folders", "hub", "kaggle", "tfds")
+
+
+def rows():
+    """The collection as a frame: file, object, school, period ("" where it has none)."""
+    listed = []
+    for number in range(OBJECTS):
+        period = "" if number % 5 == 4 else PERIODS[number % 3]
+        listed += [
+            {"file": f"{number:02}_{view}.png", "object": f"o.{number:02}",
+             "school": SCHOOLS[number % 2], "period": period}
+            for view in range(VIEWS)
+        ]  # fmt: skip
+    return pd.DataFrame(listed)
+
+
+def paint(folder, write_image):
+    """Write the photographs; return file -> bytes."""
+    files = rows()["file"]
+    paths = [write_image(folder / name, seed=seed) for seed, name in enumerate(files)]
+    return dict(zip(files, (path.read_bytes() for path in paths), strict=True))
+
+
+def make(form, folder, write_image):
+    """Write the collection.
+
+    Returns:
+        The arguments of `draft_spec`, and file -> the photograph's bytes.
+    """
+    photos = paint(folder / "photos", write_image)
+    return _MAKERS[form](folder, photos), photos
+
+
+def _csv(folder, photos):
+    rows().to_csv(folder / "catalogue.csv", index=False, sep=";", encoding="cp1252")
+    return {"place": str(folder / "catalogue.csv"), "images": folder / "photos"}
+
+
+def _excel(folder, photos):
+    rows().to_excel(folder / "catalogue.xlsx", index=False)
+    return {"place": str(folder / "catalogue.xlsx"), "images": folder / "photos"}
+
+
+def _folders(folder, photos):
+    """Folders cannot say that an image has no period: it is in the folder `unknown`."""
+    for row in rows().itertuples():
+        target = folder / "tree" / row.school / (row.period or "unknown") / row.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(photos[row.file])
+    return {"place": str(folder / "tree"), "tasks": list(TASKS)}
+
+
+def _hub(folder, photos):
+    """As `datasets` writes Parquet: images as bytes, classes as numbers with their names."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    frame = rows()
+    names = {"school": SCHOOLS, "period": PERIODS}
+    arrays = {
+        "image": pa.array(
+            [{"bytes": photos[name], "path": name} for name in frame["file"]],
+            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        ),
+        "object": pa.array(frame["object"]),
+    }
+    features = {"image": {"_type": "Image"}, "object": {"dtype": "string", "_type": "Value"}}
+    for task, classes in names.items():
+        numbers = [classes.index(value) if value else -1 for value in frame[task]]
+        arrays[task] = pa.array(numbers, pa.int64())
+        features[task] = {"names": list(classes), "_type": "ClassLabel"}
+    schema = json.dumps({"info": {"features": features}})
+    table = pa.table(arrays).replace_schema_metadata({"huggingface": schema})
+    data = folder / "museum" / "data"
+    data.mkdir(parents=True)
+    half = len(frame) // 2
+    pq.write_table(table[:half], data / "train-00000-of-00002.parquet", row_group_size=7)
+    pq.write_table(table[half:], data / "train-00001-of-00002.parquet", row_group_size=7)
+    return {"place": str(folder / "museum"), "tasks": list(TASKS)}
+
+
+def _kaggle(folder, photos):
+    """Its `genre` is really the style. There is no period, so the period is the artist here."""
+    frame, root = rows(), folder / "wikiart"
+    for row in frame.itertuples():
+        target = root / row.school / row.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(photos[row.file])
+    table = pd.DataFrame(
+        {
+            "filename": frame["school"] + "/" + frame["file"],
+            "artist": frame["period"].replace("", "unknown"),
+            "genre": [str([school]) for school in frame["school"]],
+            "description": [f"the view {name}" for name in frame["file"]],
+            "phash": [f"{number:016x}" for number in np.arange(len(frame)) * 7919],
+            "width": 40,
+            "height": 30,
+            "genre_count": 1,
+            "subset": "train",
+        }
+    )
+    table.loc[table.index % 10 < 2, "subset"] = "test"
+    table.to_csv(root / "classes.csv", index=False)
+    return {"place": str(root), "tasks": ["style", "artist"]}
+
+
+def _tfds(folder, photos):
+    import io
+
+    import tensorflow_datasets as tfds
+
+    frame = rows()
+
+    class Written(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = folder
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(encoding_format="png"),
+                "object": tfds.features.Text(),
+                "school": tfds.features.ClassLabel(names=list(SCHOOLS)),
+                "period": tfds.features.ClassLabel(names=list(PERIODS)),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number, row in enumerate(frame.itertuples()):
+                period = PERIODS.index(row.period) if row.period else -1
+                yield (
+                    number,
+                    {
+                        "image": io.BytesIO(photos[row.file]),
+                        "object": row.object,
+                        "school": SCHOOLS.index(row.school),
+                        "period": period,
+                    },
+                )
+
+    Written.name = "museum"
+    builder = Written(data_dir=str(folder / "tfds"), file_format="array_record")
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
+    return {"place": str(builder.data_path), "tasks": list(TASKS)}
+
+
+_MAKERS = {
+    "csv": _csv,
+    "excel": _excel,
+    "folders": _folders,
+    "hub": _hub,
+    "kaggle": _kaggle,
+    "tfds": _tfds,
+}

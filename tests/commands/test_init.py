@@ -1,0 +1,118 @@
+"""From a collection to a report in one command, and the spec that `init` writes."""
+
+import json
+import tomllib
+
+import collections_made as made
+import pandas as pd
+import pytest
+
+from multitask.__main__ import main
+
+QUICK = (
+    *("--trunk=tiny", "--trunk_weights=none", "--image_size=32", "--freeze_depth=all"),
+    *("--epochs_heads=1", "--epochs_finetune=0", "--cache_features=off", "--nosimilar"),
+)
+
+
+@pytest.fixture
+def folder(tmp_path, write_image, monkeypatch):
+    """The current folder, with catalogue.csv and photos/."""
+    made.make("csv", tmp_path, write_image)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def wrong(capsys, *argv):
+    """The one line of a refused call."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(argv))
+    err = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert err.count("\n") == 1
+    return err.rstrip("\n")
+
+
+def test_it_writes_a_spec_that_loads_and_prints_each_guess(folder, capsys):
+    main(["init", "catalogue.csv", "--images=photos", "--out=mine.toml"])
+    out = capsys.readouterr().out
+    assert "catalogue.csv: 40 images" in out
+    assert "  school: 2 classes, 40 labels" in out
+    assert "  period: 3 classes, 32 labels" in out
+    assert "multitask train --spec=mine.toml --workdir=runs/catalogue" in out
+    raw = tomllib.loads((folder / "mine.toml").read_text(encoding="utf-8"))
+    table = {"file": "catalogue.csv", "image": "file", "test": 0.2, "group": "object"}
+    assert raw["table"] == table
+    assert raw["images"] == "photos"
+    assert [(task["name"], task["column"]) for task in raw["task"]] == [
+        (name, name) for name in made.TASKS
+    ]
+
+
+def test_one_command_from_a_table_to_a_report(folder, tiny_trunk, capsys):
+    data = ("--data=catalogue.csv", "--images=photos")
+    main(["train", *data, "--workdir=run", *QUICK])
+    out = capsys.readouterr().out
+    assert "catalogue.csv: 40 images; tasks: school (2 classes), period (3 classes)" in out
+    results = json.loads((folder / "run/results/metrics.json").read_text())
+    assert results["metrics"]["school/labelled"] == 8
+    assert (folder / "run/results/report.html").is_file()
+    kept = pd.read_csv(folder / "run/table.csv", keep_default_na=False)
+    assert sorted(kept["path"]) == sorted(made.rows()["file"])
+    assert (kept["split"] == "test").sum() == 8
+    # The same command resumes, and the commands after training need no table.
+    main(["train", *data, "--workdir=run", *QUICK])
+    assert "Nothing is left to train" in capsys.readouterr().out
+    (folder / "catalogue.csv").unlink()
+    main(["evaluate", "--workdir=run", "--nosimilar"])
+    again = json.loads((folder / "run/results/metrics.json").read_text())
+    assert again["metrics"] == results["metrics"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", made.FORMS)
+def test_one_command_from_every_form_to_a_report(form, tmp_path, write_image, tiny_trunk):
+    given, _ = made.make(form, tmp_path, write_image)
+    flags = [f"--data={given['place']}"]
+    flags += [f"--images={given['images']}"] if "images" in given else []
+    flags += [f"--tasks={','.join(given['tasks'])}"] if "tasks" in given else []
+    main(["train", *flags, f"--workdir={tmp_path / 'run'}", *QUICK])
+    assert (tmp_path / "run/results/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["init"], "multitask init: name one table or folder; --help shows how"),
+        (["init", "catalogue.csv"], "multitask init: --out is needed; --help lists the flags"),
+        (["init", "catalogue.csv", "--out=a.csv"],
+         "--out: a.csv: expected a file that ends in .toml"),
+        (["init", "catalogue.csv", "--out=old.toml"],
+         "--out: old.toml: exists; replace it with --overwrite, or name another file"),
+        (["train", "--spec=wikiart", "--images=photos", "--workdir=run"],
+         "--images: is for --data, a collection without a spec"),
+        (["train", "--spec=wikiart", "--data=catalogue.csv", "--workdir=run"],
+         "--data: cannot be combined with --spec"),
+    ],
+)  # fmt: skip
+def test_wrong_calls_are_one_line(folder, capsys, argv, line):
+    (folder / "old.toml").write_text("")
+    assert wrong(capsys, *argv) == line
+    assert (folder / "old.toml").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "start"),
+    [
+        (["--tasks=shool"], "--tasks: "),
+        (["--image_column=fil"], ""),
+        (["--split_column=school"], ""),
+        (["--group=objct"], "--group: "),
+        (["--images=photo"], "--images: photo: there is no such folder of images"),
+    ],
+)
+def test_wrong_columns_are_one_line(folder, capsys, flags, start):
+    images = [] if flags[0].startswith("--images") else ["--images=photos"]
+    argv = ["init", "catalogue.csv", *images, "--out=mine.toml", *flags]
+    assert wrong(capsys, *argv).startswith(start)
+    assert not (folder / "mine.toml").exists()

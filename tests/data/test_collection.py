@@ -1,0 +1,290 @@
+"""A collection in one table: its labels, its splits, and what a run keeps of it."""
+
+import shutil
+
+import collections_made as made
+import numpy as np
+import pandas as pd
+import pytest
+
+from multitask.data.draft import draft_spec
+from multitask.data.extracted import INDEX
+from multitask.data.run_table import read_run_table, with_class_names, write_run_table
+from multitask.data.table import TEST, TRAIN, VALIDATION, load_table, merge_tables
+from multitask.run import write_config
+from multitask.spec import InputError, SpecError, override, parse_spec
+
+HEAD = {
+    "head": {"kind": "linear"},
+    "loss": {"kind": "focal"},
+    "schedule": {"kind": "constant", "rate": 1e-3},
+}
+
+
+def spec_of(table=None, tasks=made.TASKS, options=None, **fields):
+    """A spec of catalogue.csv, with a task per column."""
+    raw = {
+        "name": "museum",
+        "images": "photos",
+        "validation": 0.0,
+        "table": {"file": "catalogue.csv", "image": "file", **(table or {})},
+        "trunk": {"weights": "none", "schedule": HEAD["schedule"]},
+        "task": [
+            {"name": name, "column": name, **HEAD, **(options or {}).get(name, {})}
+            for name in tasks
+        ],
+        **fields,
+    }
+    return parse_spec(raw, source="museum.toml")
+
+
+@pytest.fixture
+def museum(tmp_path, write_image):
+    """A folder with photos/ and catalogue.csv; a function that writes another catalogue."""
+    made.paint(tmp_path / "photos", write_image)
+
+    def write(frame):
+        frame.to_csv(tmp_path / "catalogue.csv", index=False)
+        return tmp_path
+
+    write(made.rows())
+    write.folder = tmp_path
+    return write
+
+
+def labels_by_name(table, task):
+    """path -> class name, of the labelled images."""
+    labels = table.labels[:, table.tasks.index(task)]
+    names = table.classes[task]
+    return {p: names[k] for p, k in zip(table.paths, labels, strict=True) if k >= 0}
+
+
+def refusal(call):
+    with pytest.raises(InputError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# === Every form ===
+
+
+@pytest.mark.parametrize("form", made.FORMS)
+def test_every_form_has_the_same_images_and_labels(form, tmp_path, write_image):
+    """Without a line of TOML by hand."""
+    if form == "excel":
+        pytest.importorskip("openpyxl")
+    given, photos = made.make(form, tmp_path, write_image)
+    draft = draft_spec(**given)
+    spec = draft.spec()
+    assert draft.data_dir == tmp_path or form == "tfds"
+    table = merge_tables(spec, draft.data_dir)
+    names = {"style": "school", "artist": "period"} if form == "kaggle" else {}
+    assert {names.get(task, task) for task in table.tasks} == set(made.TASKS)
+    image_dir = draft.data_dir / spec.images
+    of_bytes = {data: name for name, data in photos.items()}
+    file_of = {path: of_bytes[(image_dir / path).read_bytes()] for path in table.paths}
+    assert sorted(file_of.values()) == sorted(photos)
+    frame = made.rows().set_index("file")
+    for task in table.tasks:
+        column = frame[names.get(task, task)]
+        result = {file_of[path]: name for path, name in labels_by_name(table, task).items()}
+        assert result == column[column != ""].to_dict()
+    share = (table.splits == TEST).mean()
+    assert share == pytest.approx(0.2, abs=0.05)
+
+
+def test_embedded_images_are_written_once(tmp_path, write_image):
+    given, _ = made.make("hub", tmp_path, write_image)
+    draft = draft_spec(**given)
+    spec, folder = draft.spec(), tmp_path / draft.spec().images
+    merge_tables(spec, tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert len(times) == 41
+    merge_tables(spec, tmp_path)
+    assert times == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    # Killed before the last file: everything is written again.
+    (folder / INDEX).unlink()
+    next(path for path in times if path.suffix == ".png").write_bytes(b"half")
+    table = merge_tables(spec, tmp_path)
+    assert (folder / INDEX).is_file()
+    assert all((folder / path).read_bytes().startswith(b"\x89PNG") for path in table.paths)
+    # Never into a folder of the user's.
+    shutil.rmtree(folder)
+    (tmp_path / f".{folder.name}.lock").unlink()
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years")
+    assert refusal(lambda: merge_tables(spec, tmp_path)).startswith(
+        f"images: {folder}: holds other files"
+    )
+
+
+# === Labels ===
+
+
+def test_options_of_a_column(museum):
+    """By hand: values that are missing, mapped, several, rare."""
+    frame = made.rows()
+    frame["period"] = ["early"] * 12 + ["Early "] * 4 + ["late"] * 12 + ["late; early"] * 4 + [
+        "n/a"] * 4 + ["once"] * 4  # fmt: skip
+    folder = museum(frame)
+    options = {"map": {"Early": "early"}, "separator": ";", "min_examples": 5}
+    table = merge_tables(spec_of(options={"period": options}), folder)
+    assert table.classes["period"] == ("early", "late")
+    assert np.bincount(table.labels[:, 1] + 1).tolist() == [12, 16, 12]
+    joined = {**options, "rare": "other", "min_examples": 5, "several": "first"}
+    table = merge_tables(spec_of(options={"period": joined}), folder)
+    # "other" has four images, fewer than five, and is then no class.
+    assert np.bincount(table.labels[:, 1] + 1).tolist() == [8, 16, 16]
+
+
+def test_an_image_listed_twice_with_two_labels_has_none(museum):
+    frame = made.rows()
+    again = frame.iloc[[0]].assign(school="French")
+    table = merge_tables(spec_of(), museum(pd.concat([frame, again])))
+    assert labels_by_name(table, "school").keys() == set(frame["file"][1:])
+    assert "school: 1 images are listed with two labels" in "\n".join(table.notes)
+
+
+def test_paths_are_matched_as_those_of_lists(museum):
+    frame = made.rows()
+    frame.loc[3, "file"] = frame["file"][3].upper()
+    table = merge_tables(spec_of(), museum(frame))
+    assert sorted(table.paths) == sorted(made.rows()["file"])
+    assert len(table.findings.respelt["path"].unique()) == 1
+
+
+# === Splits ===
+
+
+def units_on_one_side(table):
+    """The splits of each object, from the names of its photographs."""
+    objects = pd.Series([path.split("_")[0] for path in table.paths])
+    return pd.Series(table.splits).groupby(objects).nunique()
+
+
+def test_a_drawn_test_set_and_validation_keep_groups_together(museum):
+    spec = spec_of({"test": 0.2, "group": "object"}, validation=0.2)
+    table = load_table(spec, museum.folder)
+    assert {split: len(table.rows(split)) for split in (TRAIN, VALIDATION, TEST)} == {
+        TRAIN: 26, VALIDATION: 6, TEST: 8,
+    }  # fmt: skip
+    assert (units_on_one_side(table) == 1).all()
+    pattern = load_table(spec_of({"test": 0.2, "group": r"^(\d+)_"}, validation=0.2), museum.folder)
+    assert (units_on_one_side(pattern) == 1).all()
+    without = load_table(spec_of({"test": 0.2}, validation=0.2), museum.folder)
+    assert (units_on_one_side(without) > 1).any()
+
+
+def test_the_draw_does_not_depend_on_the_order_of_the_rows(museum):
+    spec = spec_of({"test": 0.2, "group": "object"}, validation=0.1)
+    one = load_table(spec, museum.folder)
+    two = load_table(spec, museum(made.rows().sample(frac=1, random_state=5)))
+    assert one.paths.tolist() == two.paths.tolist()
+    assert one.splits.tolist() == two.splits.tolist()
+    other = load_table(override(spec, {"seed": 1}), museum.folder)
+    assert other.splits.tolist() != one.splits.tolist()
+
+
+def test_splits_that_a_column_names(museum):
+    frame = made.rows()
+    frame["part"] = ["training"] * 20 + ["Val"] * 8 + ["TEST"] * 10 + ["spare"] * 2
+    table = load_table(spec_of({"split": "part"}, validation=0.3), museum(frame))
+    expected = frame["part"].map({"training": TRAIN, "Val": VALIDATION, "TEST": TEST})
+    expected = dict(zip(frame["file"], expected, strict=True))
+    assert dict(zip(table.paths, table.splits, strict=True)) == {
+        name: split for name, split in expected.items() if isinstance(split, str)
+    }
+
+
+def test_a_group_on_both_sides_of_a_named_split_is_not_trained_on(museum):
+    frame = made.rows()
+    frame["part"] = (["train", "test"] + ["train"] * 8) * 4
+    table = merge_tables(spec_of({"split": "part", "group": "object"}), museum(frame))
+    leaking = set(frame["file"][[0, 10, 20, 30]])
+    assert leaking.isdisjoint(table.paths)
+    assert set(table.paths) == set(frame["file"]) - leaking
+    assert "4 images of train belong to the same image or group as one of test" in "\n".join(
+        table.notes
+    )
+
+
+# === What a run keeps ===
+
+
+def test_a_run_keeps_its_classes_and_its_splits(museum, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    spec = spec_of({"test": 0.2}, options={"period": {"min_examples": 5}}, max_unknown=0.2)
+    first = with_class_names(spec, museum.folder, workdir)
+    assert [task.class_names for task in first.tasks] == [made.SCHOOLS, made.PERIODS]
+    merged = merge_tables(first, museum.folder)
+    write_config(workdir, first, museum.folder, fingerprint="x")
+    write_run_table(merged, workdir)
+    # The collection is corrected and grows; the run goes on with its own classes.
+    frame = made.rows()
+    frame.loc[frame["period"] == "", "period"] = "ancient"
+    frame.loc[:5, "school"] = "Ankara"
+    again = with_class_names(spec, museum(frame), workdir)
+    assert again == first
+    table = merge_tables(again, museum.folder)
+    assert table.classes == merged.classes
+    assert set(labels_by_name(table, "school").values()) == set(made.SCHOOLS)
+    assert any("Ankara" in note for note in table.notes)
+    strict = override(again, {"max_unknown": 0.1})
+    assert refusal(lambda: merge_tables(strict, museum.folder)) == (
+        'museum.toml: task[0] "school": column: 6 of 40 rows have a value that is none of the '
+        "run's classes (first: 'Ankara'); more than the allowed share max_unknown = 0.1"
+    )
+    kept = read_run_table(first, workdir)
+    for name in ("paths", "labels", "splits", "units"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(merged, name))
+    assert kept.classes == merged.classes
+
+
+# === Refused ===
+
+
+@pytest.mark.parametrize(
+    ("table", "tasks", "message"),
+    [
+        (None, ("school",), 'museum.toml: task[0] "school": column: needs a [table]'),
+        (
+            {"test": 0.2, "split": "part"},
+            ("school",),
+            "museum.toml: table.test: the column `split`",
+        ),
+        ({"test": 1.0}, ("school",), "museum.toml: table.test: 1.0: input should be less than 1"),
+        ({"colum": "x"}, ("school",), "museum.toml: table: unknown field 'colum'"),
+    ],
+)
+def test_a_wrong_spec(table, tasks, message):
+    raw = spec_of().to_dict()
+    raw["task"] = [task for task in raw["task"] if task["name"] in tasks]
+    raw["table"] = None if table is None else raw["table"] | table
+    with pytest.raises(SpecError) as caught:
+        parse_spec(raw, source="museum.toml")
+    assert str(caught.value).replace('"colum"', "'colum'").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"table": {"image": "fil"}}, '{}/catalogue.csv: no column "fil". Expected one of: all, '),
+        ({"tasks": ("shool",)}, 'museum.toml: task[0] "shool": column'),
+        ({"table": {"split": "objct"}}, "museum.toml: table.split"),
+        ({"table": {"group": "objct", "test": 0.2}}, "museum.toml: table.group"),
+        ({"table": {"group": "all", "test": 0.2}}, "museum.toml: table.test: 0.2: all 40 labelled"),
+        ({"table": {"file": "catalog.csv"}}, "{}/catalog.csv: no such file"),
+        ({"tasks": ("nothing",)}, 'museum.toml: task[0] "nothing": column: "nothing": none of 40'),
+        ({"tasks": ("all",)}, 'museum.toml: task[0] "all": column: "all": only one value'),
+        ({"images": "elsewhere"}, "museum.toml: images: 'elsewhere': the images of"),
+        ({"table": {"image": "link"}}, "{}/catalogue.csv: column 'link' holds addresses"),
+    ],
+)
+def test_wrong_columns_are_one_line(museum, changes, message):
+    frame = made.rows().assign(all="x", nothing="")
+    frame["link"] = "https://museum.example/" + frame["file"]
+    folder = museum(frame)
+    line = refusal(lambda: merge_tables(spec_of(**changes), folder))
+    assert line.startswith(message.format(folder)), line
