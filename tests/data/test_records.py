@@ -58,6 +58,30 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """Records of `tiny_data` and `tiny_spec`, made by the first test that needs them."""
+    return tmp_path_factory.mktemp("records")
+
+
+@pytest.fixture
+def there(tiny_data, tiny_spec, shelf):
+    """(spec, folder) of a data set whose records are there."""
+    spec, data = tiny_spec(), tiny_data()
+    kept = shelf / "whole"
+    if not kept.is_dir():
+        quiet(spec, data, kept)
+    shutil.copytree(kept, data / "records")
+    return spec, data
+
+
+@pytest.fixture
+def parts(tiny_data, tiny_spec, shelf, monkeypatch):
+    """The records of the same data in shards of 5 images."""
+    monkeypatch.setattr(records_builder, "SHARD_IMAGES", 5)
+    return quiet(tiny_spec(), tiny_data(folder="parts"), shelf / "parts")
+
+
 # === What they hold ===
 
 
@@ -128,8 +152,8 @@ def test_they_hold_exactly_the_usable_rows_and_every_other_has_its_reason(flawed
     assert table.excluded == prepared.table.excluded
 
 
-def test_labels_are_those_of_the_csvs(tiny_data, tiny_spec):
-    prepared = quiet(tiny_spec(), tiny_data())
+def test_labels_are_those_of_the_csvs(there):
+    prepared = quiet(*there)
     got = {
         example["path"].decode(): [int(example["label"][task]) for task in TASKS]
         for example in read_by_tfds(prepared.folder, TRAIN)
@@ -189,9 +213,9 @@ def test_images_are_upright_and_of_bounded_shorter_side(tiny_data, tiny_spec, ma
         assert np.abs(example["image"] - want).mean() < 4
 
 
-def test_quality_is_that_of_jpeg(tiny_data, tiny_spec):
+def test_quality_is_that_of_jpeg(there, tiny_spec):
     """The quantisation tables are those that libjpeg writes for the quality."""
-    data = tiny_data()
+    _, data = there  # of quality 92
     for quality in (50, 92):
         prepared = quiet(tiny_spec(records={"quality": quality}), data)
         one = tf.data.Dataset.from_tensors(tf.constant(0, tf.int64))
@@ -202,8 +226,8 @@ def test_quality_is_that_of_jpeg(tiny_data, tiny_spec):
         assert got.quantization == want.quantization
 
 
-def test_metadata_state_what_they_were_made_from(tiny_data, tiny_spec):
-    prepared = quiet(tiny_spec(), tiny_data())
+def test_metadata_state_what_they_were_made_from(there):
+    prepared = quiet(*there)
     info = tfds.builder_from_directory(prepared.folder).info
     assert str(info.version) == VERSION == prepared.folder.name
     assert info.metadata["fingerprint"] == prepared.fingerprint
@@ -217,11 +241,8 @@ def test_metadata_state_what_they_were_made_from(tiny_data, tiny_spec):
     ]  # no validation split was requested, and the test set is not in the records
 
 
-def test_many_shards_are_one_split(tiny_data, tiny_spec, monkeypatch):
-    spec, data = tiny_spec(), tiny_data()
-    whole = quiet(spec, data, data / "a")
-    monkeypatch.setattr(records_builder, "SHARD_IMAGES", 5)
-    parts = quiet(spec, data, data / "b")
+def test_many_shards_are_one_split(there, parts):
+    whole = quiet(*there)
     assert len(content(whole.folder)) == 1
     assert len(content(parts.folder)) == 3
     assert parts.builder.paths(TRAIN) == whole.builder.paths(TRAIN)
@@ -258,15 +279,13 @@ def test_near_duplicates_of_test_images_are_excluded(tiny_data, tiny_spec, write
 # === Reading ===
 
 
-def test_images_come_in_the_order_of_the_positions(tiny_data, tiny_spec, monkeypatch):
+def test_images_come_in_the_order_of_the_positions(parts, monkeypatch):
     monkeypatch.setattr(records, "CHUNK", 3)
-    monkeypatch.setattr(records_builder, "SHARD_IMAGES", 5)
-    prepared = quiet(tiny_spec(), tiny_data())
-    stored = [bytes(x) for x in prepared.builder.read(TRAIN)]
+    stored = [bytes(x) for x in parts.builder.read(TRAIN)]
     order = [7, 0, 11, 3, 3, 5, 1, 10]
     requested = tf.data.Dataset.from_tensor_slices(tf.constant(order, tf.int64))
     for _ in range(3):  # whichever thread is first
-        got = list(prepared.reader(TRAIN)(requested).as_numpy_iterator())
+        got = list(parts.reader(TRAIN)(requested).as_numpy_iterator())
         assert [int(position) for position, _ in got] == order
         for position, image in got:
             assert image in stored[position]
@@ -289,14 +308,15 @@ NEW = {
     "records.margin": 1.5,
     "records.quality": 80,
     "validation": 0.4,
-    "task.subset": 0.5,
+    "task.subset": 0.75,
     "seed": 1,
 }
 
 
 def test_which_fields_make_new_records(tiny_data, tiny_spec):
     rows = [(f"Dots/{i:02}.jpg", i % 2) for i in range(24)]
-    spec, data = tiny_spec(tasks=("style",), validation=0.25), tiny_data(rows={"style_train": rows})
+    spec, data = tiny_spec(tasks=("style",)), tiny_data(rows={"style_train": rows})
+    spec = override(spec, {"task.subset": 0.5})  # by the seed, and one split is made in less time
     first = quiet(spec, data)
     assert first.fresh
     for field, value in (SAME | NEW).items():
@@ -307,16 +327,15 @@ def test_which_fields_make_new_records(tiny_data, tiny_spec):
     assert (again.fresh, again.folder) == (False, first.folder)  # all of them are there now
 
 
-def test_fewer_tasks_make_new_records(tiny_data, tiny_spec):
-    data = tiny_data()
-    assert quiet(tiny_spec(), data).fresh
+def test_fewer_tasks_make_new_records(there, tiny_spec):
+    _, data = there
+    assert not quiet(tiny_spec(), data).fresh
     assert quiet(tiny_spec(tasks=("style", "genre")), data).fresh
     assert not quiet(tiny_spec(), data).fresh
 
 
-def test_which_changes_of_the_data_make_new_records(tiny_data, tiny_spec, write_image):
-    spec, data = tiny_spec(), tiny_data()
-    quiet(spec, data)
+def test_which_changes_of_the_data_make_new_records(there, write_image):
+    spec, data = there
     csv = data / "wikiart_csv/style_train.csv"
     text = csv.read_text()
 
@@ -352,9 +371,9 @@ def test_which_changes_of_the_data_make_new_records(tiny_data, tiny_spec, write_
     assert "Dots/new.jpg" in quiet(spec, data).builder.paths(TRAIN)
 
 
-def test_the_test_set_is_part_of_the_fingerprint(tiny_data, tiny_spec):
+def test_the_test_set_is_part_of_the_fingerprint(there):
     """excluded.csv lists the unreadable images of the test set."""
-    spec, data = tiny_spec(), tiny_data()
+    spec, data = there
     first = quiet(spec, data)
     csv = data / "wikiart_csv/style_val.csv"
     csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:-1]))
@@ -375,9 +394,10 @@ def test_paths_cannot_be_confused_with_each_other(tiny_data, tiny_spec):
 # === Whole or not at all ===
 
 
-def test_an_interrupted_one_leaves_nothing_and_the_next_is_whole(tiny_data, tiny_spec, monkeypatch):
-    spec, data = tiny_spec(), tiny_data()
-    want = content(quiet(spec, data, data / "undisturbed").folder)
+def test_an_interrupted_one_leaves_nothing_and_the_next_is_whole(there, monkeypatch):
+    spec, data = there
+    want = content(quiet(spec, data).folder)
+    shutil.rmtree(data / "records")
 
     def interrupted(self, index, *image):
         raise KeyboardInterrupt
@@ -438,10 +458,48 @@ def spec_file(tmp_path):
     return file
 
 
-def start_slowly(spec_file, data, gate):
-    """A process that prepares one image and continues when the file `gate` exists."""
+OFFLINE = """
+import sys
+requests = []
+sys.addaudithook(
+    lambda event, args: requests.append((event, args))
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request")
+    else None
+)
+from pathlib import Path
+import tensorflow as tf
+for name in ("exists", "isdir", "listdir", "glob", "stat", "copy", "makedirs", "GFile"):
+    def watched(*args, _call=getattr(tf.io.gfile, name), **options):
+        requests.extend(("gfile", a) for a in args if "://" in str(a))
+        return _call(*args, **options)
+    setattr(tf.io.gfile, name, watched)
+from multitask.data.records import prepare
+from multitask.spec import load_spec
+spec, data = load_spec(sys.argv[1]), Path(sys.argv[4])
+for fresh in (True, False):
+    prepared = prepare(spec, data, progress=False)
+    assert prepared.fresh is fresh
+    positions = tf.data.Dataset.range(12)
+    assert len(list(prepared.reader("train")(positions))) == 12
+print("requests", requests, flush=True)
+"""
+
+
+def start_slowly(spec_file, data, gate, *, before="", arguments=()):
+    """A process that prepares one image and continues when the file `gate` exists.
+
+    Args:
+        spec_file: what is prepared.
+        data: the data folder.
+        gate: the file.
+        before: Python that runs first.
+        arguments: further ones of that.
+    """
     return subprocess.Popen(
-        [sys.executable, "-c", SLOWLY, str(spec_file), str(data), str(gate)],
+        [
+            *(sys.executable, "-c", before + SLOWLY),
+            *map(str, (spec_file, data, gate, *arguments)),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -457,12 +515,23 @@ def until(process, start):
     raise AssertionError(process.stderr.read())
 
 
-def test_a_killed_one_is_never_used_and_the_next_starts_over(tiny_data, spec_file):
-    data = tiny_data()
-    process = start_slowly(spec_file, data, data / "never")
-    assert until(process, "one")
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+@pytest.fixture
+def elsewhere(tiny_data, spec_file, shelf):
+    """(what a process printed of its requests, the folder of records that it was killed amid)."""
+    printed, data = shelf / "printed.txt", shelf / "killed"
+    if not printed.is_file():
+        whole = tiny_data(folder=shelf / "offline")
+        never = tiny_data(folder=data) / "never"
+        with start_slowly(spec_file, data, never, before=OFFLINE, arguments=[whole]) as process:
+            requests = until(process, "requests")
+            assert until(process, "one")
+            process.send_signal(signal.SIGKILL)
+        printed.write_text(requests)
+    return printed.read_text(), data
+
+
+def test_a_killed_one_is_never_used_and_the_next_starts_over(elsewhere, spec_file):
+    _, data = elsewhere
     assert [name for name in tree(data / "records") if "incomplete" in name]
     prepared = quiet(load_spec(str(spec_file)), data)
     assert prepared.fresh
@@ -484,8 +553,8 @@ def test_of_two_processes_one_prepares_and_the_other_waits(tiny_data, spec_file)
 
 
 @pytest.mark.parametrize("harm", ["remove", "shorten", "forget"])
-def test_records_that_are_not_whole_are_made_again(tiny_data, tiny_spec, harm):
-    spec, data = tiny_spec(), tiny_data()
+def test_records_that_are_not_whole_are_made_again(there, harm):
+    spec, data = there
     prepared = quiet(spec, data)
     want = content(prepared.folder)
     file = next(prepared.folder.glob("*.array_record*"))
@@ -501,9 +570,9 @@ def test_records_that_are_not_whole_are_made_again(tiny_data, tiny_spec, harm):
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "*.array_record*"])
-def test_a_named_pipe_among_the_records_is_refused(tiny_data, tiny_spec, name):
+def test_a_named_pipe_among_the_records_is_refused(there, name):
     """TFDS would wait for it without end, so the test runs in a thread that it can leave."""
-    spec, data = tiny_spec(), tiny_data()
+    spec, data = there
     file = next(quiet(spec, data).folder.glob(name))
     file.unlink()
     os.mkfifo(file)
@@ -551,42 +620,10 @@ def test_tfds_has_the_private_methods_that_the_builder_overrides():
 
 # === No network ===
 
-OFFLINE = """
-import sys
-requests = []
-sys.addaudithook(
-    lambda event, args: requests.append((event, args))
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request")
-    else None
-)
-from pathlib import Path
-import tensorflow as tf
-for name in ("exists", "isdir", "listdir", "glob", "stat", "copy", "makedirs", "GFile"):
-    def watched(*args, _call=getattr(tf.io.gfile, name), **options):
-        requests.extend(("gfile", a) for a in args if "://" in str(a))
-        return _call(*args, **options)
-    setattr(tf.io.gfile, name, watched)
-from multitask.data.records import prepare
-from multitask.spec import load_spec
-spec, data = load_spec(sys.argv[1]), Path(sys.argv[2])
-for fresh in (True, False):
-    prepared = prepare(spec, data, progress=False)
-    assert prepared.fresh is fresh
-    positions = tf.data.Dataset.range(12)
-    assert len(list(prepared.reader("train")(positions))) == 12
-print("requests", requests)
-"""
 
-
-def test_nothing_uses_the_network(tiny_data, spec_file):
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE, str(spec_file), str(tiny_data())],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
-    assert done.stdout.strip() == "requests []", done.stdout + done.stderr
+def test_nothing_uses_the_network(elsewhere):
+    requests, _ = elsewhere
+    assert requests.strip() == "requests []"
 
 
 # === The real data ===
@@ -624,9 +661,9 @@ def test_the_real_images_are_all_there(tmp_path):
 def test_beam_makes_the_very_same_records(tiny_data, tiny_spec, monkeypatch, workers, mode):
     pytest.importorskip("apache_beam")
     monkeypatch.setattr(records_builder, "SHARD_IMAGES", 5)
-    rows = [(f"Dots/{i:02}.jpg", i % 2) for i in range(24)]
+    rows = [(f"Dots/{i:02}.jpg", i % 2) for i in range(21)]
     spec = tiny_spec(validation=0.25)
-    data = tiny_data(rows={"style_train": rows})
+    data = tiny_data(rows={"style_train": rows, "genre_train": rows[::2], "artist_train": rows})
     (data / "wikiart/Dots/07.jpg").write_text("no image")
     spec = override(spec, {"max_missing": 0.1})
     here = quiet(spec, data, data / "here")

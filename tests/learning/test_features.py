@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -59,8 +60,8 @@ def shelf(tmp_path_factory):
 def prepared_data(tiny_data, tiny_spec, tiny_trunk, half_labelled, shelf):
     """A function: fields of the spec -> (prepared records, spec, network)."""
 
-    def make(*, augment=None, head=None, seed=0, **fields):
-        data = tiny_data(rows=half_labelled(IMAGES))
+    def make(*, augment=None, head=None, seed=0, folder="data", **fields):
+        data = tiny_data(rows=half_labelled(IMAGES), folder=folder)
         of_tasks = {"augment": augment or {}, "head": head or {"kind": "linear"}}
         settings = {"validation": 0.25, "features": {"cache": "on", "dtype": "float32"}} | fields
         spec = tiny_spec(of_tasks=of_tasks, **settings)
@@ -73,6 +74,40 @@ def prepared_data(tiny_data, tiny_spec, tiny_trunk, half_labelled, shelf):
         return prepared, spec, new_network(spec, prepared, seed)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def made():
+    """What tests that only read it share: what it is -> itself."""
+    return {}
+
+
+@pytest.fixture
+def shared(prepared_data, made, tmp_path_factory):
+    """A function: fields of the spec -> (prepared records, spec, network), the same records for
+    all tests, and the same network for all of a head."""
+
+    def make(*, head=None, **fields):
+        kind = "pooled" if head is None else "map"
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            made[kind] = prepared_data(augment=STRONG, head=head, folder=folder)
+        prepared, spec, network = made[kind]
+        return prepared, changed(spec, **fields), network
+
+    return make
+
+
+@pytest.fixture
+def plain_images(shared, made):
+    """A function: split -> the images of the shared records, as the trunk gets them."""
+
+    def read(split):
+        if split not in made:
+            made[split] = images_of(*shared()[:2], split)
+        return made[split]
+
+    return read
 
 
 def new_network(spec, prepared, seed=0):
@@ -97,14 +132,14 @@ def images_of(prepared, spec, split):
     return np.concatenate([image for image, *_ in batches])
 
 
-def augmented(prepared, spec, epoch):
-    """Each row's image as the uncached training has it in an epoch, in the order of the rows."""
-    steps = -(-TRAINED // spec.batch_size)
-    batches = training_dataset(prepared, spec, first_epoch=epoch).take(steps)
-    images = np.concatenate([image for image, *_ in batches.as_numpy_iterator()])
+def augmented(prepared, spec, count):
+    """Each row's image as the uncached training has it in its first epochs, in the order of the
+    rows."""
     labels = prepared.table.labels[prepared.table.rows(TRAIN)]
-    order = SHUFFLED.epoch_rows(labels, spec.seed)(tf.constant(epoch, tf.int64)).numpy()
-    return images[np.argsort(order)]
+    rows_of = SHUFFLED.epoch_rows(labels, spec.seed)
+    for epoch, batches in enumerate(epochs(training_dataset(prepared, spec), count)):
+        images = np.concatenate([image for image, *_ in batches])
+        yield images[np.argsort(rows_of(tf.constant(epoch, tf.int64)).numpy())]
 
 
 def folders(prepared):
@@ -117,15 +152,14 @@ def folders(prepared):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("head", [None, GRU], ids=["pooled", "map"])
-def test_features_are_the_trunks_of_the_very_images(prepared_data, head, dtype):
-    options = {"cache": "on", "dtype": dtype}
-    prepared, spec, network = prepared_data(augment=STRONG, head=head, features=options)
+def test_features_are_the_trunks_of_the_very_images(shared, plain_images, head, dtype):
+    prepared, spec, network = shared(head=head, features__dtype=dtype)
     cached = cache_features(network, prepared, spec)
     for split, count, stored in (
         (TRAIN, TRAINED, cached.train),
         (VALIDATION, HELD, cached.validation),
     ):
-        want = by_trunk(network, images_of(prepared, spec, split), pooled=head is None)
+        want = by_trunk(network, plain_images(split), pooled=head is None)
         assert stored.shape == want.shape == (count, *feature_shape(network))
         assert stored.shape[1:] == ((12,) if head is None else (2, 2, 12))
         assert stored.dtype == dtype
@@ -135,11 +169,16 @@ def test_features_are_the_trunks_of_the_very_images(prepared_data, head, dtype):
         assert (np.abs(stored.astype(np.float64) - want) <= exact + rounding).all()
         assert want.std(axis=0).min() > 1e-3  # no two images are alike
     np.testing.assert_array_equal(cached.labels, prepared.table.labels[prepared.table.rows(TRAIN)])
+    # The heads get the very values, in float32 however they are stored.
+    batch = next(cached.training_dataset(spec).as_numpy_iterator())[0]
+    assert batch.dtype == np.float32
+    for row in batch:
+        assert (row == cached.train).reshape(TRAINED, -1).all(axis=1).sum() == 1
 
 
 @pytest.mark.parametrize("head", [None, GRU])
-def test_features_of_files_are_the_trunks_of_the_originals(prepared_data, head):
-    prepared, spec, network = prepared_data(head=head)
+def test_features_of_files_are_the_trunks_of_the_originals(shared, head):
+    prepared, spec, network = shared(head=head)
     rows = np.random.default_rng(0).permutation(len(prepared.table))[: features.BATCH + 3]
     names = file_names(prepared.table, rows, prepared.builder.image_dir)
     result = file_features(network, names, spec)
@@ -150,17 +189,16 @@ def test_features_of_files_are_the_trunks_of_the_originals(prepared_data, head):
     assert file_features(network, names[:3], half).dtype == np.float16
 
 
-def test_view_0_is_plain_and_view_v_is_epoch_v_minus_1(prepared_data):
-    options = {"cache": "on", "views": 2, "dtype": "float32"}
-    prepared, spec, network = prepared_data(augment=STRONG, features=options)
+def test_view_0_is_plain_and_view_v_is_epoch_v_minus_1(shared, plain_images):
+    prepared, spec, network = shared(features__views=2)
     cached = cache_features(network, prepared, spec)
     assert (cached.views, len(cached.train)) == (3, 3 * TRAINED)
-    plain = by_trunk(network, images_of(prepared, spec, TRAIN))
-    views = [plain, *(by_trunk(network, augmented(prepared, spec, v)) for v in (0, 1))]
+    plain = by_trunk(network, plain_images(TRAIN))
+    views = [plain, *(by_trunk(network, images) for images in augmented(prepared, spec, 2))]
     np.testing.assert_allclose(cached.train, np.concatenate(views), rtol=1e-5, atol=1e-6)
     assert all(np.abs(a - b).max() > 0.01 for a, b in itertools.combinations(views, 2))
     # What is chosen by is never augmented.
-    want = by_trunk(network, images_of(prepared, spec, VALIDATION))
+    want = by_trunk(network, plain_images(VALIDATION))
     np.testing.assert_allclose(cached.validation, want, rtol=1e-5, atol=1e-6)
 
 
@@ -185,8 +223,8 @@ def assert_same(first, second):
 
 
 @pytest.mark.parametrize("sampler", [None, {"kind": "balanced"}])
-def test_rows_labels_and_weights_come_as_in_the_uncached_training(prepared_data, sampler):
-    prepared, spec, network = prepared_data(sampler=sampler, seed=3)
+def test_rows_labels_and_weights_come_as_in_the_uncached_training(shared, sampler):
+    prepared, spec, network = shared(sampler=sampler, seed=3, task__augment={})
     cached = cache_features(network, prepared, spec)
     mine = cached.training_dataset(spec).take(9).as_numpy_iterator()
     theirs = training_dataset(prepared, spec).take(9).as_numpy_iterator()
@@ -200,8 +238,8 @@ def test_rows_labels_and_weights_come_as_in_the_uncached_training(prepared_data,
             assert (labels[task].dtype, weights[task].dtype) == (np.int32, np.float32)
 
 
-def test_the_validation_split_comes_in_its_order(prepared_data):
-    prepared, spec, network = prepared_data(augment=STRONG)
+def test_the_validation_split_comes_in_its_order(shared):
+    prepared, spec, network = shared()
     cached = cache_features(network, prepared, spec)
     mine = list(cached.validation_dataset(spec).as_numpy_iterator())
     theirs = evaluation_dataset(prepared, spec, split=VALIDATION).as_numpy_iterator()
@@ -216,9 +254,8 @@ def test_the_validation_split_comes_in_its_order(prepared_data):
             np.testing.assert_array_equal(weights[step][task], weights2[task])
 
 
-def test_a_start_at_any_step_gives_what_an_unbroken_run_has_there(prepared_data):
-    options = {"cache": "on", "views": 1}
-    prepared, spec, network = prepared_data(augment=STRONG, features=options)
+def test_a_start_at_any_step_gives_what_an_unbroken_run_has_there(shared):
+    prepared, spec, network = shared(features__views=2)
     cached = cache_features(network, prepared, spec)
     whole = list(cached.training_dataset(spec).take(12).as_numpy_iterator())
     assert [len(x) for x, *_ in whole] == [5, 5, 5, 3] * 3
@@ -228,10 +265,10 @@ def test_a_start_at_any_step_gives_what_an_unbroken_run_has_there(prepared_data)
         assert_same(late, whole[4 * epoch + step :])
 
 
-def test_processes_share_the_very_batches_of_one(prepared_data):
+def test_processes_share_the_very_batches_of_one(shared):
     """Of 18 rows in batches of 4 the last has 2, which four devices fill up to 4; of 7 of the
     validation split it has 3."""
-    prepared, spec, network = prepared_data(augment=STRONG, batch_size=4)
+    prepared, spec, network = shared(batch_size=4)
     cached = cache_features(network, prepared, spec)
 
     def training(shard):
@@ -250,9 +287,8 @@ def test_processes_share_the_very_batches_of_one(prepared_data):
                     assert (of_two[task][len(x) :] == nothing).all()
 
 
-def test_every_view_of_an_image_comes_once_in_as_many_epochs(prepared_data):
-    options = {"cache": "on", "views": 2, "dtype": "float32"}
-    prepared, spec, network = prepared_data(augment=STRONG, features=options)
+def test_every_view_of_an_image_comes_once_in_as_many_epochs(shared):
+    prepared, spec, network = shared(features__views=2)
     cached = cache_features(network, prepared, spec)
     place_of = {row.tobytes(): place for place, row in enumerate(np.asarray(cached.train))}
     assert len(place_of) == 3 * TRAINED  # no two views are alike
@@ -310,9 +346,21 @@ def off(result, want):
     return np.linalg.norm(np.asarray(result) - np.asarray(want)) / np.linalg.norm(want)
 
 
-@pytest.mark.parametrize("kind", ["pooled", pytest.param("map", marks=pytest.mark.slow)])
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+# That float16 holds what the trunk gives, and that it is trained on as float32, is above.
+@pytest.mark.parametrize(
+    ("kind", "dtypes"),
+    [
+        ("pooled", ["float32"]),
+        slow("pooled", ["float16"]),
+        slow("map", ["float32", "float16"]),
+    ],
+)
 def test_the_cached_phase_learns_what_the_uncached_one_does(
-    prepared_data, tmp_path, kind, monkeypatch
+    prepared_data, tmp_path, kind, dtypes, monkeypatch
 ):
     """One plain view: 1e-4 of each weight in float32, and a bound for float16."""
     # Adam's own 1e-7 makes whole steps of gradients that are rounding alone, which is another's on
@@ -323,7 +371,7 @@ def test_the_cached_phase_learns_what_the_uncached_one_does(
     tasks = [t.model_copy(update={"head": Kind(**HEADS[kind][t.name])}) for t in spec.tasks]
     spec = changed(spec.model_copy(update={"tasks": tuple(tasks)}), phases__heads__epochs=2)
     trained = {}
-    for cache, dtype in (("off", "float32"), ("on", "float32"), ("on", "float16")):
+    for cache, dtype in (("off", "float32"), *(("on", dtype) for dtype in dtypes)):
         settings = changed(spec, features__cache=cache, features__dtype=dtype)
         workdir = tmp_path / f"{cache}-{dtype}"
         trained[cache, dtype] = final_heads(settings, prepared, tmp_path / "data", workdir)
@@ -432,21 +480,20 @@ def bytes_of(folder):
 
 
 @pytest.fixture
-def begun(prepared_data, monkeypatch):
+def begun(shared, made, monkeypatch):
     """Computing that stops after some batches; (prepared, spec, network, its folder's bytes)."""
-    options = {"cache": "on", "views": 1}
-    prepared, spec, network = prepared_data(augment=STRONG, features=options)
+    prepared, spec, network = shared(features__views=1, features__dtype="float16")
     monkeypatch.setattr(features, "BATCH", 5)  # of so few images, several
-    cache_features(network, prepared, spec)
-    (folder,) = folders(prepared)
-    whole = bytes_of(folder)
+    if "whole" not in made:
+        train = cache_features(network, prepared, spec).train
+        folder = Path(train.filename).parent
+        made["whole"] = folder, bytes_of(folder)
+    folder, whole = made["whole"]
     original = features.view_dataset
 
     def stop_after(batches, *, saved):
         """Compute again and stop after some batches; `saved`: done.json was written by then."""
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
         left = iter(range(batches))
 
         def view_dataset(*args, **options):
@@ -465,10 +512,6 @@ def begun(prepared_data, monkeypatch):
     return SimpleNamespace(
         prepared=prepared, spec=spec, network=network, folder=folder, whole=whole, stop=stop_after
     )
-
-
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ def _registries(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def museum_made(known, tmp_path_factory):
-    """museum.toml, museum/, a.png, and runs/first: evaluated and exported."""
+def made(known, tmp_path_factory):
+    """(`museum_made`, the evaluation of its run)."""
     import multitask as mt
     from multitask.model.trunks import TRUNKS
 
@@ -44,9 +44,15 @@ def museum_made(known, tmp_path_factory):
         shutil.copy(sorted((folder / "museum" / "images").rglob("*.png"))[0], folder / "a.png")
         known.make_run(folder / "runs" / "first", data, tasks=TASKS)
         run = mt.open_run(folder / "runs" / "first")
-        run.evaluate()
+        evaluation = run.evaluate()
         run.export(["savedmodel", "onnx", "litert"])
-    return folder
+    return folder, evaluation
+
+
+@pytest.fixture(scope="session")
+def museum_made(made):
+    """museum.toml, museum/, a.png, and runs/first: evaluated and exported."""
+    return made[0]
 
 
 @pytest.fixture

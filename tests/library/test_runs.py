@@ -1,5 +1,6 @@
 """Runs from Python: the numbers of the commands, the log, the errors, and what a notebook shows."""
 
+import importlib
 import json
 import logging
 import re
@@ -18,6 +19,7 @@ from multitask import console
 from multitask.__main__ import main
 from multitask.console import progress_bar
 from multitask.evaluation.task_plots import PLOTS
+from multitask.model.trunks import TRUNKS
 
 pytestmark = pytest.mark.usefixtures("untimed")
 
@@ -30,17 +32,34 @@ def weights_of(workdir):
     return keras.saving.load_model(workdir / "models" / "best_model.keras").get_weights()
 
 
-@pytest.fixture
 def handlers():
     return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
-def test_the_same_run_as_the_command(museum, handlers, capsys):
-    spec = mt.load_spec("museum.toml", seed=3)
-    run = mt.train(spec, data_dir="museum", workdir="by_library", deterministic=True)
-    assert {n: signal.getsignal(n) for n in handlers} == handlers
-    flags = ["--spec=museum.toml", "--seed=3", "--data_dir=museum", "--workdir=by_command"]
-    main(["train", *flags, "--nosimilar"])
+@pytest.fixture(scope="module")
+def trained(museum_made, tmp_path_factory):
+    """(spec, run, its history after the phase "heads"): one phase, then the rest, in two calls.
+
+    In a folder of its own, for tests that only look at it.
+    """
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRUNKS, "tiny", importlib.import_module("tiny_trunk").two_blocks)
+        spec = mt.load_spec(museum_made / "museum.toml", seed=3, batch_size=5)
+        shutil.copytree(museum_made / "museum", folder / "museum")
+        before = handlers()
+        first = mt.train(spec, folder / "museum", folder / "run", phase="heads", deterministic=True)
+        history = first.history
+        run = mt.train(spec, data_dir=folder / "museum", workdir=folder / "run", deterministic=True)
+        assert handlers() == before
+    return spec, run, history
+
+
+def test_the_same_run_as_the_command(trained, museum, capsys):
+    """The command trains in one go what the library did in two."""
+    _, run, _ = trained
+    flags = ["--spec=museum.toml", "--seed=3", "--batch_size=5", "--workdir=by_command"]
+    main(["train", *flags, f"--data_dir={run.data_dir}", "--noevaluate"])
     for own, other in zip(weights_of(run.workdir), weights_of(museum / "by_command"), strict=True):
         np.testing.assert_array_equal(own, other)
     written = pd.read_csv("by_command/logs/history.csv")
@@ -48,23 +67,29 @@ def test_the_same_run_as_the_command(museum, handlers, capsys):
     pd.testing.assert_frame_equal(run.history[same], written[same], check_exact=True)
     printed = re.findall(r"Best epoch so far: (\d+)\.", capsys.readouterr().out)
     assert run.best_epoch == int(printed[-1])
-    evaluation = run.evaluate(similar=False)
-    metrics = json.loads((museum / "by_command/results/metrics.json").read_text())["metrics"]
+
+
+def test_the_same_evaluation_as_of_the_command(evaluation, museum):
+    results = museum / "runs/first/results"
+    shutil.rmtree(results)
+    main(["evaluate", "--workdir=runs/first", "--data_dir=museum", "--nosimilar"])
+    metrics = json.loads((results / "metrics.json").read_text())["metrics"]
     for task, values in evaluation.metrics.iterrows():
         for name in ("labelled", "top1", "macro_f1", "balanced_accuracy"):
             assert values[name] == metrics[f"{task}/{name}"]
 
 
-def test_a_call_resumes_and_refuses_as_the_command(museum):
-    spec = mt.load_spec("museum.toml")
-    first = mt.train(spec, "museum", "run", phase="heads")
-    assert first.history["phase"].tolist() == ["heads"]
-    second = mt.train(spec, "museum", "run")
+def test_a_call_resumes_and_refuses_as_the_command(trained, tiny_trunk, tmp_path):
+    spec, second, first_history = trained
+    assert first_history["phase"].tolist() == ["heads"]
     assert second.history["phase"].tolist() == ["heads", "finetune"]
-    again = mt.train("museum.toml", "museum", "run")
+    file, workdir = tmp_path / "museum.toml", tmp_path / "run"
+    file.write_text(spec.to_toml())
+    shutil.copytree(second.workdir, workdir)
+    again = mt.train(file, second.data_dir, workdir)
     assert again.history.equals(second.history)
     with pytest.raises(mt.InputError, match="holds a run with other settings") as raised:
-        mt.train(mt.load_spec("museum.toml", seed=9), "museum", "run")
+        mt.train(mt.load_spec(file, seed=9), second.data_dir, workdir)
     assert raised.value.field == "workdir"
 
 
@@ -95,12 +120,10 @@ def test_wrong_arguments(museum, call, field, text):
     assert not (museum / "run").exists()
 
 
-@pytest.fixture(scope="module")
-def evaluation(museum_made, tmp_path_factory):
-    """Of a copy of the run, for tests that only look at it."""
-    folder = tmp_path_factory.mktemp("evaluated") / "run"
-    shutil.copytree(museum_made / "runs" / "first", folder)
-    return mt.open_run(folder).evaluate(similar=False)
+@pytest.fixture
+def evaluation(made):
+    """Of the run of `museum_made`, for tests that only look at it."""
+    return made[1]
 
 
 def test_an_evaluation(evaluation):
@@ -135,16 +158,15 @@ def test_the_plots_are_the_files_of_the_report(evaluation):
 # === In a notebook ===
 
 
-def test_a_run_shows_itself(museum):
-    spec = mt.load_spec("museum.toml", batch_size=5)
-    run = mt.train(spec, "museum", "run")
+def test_a_run_shows_itself(trained, museum_made):
+    _, run, _ = trained
     html = run._repr_html_()
     assert html.count("<img ") == 2
     assert "&lt;" not in html
     assert re.search(r"batch_size</th><td[^>]*>5 \(spec: 7\)</td>", html)
     assert "image_size" not in html
     assert f">{run.best_epoch}</td>" in html
-    assert "No epoch" in mt.open_run("runs/first")._repr_html_()
+    assert "No epoch" in mt.open_run(museum_made / "runs/first")._repr_html_()
 
 
 def test_an_evaluation_shows_itself(evaluation):

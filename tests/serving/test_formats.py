@@ -475,7 +475,7 @@ def test_only_an_older_export_is_replaced(run, tmp_path, capsys):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
     (tmp_path / "empty").mkdir()
     for _ in range(2):  # an empty folder, then an export
-        assert export(run, out=tmp_path / "empty") == tmp_path / "empty"
+        assert export(run, formats=["keras"], out=tmp_path / "empty") == tmp_path / "empty"
 
 
 def test_a_missing_extra_is_one_line(run, monkeypatch, folder, tmp_path):

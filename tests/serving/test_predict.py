@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 import scipy.special
@@ -36,6 +37,13 @@ def run(known, data, tmp_path_factory):
     run = known.make_run(tmp_path_factory.mktemp("runs") / "colours", data)
     export(run)
     return run
+
+
+@pytest.fixture(scope="module")
+def onnx(run, tmp_path_factory):
+    """The flag of its export that is loaded fastest, for what all runtimes have in common."""
+    folder = export(run, formats=("onnx",), out=tmp_path_factory.mktemp("onnx") / "export")
+    return f"--model={folder}"
 
 
 @pytest.fixture(scope="module", params=["model", "workdir"])
@@ -111,8 +119,9 @@ def test_a_bad_image_in_the_middle_keeps_the_others_in_their_places(
     assert "\n" not in result[1][1]
 
 
-def test_a_val_image_gets_the_probabilities_of_the_evaluation(predictor, run, data, tmp_path):
-    """As saved in probabilities.npz, with the paths of predictions.csv."""
+@pytest.fixture(scope="module")
+def evaluated(run, data, tmp_path_factory):
+    """A folder with probabilities.npz and predictions.csv, as the evaluation writes them."""
     predictions, _ = predict_split(
         load_model(run, data),
         load_table(run.spec, data.folder),
@@ -121,9 +130,15 @@ def test_a_val_image_gets_the_probabilities_of_the_evaluation(predictor, run, da
         batch_size=16,
         max_missing=1,
     )
-    predictions.save(tmp_path)
-    saved = np.load(tmp_path / "probabilities.npz")
-    with (tmp_path / "predictions.csv").open(newline="") as file:
+    folder = tmp_path_factory.mktemp("evaluated")
+    predictions.save(folder)
+    return folder
+
+
+def test_a_val_image_gets_the_probabilities_of_the_evaluation(predictor, run, data, evaluated):
+    """As saved in probabilities.npz, with the paths of predictions.csv."""
+    saved = np.load(evaluated / "probabilities.npz")
+    with (evaluated / "predictions.csv").open(newline="") as file:
         paths = [row["path"] for row in csv.DictReader(file)]
     files = [data.folder / "images" / path for path in paths]
     result = [message for _, message in predict_files(predictor, files, batch_size=5)]
@@ -171,17 +186,21 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-def test_the_command_writes_what_it_says(run, known, mixed, tmp_path, capsys):
+def test_the_command_writes_what_it_says(run, onnx, known, mixed, tmp_path, capsys):
     """CSV, JSON Lines and Parquet alike, from the export and from the run alike."""
     files, painted = mixed
     expected = known.answers(painted)
-    for kind in (f"--model={run.workdir / 'export'}", f"--workdir={run.workdir}"):
+    kinds = {
+        onnx: f"ONNX Runtime {onnxruntime.__version__}",
+        f"--workdir={run.workdir}": f"TensorFlow {tf.__version__}",
+    }
+    for kind, runtime in kinds.items():
         for suffix in ("csv", "jsonl", "parquet"):
             out = tmp_path / f"answers.{suffix}"
             main(["predict", kind, f"--out={out}", "--min_confidence=0.5", *map(str, files)])
             text, err = capsys.readouterr()
             first, *_, uncertain, last = text.splitlines()
-            assert first == f"Predicting 5 images with TensorFlow {tf.__version__}"
+            assert first == f"Predicting 5 images with {runtime}"
             assert last == f"Written: {out}"
             bad = err.splitlines()
             assert [line.split(":")[0] for line in bad] == [str(files[1]), str(files[3])]
@@ -232,9 +251,9 @@ def test_without_out_the_console_has_the_answers(run, known, mixed, capsys):
     assert "uncertain: " in text
 
 
-def test_nothing_readable_is_status_2(run, mixed, capsys):
+def test_nothing_readable_is_status_2(onnx, mixed, capsys):
     files, _ = mixed
-    assert stopped(f"--model={run.workdir / 'export'}", files[1], files[3]) == 2
+    assert stopped(onnx, files[1], files[3]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     first, second, last = err.splitlines()
@@ -257,15 +276,15 @@ def test_a_bad_out_is_refused_before_the_work(run, mixed, tmp_path, capsys, name
     assert (tmp_path / "folder.csv" / "mine").read_text() == "kept"
 
 
-def test_a_file_name_that_is_no_text(run, mixed, tmp_path, capsysbinary):
+def test_a_file_name_that_is_no_text(onnx, mixed, tmp_path, capsysbinary):
     """Latin-1 bytes in a name: shown and written escaped, not a traceback."""
     path = tmp_path / "caf\udce9.png"
     shutil.copy(mixed[0][0], path)
-    main(["predict", f"--model={run.workdir / 'export'}", str(path)])
+    main(["predict", onnx, str(path)])
     assert rb"caf\udce9.png" in capsysbinary.readouterr().out
     for suffix in ("csv", "jsonl", "parquet"):
         out = tmp_path / f"answers.{suffix}"
-        main(["predict", f"--model={run.workdir / 'export'}", f"--out={out}", str(path)])
+        main(["predict", onnx, f"--out={out}", str(path)])
         result = rb"caf\\udce9.png" if suffix == "jsonl" else rb"caf\udce9.png"
         assert result in out.read_bytes()
 
@@ -401,10 +420,10 @@ def test_the_command_goes_on_after_a_kill(run, data, tmp_path, capsys):
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_what_is_left_cannot_be_read(run, mixed, tmp_path, monkeypatch, capsys):
+def test_what_is_left_cannot_be_read(onnx, mixed, tmp_path, monkeypatch, capsys):
     (good, bad, *_), _ = mixed
     out = tmp_path / "answers.csv"
-    argv = ["predict", f"--model={run.workdir / 'export'}", f"--out={out}", str(good), str(bad)]
+    argv = ["predict", onnx, f"--out={out}", str(good), str(bad)]
 
     def interrupted(*args, **kwargs):
         yield next(predict_files(*args, **kwargs))
@@ -449,7 +468,11 @@ STEPS = [[0.3, 0.6, 1.0], [0.5, 0.8, 0.7], [0.7, 0.9, 0.4]]
 
 @pytest.fixture(scope="module")
 def calibrated_run(known, data, tmp_path_factory):
-    """A run with what `evaluate` writes of its confidences; "empty" has too few labels."""
+    """A run with what `evaluate` writes of its confidences; "empty" has too few labels.
+
+    Its export is in ONNX, which is written and loaded fastest: the temperatures, thresholds and
+    views are those of the predictor, whatever computes the logits.
+    """
     run = known.make_run(tmp_path_factory.mktemp("runs") / "calibrated", data)
     run.results.mkdir()
     tasks = {
@@ -463,7 +486,7 @@ def calibrated_run(known, data, tmp_path_factory):
     }
     content = {"model": "models/best_model.keras", "tasks": tasks}
     (run.results / "calibration.json").write_text(json.dumps(content))
-    export(run)
+    export(run, formats=("onnx",))
     return run
 
 
