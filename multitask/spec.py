@@ -58,6 +58,7 @@ __all__ = [
 ]
 
 MISSING = -1  # the label of an image without a label for the task
+TFDS_PREFIX = "tfds:"  # of the name of a prepared data set, in place of a path
 NO_TEST_SET = "no test set"  # the text of every output for a task without a test set
 PHASES = ("heads", "finetune")
 # The program's own keys in mappings from task names. No task name begins with an underscore.
@@ -227,6 +228,8 @@ def outside_paths(spec: DataSpec) -> Iterator[tuple[str, str, str]]:
     them, and large collections consist of links.
     """
     paths: list[tuple[str | None, str, str | None]] = [(None, "images", spec.images)]
+    if spec.table is not None and not spec.table.file.startswith(TFDS_PREFIX):
+        paths.append((None, "table.file", spec.table.file))
     for task in spec.tasks:
         paths += [
             (task.name, field, getattr(task, field)) for field in ("train", "test", "classes")

@@ -22,10 +22,9 @@ from multitask.data.label_files import LabelledRows, safe_paths
 from multitask.data.sources import Source, open_source
 from multitask.data.split_column import EXCLUDED, class_counts, read_splits
 from multitask.data.splitting import TEST, TRAIN, VALIDATION
-from multitask.spec import MISSING, DataSpec, InputError, Task, shown
+from multitask.spec import MISSING, TFDS_PREFIX, DataSpec, InputError, Task, shown
 from multitask.spec_fields import TableOptions
 
-TFDS_PREFIX = "tfds:"
 _NUMBER = re.compile(r"(?:line|row) (\d+)")  # of a row in its file
 
 

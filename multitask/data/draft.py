@@ -6,14 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from multitask.data.collection import TFDS_PREFIX
 from multitask.data.guesses import Guesses, guess_columns, task_name
 from multitask.data.sources import FOLDERS, Source, open_source
 from multitask.data.sources.class_folders import LevelsNeededError
 from multitask.data.spec_text import quote_toml, write_spec
 from multitask.data.split_column import split_of
 from multitask.data.splitting import TEST
-from multitask.spec import DataSpec, outside_paths, parse_spec
+from multitask.spec import TFDS_PREFIX, DataSpec, outside_paths, parse_spec
 
 # What did best on the validation split of real paintings, see data_specs/wikiart_lite.toml.
 SETTINGS = """\

@@ -31,7 +31,7 @@ from multitask.errors import InputError, quoted
 from multitask.spec import MISSING
 
 Role = Literal["image", "split", "group", "task", "none"]
-DETERMINED = 0.98  # share of the rows from which one task is said to determine another
+DETERMINED = 0.98  # share of the rows from which on one task determines another
 # Words of values that may mean that there is no label, although they are not such values.
 _VAGUE = re.compile(
     r"\b(un(known|identified|determined)|anonym\w*|not (known|applicable|specified)|tbd|various)\b",

@@ -88,7 +88,7 @@ def decode_record(data: tf.Tensor) -> tf.Tensor:
     """Decode the image of a record: JPEG, string [] -> uint8 [height, width, 3].
 
     The pixels are those of `decode_image`. The image is known to be a JPEG, upright and of a
-    bounded size, so that nothing else has to be asked, and the graph of a training starts sooner.
+    bounded size: no header needs to be read, and the graph of a training starts sooner.
     """
     return tf.io.decode_jpeg(data, 3, dct_method="INTEGER_ACCURATE")
 

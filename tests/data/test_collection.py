@@ -12,7 +12,7 @@ from multitask.data.extracted import INDEX
 from multitask.data.run_table import read_run_table, with_class_names, write_run_table
 from multitask.data.table import TEST, TRAIN, VALIDATION, load_table, merge_tables
 from multitask.run import write_config
-from multitask.spec import InputError, SpecError, override, parse_spec
+from multitask.spec import InputError, SpecError, override, parse_spec, refuse_outside
 
 HEAD = {
     "head": {"kind": "linear"},
@@ -288,3 +288,11 @@ def test_wrong_columns_are_one_line(museum, changes, message):
     folder = museum(frame)
     line = refusal(lambda: merge_tables(spec_of(**changes), folder))
     assert line.startswith(message.format(folder)), line
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../catalogue.csv"])
+def test_a_table_outside_the_data_folder_is_refused(file):
+    with pytest.raises(SpecError, match=r"^museum\.toml: table\.file: .* are refused; name a path"):
+        refuse_outside(spec_of({"file": file}), allowed=False)
+    refuse_outside(spec_of({"file": file}), allowed=True)
+    refuse_outside(spec_of({"file": "tfds:museum"}), allowed=False)
