@@ -46,10 +46,10 @@ OVERRIDES = {
 }
 # Flags that say what is what in a collection -> their help.
 COLLECTION_FLAGS = {
-    "images": "with --data: the folder of the images (default: that of the table)",
-    "image_column": "with --data: the column of the images (default: found)",
-    "split_column": "with --data: the column of train, validation and test (default: found)",
-    "group": "with --data: the column, or the pattern over the paths with one (…), of what stays "
+    "images": "the folder of the images (default: that of the table)",
+    "image_column": "the column of the images (default: found)",
+    "split_column": "the column of train, validation and test (default: found)",
+    "group": "the column, or the pattern over the paths with one (…), of what stays "
     "on one side of a split (default: found)",
 }
 _FIELDS = {field.place: field for field in described_fields()}
@@ -91,7 +91,7 @@ def define_spec_flags(values: flags.FlagValues, overrides: Iterable[str] = OVERR
         "`multitask init` does",
         **to,
     )
-    define_collection_flags(values)
+    define_collection_flags(values, "with --data: ")
     flags.DEFINE_list(
         "tasks",
         None,
@@ -106,10 +106,15 @@ def define_spec_flags(values: flags.FlagValues, overrides: Iterable[str] = OVERR
         define(flag, None, f"{field.description.replace('`', '')} (field {shown})", **to)
 
 
-def define_collection_flags(values: flags.FlagValues) -> None:
-    """Define the flags that say what a collection's columns are."""
+def define_collection_flags(values: flags.FlagValues, condition: str = "") -> None:
+    """Define the flags that say what a collection's columns are.
+
+    Args:
+        values: where they are defined.
+        condition: the beginning of each flag's help.
+    """
     for flag, text in COLLECTION_FLAGS.items():
-        flags.DEFINE_string(flag, None, text, flag_values=values)
+        flags.DEFINE_string(flag, None, condition + text, flag_values=values)
 
 
 def draft_of_flags(
