@@ -1,6 +1,7 @@
 """Measures the speed-ups that this project claims, each as a ratio to the plain way, in one run.
 
     python tools/benchmark.py input [--wikiart=DIR] [--out=FILE.json]
+    python tools/benchmark.py start [--out=FILE.json]
     python tools/benchmark.py frozen [--out=FILE.json]
     python tools/benchmark.py similar [--out=FILE.json]
     python tools/benchmark.py export [--out=FILE.json]
@@ -10,6 +11,8 @@
 museum has them, and small ones by the ten thousand (some minutes and 3 GB). Each pair is timed in
 turns, several times, and the best of each counts. With --wikiart, the folder with ArtGAN's
 wikiart_csv/, the merging of the real CSVs is timed too.
+
+`start`: the time until a new pipeline of records has its first batch.
 
 `frozen`: learning from cached features of the frozen trunk, with the heads of wikiart.toml and with
 linear ones, which show the cost without the heads; and AdamW's step in one kernel.
@@ -389,6 +392,47 @@ def measure_input(values: flags.FlagValues) -> list[dict]:
         rows += measure_rates(Path(scratch), values.originals)
         rows += measure_memory(Path(scratch), (1000, values.records))
     return rows
+
+
+# === start ===
+
+
+def measure_start(values: flags.FlagValues) -> list[dict]:
+    """Seconds until a new pipeline has its first batch of 32 records of wikiart.toml's size."""
+    import tensorflow as tf
+
+    from multitask.data.decode import decode_image, resize_image
+    from multitask.data.records_builder import decode_record
+
+    rng, side = np.random.default_rng(0), spec_of().reduced_px
+    images = [np.asarray(painted(rng, (side, side))) for _ in range(32)]
+    records = tf.stack([tf.io.encode_jpeg(image, quality=92) for image in images])
+
+    def first_batch(decode: Callable) -> float:
+        def load(record):
+            return resize_image(decode(record), size_px=224, how="squash")
+
+        start = time.perf_counter()
+        dataset = tf.data.Dataset.from_tensor_slices(records)
+        next(iter(dataset.map(load, tf.data.AUTOTUNE, deterministic=True).batch(32)))
+        return 1 / (time.perf_counter() - start)
+
+    of_files = functools.partial(decode_image, target_px=side)
+    for decode in (decode_record, of_files):  # what only the first time takes
+        first_batch(decode)
+    rates = best_in_turns(
+        {
+            "fast": lambda: first_batch(decode_record),
+            "plain": lambda: first_batch(of_files),
+        }
+    )
+    return [
+        {
+            "what": "first batch of records: decoding a record / any image, ms",
+            **{name: round(1000 / rate) for name, rate in rates.items()},
+            "ratio": rates["fast"] / rates["plain"],
+        }
+    ]
 
 
 # === frozen ===
@@ -845,6 +889,7 @@ def timm_rates(python: str | None) -> list[float]:
 
 BENCHMARKS = {
     "input": measure_input,
+    "start": measure_start,
     "frozen": measure_frozen,
     "similar": measure_similar,
     "export": measure_export,
