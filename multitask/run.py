@@ -115,6 +115,8 @@ def _read_config(workdir: Path, kind: str = "run") -> dict[str, Any]:
             f"{path}: format {shown(version)}, written by another version of multitask; this one "
             f"reads format {FORMAT}: train in a new workdir, or use the version that wrote it"
         )
+    # A run of before this field existed was trained on plain numbers.
+    config["spec"].setdefault("convert_profiles", False)
     return config
 
 

@@ -259,6 +259,11 @@ class DataSpec(Fields):
         description="`squash` ignores the aspect ratio, `crop` cuts out the middle square, `pad` "
         "adds black borders",
     )
+    convert_profiles: bool = Field(
+        True,
+        description="convert images by their embedded color profile (Adobe RGB, Display P3, CMYK, "
+        "…) to sRGB; otherwise their numbers are taken for sRGB",
+    )
     batch_size: PositiveInt = Field(32, description="images per step")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
@@ -362,6 +367,11 @@ class DataSpec(Fields):
     def resizing(self) -> dict[str, Any]:
         """The arguments of `decode.resize_image` that make a model's input of an image."""
         return {"size_px": self.image_size, "how": self.resize, "reduced_px": self.reduced_px}
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The arguments of `pipeline.readable_images` that make a model's input of a file."""
+        return self.resizing | {"convert_profiles": self.convert_profiles}
 
     @property
     def task_names(self) -> tuple[str, ...]:

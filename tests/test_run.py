@@ -179,6 +179,19 @@ def test_a_run_opens_with_what_it_was_started_with(tmp_path, tiny_spec):
     assert "Ölbild — 絵" in (workdir / "config.json").read_text(encoding="utf-8")
 
 
+def test_a_run_of_before_color_profiles_goes_on_without_them(tmp_path, tiny_spec):
+    spec = tiny_spec()
+    start_run(tmp_path / "run", spec, tmp_path)
+    assert open_run(tmp_path / "run").spec.convert_profiles
+    config = json.loads((tmp_path / "run/config.json").read_text(encoding="utf-8"))
+    del config["spec"]["convert_profiles"]
+    (tmp_path / "run/config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert not open_run(tmp_path / "run").spec.convert_profiles
+    with pytest.raises(InputError, match="convert_profiles: False before, True now"):
+        check_workdir(tmp_path / "run", spec)
+    assert check_workdir(tmp_path / "run", tiny_spec(convert_profiles=False))
+
+
 def test_the_data_folder_is_kept_whole(tmp_path, tiny_spec, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start_run(tmp_path / "run", tiny_spec(), type(tmp_path)("data"))

@@ -358,6 +358,7 @@ OVERRIDES = [
     ("image_size", 65),
     ("precision", "bfloat16"),
     ("resize", "pad"),
+    ("convert_profiles", False),
     ("batch_size", 7),
     ("seed", 11),
     ("validation", 0.25),

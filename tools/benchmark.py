@@ -220,7 +220,7 @@ def measure_reading(folder: Path, count: int = 20_000) -> list[dict]:
         return rate(((sizes,) for sizes in dataset.batch(64).prefetch(1)), count)
 
     def checked() -> float:
-        return read_rate(map_files(names, tf.strings.length).map(lambda _, size: size))
+        return read_rate(map_files(names, tf.strings.length, target_px=1).map(lambda _, size: size))
 
     def by_tensorflow() -> float:
         dataset = tf.data.Dataset.from_tensor_slices(names)
@@ -270,6 +270,7 @@ def predict_all(folder: Path) -> None:
         224,
         "squash",
         258,
+        True,
         "",
     )
     files = find_images([str(folder / "wikiart")])
@@ -631,6 +632,7 @@ def measure_predicting(folder: Path, infer: Callable, runtime: str) -> list[dict
         224,
         "squash",
         258,
+        True,
         "",
     )
     data = paint_set(folder / "files", count=PREDICTED, size=SMALL, distinct=64)

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from multitask import __version__
+from multitask.data.conversion import log_conversions
 from multitask.data.folders import ImageSearch, identity
 from multitask.data.image_files import read_reduced
 from multitask.data.matching import repair_mojibake
@@ -370,6 +371,7 @@ def audit_data_set(
         raise InputError(f"{image_dir}: there is no such folder of images")
     cache = hash_cache(spec, records_dir or default_records_dir(data_dir))
     hashes, reasons = scan_images(table.paths, image_dir, cache=cache, progress=progress)
+    log_conversions()
     usable = np.ones(len(table), bool)
     usable[list(reasons)] = False
     pairs = find_pairs(hashes, usable)

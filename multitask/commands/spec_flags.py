@@ -30,6 +30,7 @@ OVERRIDES = {
     "max_missing": "max_missing",
     "exclude_near_duplicates": "exclude_near_duplicates",
     "seed": "seed",
+    "convert_profiles": "convert_profiles",
     "records_margin": "records.margin",
     "records_quality": "records.quality",
     "cache_features": "features.cache",
@@ -66,6 +67,7 @@ OF_RECORDS = (
     "max_missing",
     "exclude_near_duplicates",
     "seed",
+    "convert_profiles",
     "records_margin",
     "records_quality",
 )

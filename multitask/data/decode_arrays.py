@@ -17,32 +17,29 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from multitask.data.conversion import as_readable
+from multitask.data.image_kinds import direct_kind
 from multitask.data.image_limits import (
-    JPEG_RATIOS,
     MAX_PIXELS,
-    MAX_RATIO,
     MAX_SCANS,
-    MAX_SIDE,
     OTHER_KINDS,
     OVER_LIMIT,
     SCAN,
-    WHITE,
     why_broken,
+)
+from multitask.data.pillow_pixels import (
+    check_sides,
+    draft,
+    on_white,
+    orientation_of,
+    rgb_pixels,
+    srgb_pixels,
+    turn_upright,
 )
 from multitask.errors import InputError
 from multitask.reading import MAX_IMAGE_BYTES, read_regular
 
 PIXEL_TOLERANCE = 0.01  # of 255; TensorFlow computes the filter's weights in float32, Pillow in 64
-ORIENTATION, SHORT = 0x0112, 3
-TURNS = {  # Exif orientation -> the transpose that makes the image upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 ImageInput: TypeAlias = str | os.PathLike | bytes | np.ndarray | Image.Image
 
 
@@ -57,7 +54,7 @@ def model_input(
     """Make a model's input of an image.
 
     Args:
-        image: a path; the bytes of a JPEG, PNG or WebP file; a Pillow image; or uint8
+        image: a path; the bytes of an image file; a Pillow image; or uint8
             [height, width, 3] (RGB), [height, width, 4] (RGBA) or [height, width] (grey).
         size_px: side of the result.
         how: one of image_limits.RESIZE_KINDS.
@@ -76,12 +73,13 @@ def model_input(
 # === Decoding ===
 
 
-def decode_array(image: ImageInput, *, target_px: int) -> np.ndarray:
-    """Decode an image to upright RGB, as `decode.decode_image` does.
+def decode_array(image: ImageInput, *, target_px: int, convert_profiles: bool = True) -> np.ndarray:
+    """Decode an image to upright RGB, as `decode.decode_image` does to what `as_readable` returns.
 
     Args:
         image: as in `model_input`.
         target_px: a large JPEG is decoded at a part of its size if its shorter side stays >= this.
+        convert_profiles: whether to apply embedded color profiles.
 
     Returns:
         uint8 [height, width, 3].
@@ -92,10 +90,13 @@ def decode_array(image: ImageInput, *, target_px: int) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, Image.Image):
-        _check_sides(*image.size)
-        orientation = _orientation(image.info.get("exif", b""))
-        return _upright(np.asarray(_rgb(image)), orientation)
+        check_sides(image.size)
+        orientation = orientation_of(image.info.get("exif", b""))
+        pixels, _ = srgb_pixels(image, convert_profiles=convert_profiles)
+        return turn_upright(pixels, orientation)
+    name = ""
     if isinstance(image, str | os.PathLike):
+        name = os.fspath(image)
         try:
             image = read_regular(Path(image), MAX_IMAGE_BYTES)
         except OSError as error:
@@ -104,7 +105,8 @@ def decode_array(image: ImageInput, *, target_px: int) -> np.ndarray:
         raise InputError(
             f"{type(image).__name__}: expected a path, bytes, a PIL image or a uint8 array"
         )
-    return _from_bytes(image, target_px)
+    data = as_readable(image, target_px=target_px, convert_profiles=convert_profiles, name=name)
+    return _from_bytes(data, target_px)
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
@@ -115,10 +117,10 @@ def _from_array(array: np.ndarray) -> np.ndarray:
             f"array of {array.dtype} {list(array.shape)}: expected uint8 [height, width, 3], "
             "[height, width, 4] or [height, width]"
         )
-    _check_sides(array.shape[1], array.shape[0])
+    check_sides(array.shape[1::-1])
     if array.ndim == 2:
         return np.repeat(array[..., None], 3, axis=2)
-    return array if array.shape[2] == 3 else _on_white(array)
+    return array if array.shape[2] == 3 else on_white(array)
 
 
 def _from_bytes(data: bytes, target_px: int) -> np.ndarray:
@@ -127,15 +129,15 @@ def _from_bytes(data: bytes, target_px: int) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, which have a limit here
             image = Image.open(io.BytesIO(data), formats=(kind,))
-        _check_sides(*image.size)
+        check_sides(image.size)
         if kind == "JPEG":
             if data.count(SCAN) > MAX_SCANS:
                 raise InputError(f"JPEG of more than {MAX_SCANS} scans")
-            _reduce(image, target_px)
+            draft(image, target_px)
         if kind == "WEBP" and data[12:16] == b"VP8X" and data[20] & 2:
             raise InputError("an animated WebP; only still images are read")
-        orientation = _orientation(image.info.get("exif", b""))
-        return _upright(np.asarray(_rgb(image)), orientation)
+        orientation = orientation_of(image.info.get("exif", b""))
+        return turn_upright(rgb_pixels(image), orientation)
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -146,84 +148,13 @@ def _from_bytes(data: bytes, target_px: int) -> np.ndarray:
 
 def _kind(data: bytes) -> str:
     """Pillow's name of the format, by the content."""
-    if data[:3] == b"\xff\xd8\xff":
-        return "JPEG"
-    if data[:16] == b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR":
-        return "PNG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
+    if kind := direct_kind(data):
+        return kind
     reason = "unknown content" if data else "it is empty"
     for name, start in OTHER_KINDS.items():
         if re.match(start.replace(r"\C", ".").encode(), data[:64], re.DOTALL):
             reason = f"it is {name}"
     raise InputError(f"not a JPEG, PNG or WebP image: {reason}")
-
-
-def _check_sides(width: int, height: int) -> None:
-    size, longer, shorter = f"image of {width} x {height} pixels", *sorted((width, height))[::-1]
-    if not shorter:
-        raise InputError(f"{size}: it is empty")
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{size}, {OVER_LIMIT} {MAX_PIXELS}")
-    if longer > MAX_SIDE:
-        raise InputError(f"{size}, {OVER_LIMIT} {MAX_SIDE} for a side")
-    if longer > MAX_RATIO * shorter:
-        raise InputError(f"{size}, {OVER_LIMIT} {MAX_RATIO} : 1 for its sides")
-
-
-def _reduce(image: Image.Image, target_px: int) -> None:
-    """Choose the scaled inverse DCT of a JPEG, in place."""
-    shorter = min(image.size)
-    ratio = next(r for r in JPEG_RATIOS if r == 1 or shorter > r * (target_px - 1))
-    if ratio > 1:
-        image.draft(None, tuple(side // ratio for side in image.size))
-
-
-def _rgb(image: Image.Image) -> Image.Image | np.ndarray:
-    """Convert to RGB; transparent pixels become white."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        values = np.asarray(image)
-        if image.mode == "I" and (values.min() < 0 or values.max() > 65_535):
-            raise InputError("its values exceed 16 bits")
-        grey = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        clear = image.info.get("transparency")
-        if clear is not None:
-            grey[values == clear] = WHITE
-        return grey
-    if image.has_transparency_data:
-        return _on_white(np.asarray(image.convert("RGBA")))
-    return image.convert("RGB")
-
-
-def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """Composite uint8 [height, width, 4] on white: [height, width, 3], rounded to nearest."""
-    alpha = pixels[..., 3:].astype(np.uint16)
-    mixed = pixels[..., :3] * alpha + WHITE * (255 - alpha)
-    return ((mixed + 127) // 255).astype(np.uint8)
-
-
-def _orientation(exif: bytes) -> int:
-    """The orientation in a block of Exif; 1 if there is none or if it is malformed."""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, start)
-        for entry in range(count):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * entry)
-            if tag == ORIENTATION:
-                return value if kind == SHORT and value in TURNS else 1
-    except struct.error:
-        pass
-    return 1
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    if orientation == 1:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).transpose(TURNS[orientation]))
 
 
 # === Resizing ===

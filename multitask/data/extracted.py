@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from multitask.console import progress_bar
+from multitask.data.image_kinds import converted_kind, direct_kind
 from multitask.data.sources import EmbeddedImages, Source
 from multitask.disk import writing
 from multitask.files import check_writable, locked, read_json, replacing, write_json
@@ -14,7 +15,17 @@ from multitask.spec import InputError
 logger = logging.getLogger(__name__)
 
 INDEX = "images.json"  # stands when every image does
-_SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}
+_SUFFIXES = {
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "TIFF": ".tif",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+    "JPEG2000": ".jp2",
+    "AVIF": ".avif",
+    "HEIF": ".heic",
+}
 
 
 def extract_images(source: Source, references: Sequence[str], folder: Path) -> list[str]:
@@ -105,7 +116,7 @@ def _extract(source: Source, facts: dict[str, Any], folder: Path) -> dict[str, s
 
 
 def _suffix(data: bytes) -> str:
-    return next((name for start, name in _SUFFIXES.items() if data.startswith(start)), "")
+    return _SUFFIXES.get(direct_kind(data) or converted_kind(data) or "", "")
 
 
 def _stem(reference: str) -> str:

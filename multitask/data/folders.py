@@ -4,8 +4,8 @@ import collections
 import os
 from dataclasses import dataclass, field
 
-# The JPEG suffixes are those that browsers, scanners and Windows use. Case is ignored.
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp")
+from multitask.data.image_kinds import SUFFIXES
+
 SHOWN = 5  # suffixes that a message lists
 
 
@@ -33,7 +33,7 @@ class Skipped:
         """The counts and reasons in one line.
 
         Returns:
-            `12 of another type (.txt, .tif), 2 not regular files (a.jpg, …)`; "" where nothing was
+            `12 of another type (.txt, .psd), 2 not regular files (a.jpg, …)`; "" where nothing was
             skipped.
         """
         parts = []

@@ -13,6 +13,7 @@ import pandas as pd
 import tensorflow as tf
 
 from multitask.console import progress_bar
+from multitask.data.conversion import as_readable, must_convert
 from multitask.data.decode import decode_image, error_text
 from multitask.data.matching import why_missing
 from multitask.data.table import (
@@ -27,14 +28,33 @@ from multitask.spec import InputError
 
 READ_TOGETHER = 32  # files per call: calling Python costs TensorFlow as much as a small file
 SMALL_BYTES = 2**18  # a larger file is read separately, to limit the memory of a joint read
-LARGER = b"larger"  # the placeholder for such a file; no image has this content
+# The placeholder for such a file, and for one that is converted; no image has this content.
+SEPARATE = b"separate"
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def read_image(path: str | bytes | Path, *, target_px: int, convert_profiles: bool = True) -> bytes:
+    """Read an image file as a JPEG, PNG or WebP; the arguments are those of `as_readable`.
+
+    Raises:
+        OSError: as `read_regular`.
+        InputError: as `as_readable`.
+    """
+    return as_readable(
+        read_regular(path, MAX_IMAGE_BYTES),
+        target_px=target_px,
+        convert_profiles=convert_profiles,
+        name=os.fsdecode(path),
+    )
 
 
 def why_unreadable(path: str | Path) -> str | None:
     """The reason why an image cannot be read, as a phrase; None where it can."""
     try:
-        decode_image(tf.constant(read_regular(path, MAX_IMAGE_BYTES)), target_px=1)
+        data = read_image(path, target_px=1, convert_profiles=False)
+        decode_image(tf.constant(data), target_px=1)
+    except InputError as error:
+        return str(error)
     except OSError as error:
         return MISSING_FILE if error.errno in NO_FILE else f"cannot be read: {error.strerror}"
     except tf.errors.OpError as error:
@@ -45,51 +65,65 @@ def why_unreadable(path: str | Path) -> str | None:
 # === Reading in tf.data ===
 
 
-def _content(name: bytes, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
-    """Read a file's bytes; empty if it cannot be read (`why_unreadable` returns the reason)."""
+def _small_content(name: bytes, convert_profiles: bool) -> bytes:
+    """Read a file's bytes: SEPARATE if it must be read separately, empty if it cannot be read."""
     try:
-        return read_regular(name, max_bytes)
+        data = read_regular(name, SMALL_BYTES)
     except OSError as error:
-        return LARGER if error.errno == errno.EFBIG and max_bytes == SMALL_BYTES else b""
+        return SEPARATE if error.errno == errno.EFBIG else b""
+    return SEPARATE if must_convert(data, convert_profiles=convert_profiles) else data
 
 
-def _small_contents(names: np.ndarray) -> np.ndarray:
-    """Read the bytes of each file; LARGER for a file that must be read separately."""
-    return np.asarray([_content(name, SMALL_BYTES) for name in names], object)
+def read_encoded(name: tf.Tensor, *, target_px: int, convert_profiles: bool = True) -> tf.Tensor:
+    """Read a file as `read_image`: name, string [] -> bytes, string [].
 
-
-def read_encoded(name: tf.Tensor) -> tf.Tensor:
-    """Read a file: name, string [] -> bytes, string []; empty if it cannot be read.
-
-    tf.io.read_file would wait for a named pipe forever and never finish reading a device.
+    The bytes are empty if it cannot be read; `why_unreadable` returns the reason. tf.io.read_file
+    would wait for a named pipe forever and never finish reading a device.
     """
 
     def content(name: bytes | np.ndarray) -> bytes:  # an array in eager mode
-        return _content(np.asarray(name, object).item())
+        path = np.asarray(name, object).item()
+        try:
+            return read_image(path, target_px=target_px, convert_profiles=convert_profiles)
+        except (OSError, InputError):
+            return b""
 
     return tf.ensure_shape(tf.numpy_function(content, [name], tf.string), [])
 
 
 def map_files(
-    names: Sequence[str | bytes], transform: Callable[[tf.Tensor], tf.Tensor]
+    names: Sequence[str | bytes],
+    transform: Callable[[tf.Tensor], tf.Tensor],
+    *,
+    target_px: int,
+    convert_profiles: bool = True,
 ) -> tf.data.Dataset:
     """Read and transform files, in order and on all cores.
 
     Args:
         names: file names.
-        transform: a file's bytes, string [] -> a tensor.
+        transform: bytes of a JPEG, PNG or WebP, string [] -> a tensor.
+        target_px: as for `as_readable`.
+        convert_profiles: as for `as_readable`.
 
     Returns:
         A dataset of (index int64 [], the tensor). A file that cannot be read, or whose transform
         fails, is skipped with its index; `why_unreadable` returns the reason.
     """
 
+    def read_separately(name: tf.Tensor) -> tf.Tensor:
+        return read_encoded(name, target_px=target_px, convert_profiles=convert_profiles)
+
+    def small_contents(names: np.ndarray) -> np.ndarray:
+        return np.asarray([_small_content(name, convert_profiles) for name in names], object)
+
     def read_small(index: tf.Tensor, name: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        data = tf.numpy_function(_small_contents, [name], tf.string)
+        data = tf.numpy_function(small_contents, [name], tf.string)
         return index, name, tf.ensure_shape(data, [None])
 
     def load(index: tf.Tensor, name: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return index, transform(tf.cond(data == LARGER, lambda: read_encoded(name), lambda: data))
+        data = tf.cond(data == SEPARATE, lambda: read_separately(name), lambda: data)
+        return index, transform(data)
 
     files = tf.constant([os.fsencode(name) for name in names], tf.string)
     dataset = tf.data.Dataset.from_tensor_slices(files).enumerate().batch(READ_TOGETHER)
@@ -110,8 +144,8 @@ def read_reduced(path: Path, *, target_px: int) -> np.ndarray | None:
         uint8 [height, width, 3]; None where it cannot be read.
     """
     try:
-        return decode_image(read_regular(path, MAX_IMAGE_BYTES), target_px=target_px).numpy()
-    except (OSError, tf.errors.OpError):
+        return decode_image(read_image(path, target_px=target_px), target_px=target_px).numpy()
+    except (OSError, InputError, tf.errors.OpError):
         return None
 
 
@@ -133,6 +167,8 @@ def find_unusable(names: Sequence[str], *, progress: bool = True) -> dict[int, s
     dataset = map_files(
         [names[i] for i in present.tolist()],
         lambda data: tf.shape(decode_image(data, target_px=1))[0],
+        target_px=1,
+        convert_profiles=False,
     )
     with progress_bar("checking images", len(present), hidden=not progress) as bar:
         for places, _ in dataset.batch(64).as_numpy_iterator():

@@ -127,7 +127,10 @@ def _hash_files(
         image = resize_image(image, size_px=IMAGE_PX, how="squash")
         return tf.cast(tf.round(image), tf.uint8)
 
-    dataset = map_files([names[i] for i in new], shrink).batch(64).prefetch(1)
+    new_names = [names[i] for i in new]
+    # The hash is of grey levels; a color profile changes too little to matter.
+    dataset = map_files(new_names, shrink, target_px=IMAGE_PX, convert_profiles=False)
+    dataset = dataset.batch(64).prefetch(1)
     with progress_bar("hashing images", len(new), hidden=not progress) as bar:
         for places, images in dataset.as_numpy_iterator():
             indices = new[places]

@@ -39,7 +39,8 @@ def load_image(
     file_name: tf.Tensor, *, size_px: int, how: str, reduced_px: int | None = None
 ) -> tf.Tensor:
     """Load an image file as float32 [size_px, size_px, 3] in 0..255, not augmented."""
-    image = decode_image(read_encoded(file_name), target_px=reduced_px or size_px)
+    target_px = reduced_px or size_px
+    image = decode_image(read_encoded(file_name, target_px=target_px), target_px=target_px)
     return resize_image(image, size_px=size_px, how=how, reduced_px=reduced_px)
 
 
@@ -241,19 +242,23 @@ def readable_images(
     how: str,
     batch_size: int,
     reduced_px: int | None = None,
+    convert_profiles: bool = True,
 ) -> tf.data.Dataset:
     """Make batches of (index int64 [batch], image float32 [batch, size, size, 3]), in order.
 
-    The arguments are those of `resize_image`, as `DataSpec.resizing` has them. A missing or
-    unreadable image is skipped together with its index; `why_unreadable` returns the reason.
+    The arguments are those of `resize_image` and `as_readable`, as `DataSpec.reading` has them. A
+    missing or unreadable image is skipped together with its index; `why_unreadable` returns the
+    reason.
     """
 
     def load(data: tf.Tensor) -> tf.Tensor:
-        image = decode_image(data, target_px=reduced_px or size_px)
+        image = decode_image(data, target_px=target_px)
         return resize_image(image, size_px=size_px, how=how, reduced_px=reduced_px)
 
+    target_px = reduced_px or size_px
     # Autotuning gains nothing here. Next to a runtime that uses all cores it takes up to two fifths
     # of the whole time.
     options = tf.data.Options()
     options.autotune.enabled = False
-    return map_files(names, load).batch(batch_size).prefetch(2).with_options(options)
+    images = map_files(names, load, target_px=target_px, convert_profiles=convert_profiles)
+    return images.batch(batch_size).prefetch(2).with_options(options)

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
 from multitask.bootstrap import FEWEST_EXAMPLES
+from multitask.data.conversion import log_conversions
 from multitask.data.image_files import (
     count_reasons,
     image_sizes,
@@ -139,6 +140,8 @@ def table_fingerprint(spec: DataSpec, merged: Table, sampled: Table, sizes: np.n
     options = [VERSION, spec.reduced_px, spec.records.quality, list(merged.classes.items())]
     if spec.exclude_near_duplicates:
         options += [CACHE_VERSION, MAX_DISTANCE]
+    if spec.convert_profiles:
+        options.append("color profiles")
     digest.update(json.dumps(options).encode())
     for table in (merged, sampled):
         digest.update("\n".join(table.paths).encode() + "\n".join(table.splits).encode())
@@ -284,6 +287,7 @@ def _make(
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False, **options)
             )
+        log_conversions()
     return True
 
 

@@ -54,6 +54,7 @@ class RecordShard:
         image_dir: the folder that the paths start at.
         shorter_px: upper bound of the shorter side.
         quality: JPEG quality, 1 to 100.
+        convert_profiles: whether embedded color profiles are applied.
         done: called with the number of images that were processed since the last call.
     """
 
@@ -63,13 +64,20 @@ class RecordShard:
     image_dir: str
     shorter_px: int
     quality: int
+    convert_profiles: bool
     done: Callable[[int], Any] | None = None
 
     def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (index, example) of the readable images, in order."""
         names = [os.path.join(self.image_dir, path) for path in self.paths]
         processed = 0
-        for index, image in map_files(names, self._encode).as_numpy_iterator():
+        images = map_files(
+            names,
+            self._encode,
+            target_px=self.shorter_px,
+            convert_profiles=self.convert_profiles,
+        )
+        for index, image in images.as_numpy_iterator():
             label = dict(zip(self.tasks, self.labels[index].tolist(), strict=True))
             yield int(index), {"image": image, "path": self.paths[index], "label": label}
             if self.done:
@@ -207,6 +215,7 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
                 str(self.image_dir),
                 self._spec.reduced_px,
                 self._spec.records.quality,
+                self._spec.convert_profiles,
                 self._bar.update if self._bar is not None else None,
             )
             for part in np.array_split(rows, math.ceil(len(rows) / SHARD_IMAGES))

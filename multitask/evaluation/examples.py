@@ -43,7 +43,7 @@ def attention_examples(
     spec, heads = trained.spec, trunk_and_heads(trained.network)[1]
     batches = readable_images(
         [str(trained.image_dir / predictions.paths[row]) for _, row in chosen],
-        **spec.resizing,
+        **spec.reading,
         batch_size=WRONG + RIGHT,
     )
     examples = []

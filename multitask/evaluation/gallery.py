@@ -98,7 +98,7 @@ def embed(
         int64 [batch], indices into `names`; name -> float32 [batch, width], of length 1.
     """
     infer = infer or compiled(model)
-    batches = readable_images(names, **spec.resizing, batch_size=BATCH)
+    batches = readable_images(names, **spec.reading, batch_size=BATCH)
     with progress_bar(description, len(names)) as bar:
         for indices, images in batches:
             places = indices.numpy()
@@ -183,7 +183,7 @@ def _fingerprint(trained: TrainedModel) -> str:
     table, spec = trained.training_table, trained.spec
     rows = table.rows(TRAIN)
     facts = hashlib.sha256()
-    facts.update(json.dumps([VERSION, trained.digest, spec.resizing]).encode())
+    facts.update(json.dumps([VERSION, trained.digest, spec.reading]).encode())
     facts.update(json.dumps([*table.classes.items(), *table.paths[rows]]).encode())
     facts.update(table.labels[rows].astype("<i4").tobytes())
     facts.update(image_sizes(table.paths[rows], trained.image_dir).astype("<i8").tobytes())

@@ -207,7 +207,7 @@ class _Outputs:
     ) -> np.ndarray:
         """Run the model on image files; returns the places of the readable ones, int [n]."""
         read = [np.zeros(0, np.int64)]
-        batches = readable_images(names, **spec.resizing, batch_size=batch_size)
+        batches = readable_images(names, **spec.reading, batch_size=batch_size)
         with progress_bar("evaluating", len(names)) as bar:
             for places, images in batches:
                 read.append(places.numpy())

@@ -358,6 +358,6 @@ def file_features(network: keras.Model, names: list[str], spec: DataSpec) -> np.
         [n, …], in the form that the cache holds.
     """
     extract = _extractor(trunk_and_heads(network)[0], feature_shape(network))
-    batches = readable_images(names, **spec.resizing, batch_size=BATCH)
+    batches = readable_images(names, **spec.reading, batch_size=BATCH)
     features = [extract(images) for _, images in batches]
     return np.concatenate(features).astype(spec.features.dtype)

@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from multitask.console import log_shown, progress_bar
+from multitask.data.conversion import log_conversions
 from multitask.data.decode_arrays import ImageInput, decode_array, name_of, resize_array
 from multitask.errors import InputError
 from multitask.library.html import grid_html, image_html
@@ -81,7 +82,7 @@ def model_of_run(run: Run, model_file: Path | None, *, calibrated: bool = True) 
 class ImageModel:
     """A model that predicts and embeds images, from `load_model`.
 
-    An image is a path; the bytes of a JPEG, PNG or WebP file; a Pillow image; or a uint8 array
+    An image is a path; the bytes of an image file; a Pillow image; or a uint8 array
     [height, width, 3] (RGB), [height, width, 4] (RGBA) or [height, width] (grey). Every method
     takes one image or several.
 
@@ -279,11 +280,16 @@ class ImageModel:
                         pixels if isinstance(pixels, str) else next(outputs),
                     )
                 bar.update(len(batch))
+            log_conversions()
 
     def _input(self, image: ImageInput) -> tuple[Any, Any]:
         """Return a small copy of an image and the model's input; or None and the reason."""
         try:
-            decoded = decode_array(image, target_px=self._model.reduced_px)
+            decoded = decode_array(
+                image,
+                target_px=self._model.reduced_px,
+                convert_profiles=self._model.convert_profiles,
+            )
         except InputError as error:
             return None, str(error)
         small = Image.fromarray(decoded)

@@ -16,13 +16,13 @@ from scipy.special import softmax
 
 from multitask.calibration import Calibration
 from multitask.console import progress_bar
+from multitask.data.image_files import read_image
 from multitask.data.pipeline import readable_images
 from multitask.data.table import Table
 from multitask.errors import RunError
 from multitask.evaluation.predictions import compiled
 from multitask.files import silent
 from multitask.metrics import classification_metrics
-from multitask.reading import MAX_IMAGE_BYTES, read_regular
 from multitask.serving.formats import FLOAT32, FORMATS
 from multitask.serving.runtimes import RUNTIMES, Infer, SavedModel, output_of, speed
 from multitask.spec import MISSING, InputError
@@ -192,7 +192,7 @@ def compare(
     rows: np.ndarray,
     names: Sequence[str],
     *,
-    resizing: Mapping[str, Any],
+    reading: Mapping[str, Any],
     mixed_precision_model: keras.Model | None = None,
 ) -> list[dict[str, Any]]:
     """Compare the predictions of each artifact with those of the model.
@@ -204,7 +204,7 @@ def compare(
         table: the table with the labels for the metrics.
         rows: int [n], rows of the table.
         names: str [n], the rows' image files.
-        resizing: arguments of `readable_images` for the images' size.
+        reading: arguments of `readable_images` for the images.
         mixed_precision_model: the same network as it was trained, if not in float32.
 
     Returns:
@@ -228,8 +228,9 @@ def compare(
         infer = _with_logits(compiled(mixed_precision_model))
         trained = _Candidate(None, "as trained", infer, calibrations)
     everything = [*candidates, trained] if trained else candidates
-    batches = readable_images(list(names), **resizing, batch_size=BATCH)
-    batch, places = _run_all(everything, names, batches)
+    batches = readable_images(list(names), **reading, batch_size=BATCH)
+    options = {"target_px": reading["reduced_px"], "convert_profiles": reading["convert_profiles"]}
+    batch, places = _run_all(everything, names, batches, options)
     labels = table.labels[rows[places]]
     labels_by_task = {task: labels[:, table.tasks.index(task)] for task in calibrations}
     expected = reference.probabilities()
@@ -246,9 +247,18 @@ def compare(
 
 
 def _run_all(
-    candidates: Sequence[_Candidate], names: Sequence[str], batches: tf.data.Dataset
+    candidates: Sequence[_Candidate],
+    names: Sequence[str],
+    batches: tf.data.Dataset,
+    options: Mapping[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run every candidate on all readable images; the first one is the reference.
+
+    Args:
+        candidates: the model and the artifacts.
+        names: the image files.
+        batches: of `readable_images`.
+        options: arguments of `read_image`: an artifact that decodes converts no image itself.
 
     Returns:
         The first batch of images, and the places of the readable ones in `names`.
@@ -262,7 +272,7 @@ def _run_all(
             for candidate in candidates:
                 candidate.run(images)
             if checked_bytes < BYTES_CHECKED:
-                data = [read_regular(names[i], MAX_IMAGE_BYTES) for i in batch_places]
+                data = [read_image(names[i], **options) for i in batch_places]
                 for candidate in candidates:
                     candidate.run_on_bytes(data, candidates[0])
             checked_bytes += len(batch_places)

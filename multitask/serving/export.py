@@ -149,6 +149,7 @@ def _source(trained: TrainedModel, tasks: tuple[str, ...]) -> tuple[Source, kera
         "image_size": spec.image_size,
         "resize": spec.resize,
         "reduced_px": spec.reduced_px,
+        "convert_profiles": spec.convert_profiles,
         "classes": classes,
         "calibration": {task: one.to_dict() for task, one in calibrations.items()},
         "model": trained.digest,
@@ -201,10 +202,11 @@ def _check_artifacts(
         replace(table, labels=labels),
         images.rows,
         images.names,
-        resizing={
+        reading={
             "size_px": source.model.input_shape[1],
             "how": source.how,
             "reduced_px": source.reduced_px,
+            "convert_profiles": source.description["convert_profiles"],
         },
         mixed_precision_model=None if trained is source.model else trained,
     )

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from multitask.console import progress_bar
-from multitask.data.folders import SUFFIXES, ImageSearch
+from multitask.data.conversion import log_conversions
+from multitask.data.folders import ImageSearch
 from multitask.data.image_files import why_unreadable
+from multitask.data.image_kinds import SUFFIXES
 from multitask.data.pipeline import readable_images
 from multitask.serving.predictor import Predictor
 from multitask.spec import InputError
@@ -66,7 +68,7 @@ def predict_files(
     names = [os.fspath(file) for file in files]
     batches = readable_images(
         [os.fsencode(name) for name in names],
-        **predictor.resizing,
+        **predictor.reading,
         batch_size=batch_size,
     )
     done = 0
@@ -85,3 +87,4 @@ def predict_files(
                 done = place + 1
             bar.update(done - bar.n)
         yield from unreadable(len(names))
+    log_conversions()

@@ -40,6 +40,7 @@ class Predictor:
         size_px: side of the model's input.
         how: the kind of resizing.
         reduced_px: the shorter side that an image is reduced to before.
+        convert_profiles: whether embedded color profiles are applied.
         identity: a text that differs for different models.
         calibrated: whether probabilities are scaled by the temperature.
         tta: one of test_time.TTA; None: the plain image.
@@ -52,6 +53,7 @@ class Predictor:
     size_px: int
     how: str
     reduced_px: int
+    convert_profiles: bool
     identity: str
     calibrated: bool = True
     tta: str | None = None
@@ -60,6 +62,11 @@ class Predictor:
     def resizing(self) -> dict[str, Any]:
         """The arguments of `decode.resize_image` that make the model's input of an image."""
         return {"size_px": self.size_px, "how": self.how, "reduced_px": self.reduced_px}
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The arguments of `pipeline.readable_images` that make the model's input of a file."""
+        return self.resizing | {"convert_profiles": self.convert_profiles}
 
     def probabilities(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Predict the class probabilities of images.
@@ -184,6 +191,7 @@ def read_export(folder: Path) -> dict[str, Any]:
         "calibration": calibrations,
         "image_size": size_px,
         "reduced_px": reduced_px,
+        "convert_profiles": content.get("convert_profiles") is True,  # earlier ones lack it
         "artifacts": artifacts,
         "identity": identity,
     }
@@ -244,6 +252,7 @@ def load_export(
         size_px,
         content["resize"],
         content["reduced_px"],
+        content["convert_profiles"],
         identity,
     )
 
@@ -268,5 +277,6 @@ def load_best(run: Run, *, model_file: Path | None = None) -> Predictor:
         run.spec.image_size,
         run.spec.resize,
         run.spec.reduced_px,
+        run.spec.convert_profiles,
         trained.digest,
     )

@@ -532,7 +532,7 @@ def test_output_that_was_closed_before_the_start(place):
 def test_other_files_of_a_folder_are_counted(place, capsys):
     paint(place / "top/own.jpg", place / "store/1.jpg", place / "store/2.JPE")
     paint(place / "top/saved.jfif", place / "top/._own.jpg")
-    for name in ("a.tif", "b.txt", "c.txt"):
+    for name in ("a.psd", "b.txt", "c.txt"):
         (place / "top" / name).write_bytes(b"")
     (place / "top/roll").symlink_to("../store")
     (place / "top/again").symlink_to(".")
@@ -543,7 +543,7 @@ def test_other_files_of_a_folder_are_counted(place, capsys):
     names = ("own.jpg", "roll/1.jpg", "roll/2.JPE", "saved.jfif")
     assert answered == [f"{place}/top/{name}" for name in names]
     assert message.err == (
-        "Skipped 5 files: 3 of another type (.txt, .tif), 1 not a regular file "
+        "Skipped 5 files: 3 of another type (.txt, .psd), 1 not a regular file "
         f"({place}/top/pipe.png), 1 hidden (names that begin with a dot), 1 link to a folder that "
         "was already read\n"
     )

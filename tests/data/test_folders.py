@@ -71,7 +71,7 @@ def test_one_search_of_several_folders_reads_each_once(tmp_path):
 
 
 def test_what_is_skipped_is_counted_by_its_reason(tmp_path):
-    fill(tmp_path, "1.jpg", "a.tif", "b.TIF", "c.txt", "notes", ".hidden.jpg", "._1.jpg")
+    fill(tmp_path, "1.jpg", "a.psd", "b.PSD", "c.txt", "notes", ".hidden.jpg", "._1.jpg")
     fill(tmp_path, ".thumbs/t1.jpg", ".thumbs/t2.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
@@ -80,7 +80,7 @@ def test_what_is_skipped_is_counted_by_its_reason(tmp_path):
     # A link that leads nowhere gets its own line from whoever reads it.
     assert files == ["1.jpg", "gone.jpg"]
     assert line == (
-        "Skipped 9 files: 4 of another type (.tif, no suffix, .txt), 2 not regular files "
+        "Skipped 9 files: 4 of another type (.psd, no suffix, .txt), 2 not regular files "
         f"({tmp_path}/pipe.jpg, …), 3 hidden (names that begin with a dot)"
     )
 

@@ -157,7 +157,9 @@ def test_files_are_mapped_in_order_and_byte_for_byte(tmp_path):
     names = list(written)
     names[7:7], names[40:40] = ["pipe.bin"], ["gone.bin"]
     files = [str(tmp_path / name) for name in names]
-    result = {int(i): data for i, data in map_files(files, tf.identity).as_numpy_iterator()}
+    result = {
+        int(i): data for i, data in map_files(files, tf.identity, target_px=1).as_numpy_iterator()
+    }
     assert list(result) == list(range(len(names)))
     # Nothing is what a decoder makes nothing of.
     wanted = [written.get(name, b"") for name in names]
@@ -165,17 +167,19 @@ def test_files_are_mapped_in_order_and_byte_for_byte(tmp_path):
     same = [data == other for data, other in zip(result.values(), wanted, strict=True)]
     assert all(same)
     for name in ("ends.bin", names[0]):
-        by_name = read_encoded(tf.constant(os.fsencode(tmp_path / name)))
+        by_name = read_encoded(tf.constant(os.fsencode(tmp_path / name)), target_px=1)
         assert by_name.numpy() == written[name]
 
 
 def test_a_transform_that_fails_leaves_its_file_out(zoo):
     names = ["good.jpg", "text.jpg", "absent.jpg", "one.png", "folder.jpg", "one.jpg"]
     files = [os.fsencode(zoo / name) for name in names]
-    shapes = map_files(files, lambda data: tf.shape(decode_image(data, target_px=1000)))
+    shapes = map_files(
+        files, lambda data: tf.shape(decode_image(data, target_px=1000)), target_px=1000
+    )
     result = {int(i): shape.tolist() for i, shape in shapes.as_numpy_iterator()}
     assert result == {0: [150, 200, 3], 3: [1, 1, 3], 5: [1, 1, 3]}
-    assert not list(map_files([], tf.identity))
+    assert not list(map_files([], tf.identity, target_px=1))
 
 
 # === The table's images ===

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
+from color_profiles import ADOBE, rgb_profile
 from PIL import Image
 
 from multitask.data.decode import decode_image, resize_image
@@ -72,7 +73,7 @@ def test_an_export_reduces_first():
 
 
 @pytest.mark.parametrize("margin", [1.15, 2.0])  # of 2, a scaled decoding would be another filter
-def test_an_image_is_predicted_as_it_was_trained_on(tiny_data, tiny_spec, margin):
+def test_an_image_is_predicted_as_it_was_training_images(tiny_data, tiny_spec, margin):
     """The records store JPEGs, with half the resolution of colour: these images are grey."""
     spec = tiny_spec(tasks=("style",), records={"quality": 100, "margin": margin})
     data = tiny_data()
@@ -85,7 +86,7 @@ def test_an_image_is_predicted_as_it_was_trained_on(tiny_data, tiny_spec, margin
     batches = view_dataset(prepared, spec, split=TRAIN, batch_size=64)
     training_images = np.concatenate([batch.numpy() for batch in batches])
     names = [str(data / "wikiart" / path) for path in prepared.table.paths[rows]]
-    ((_, predicted),) = readable_images(names, **spec.resizing, batch_size=64)
+    ((_, predicted),) = readable_images(names, **spec.reading, batch_size=64)
     difference = np.abs(predicted.numpy() - training_images).mean()
     plain = [
         resize_image(decode_image(tf.io.read_file(name), target_px=32), size_px=32, how="squash")
@@ -94,3 +95,28 @@ def test_an_image_is_predicted_as_it_was_trained_on(tiny_data, tiny_spec, margin
     assert difference < 2.0
     if margin < 2:  # with more, reducing first changes less
         assert np.abs(np.stack(plain) - training_images).mean() > 3 * difference
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG"])
+def test_a_color_profile_is_applied_in_training_and_prediction_or_in_neither(
+    tiny_data, tiny_spec, kind
+):
+    spec = tiny_spec(tasks=("style",), records={"quality": 100})
+    data = tiny_data()
+    paths = sorted((data / "wikiart").rglob("*train*.jpg"))
+    for seed, path in enumerate(paths):
+        smooth = Image.fromarray(texture(4, 4, seed)).convert("L").resize((40, 40))
+        smooth.convert("RGB").save(path, kind, icc_profile=rgb_profile(ADOBE, 1.0))
+    images = {}
+    for convert in (True, False):
+        one = spec.model_copy(update={"convert_profiles": convert})
+        prepared = prepare(one, data, None)
+        rows = prepared.table.rows(TRAIN)
+        batches = view_dataset(prepared, one, split=TRAIN, batch_size=64)
+        training_images = np.concatenate([batch.numpy() for batch in batches])
+        names = [str(data / "wikiart" / path) for path in prepared.table.paths[rows]]
+        ((_, predicted),) = readable_images(names, **one.reading, batch_size=64)
+        assert np.abs(predicted.numpy() - training_images).mean() < 2
+        images[convert] = training_images
+    # A gamma of 1 is far from that of sRGB.
+    assert np.abs(images[True] - images[False]).mean() > 20

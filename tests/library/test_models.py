@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import multitask as mt
+from multitask.data import conversion_worker
 from multitask.serving.runtimes import RUNTIMES
 from multitask.spec import field_of
 
@@ -105,7 +106,7 @@ def test_an_unreadable_image_is_a_row_or_an_error(museum, images):
     assert table["error"].tolist() == [
         "",
         "No such file or directory",
-        "not a JPEG, PNG or WebP image: it is a GIF",
+        conversion_worker.UNKNOWN.format("GIF"),
         "",
     ]
     assert table["shade/predicted"].isna().tolist() == [False, True, True, False]

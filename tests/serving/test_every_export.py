@@ -260,6 +260,7 @@ KIND = {"kind": "constant", "rate": 0.5}
 OTHERS = {
     "title": "x", "licence": "x", "source": "x", "images": "x", "name": "other",
     "resize": "pad",  # of the pixels, before the network: tests of `signatures`
+    "convert_profiles": False,
     "batch_size": 3, "seed": 9, "validation": 0.2, "max_missing": 0.2, "max_unknown": 0.2,
     "exclude_near_duplicates": True, "mix": {"kind": "mixup"}, "sampler": {"kind": "balanced"},
     "freeze_depth": "all", "balancing": {"kind": "uncertainty"},

@@ -13,10 +13,12 @@ import pandas as pd
 import pytest
 import scipy.special
 import tensorflow as tf
+from color_profiles import ADOBE, rgb_profile
 from PIL import Image
 
 from multitask.__main__ import main
 from multitask.commands.predict import SUFFIXES
+from multitask.data.decode_arrays import decode_array
 from multitask.data.table import load_table
 from multitask.disk import DiskError
 from multitask.evaluation.predictions import predict_split
@@ -73,7 +75,7 @@ def stopped(*argv):
 
 
 def test_folders_are_searched_sorted_and_each_file_comes_once(tmp_path):
-    names = ["b/2.JPG", "b/1.webp", "a/z.png", "c.jpeg", "b/notes.txt", "a/x.gif"]
+    names = ["b/2.JPG", "b/1.webp", "a/z.png", "c.jpeg", "b/notes.txt", "a/x.svg"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
@@ -117,6 +119,35 @@ def test_a_bad_image_in_the_middle_keeps_the_others_in_their_places(
     assert "not a JPEG, PNG or WebP image" in result[1][1]
     assert result[3][1] == "cannot be read: it is a folder, not a regular file"
     assert "\n" not in result[1][1]
+
+
+def test_formats_and_color_profiles(predictor, known, tmp_path):
+    painted = known.colours(4, 8)
+    files = []
+    for color, kind in zip(painted, ("TIFF", "BMP", "PNG", "JPEG2000"), strict=True):
+        files.append(tmp_path / f"{kind}.jpg")
+        Image.new("RGB", (20, 10), tuple(map(int, color))).save(files[-1], kind)
+    profile = rgb_profile(ADOBE, 1.0)
+    files.append(tmp_path / "profile.png")
+    Image.new("RGB", (20, 10), (90, 60, 30)).save(files[-1], icc_profile=profile)
+    converted = decode_array(files[-1], target_px=10)[0, 0]
+    assert converted.min() > 90
+    for convert, last in ((True, converted), (False, (90, 60, 30))):
+        one = dataclasses.replace(predictor, convert_profiles=convert)
+        result = [message for _, message in predict_files(one, files, batch_size=2)]
+        for task, expected in known.answers(np.array([*painted, last])).items():
+            actual = [message[task] for message in result]
+            np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_an_export_of_before_color_profiles_goes_on_without_them(onnx, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(onnx.removeprefix("--model="), folder)
+    assert load_export(folder).convert_profiles
+    content = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+    del content["convert_profiles"]
+    (folder / "classes.json").write_text(json.dumps(content), encoding="utf-8")
+    assert not load_export(folder).convert_profiles
 
 
 @pytest.fixture(scope="module")

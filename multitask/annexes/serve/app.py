@@ -254,7 +254,8 @@ def _add_routes(app: FastAPI, service: _PredictionService, page: str, status: He
         },
         openapi_extra={
             "requestBody": {
-                "description": "the image file itself: a JPEG, PNG or WebP, detected by content",
+                "description": "the image file itself, detected by content: a JPEG, PNG, WebP, "
+                "TIFF, GIF, BMP, JPEG 2000, AVIF or HEIC",
                 "required": True,
                 "content": dict.fromkeys(CONTENT_TYPES, image_schema),
             }

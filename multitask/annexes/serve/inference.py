@@ -9,7 +9,9 @@ import tensorflow as tf
 
 from multitask.annexes.serve.neighbours import Attention, Similar
 from multitask.annexes.serve.schemas import Candidate, SimilarImage, TaskAnswer
+from multitask.data.conversion import as_readable
 from multitask.data.decode import decode_image, reduce_image, resize_image
+from multitask.errors import InputError
 from multitask.evaluation.attention import overlay
 from multitask.pages.image_sheets import data_uri
 from multitask.serving.answers import answer
@@ -75,6 +77,7 @@ class Inference:
         self.predictor, self.thresholds = predictor, thresholds
         self.attention, self.similar = attention, similar
         self.small_pixels = min(max_pixels, LARGE_PIXELS)
+        self._max_pixels = max_pixels
         self._decode = self._decoder(self.small_pixels)
         self._decode_large = self._decoder(max_pixels)
 
@@ -104,11 +107,30 @@ class Inference:
         Raises:
             tf.errors.InvalidArgumentError: as `decode_image`.
         """
-        return _read(self._decode, data, with_preview)
+        return self._read(self._decode, self.small_pixels, data, with_preview)
 
     def read_large(self, data: bytes, with_preview: bool) -> DecodedImage:
         """Decode an image of at most `max_pixels`; otherwise the same as `read`."""
-        return _read(self._decode_large, data, with_preview)
+        return self._read(self._decode_large, self._max_pixels, data, with_preview)
+
+    def _read(
+        self,
+        decode: Callable[..., tuple[tf.Tensor, tf.Tensor]],
+        max_pixels: int,
+        data: bytes,
+        with_preview: bool,
+    ) -> DecodedImage:
+        try:
+            data = as_readable(
+                data,
+                target_px=self.predictor.reduced_px,
+                convert_profiles=self.predictor.convert_profiles,
+                max_pixels=max_pixels,
+            )
+        except InputError as error:
+            raise tf.errors.InvalidArgumentError(None, None, str(error)) from None
+        image, preview = decode(tf.constant(data), tf.constant(with_preview))
+        return DecodedImage(image.numpy(), preview.numpy() if with_preview else None)
 
     def warm_up(self) -> ModelOutput:
         """Run all steps on a black pixel, so that no request waits for one-time loading."""
@@ -175,13 +197,6 @@ class Inference:
             top=[Candidate(name=name, probability=p) for name, p in prediction["top"]],
             attention=overlay_url,
         )
-
-
-def _read(
-    decode: Callable[..., tuple[tf.Tensor, tf.Tensor]], data: bytes, with_preview: bool
-) -> DecodedImage:
-    image, preview = decode(tf.constant(data), tf.constant(with_preview))
-    return DecodedImage(image.numpy(), preview.numpy() if with_preview else None)
 
 
 def _preview(image: tf.Tensor) -> tf.Tensor:

@@ -77,7 +77,7 @@ class Problem(BaseModel):
 PROBLEMS = {
     408: "the upload took too long or was too slow",
     413: "the file, the image or one of its sides is too large",
-    415: "not a supported image: send a still JPEG, PNG or WebP",
+    415: "not a supported image: send a JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000, AVIF or HEIC",
     422: "an option is invalid or not available on this server",
     503: "busy; Retry-After holds the seconds to wait",
 }

@@ -7,15 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from multitask.data.image_kinds import SUFFIXES
 from multitask.data.sources.source import CELL, shorten
 from multitask.errors import InputError, expected, quoted, shown
 from multitask.spec import why_unsafe
 
-# Names that image files have. Whether a file can be decoded is its reader's question.
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp", ".tif", ".tiff"),
-    *(".bmp", ".gif", ".jp2", ".j2k", ".avif", ".heic", ".heif"),
-)
 # In the order in which they are preferred where several columns hold files.
 USUAL = (
     *("image", "file_name", "filename", "image_path", "img_path", "image_file", "path", "file"),
@@ -44,7 +40,7 @@ class _Column:
 
 def has_image_suffix(text: str) -> bool:
     """Whether a text ends like the name of an image file."""
-    return os.path.splitext(text)[1].lower() in IMAGE_SUFFIXES
+    return os.path.splitext(text)[1].lower() in SUFFIXES
 
 
 def _sample(values: pd.Series) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from multitask.data.folders import SUFFIXES
+from multitask.data.image_kinds import SUFFIXES
 from multitask.data.sources import class_folders, hub, kaggle, tables, tfds_folders
 from multitask.data.sources.source import Source, input_errors, near_sibling, shorten
 from multitask.errors import InputError, quoted

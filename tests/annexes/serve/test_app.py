@@ -242,6 +242,17 @@ def test_similar_images(known, data, port):
             np.testing.assert_allclose(colour, data.painted[one["path"]], atol=3)
 
 
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "BMP", "WEBP"])
+def test_other_formats_are_answered(known, port, kind):
+    color = (40, 90, 200)
+    frames = [Image.new("RGB", (20, 10), one) for one in (color, (0, 0, 0))]
+    more = {"save_all": True, "append_images": frames[1:]} if kind in ("GIF", "WEBP") else {}
+    data = encoded(frames[0], kind, **more, **{"lossless": True} if kind == "WEBP" else {})
+    status, _, message = ask(port, data)
+    assert status == 200
+    check(known, message, color)
+
+
 # === Refusals ===
 
 
@@ -267,9 +278,13 @@ NOISE = encoded(
         (b"", 415, "not a JPEG, PNG or WebP image: it is empty"),
         (b"a text", 415, "not a JPEG, PNG or WebP image: unknown content"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "it is SVG or other XML"),
-        (animated("GIF"), 415, "it is a GIF"),
-        (animated("WEBP"), 415, "an animated WebP; only still images are read"),
-        (encoded(Image.new("RGB", (9, 9)), "TIFF"), 415, "it is a TIFF"),
+        (animated("GIF")[:30], 415, "the GIF is "),
+        (b"%PDF-1.7", 415, "it is a PDF"),
+        (
+            encoded(Image.new("1", (10_001, 10_000)), "TIFF", compression="group4"),
+            413,
+            "image of 10001 x 10000 pixels, over the limit of 100000000",
+        ),
         (NOISE[: len(NOISE) // 2], 415, "JPEG"),
         (plain((1, 2, 3))[:60], 415, "PNG"),
         (header_only(9, 9), 415, "PNG"),
