@@ -64,6 +64,7 @@ def train(
     data_dir: PathLike,
     workdir: PathLike,
     *,
+    data: PathLike | None = None,
     phase: str = "all",
     records_dir: PathLike | None = None,
     init_from: PathLike | None = None,
@@ -79,6 +80,8 @@ def train(
         spec: from `load_spec`; or a spec's name or file.
         data_dir: the folder that the spec's paths are relative to.
         workdir: a new folder, or one with a run of the same settings.
+        data: another's copy of the images, such as Kaggle's of WikiArt; labels and split come from
+            the lists in data_dir. None: the spec's `images`.
         phase: `heads`, `finetune` or `all`.
         records_dir: folder of prepared records; None: `records` in `data_dir`.
         init_from: with `finetune`: the .keras model to start from.
@@ -103,6 +106,10 @@ def train(
     if not isinstance(spec, DataSpec):
         spec = load_spec(spec)
     with log_shown():
+        if data is not None:
+            from multitask.data.copies import with_copy
+
+            spec, _ = with_copy(spec, Path(data_dir), Path(data))
         import_tensorflow_once()
         from multitask.annexes.extensions import build_extensions
         from multitask.learning import training
