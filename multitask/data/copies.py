@@ -99,10 +99,12 @@ def _has(place: Path, folders: set[str]) -> bool:
 def _describe(table: Table, copy: Path, root: Path) -> list[str]:
     """Count the images by the rule that they are matched by, and name those that are missing."""
     respelt = table.findings.respelt.drop_duplicates("path")
+    respelt = respelt[respelt["file_path"].isin(table.paths)]
     missing = [path for path in table.paths if not os.path.isfile(root / path)]
     exact = len(table) - respelt["file_path"].nunique() - len(missing)
-    kinds = [f"{count:,} {kind}" for kind, count in respelt["kind"].value_counts().items()]
-    counts = ", ".join([f"{exact:,} same path", *kinds, f"{len(missing):,} missing"])
+    kinds = {"same path": exact} if exact else {}
+    kinds |= respelt["kind"].value_counts().to_dict() | {"missing": len(missing)}
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
     lines = [f"{copy}: {len(table):,} images of the lists: {counts}"]
     if missing:
         more = ", …" if len(missing) > FIRST else ""
