@@ -8,7 +8,7 @@ Parquet or Arrow files are first written to files with the names and folders of 
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from multitask.data.extracted import extract_images
@@ -136,7 +136,8 @@ def _extract(rows: LabelledRows, copy: Path, root: Path) -> None:
             field="data",
         )
     references = [str(one) for one in source.frame[source.image]]
-    names = _names(source, files, _folders_of_classes(rows))
+    folders = {_folder(path) for frame in rows.frames.values() for path in frame["path"]}
+    names = _names(source, files, folders, _folders_of_classes(rows))
     extract_images(source, references, root, names=names)
 
 
@@ -171,21 +172,27 @@ def _file_names(source: Source) -> list[str | None] | None:
 
 
 def _names(
-    source: Source, files: Sequence[str | None], folders: Mapping[str, Mapping[str, str]]
+    source: Source,
+    files: Sequence[str | None],
+    folders: Collection[str],
+    folders_of: Mapping[str, Mapping[str, str]],
 ) -> dict[str, str]:
     """Reference -> `folder/name` without the suffix, of each image that is alone with it.
 
     Args:
         source: with embedded images.
         files: the file name of each.
-        folders: task -> class name -> folder. A file name without a folder is in that of its class.
+        folders: of the lists.
+        folders_of: task -> class name -> folder. A file name without a folder is in that of its
+            class; without such a task, in that with the name of one of its classes.
     """
-    folder_of = {key: f for own in folders.values() for f in own.values() for key in letters(f)}
-    for task, own in folders.items():
-        if task in source.frame:
-            folder_of |= {key: folder for name, folder in own.items() for key in letters(name)}
-    columns = [list(source.frame[task]) for task in folders if task in source.frame]
-    rows = zip(source.frame[source.image], files, *columns, strict=True)
+    folder_of = {key: folder for folder in folders for key in letters(folder)}
+    columns = [task for task in folders_of if task in source.frame]
+    for task in columns:
+        own = folders_of[task]
+        folder_of |= {key: folder for name, folder in own.items() for key in letters(name)}
+    labels_of = (source.frame[name] for name in columns or source.class_names)
+    rows = zip(source.frame[source.image], files, *labels_of, strict=True)
     named = defaultdict(list)
     for reference, file, *labels in rows:
         *above, name = (file or "").replace("\\", "/").split("/")

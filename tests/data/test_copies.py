@@ -227,6 +227,18 @@ def test_embedded_images_are_written_once_in_the_folders_of_the_lists(lists, cop
     assert (folder / INDEX).stat().st_mtime_ns == before
 
 
+def test_without_the_task_of_the_folders_classes_are_folders_by_name(
+    lists, copy, photos, tiny_spec
+):
+    """The folder of the class Lines has another name, and nothing in the copy says which."""
+    spec, _ = with_copy(tiny_spec(tasks=("genre",)), lists, copy("hub"))
+    table = merge_tables(spec, lists)
+    there = [path for path in table.paths if (lists / spec.images / path).is_file()]
+    frame = images()
+    frame = frame[frame["genre"].notna() & (frame["style"] != "Lines")]
+    assert there == sorted(frame["folder"] + "/" + frame["right"])
+
+
 def test_they_are_written_where_the_user_says(lists, copy, photos, tiny_spec, tmp_path):
     spec, data_dir = with_copy(tiny_spec(), lists, copy("hub"), images=tmp_path / "here")
     assert spec.images == str(tmp_path / "here")
