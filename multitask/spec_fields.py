@@ -251,6 +251,13 @@ class DataSpec(Fields):
         description="folder of the images, below `--data_dir`; the paths in the CSVs start there. "
         "Images inside a table's files are written there once",
     )
+    match: Literal["letters"] | None = Field(
+        None,
+        description="`letters`: a row without a file of its spelling means the one file whose name "
+        "has the same letters and digits, whatever its accents, punctuation and suffix, unless "
+        "another row means it too; for other people's copies of a data set (default: only the "
+        "spelling may differ, such as letter case)",
+    )
     image_size: Annotated[int, Field(ge=32, le=1024)] = Field(
         224, description="side of the model's input in px, 32 to 1024"
     )

@@ -355,6 +355,7 @@ OVERRIDES = [
     ("licence", "a licence"),
     ("source", "a source"),
     ("images", "images"),
+    ("match", "letters"),
     ("image_size", 65),
     ("precision", "bfloat16"),
     ("resize", "pad"),

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from multitask.spec import DataSpec, InputError, load_spec, override, select_tasks
+from multitask.spec import (
+    DataSpec,
+    InputError,
+    load_spec,
+    override,
+    refuse_outside,
+    select_tasks,
+)
 from multitask.spec_description import described_fields
 
 if TYPE_CHECKING:
@@ -47,7 +54,8 @@ OVERRIDES = {
 }
 # Flags that say what is what in a collection -> their help.
 COLLECTION_FLAGS = {
-    "images": "the folder of the images (default: that of the table)",
+    "images": "the folder of the images (default: that of the table); of a copy with images "
+    "inside its files, where they are written",
     "image_column": "the column of the images (default: found)",
     "split_column": "the column of train, validation and test (default: found)",
     "group": "the column, or the pattern over the paths with one (…), of what stays "
@@ -83,14 +91,15 @@ def define_spec_flags(values: flags.FlagValues, overrides: Iterable[str] = OVERR
         "data_dir",
         None,
         "folder that the spec's paths are relative to (default for a spec with a [table]: the "
-        "folder of the spec)",
+        "folder of the spec; with --data: that folder)",
         **to,
     )
     flags.DEFINE_string(
         "data",
         None,
         "a table, folder of classes or data set, in place of a spec: the spec is guessed, as "
-        "`multitask init` does",
+        "`multitask init` does; with --spec: another's copy of its images, such as Kaggle's of "
+        "WikiArt, while labels and split come from the lists in --data_dir",
         **to,
     )
     define_collection_flags(values, "with --data: ")
@@ -182,15 +191,16 @@ def resolve_data(
     """The spec that the flags name, with the fields that they override, and the data's folder.
 
     Args:
-        values: the flags.
+        values: the flags: --spec, --data, or both.
         left: other arguments, which are refused.
         command: its name, for messages.
         needed: further flags that must be given.
     """
+    if values.spec is not None and values.data is not None:
+        check_needed(values, left, command, needed)
+        return _with_copy(values)
     if values.data is None:
-        for flag in COLLECTION_FLAGS:
-            if values[flag].value is not None:
-                raise InputError(f"--{flag}: is for --data, a collection without a spec")
+        _refuse_collection_flags(values)
         check_needed(values, left, command, ("spec",))
         spec = load_spec(values.spec, allow_outside=values.allow_outside)
         if spec.table is None or values.data_dir:
@@ -200,9 +210,8 @@ def resolve_data(
             check_needed(values, left, command, needed)
             data_dir = Path(spec.source_file).parent
         return _overridden(values, spec, values.tasks), data_dir
-    for flag in ("spec", "data_dir"):
-        if values[flag].value is not None:
-            raise InputError(f"--data: cannot be combined with --{flag}")
+    if values.data_dir is not None:
+        raise InputError("--data_dir: with --data alone, the paths start at the table's folder")
     check_needed(values, left, command, needed)
     draft = draft_of_flags(values, values.data)
     for line in [*draft.source.notes, *draft.guesses.warnings]:
@@ -210,6 +219,28 @@ def resolve_data(
     tasks = ", ".join(f"{t.name} ({len(t.classes):,} classes)" for t in draft.guesses.tasks)
     logger.info(f"{values.data}: {len(draft.source):,} images; tasks: {tasks}")
     return _overridden(values, draft.spec(values.data), None), draft.data_dir
+
+
+def _refuse_collection_flags(values: flags.FlagValues, *allowed: str) -> None:
+    for flag in COLLECTION_FLAGS:
+        if flag not in allowed and values[flag].value is not None:
+            raise InputError(f"--{flag}: is for --data, a collection without a spec")
+
+
+def _with_copy(values: flags.FlagValues) -> tuple[DataSpec, Path]:
+    """The spec of --spec with the images of --data, and the folder of the lists."""
+    from multitask.data.copies import with_copy
+
+    _refuse_collection_flags(values, "images")
+    spec = load_spec(values.spec, allow_outside=True)
+    # Its images are replaced: `tune` writes specs with the folder of a copy.
+    refuse_outside(override(spec, {"images": "."}), allowed=values.allow_outside)
+    return with_copy(
+        _overridden(values, spec, values.tasks),
+        folder_or_none(values.data_dir),
+        Path(values.data),
+        images=folder_or_none(values.images),
+    )
 
 
 def _overridden(values: flags.FlagValues, spec: DataSpec, tasks: Iterable[str] | None) -> DataSpec:

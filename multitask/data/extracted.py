@@ -1,7 +1,7 @@
 """Images that are inside a table's shards, written to files once: everything else reads files."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,13 @@ _SUFFIXES = {
 }
 
 
-def extract_images(source: Source, references: Sequence[str], folder: Path) -> list[str]:
+def extract_images(
+    source: Source,
+    references: Sequence[str],
+    folder: Path,
+    *,
+    names: Mapping[str, str] | None = None,
+) -> list[str]:
     """Write the embedded images of a source to files, unless they stand already.
 
     Images are read one after the other, never all at once. The folder's images.json names the
@@ -38,6 +44,8 @@ def extract_images(source: Source, references: Sequence[str], folder: Path) -> l
         source: with embedded images.
         references: of the images.
         folder: where they are written: new, empty, or of an earlier call.
+        names: reference -> path without suffix, safe and unique; the other images, or None for all,
+            are named by their shard and row.
 
     Returns:
         The path of each image below the folder. An image without bytes has no file there.
@@ -47,13 +55,20 @@ def extract_images(source: Source, references: Sequence[str], folder: Path) -> l
         DiskError: the disk has no room.
     """
     facts = _facts(source)
-    known = _read_index(folder, facts)
+    stems = _stems(source, names or {})
+    known = _read_index(folder, facts, stems)
     if known is None:
         _refuse_other_files(folder)
         waiting = f"Another process is writing the images ({folder}); waiting for it …"
         with locked(_lock(folder), lambda: logger.info(waiting)):
-            known = _read_index(folder, facts) or _extract(source, facts, folder)
-    return [known.get(reference, _stem(reference)) for reference in references]
+            known = _read_index(folder, facts, stems) or _extract(source, facts, folder, stems)
+    return [known.get(reference, stems[reference]) for reference in references]
+
+
+def _stems(source: Source, names: Mapping[str, str]) -> dict[str, str]:
+    """Reference -> path without suffix of every image of the source."""
+    references = [str(one) for one in source.frame[source.image] if one is not None]
+    return {one: names.get(one) or _stem(one) for one in references}
 
 
 def _facts(source: Source) -> dict[str, Any]:
@@ -66,15 +81,17 @@ def _facts(source: Source) -> dict[str, Any]:
     return {"shards": facts}
 
 
-def _read_index(folder: Path, facts: dict[str, Any]) -> dict[str, str] | None:
-    """Reference -> path of the images that stand; None if they are not all of these shards."""
+def _read_index(
+    folder: Path, facts: dict[str, Any], stems: Mapping[str, str]
+) -> dict[str, str] | None:
+    """Reference -> path of the images that stand; None if they are others, or have other names."""
     try:
         content = read_json(folder / INDEX)
-        if content["shards"] != facts["shards"] or not isinstance(content["paths"], dict):
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
+        paths: dict[str, str] = content["paths"]
+        named = all(path.startswith(stems[one]) for one, path in paths.items())
+        return paths if named and content["shards"] == facts["shards"] else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return content["paths"]
 
 
 def _refuse_other_files(folder: Path) -> None:
@@ -93,9 +110,10 @@ def _lock(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
 
 
-def _extract(source: Source, facts: dict[str, Any], folder: Path) -> dict[str, str]:
-    references = [str(one) for one in source.frame[source.image] if one is not None]
-    paths = {}
+def _extract(
+    source: Source, facts: dict[str, Any], folder: Path, stems: Mapping[str, str]
+) -> dict[str, str]:
+    references, paths = list(stems), {}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
     logger.info(f"Writing {len(references):,} images of {source.place} to {folder} …")
@@ -105,7 +123,7 @@ def _extract(source: Source, facts: dict[str, Any], folder: Path) -> dict[str, s
         progress_bar("writing images", len(references)) as bar,
     ):
         for reference, data in images.iterate(references):
-            path = _stem(reference) + _suffix(data)
+            path = stems[reference] + _suffix(data)
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             with replacing(folder / path) as temporary:
                 temporary.write_bytes(data)

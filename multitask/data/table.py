@@ -49,7 +49,8 @@ class Findings:
         unknown: `value`; rows whose label is not a class (rule 5).
         respelt: `file_path`, `kind`; rows whose path is spelled differently from the one file that
             it means. Here `path` is the path as written; all other frames have the file's path.
-        ambiguous: `candidates`; rows without a file whose path is spelled like several files.
+        ambiguous: `candidates`; rows without a file whose path is spelled like several files, or
+            like a file that another path means too.
         contradictory: `label`; all rows of the images that a task lists with two labels (rule 4).
         repeated: `label`; all rows of the images that a task lists repeatedly with one label.
         leaks: `label` (MISSING where it was contradictory); rows of the images that are test for
@@ -193,8 +194,8 @@ def describe_respelt(findings: Findings) -> list[str]:
     """Count the paths that are spelled differently from their file.
 
     Returns:
-        A line on the paths whose file is read, and a line on those that match several files; each
-        only if there are any.
+        A line on the paths whose file is read, and a line on those that match several files or
+        another path's file; each only if there are any.
     """
     notes = []
     if len(findings.respelt):
@@ -212,9 +213,9 @@ def describe_respelt(findings: Findings) -> list[str]:
         paths = findings.ambiguous.drop_duplicates("path")
         first = paths.iloc[0]
         notes.append(
-            f"{len(paths):,} paths have no file, but several files with a similar spelling; none "
-            f"of these is read (first: {Path(first['file']).name}: line {first['line']}: "
-            f"{shown(first['path'])}: {first['candidates']})"
+            f"{len(paths):,} paths have no file, but similarly spelled ones that are several or "
+            f"another path's; none of these is read (first: {Path(first['file']).name}: line "
+            f"{first['line']}: {shown(first['path'])}: {first['candidates']})"
         )
     return notes
 
@@ -271,7 +272,9 @@ def merge_tables(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> Tabl
     read = read_lists if spec.table is None else read_collection
     rows = read(spec, data_dir, strict=strict)
     frames, findings, notes = dict(rows.frames), [Findings(rows.files)], list(rows.notes)
-    matches = _find_matches(frames.values(), data_dir / spec.images)
+    matches = _find_matches(
+        frames.values(), data_dir / spec.images, by_letters=spec.match == "letters"
+    )
     for task in spec.tasks:
         frame, spelling = _match_paths(frames[task.name], matches)
         frames[task.name], row_findings, row_notes = _one_row_per_path(frame)
@@ -340,12 +343,14 @@ def _merge_frames(
     return paths, labels, is_test, leaks, notes
 
 
-def _find_matches(frames: Iterable[pd.DataFrame], image_dir: Path) -> dict[str, Match]:
+def _find_matches(
+    frames: Iterable[pd.DataFrame], image_dir: Path, *, by_letters: bool
+) -> dict[str, Match]:
     """Match the paths of all rows to files; {} if there is no image folder."""
     if not image_dir.is_dir():
         return {}
     paths = [frame.loc[frame["unsafe"] == "", "path"] for frame in frames]
-    return match_files(pd.unique(pd.concat(paths)), image_dir)
+    return match_files(pd.unique(pd.concat(paths)), image_dir, by_letters=by_letters)
 
 
 def _join(findings: Sequence[Findings]) -> Findings:

@@ -64,6 +64,7 @@ def train(
     data_dir: PathLike,
     workdir: PathLike,
     *,
+    data: PathLike | None = None,
     phase: str = "all",
     records_dir: PathLike | None = None,
     init_from: PathLike | None = None,
@@ -72,13 +73,13 @@ def train(
 ) -> "TrainingRun":
     """Train the one model of a spec, or resume the run of a workdir exactly where it stopped.
 
-    It writes what `multitask train` writes, except for the evaluation. A call that is interrupted
-    resumes from its last checkpoint.
+    It writes what `multitask train` writes, except for the evaluation.
 
     Args:
         spec: from `load_spec`; or a spec's name or file.
         data_dir: the folder that the spec's paths are relative to.
         workdir: a new folder, or one with a run of the same settings.
+        data: another's copy of the images, such as Kaggle's of WikiArt; None: `images` of the spec.
         phase: `heads`, `finetune` or `all`.
         records_dir: folder of prepared records; None: `records` in `data_dir`.
         init_from: with `finetune`: the .keras model to start from.
@@ -100,9 +101,8 @@ def train(
     """
     if phase not in (*PHASES, "all"):
         raise InputError(f"{phase!r}. {expected(phase, (*PHASES, 'all'))}", field="phase")
-    if not isinstance(spec, DataSpec):
-        spec = load_spec(spec)
     with log_shown():
+        spec = _with_data(spec, data_dir, data)
         import_tensorflow_once()
         from multitask.annexes.extensions import build_extensions
         from multitask.learning import training
@@ -119,6 +119,17 @@ def train(
             extensions=build_extensions(spec),
         )
     return TrainingRun(result.run)
+
+
+def _with_data(spec: DataSpec | PathLike, data_dir: PathLike, data: PathLike | None) -> DataSpec:
+    """The spec, read if it is a name or file, with the images of a copy."""
+    if not isinstance(spec, DataSpec):
+        spec = load_spec(spec)
+    if data is None:
+        return spec
+    from multitask.data.copies import with_copy
+
+    return with_copy(spec, Path(data_dir), Path(data))[0]
 
 
 def open_run(

@@ -91,8 +91,8 @@ def test_one_command_from_every_form_to_a_report(form, tmp_path, write_image, ti
          "--out: old.toml: exists; replace it with --overwrite, or name another file"),
         (["train", "--spec=wikiart", "--images=photos", "--workdir=run"],
          "--images: is for --data, a collection without a spec"),
-        (["train", "--spec=wikiart", "--data=catalogue.csv", "--workdir=run"],
-         "--data: cannot be combined with --spec"),
+        (["train", "--data=catalogue.csv", "--data_dir=.", "--workdir=run"],
+         "--data_dir: with --data alone, the paths start at the table's folder"),
     ],
 )  # fmt: skip
 def test_wrong_calls_are_one_line(folder, capsys, argv, line):

@@ -12,10 +12,13 @@ from multitask.data.matching import (
     ACCENTS,
     BACKSLASH,
     CASE,
+    ESCAPES,
     IMAGE_FOLDER,
+    LETTERS,
     PERCENT,
     SPACES,
     UNICODE,
+    letters,
     match_files,
     repair_mojibake,
     why_missing,
@@ -51,6 +54,8 @@ def touch(folder, *names):
         ("Dots/joaqu\xedn.jpg", "Dots/joaqu\xe3\xadn.jpg", ACCENTS),
         ("Dots/o%27keeffe%20caf%C3%A9.jpg", "Dots/o'keeffe café.jpg", PERCENT),
         ("Dots/a b.jpg", "Dots/a%20b.jpg", PERCENT),
+        ("Dots/l\xe3\xb3pez.jpg", "Dots/l#U00e3#U00b3pez.jpg", ESCAPES),  # `unzip` wrote it
+        ("Dots/l\xe3\xb3pez.jpg", "Dots/l├ú┬│pez.jpg", ACCENTS),  # and here a reader of cp437
         ("WikiArt\\dots\\a.JPG", "Dots/a.jpg", f"{BACKSLASH} + {IMAGE_FOLDER} + {CASE}"),
         ("Dots/JOAQU\xc3\xadN.jpg", "Dots/joaqui\u0301n.jpg", f"{UNICODE} + {ACCENTS} + {CASE}"),
     ],
@@ -264,6 +269,8 @@ def test_without_repairs_nothing_changes(tiny_data, tiny_spec):
         ("jardã\xadn", "jardín"),  # and lower-cased after
         ("o’keeffe".encode().decode("cp1252"), "o’keeffe"),
         ("日本".encode().decode("latin-1"), "日本"),
+        ("jard├¡n", "jardín"),  # cp437
+        ("jard├ú┬¡n", "jardín"),  # lower-cased Latin-1, and then cp437
         ("plain-name_(1918)", None),
         ("café", None),
         ("naïve façade", None),
@@ -275,3 +282,120 @@ def test_without_repairs_nothing_changes(tiny_data, tiny_spec):
 )
 def test_mojibake(text, repaired):
     assert repair_mojibake(text) == repaired
+
+
+# What the names of WikiArt have, in invented names: the garbled, the right one, and how they are
+# written by whoever drops accents and punctuation.
+DAMAGED = [
+    ("Dots/jos\xe3\xa9-vila_(sea).jpg", "Dots/josé-vila_(sea).jpg", "jose_vila_sea"),
+    ("Dots/n\xe3\xbar\xe3\xadn_noon(2).jpg", "Dots/núrín_noon(2).jpg", "nurin_noon_2"),
+    ("Dots/rom\xe3\xa8re_l'eau.jpg", "Dots/romère_l'eau.jpg", "romere_leau"),
+    ("Dots/s\xe3\xb6rling_a.jpg", "Dots/sörling_a.jpg", "soerling-a"),
+    ("Dots/m\xe3\xbcnch_a.jpg", "Dots/münch_a.jpg", "munch a"),
+    ("Dots/ram\xe3\xb3n_b.jpg", "Dots/ramón_b.jpg", "ramn_b"),
+    ("Dots/lena\xe2\xa0_c.jpg", "Dots/lena\xa0_c.jpg", "lena_c"),
+    ("Dots/l\xe3\xa9on_d.jpg", "Dots/léon_d.jpg", "laon_d"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rewritten", "kinds"),
+    [
+        (lambda garbled, right, plain: right, {ACCENTS}),
+        (
+            lambda garbled, right, plain: unicodedata.normalize("NFD", right),
+            {ACCENTS, f"{UNICODE} + {ACCENTS}"},
+        ),
+        (lambda garbled, right, plain: garbled.encode().decode("cp437"), {ACCENTS}),
+        (lambda garbled, right, plain: f"DOTS/{plain}.png", {LETTERS}),
+    ],
+)
+def test_damaged_names_are_matched_one_to_one(tmp_path, rewritten, kinds):
+    files = {names[0]: rewritten(*names) for names in DAMAGED}
+    folder = touch(tmp_path, *files.values())
+    matches = match_files(list(files), folder, by_letters=True)
+    assert {path: match.file for path, match in matches.items()} == files
+    assert {match.kind for match in matches.values()} == kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "forms"),
+    [
+        ("A_(1)-b.c.JPG", {"a1bc"}),
+        ("b\xe3\xb6cklin_(1).jpg", {"bocklin1", "boecklin1", "bcklin1", "backlin1"}),
+        ("böcklin.jpg", {"bocklin", "boecklin", "bcklin"}),
+        ("d%27or.jpg", {"dor"}),
+        ("_-_.jpg", set()),
+        ("日本.jpg", set()),
+    ],
+)
+def test_letters(name, forms):
+    assert letters(name) == forms
+
+
+@pytest.mark.parametrize(
+    ("paths", "files"),
+    [
+        (["x(1).jpg", "x-1.jpg"], ["x_1.jpg"]),  # two rows, one file
+        (["x(1).jpg", "x-1.jpg"], ["x-1.jpg"]),  # it is the other row's
+        (["x(1).jpg", "X-1.jpg"], ["x-1.jpg"]),  # it is, in another spelling
+        (["x(1).jpg"], ["x-1.jpg", "x_1.jpg"]),  # two files
+        (["x(1).jpg"], ["x-1.jpg", "x1.png"]),
+        (["x(1).jpg", "x1.gif"], ["x-1.jpg", "x_1.jpg"]),
+    ],
+)
+def test_letters_never_choose(tmp_path, paths, files):
+    matches = match_files(paths, touch(tmp_path, *files), by_letters=True)
+    by_letters = [match for match in matches.values() if match.kind == LETTERS]
+    assert by_letters
+    assert [match.file for match in by_letters] == [None] * len(by_letters)
+    assert all(set(match.files) <= set(files) for match in by_letters)
+
+
+def test_letters_only_count_where_they_are_meant_to(tmp_path):
+    folder = touch(tmp_path, "Dots/x_1.jpg")
+    assert match_files(["Dots/x(1).jpg"], folder) == {}
+    (match,) = match_files(["Dots/x(1).jpg"], folder, by_letters=True).values()
+    assert (match.file, match.kind) == ("Dots/x_1.jpg", LETTERS)
+    assert match_files(["Dots/(-).jpg", "Dots/y.jpg"], folder, by_letters=True) == {}
+
+
+# ftfy knows no lower-cased garbled text, as in the lists: U+00E0 to U+00FE are raised first.
+RAISED = {c: c - 0x20 for c in range(0xE0, 0xFF) if c != 0xF7}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["right", "NFD", "escaped", "cp437", "without accents"])
+def test_the_damaged_paths_of_the_real_lists_are_matched_one_to_one(tmp_path, form):
+    import ftfy
+
+    data = os.environ.get("WIKIART_DIR")
+    if not data or not (Path(data) / "wikiart_csv").is_dir():
+        pytest.skip("WIKIART_DIR is not the folder with wikiart_csv/ of ArtGAN")
+    lines = (
+        line
+        for file in sorted((Path(data) / "wikiart_csv").glob("*.csv"))
+        for line in file.read_text(encoding="utf-8").split("\n")
+    )
+    paths = sorted({line.rpartition(",")[0] for line in lines if not line.isascii()})
+    assert len(paths) == 709
+
+    def written(path):
+        right = ftfy.fix_encoding(path.translate(RAISED))
+        assert right != path
+        apart = unicodedata.normalize("NFKD", right)
+        return {
+            "right": right,
+            "NFD": unicodedata.normalize("NFD", right),
+            "escaped": "".join(c if c.isascii() else f"#U{ord(c):04x}" for c in path),
+            "cp437": path.encode().decode("cp437"),
+            "without accents": apart.encode("ascii", "ignore").decode(),
+        }[form]
+
+    files = {path: written(path) for path in paths}
+    assert len(set(files.values())) == 709
+    folder = touch(tmp_path, *files.values())
+    matches = match_files(paths, folder, by_letters=form == "without accents")
+    assert {path: match.file for path, match in matches.items()} == files
+    if form == "right":
+        assert {path: repair_mojibake(path) for path in paths} == files

@@ -259,6 +259,7 @@ OF_THE_NETWORK = {
 KIND = {"kind": "constant", "rate": 0.5}
 OTHERS = {
     "title": "x", "licence": "x", "source": "x", "images": "x", "name": "other",
+    "match": "letters",
     "resize": "pad",  # of the pixels, before the network: tests of `signatures`
     "convert_profiles": False,
     "batch_size": 3, "seed": 9, "validation": 0.2, "max_missing": 0.2, "max_unknown": 0.2,
