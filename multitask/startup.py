@@ -34,6 +34,9 @@ def import_tensorflow(backend: str = BACKENDS[0]) -> None:
         (folder / "probe").write_bytes(bytes(TEMPORARY_BYTES))
     with silent():
         import tensorflow
+
+        # Where CUDA is installed without a driver, the first look at the devices logs an error.
+        tensorflow.config.list_physical_devices()
     if backend != "tensorflow":  # otherwise TensorFlow would reserve GPU memory without using it
         tensorflow.config.set_visible_devices([], "GPU")
 
