@@ -301,7 +301,8 @@ class DataSpec(Fields):
     exclude_near_duplicates: bool = Field(
         False,
         description="exclude training images that show the same painting as a test image (detected "
-        "by a perceptual hash)",
+        "by a perceptual hash); where `table.test` draws the test set, such images are kept on one "
+        "side instead",
     )
     mix: Kind | None = Field(None, description="mixing of the images of a batch, see mixing")
     sampler: Kind | None = Field(

@@ -5,6 +5,7 @@ applies the same rules to both.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class _Rows:
     numbers: np.ndarray  # of the line or row in the file, for messages
     splits: np.ndarray
     units: np.ndarray
+    near: str  # describes the near-duplicates that are in one unit, "" without any
 
 
 def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> LabelledRows:
@@ -64,7 +66,7 @@ def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> L
             f"{spec.place(None, 'images')}: {shown(spec.images)}: the images of {source.place} are "
             f"in {source.images}"
         )
-    rows, row_notes = _rows_of(spec, source, image_dir, strict)
+    rows, row_notes = _rows_of(spec, source, data_dir, strict)
     notes += row_notes
     columns = {task.name: _labels(spec, task, rows, strict) for task in spec.tasks}
     labels = np.stack([column.labels for column in columns.values()], axis=1)
@@ -123,10 +125,10 @@ def _is_same(one: Path | None, other: Path) -> bool:
 
 
 def _rows_of(
-    spec: DataSpec, source: Source, image_dir: Path, strict: bool
+    spec: DataSpec, source: Source, data_dir: Path, strict: bool
 ) -> tuple[_Rows, list[str]]:
     """Choose the rows with an image and a split; extract images that are inside the source."""
-    options, notes = spec.table, []
+    options, notes, image_dir = spec.table, [], data_dir / spec.images
     assert options is not None
     frame, references = source.frame, source.frame[source.image]
     numbers = _numbers(source)
@@ -148,12 +150,41 @@ def _rows_of(
     else:
         paths, unsafe = safe_paths(names, lambda i: f"{source.place}: line {numbers[i]}", strict)
     units: list[Sequence[Any]] = [paths]
+    near = ""
     if options.group is not None:
         place = spec.place(None, "table.group")
         groups, group_notes = read_groups(frame, options.group, names, place=place)
         units.append(groups.tolist())
         notes += group_notes
-    return _Rows(frame, paths, unsafe, numbers, splits, join_units(*units)), notes
+    if options.test and spec.exclude_near_duplicates:
+        groups_of_near, near = _near_duplicates(spec, data_dir, paths, unsafe)
+        units.append(groups_of_near)
+        notes += [near] * bool(near)
+    return _Rows(frame, paths, unsafe, numbers, splits, join_units(*units), near), notes
+
+
+def _near_duplicates(
+    spec: DataSpec, data_dir: Path, paths: Sequence[str], unsafe: Sequence[str]
+) -> tuple[list[int | None], str]:
+    """The group of near-duplicates of each row, None for most; and a note, "" without any."""
+    # These import TensorFlow, which a split that a column names does not need.
+    from multitask.data.near_duplicates import hash_cache, near_groups
+    from multitask.data.records import default_records_dir
+
+    safe = [path for path, reason in zip(paths, unsafe, strict=True) if not reason]
+    distinct = list(dict.fromkeys(safe))
+    cache = hash_cache(spec, default_records_dir(data_dir))
+    groups, pairs = near_groups(distinct, data_dir / spec.images, cache)
+    group_of = dict(zip(distinct, groups, strict=True))
+    sizes = Counter(group for group in groups if group is not None)
+    if not pairs:
+        return [None] * len(paths), ""
+    groups_text = f"{len(sizes):,} group{'s' * (len(sizes) > 1)}"
+    note = (
+        f"near-duplicates: {sum(sizes.values()):,} images in {groups_text}, the largest of "
+        f"{max(sizes.values()):,}; each group is kept on one side of the split"
+    )
+    return [group_of.get(path) for path in paths], note
 
 
 def _numbers(source: Source) -> np.ndarray:
@@ -203,10 +234,17 @@ def _split(spec: DataSpec, rows: _Rows, labels: np.ndarray) -> list[str]:
     if not options.test:
         return []
     place = spec.place(None, "table.test")
-    drawn = draw_rows(
-        labels, rows.paths, options.test, seed=spec.seed, units=rows.units, tasks=spec.task_names,
-        place=place,
-    )  # fmt: skip
+    try:
+        drawn = draw_rows(
+            labels, rows.paths, options.test, seed=spec.seed, units=rows.units,
+            tasks=spec.task_names, place=place,
+        )  # fmt: skip
+    except InputError as error:
+        if not rows.near:
+            raise
+        raise InputError(
+            f"{error} ({rows.near}; exclude_near_duplicates = false draws without them)"
+        ) from None
     rows.splits[drawn.rows] = TEST
     # An unlabelled image goes where its group is.
     of_test = np.unique(rows.units[drawn.rows])

@@ -24,7 +24,7 @@ max_missing = 0.0                  # share of the images that may be missing or 
 exclude_near_duplicates = true     # no training image shows what a test image shows
 phases = { heads = { epochs = 12 }, finetune = { epochs = 2, rate_factor = 0.1 } }
 """
-TRUNKS = {  # trunk -> the remark spec_dir it
+TRUNKS = {  # trunk -> the remark next to it
     "efficientnet_lite2": "its ImageNet weights are in a package; or efficientnetb2, …",
     "efficientnetb2": "its ImageNet weights are fetched once; or efficientnet_lite2 (extra [lite])",
 }

@@ -23,7 +23,9 @@ layout that many images share. Without this rule, 267 of 300 synthetic smooth co
 a wrong pair; with it, none is. The rule excludes 3 of the real paintings.
 """
 
+import contextlib
 import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +37,8 @@ import pandas as pd
 import scipy.fft
 import tensorflow as tf
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from multitask.console import progress_bar
 from multitask.data.decode import decode_image, resize_image
@@ -50,6 +54,7 @@ WORDS = SIDE * SIDE // 64
 IMAGE_PX = 4 * SIDE  # the size that phash resizes to; an image of this size is not resized
 FLAT = 0.05  # median over RMS of the frequencies; real paintings: 0.1 % under 0.07, median 0.32
 CACHE_VERSION = f"phash {SIDE} of {IMAGE_PX} px, even columns first, flat {FLAT}: 1"
+_LAST_PAIRS: dict[bytes, pd.DataFrame] = {}  # digest of the hashes -> their pairs
 BLOCK = (32, 8192)  # images per comparison: enough to hide numpy's overhead, small in memory
 
 
@@ -258,10 +263,46 @@ def hash_cache(spec: DataSpec, records_dir: Path) -> Path:
 
 def near_pairs(table: Table, image_dir: Path, cache: Path) -> pd.DataFrame:
     """Find the near-duplicate pairs of a table's images; hashes in the cache are reused."""
-    hashes, unusable = scan_images(table.paths, image_dir, cache=cache)
-    usable = np.ones(len(table), bool)
+    return _pairs_of(table.paths, image_dir, cache)
+
+
+def near_groups(
+    paths: Sequence[str] | np.ndarray, image_dir: Path, cache: Path
+) -> tuple[list[int | None], int]:
+    """Group images that are near-duplicates, directly or through others.
+
+    Args:
+        paths: relative to the image folder.
+        image_dir: the image folder.
+        cache: as for `scan_images`; its folder is made.
+
+    Returns:
+        The group of each image, by number, None where it has no near-duplicate; and the number of
+        pairs.
+    """
+    with contextlib.suppress(OSError):  # then every call decodes
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    pairs = _pairs_of(paths, image_dir, cache)
+    edges = pairs["first"].to_numpy(), pairs["second"].to_numpy()
+    graph = coo_array((np.ones(len(pairs), np.int8), edges), shape=(len(paths), len(paths)))
+    _, groups = connected_components(graph, directed=False)
+    paired = np.isin(np.arange(len(paths)), np.concatenate(edges))
+    groups_of_paired = [
+        group if pair else None
+        for group, pair in zip(groups.tolist(), paired.tolist(), strict=True)
+    ]
+    return groups_of_paired, len(pairs)
+
+
+def _pairs_of(paths: Sequence[str] | np.ndarray, image_dir: Path, cache: Path) -> pd.DataFrame:
+    hashes, unusable = scan_images(paths, image_dir, cache=cache)
+    usable = np.ones(len(paths), bool)
     usable[list(unusable)] = False
-    return find_pairs(hashes, usable)
+    key = hashlib.sha256(hashes.tobytes() + usable.tobytes()).digest()
+    if key not in _LAST_PAIRS:  # a command reads its table twice, and the search takes a minute
+        _LAST_PAIRS.clear()
+        _LAST_PAIRS[key] = find_pairs(hashes, usable)
+    return _LAST_PAIRS[key]
 
 
 def exclude_near_duplicates(

@@ -6,7 +6,9 @@ import collections_made as made
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image, ImageOps
 
+from multitask.data import near_duplicates
 from multitask.data.draft import draft_spec
 from multitask.data.extracted import INDEX
 from multitask.data.run_table import read_run_table, with_class_names, write_run_table
@@ -296,3 +298,82 @@ def test_a_table_outside_the_data_folder_is_refused(file):
         refuse_outside(spec_of({"file": file}), allowed=False)
     refuse_outside(spec_of({"file": file}), allowed=True)
     refuse_outside(spec_of({"file": "tfds:museum"}), allowed=False)
+
+
+# === Near-duplicates ===
+
+
+def paint_copies(folder, *, distinct=40):
+    """Paintings, and of each a copy under another name: encoded again, half the size or mirrored.
+
+    Returns the table: file, painting, school.
+    """
+    rng = np.random.default_rng(0)
+    listed = []
+    (folder / "photos").mkdir()
+    for number in range(distinct):
+        seeds = rng.integers(0, 256, (9, 8, 3)).astype(np.uint8)
+        image = Image.fromarray(seeds).resize((96, 108), Image.Resampling.BICUBIC)
+        changed = (image, image.resize((48, 54)), ImageOps.mirror(image))[number % 3]
+        names = (f"{number:02}.png", f"copy{rng.integers(10**6):06}.jpg")
+        image.save(folder / "photos" / names[0])
+        changed.save(folder / "photos" / names[1], quality=85)
+        listed += [(name, number, made.SCHOOLS[number % 2]) for name in names]
+    frame = pd.DataFrame(listed, columns=["file", "painting", "school"])
+    frame.to_csv(folder / "catalogue.csv", index=False)
+    return frame
+
+
+def separated(table, frame, split):
+    """How many paintings have one of their two files in a split and the other elsewhere."""
+    is_in = pd.Series(table.splits == split, index=table.paths)
+    inside = frame.assign(inside=is_in[frame["file"]].to_numpy()).groupby("painting")["inside"]
+    return int((inside.sum() == 1).sum())
+
+
+def test_a_draw_keeps_near_duplicates_on_one_side(tmp_path, monkeypatch):
+    frame = paint_copies(tmp_path)
+    plain = spec_of({"test": 0.2}, tasks=("school",), validation=0.2)
+    table = load_table(plain, tmp_path)
+    assert separated(table, frame, TEST) > 3
+    assert separated(table, frame, VALIDATION) > 3
+    spec = override(plain, {"exclude_near_duplicates": True})
+    table = load_table(spec, tmp_path)
+    assert separated(table, frame, TEST) == separated(table, frame, VALIDATION) == 0
+    assert len(table) == 80
+    # 40 images of each school, a fifth of them test.
+    for label in (0, 1):
+        assert (table.splits[table.labels[:, 0] == label] == TEST).sum() == 8
+    assert (
+        "near-duplicates: 80 images in 40 groups, the largest of 2; each group is kept on one side "
+        "of the split" in table.notes
+    )
+    # The exclusion that follows has nothing to exclude, and decodes nothing again.
+    monkeypatch.setattr(near_duplicates, "_hash_files", None)
+    cache = near_duplicates.hash_cache(spec, tmp_path / "records")
+    kept, _ = near_duplicates.exclude_near_duplicates(table, tmp_path / "photos", cache)
+    assert len(kept) == 80
+    again = load_table(spec, tmp_path)
+    assert again.splits.tolist() == table.splits.tolist()
+
+
+def test_near_duplicates_that_leave_nothing_to_draw_are_named(tmp_path):
+    frame = paint_copies(tmp_path, distinct=1)
+    frame.assign(school=made.SCHOOLS).to_csv(tmp_path / "catalogue.csv", index=False)
+    spec = spec_of({"test": 0.2}, tasks=("school",), exclude_near_duplicates=True)
+    message = refusal(lambda: merge_tables(spec, tmp_path))
+    assert "all 2 labelled images are in one group" in message
+    assert message.endswith(
+        "(near-duplicates: 2 images in 1 group, the largest of 2; each group is kept on one side "
+        "of the split; exclude_near_duplicates = false draws without them)"
+    )
+
+
+def test_missing_files_have_no_near_duplicates(tmp_path):
+    frame = paint_copies(tmp_path, distinct=10)
+    (tmp_path / "photos" / frame["file"][1]).unlink()
+    (tmp_path / "photos" / frame["file"][4]).write_bytes(b"")
+    spec = spec_of({"test": 0.3}, tasks=("school",), exclude_near_duplicates=True)
+    table = merge_tables(spec, tmp_path)
+    assert len(table) == 20
+    assert "near-duplicates: 16 images in 8 groups" in "\n".join(table.notes)
