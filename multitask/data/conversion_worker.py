@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from multitask.data.image_kinds import CONVERTED, direct_kind
-from multitask.data.image_limits import CUT_OFF, MAX_SCANS, SCAN
+from multitask.data.image_limits import CUT_OFF, MAX_PIXELS, MAX_SCANS, OVER_LIMIT, SCAN
 from multitask.data.pillow_pixels import (
     check_sides,
     draft,
@@ -55,6 +55,8 @@ def convert(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes
         return {"error": str(error)}, b""
     except MemoryError:
         return {"error": f"needs more than {MAX_MEMORY_BYTES // 2**30} GiB of memory"}, b""
+    except Image.DecompressionBombError:
+        return {"error": f"image of over {MAX_PIXELS} pixels, {OVER_LIMIT} {MAX_PIXELS}"}, b""
     except UnidentifiedImageError:
         return {"error": UNKNOWN.format(CONVERTED.get(kind, kind))}, b""
     except Exception as error:  # a decoder raises whatever its library does
@@ -103,10 +105,11 @@ def _convert_image(request: dict[str, Any], kind: str, data: bytes) -> tuple[dic
 def _refuse_planes(image: Any) -> None:
     """Refuse what Pillow decodes to wrong pixels without an error."""
     tags = image.tag_v2
-    if tags.get(PLANES) == 2 and max(tags.get(BITS, (8,))) > 8 and len(image.getbands()) > 1:
+    deep = tags.get(PLANES) == 2 and max(tags.get(BITS, (8,))) > 8 and len(image.getbands()) > 1
+    if deep and image.tile[0][0] == "raw":  # libtiff reads the compressed ones rightly
         raise InputError(
-            "a TIFF of 16 bits with each channel stored separately; save it with the channels "
-            "interleaved, or with 8 bits"
+            "an uncompressed TIFF of 16 bits with each channel stored separately; save it with the "
+            "channels interleaved, with 8 bits, or compressed"
         )
 
 

@@ -55,6 +55,12 @@ TIFFS = {
     "strips": (tiff(HIGH, photometric="rgb", rowsperstrip=7), HIGH),
     "tiles": (tiff(HIGH, photometric="rgb", tile=(16, 32)), HIGH),
     "planes": (tiff(np.moveaxis(HIGH, -1, 0), photometric="rgb", planarconfig="separate"), HIGH),
+    "16 bits, compressed planes": (
+        tiff(
+            np.moveaxis(DEEP, -1, 0), photometric="rgb", planarconfig="separate", compression="zlib"
+        ),
+        HIGH,
+    ),
     "big-endian": (tiff(HIGH, photometric="rgb", byteorder=">"), HIGH),
     "BigTIFF": (tiff(HIGH, photometric="rgb", bigtiff=True), HIGH),
     "deflate": (tiff(HIGH, photometric="rgb", compression="zlib", predictor=True), HIGH),
@@ -276,7 +282,7 @@ def test_an_image_in_memory_is_converted_by_its_profile():
         (tiff(DEEP[..., 0].astype(np.float32)), "its pixels are floating-point numbers"),
         (
             tiff(np.moveaxis(DEEP, -1, 0), photometric="rgb", planarconfig="separate"),
-            "a TIFF of 16 bits with each channel stored separately",
+            "an uncompressed TIFF of 16 bits with each channel stored separately",
         ),
         (tiff(HIGH, photometric="rgb")[:3000], "the TIFF is cut off before its end"),
         (b"GIF89a", "the GIF is damaged"),
