@@ -4,15 +4,12 @@ Forty photographs of twenty objects, two each. The school of an object is the pa
 its period the remainder by three, and every fifth has none.
 """
 
-import json
-
 import numpy as np
 import pandas as pd
 
 OBJECTS, VIEWS = 20, 2
 SCHOOLS, PERIODS = ("Dutch", "French"), ("early", "late", "middle")
 TASKS = ("school", "period")
-FORMS = ("csv", "excel", "folders", "hub", "kaggle", "tfds")
 
 
 def rows():
@@ -35,19 +32,86 @@ def paint(folder, write_image):
     return dict(zip(files, (path.read_bytes() for path in paths), strict=True))
 
 
-def make(form, folder, write_image):
+def make(form, folder, write_image, photos=None):
     """Write the collection.
+
+    Args:
+        photos: file -> bytes; None paints them.
 
     Returns:
         The arguments of `draft_spec`, and file -> the photograph's bytes.
     """
-    photos = paint(folder / "photos", write_image)
+    photos = photos or paint(folder / "photos", write_image)
     return _MAKERS[form](folder, photos), photos
+
+
+def make_large(form, folder, classes, views=4):
+    """Write a collection of noise with many classes: `painter`, and `century`, one of three.
+
+    Args:
+        form: "hub" (Parquet by `datasets`) or "parquet" (paths in a table by pandas).
+        classes: how many painters there are.
+        views: images of each.
+
+    Returns:
+        The path of the collection, and the frame: file, painter, century.
+    """
+    import datasets
+    from PIL import Image
+
+    noise = np.random.default_rng(0)
+    files = [f"{number:05}.png" for number in range(classes * views)]
+    frame = pd.DataFrame({"file": files})
+    frame["painter"] = [f"Élève n° {number % classes:04}" for number in range(len(files))]
+    frame["century"] = [("15th", "16th", "17th")[number % 3] for number in range(len(files))]
+    (folder / "photos").mkdir()
+    for file in files:
+        image = Image.fromarray(noise.integers(0, 256, (12, 12, 3)).astype(np.uint8))
+        image.resize((36, 36)).save(folder / "photos" / file)
+    if form == "parquet":
+        place = folder / "photos" / "catalogue.parquet"
+        frame.to_parquet(place)
+        return place, frame
+    place = folder / "museum"
+    (place / "data").mkdir(parents=True)
+    data = datasets.Dataset.from_pandas(frame).class_encode_column("painter")
+    paths = [str(folder / "photos" / file) for file in files]
+    data = data.add_column("image", paths).cast_column("image", datasets.Image())
+    data.save_to_disk(folder / "saved")  # which embeds the files
+    data = datasets.load_from_disk(folder / "saved")
+    data.to_parquet(place / "data" / "train-00000-of-00001.parquet")
+    return place, frame
 
 
 def _csv(folder, photos):
     rows().to_csv(folder / "catalogue.csv", index=False, sep=";", encoding="cp1252")
     return {"place": str(folder / "catalogue.csv"), "images": folder / "photos"}
+
+
+def _tsv(folder, photos):
+    rows().to_csv(folder / "catalogue.tsv", index=False, sep="\t", encoding="utf-16")
+    return {"place": str(folder / "catalogue.tsv"), "images": folder / "photos"}
+
+
+def _json_lines(folder, photos):
+    frame = rows().replace("", None)
+    frame.to_json(folder / "catalogue.jsonl", orient="records", lines=True)
+    return {"place": str(folder / "catalogue.jsonl"), "images": folder / "photos"}
+
+
+def _parquet(folder, photos):
+    """With an index that is not 0, 1, …, and columns of category and text."""
+    frame = rows().replace("", None).iloc[::-1]
+    frame = frame.astype({"school": "category", "period": "string"})
+    frame.to_parquet(folder / "catalogue.parquet")
+    return {"place": str(folder / "catalogue.parquet"), "images": folder / "photos"}
+
+
+def _metadata(folder, photos):
+    """What `datasets` calls an image folder: metadata.csv in the folder of the photographs."""
+    frame = rows().rename(columns={"file": "file_name"})
+    frame.to_csv(folder / "photos" / "metadata.csv", index=False)
+    return {"place": str(folder / "photos")}
 
 
 def _excel(folder, photos):
@@ -64,33 +128,37 @@ def _folders(folder, photos):
     return {"place": str(folder / "tree"), "tasks": list(TASKS)}
 
 
-def _hub(folder, photos):
-    """As `datasets` writes Parquet: images as bytes, classes as numbers with their names."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _of_datasets(photos):
+    """A `datasets.Dataset`: classes are numbers with names, and no period is None."""
+    import datasets
 
-    frame = rows()
-    names = {"school": SCHOOLS, "period": PERIODS}
-    arrays = {
-        "image": pa.array(
-            [{"bytes": photos[name], "path": name} for name in frame["file"]],
-            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-        ),
-        "object": pa.array(frame["object"]),
+    frame, features = rows(), datasets.Features()
+    features["image"], features["object"] = datasets.Image(), datasets.Value("string")
+    columns = {
+        "image": [photos[name] and {"bytes": photos[name], "path": name} for name in frame["file"]],
+        "object": list(frame["object"]),
     }
-    features = {"image": {"_type": "Image"}, "object": {"dtype": "string", "_type": "Value"}}
-    for task, classes in names.items():
-        numbers = [classes.index(value) if value else -1 for value in frame[task]]
-        arrays[task] = pa.array(numbers, pa.int64())
-        features[task] = {"names": list(classes), "_type": "ClassLabel"}
-    schema = json.dumps({"info": {"features": features}})
-    table = pa.table(arrays).replace_schema_metadata({"huggingface": schema})
+    for task, names in zip(TASKS, (SCHOOLS, PERIODS), strict=True):
+        features[task] = datasets.ClassLabel(names=list(names))
+        columns[task] = [names.index(value) if value else None for value in frame[task]]
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def _hub(folder, photos):
+    """Two shards, named as `push_to_hub` names them."""
     data = folder / "museum" / "data"
     data.mkdir(parents=True)
-    half = len(frame) // 2
-    pq.write_table(table[:half], data / "train-00000-of-00002.parquet", row_group_size=7)
-    pq.write_table(table[half:], data / "train-00001-of-00002.parquet", row_group_size=7)
+    whole = _of_datasets(photos)
+    for part in range(2):
+        shard = whole.shard(2, part, contiguous=True)
+        shard.to_parquet(data / f"train-{part:05}-of-00002.parquet", batch_size=7)
     return {"place": str(folder / "museum"), "tasks": list(TASKS)}
+
+
+def _saved(folder, photos):
+    """Arrow files, by `save_to_disk`."""
+    _of_datasets(photos).save_to_disk(folder / "saved", num_shards=2)
+    return {"place": str(folder / "saved"), "tasks": list(TASKS)}
 
 
 def _kaggle(folder, photos):
@@ -169,6 +237,12 @@ _MAKERS = {
     "excel": _excel,
     "folders": _folders,
     "hub": _hub,
+    "json_lines": _json_lines,
     "kaggle": _kaggle,
+    "metadata": _metadata,
+    "parquet": _parquet,
+    "saved": _saved,
     "tfds": _tfds,
+    "tsv": _tsv,
 }
+FORMS = tuple(_MAKERS)

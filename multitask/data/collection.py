@@ -4,6 +4,7 @@ The result has the form of the lists that ArtGAN's layout gives each task, so th
 applies the same rules to both.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -143,12 +144,18 @@ def _rows_of(
         kept &= splits != EXCLUDED
     frame, splits = frame[kept].reset_index(drop=True), splits[kept]
     numbers, names = numbers[kept], [str(reference) for reference in references[kept]]
-    if not names:
-        raise InputError(f"{source.place}: no row names an image")
     if source.embedded:
-        paths, unsafe = extract_images(source, names, image_dir), [""] * len(names)
+        written = extract_images(source, names, image_dir)
+        there = np.array([path is not None for path in written], bool)
+        if not there.all():
+            notes.append(f"{int((~there).sum()):,} rows have no bytes of an image")
+        frame, splits = frame[there].reset_index(drop=True), splits[there]
+        numbers, names = numbers[there], list(itertools.compress(names, there))
+        paths, unsafe = [path for path in written if path is not None], [""] * len(names)
     else:
         paths, unsafe = safe_paths(names, lambda i: f"{source.place}: line {numbers[i]}", strict)
+    if not paths:
+        raise InputError(f"{source.place}: no row has an image")
     units: list[Sequence[Any]] = [paths]
     near = ""
     if options.group is not None:

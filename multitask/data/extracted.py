@@ -34,7 +34,7 @@ def extract_images(
     folder: Path,
     *,
     names: Mapping[str, str] | None = None,
-) -> list[str]:
+) -> list[str | None]:
     """Write the embedded images of a source to files, unless they stand already.
 
     Images are read one after the other, never all at once. The folder's images.json names the
@@ -48,7 +48,7 @@ def extract_images(
             are named by their shard and row.
 
     Returns:
-        The path of each image below the folder. An image without bytes has no file there.
+        The path of each image below the folder; None where the row has no bytes.
 
     Raises:
         InputError: the folder holds other files, or a shard is damaged.
@@ -62,7 +62,7 @@ def extract_images(
         waiting = f"Another process is writing the images ({folder}); waiting for it …"
         with locked(_lock(folder), lambda: logger.info(waiting)):
             known = _read_index(folder, facts, stems) or _extract(source, facts, folder, stems)
-    return [known.get(reference, stems[reference]) for reference in references]
+    return [known.get(reference) for reference in references]
 
 
 def _stems(source: Source, names: Mapping[str, str]) -> dict[str, str]:

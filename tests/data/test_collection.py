@@ -74,12 +74,10 @@ def refusal(call):
 @pytest.mark.parametrize("form", made.FORMS)
 def test_every_form_has_the_same_images_and_labels(form, tmp_path, write_image):
     """Without a line of TOML by hand."""
-    if form == "excel":
-        pytest.importorskip("openpyxl")
     given, photos = made.make(form, tmp_path, write_image)
     draft = draft_spec(**given)
     spec = draft.spec()
-    assert draft.data_dir == tmp_path or form == "tfds"
+    assert draft.data_dir == tmp_path or form in ("metadata", "tfds")
     table = merge_tables(spec, draft.data_dir)
     names = {"style": "school", "artist": "period"} if form == "kaggle" else {}
     assert {names.get(task, task) for task in table.tasks} == set(made.TASKS)
@@ -119,6 +117,26 @@ def test_embedded_images_are_written_once(tmp_path, write_image):
     assert refusal(lambda: merge_tables(spec, tmp_path)).startswith(
         f"images: {folder}: holds other files"
     )
+
+
+@pytest.mark.parametrize("form", ["hub", "saved"])
+def test_rows_without_an_image_inside_the_files_are_not_used(form, tmp_path, write_image):
+    """`datasets` stores None for them."""
+    photos = made.paint(tmp_path / "photos", write_image)
+    lacking = list(photos)[3:36:4]
+    photos = {name: None if name in lacking else data for name, data in photos.items()}
+    given, _ = made.make(form, tmp_path, write_image, photos=photos)
+    draft = draft_spec(**given)
+    table = merge_tables(draft.spec(), draft.data_dir)
+    image_dir = draft.data_dir / draft.spec().images
+    assert "9 rows have no bytes of an image" in table.notes
+    school = {photos[row.file]: row.school for row in made.rows().itertuples()}
+    labels = labels_by_name(table, "school")
+    assert {(image_dir / path).read_bytes(): name for path, name in labels.items()} == {
+        data: name for data, name in school.items() if data is not None
+    }
+    again = merge_tables(draft.spec(), draft.data_dir)  # from the files
+    assert list(again.paths) == list(table.paths)
 
 
 # === Labels ===

@@ -51,6 +51,15 @@ class EmbeddedImages:
         Raises:
             InputError: the source has no such image, the row has no bytes, or the shard is damaged.
         """
+        data = self._read(reference)
+        if not data:
+            shard, row = self._split(reference)
+            column = shown(self._column)
+            raise InputError(f"{self._path(shard)}: row {row}: column {column} has no bytes")
+        return data
+
+    def _read(self, reference: str) -> bytes | None:
+        """The bytes of an image; None or empty where the row has none."""
         shard, row = self._split(reference)
         if self._open is None or self._open[0] != shard:
             self.close()
@@ -58,11 +67,7 @@ class EmbeddedImages:
         opened = self._open[1]
         if row >= opened.row_count:
             raise InputError(f"{self._path(shard)}: no row {row}; it has {opened.row_count:,} rows")
-        data = opened.image(self._column, row)
-        if not data:
-            column = shown(self._column)
-            raise InputError(f"{self._path(shard)}: row {row}: column {column} has no bytes")
-        return data
+        return opened.image(self._column, row)
 
     def iterate(self, references: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Read many images: shard by shard and in each in the order of its rows.
@@ -71,15 +76,16 @@ class EmbeddedImages:
             references: in any order; of one that occurs several times, the image comes once.
 
         Yields:
-            Reference and bytes, in the order of the shards' rows.
+            Reference and bytes, in the order of the shards' rows; rows without bytes are skipped.
 
         Raises:
-            InputError: as `read`.
+            InputError: the source has no such image, or a shard is damaged.
         """
         keys = sorted((self._rank[shard], row, ref) for ref in set(references)
                       for shard, row in [self._split(ref)])  # fmt: skip
         for _, _, name in keys:
-            yield name, self.read(name)
+            if data := self._read(name):
+                yield name, data
 
     def _split(self, reference: str) -> tuple[str, int]:
         # Only the source's own shards are opened, whatever a reference says.

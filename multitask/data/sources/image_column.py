@@ -164,6 +164,9 @@ def relative_to(folder: Path, values: pd.Series) -> tuple[pd.Series, str]:
 
     Returns:
         The column, and a note; "" where nothing changed.
+
+    Raises:
+        InputError: all paths are absolute, and none is below the folder.
     """
     prefixes = {f"{root}/" for root in (folder, folder.absolute(), folder.resolve())}
     prefixes = {prefix for prefix in prefixes if prefix.startswith("/")}
@@ -174,5 +177,13 @@ def relative_to(folder: Path, values: pd.Series) -> tuple[pd.Series, str]:
         for value in values
     ]
     count = sum(one is not other for one, other in zip(changed, values, strict=True))
+    texts = [value for value in values if isinstance(value, str) and value]
+    if texts and not count and all(text.startswith("/") for text in texts):
+        above = os.path.commonpath([os.path.dirname(text) for text in texts])
+        raise InputError(
+            f"column {shown(values.name, CELL)} holds absolute paths, all below {above} and none "
+            f"below {folder}; name the folder that they are in",
+            field="images",
+        )
     note = f"{count:,} absolute paths below {folder} made relative to it" if count else ""
     return pd.Series(changed, dtype=object), note

@@ -40,6 +40,7 @@ _BOMS = (  # UTF-32's begins like UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
+_GZIP = b"\x1f\x8b"
 _SEP_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)  # Excel's own first line
 
 
@@ -72,6 +73,8 @@ def decode(data: bytes, path: Path, *, western: bool) -> tuple[str, str]:
     Raises:
         InputError: the bytes are not text.
     """
+    if data.startswith(_GZIP):
+        raise InputError(f"{path}: compressed with gzip; unpack it first")
     encoding, note = next(
         ((encoding, f"encoding {name}") for bom, encoding, name in _BOMS if data.startswith(bom)),
         ("utf-8", ""),

@@ -3,6 +3,7 @@
 import io
 import json
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -245,6 +246,7 @@ def test_a_row_whose_struct_is_missing(tmp_path):
             assert images.read(source.frame["image"].iloc[2]) == b"c"
             with pytest.raises(InputError, match="row 1: column 'image' has no bytes"):
                 images.read(source.frame["image"].iloc[1])
+            assert [data for _, data in images.iterate(source.frame["image"])] == [b"a", b"c"]
 
 
 # === Refusals ===
@@ -362,7 +364,6 @@ def test_wrong_offsets_in_an_arrow_file_do_not_end_the_process(tmp_path):
 @pytest.fixture(scope="module")
 def written():
     """A DatasetDict by `datasets`."""
-    datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -396,3 +397,85 @@ def test_what_datasets_writes_as_parquet(written, tmp_path):
     for split, data in written.items():
         data.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet", batch_size=3)
     check(open_source(tmp_path), [*range(7, 11), *range(7)], ["test"] * 4 + ["train"] * 7)
+
+
+def test_columns_of_other_types(tmp_path):
+    """Wide texts, lists of classes, classes by number that are missing, and what is no plain value.
+
+    Images that are not to be decoded are stored as others are.
+    """
+    label = datasets.ClassLabel(names=list(STYLES))
+    features = datasets.Features(
+        {
+            "image": datasets.Image(decode=False),
+            "style": label,
+            "title": datasets.Value("large_string"),
+            "styles": datasets.List(label),
+            "views": datasets.List(datasets.Image()),
+            "year": datasets.Value("int16"),
+        }
+    )
+    columns = {
+        "image": [{"bytes": image_bytes(i), "path": f"{i}.png"} for i in range(6)],
+        "style": [i % 4 - 1 if i % 4 else None for i in range(6)],
+        "title": [f"Title {i}" if i % 2 else None for i in range(6)],
+        "styles": [[0, 2], [], None] * 2,
+        "views": [[{"bytes": b"x", "path": None}]] * 6,
+        "year": [*range(1900, 1905), None],
+    }
+    data = datasets.Dataset.from_dict(columns, features=features)
+    data.save_to_disk(tmp_path / "saved")
+    (tmp_path / "parquet").mkdir()
+    data.to_parquet(tmp_path / "parquet" / "all.parquet")
+    kept = data.filter(lambda year: year != 1902, input_columns="year")
+    kept.save_to_disk(tmp_path / "filtered")
+    for name, rows in (
+        ("saved", [*range(6)]),
+        ("parquet", [*range(6)]),
+        ("filtered", [0, 1, *range(3, 6)]),
+    ):
+        source = open_source(tmp_path / name)
+        assert source.class_names == {"style": STYLES, "styles": STYLES}
+        lists = [["Cubism", "naïve, art"], [], None] * 2
+        assert source.frame["styles"].tolist() == [lists[i] for i in rows]
+        assert source.frame["style"].tolist() == [style_of(i) for i in rows]
+        assert source.frame["title"].tolist() == [columns["title"][i] for i in rows]
+        assert source.frame["year"].tolist() == [columns["year"][i] for i in rows]
+        assert "columns without plain values skipped: views" in source.notes
+        with EmbeddedImages(source) as images:
+            read = dict(images.iterate(source.frame["image"]))
+        assert list(read.values()) == [image_bytes(i) for i in rows]
+
+
+def test_an_image_folder_that_datasets_has_read(tmp_path):
+    """`to_parquet` stores where the files are, and `save_to_disk` the files."""
+    for i in range(12):
+        file = tmp_path / "photos" / ("train", "test")[i % 2] / STYLES[i % 3] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(image_bytes(i))
+    photos, cache = tmp_path / "photos", str(tmp_path / "cache")
+    data = datasets.load_dataset("imagefolder", data_dir=str(photos), cache_dir=cache)
+    data.save_to_disk(tmp_path / "saved")
+    (tmp_path / "parquet").mkdir()
+    for split in data:
+        data[split].to_parquet(tmp_path / "parquet" / f"{split}.parquet")
+    assert refusal(tmp_path / "parquet") == (
+        f"images: column 'image' holds absolute paths, all below {photos} and none below .; "
+        "name the folder that they are in"
+    )
+    expected = sorted(
+        (file.parts[-3], file.parent.name, file.read_bytes()) for file in photos.rglob("*.png")
+    )
+    source = open_source(tmp_path / "parquet", images=photos)
+    frame = source.frame
+    assert expected == sorted(
+        (split, style, (photos / path).read_bytes())
+        for path, split, style in zip(frame["image"], frame["split"], frame["label"], strict=True)
+    )
+    source = open_source(tmp_path / "saved")
+    frame = source.frame.set_index("image")
+    with EmbeddedImages(source) as images:
+        read = list(images.iterate(frame.index))
+    assert expected == sorted(
+        (frame["split"][ref], frame["label"][ref], content) for ref, content in read
+    )

@@ -123,6 +123,14 @@ def test_absolute_paths_below_the_folder_become_relative(table, tmp_path):
     assert f"2 absolute paths below {photos} made relative to it" in source.notes
 
 
+def test_absolute_paths_of_another_folder_are_refused_with_that_folder(table, tmp_path):
+    place = table("image\n/data/museum/a.jpg\n/data/museum/b/c.jpg\n", ["a.jpg"])
+    assert refusal(place, images=tmp_path / "photos") == (
+        "images: column 'image' holds absolute paths, all below /data/museum and none below "
+        "photos; name the folder that they are in"
+    )
+
+
 def test_paths_out_of_the_folder_are_not_looked_at(table, tmp_path, monkeypatch):
     seen = []
     isfile = os.path.isfile

@@ -258,6 +258,11 @@ def test_bad_json_lines_are_one_line(tmp_path, text, line):
     assert refusal(write(tmp_path / "t.jsonl", text)) == line
 
 
+def test_a_compressed_table(tmp_path):
+    pd.DataFrame({"image": ["a.jpg"], "style": ["Cubism"]}).to_csv(tmp_path / "t.csv.gz")
+    assert refusal(tmp_path / "t.csv.gz") == "t.csv.gz: compressed with gzip; unpack it first"
+
+
 def test_json_lines_too_deep_for_python(tmp_path):
     line = refusal(write(tmp_path / "t.jsonl", '{"a": ' + "[" * 100_000 + "\n"))
     assert line.startswith("t.jsonl: line 1: not JSON: ")
