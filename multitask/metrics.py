@@ -231,7 +231,7 @@ def report_text(labels: ArrayLike, predictions: ArrayLike, *, names: Sequence[st
         ValueError: lengths that do not match, an index out of range.
     """
     table = per_class(labels, predictions, classes=len(names))
-    total = int(table["support"].sum())
+    total, present = int(table["support"].sum()), int((table["support"] > 0).sum())
     if not total:
         return f"n/a ({NO_TEST_SET})\n"
     average = "macro avg (present)"
@@ -248,7 +248,7 @@ def report_text(labels: ArrayLike, predictions: ArrayLike, *, names: Sequence[st
     means = table[["precision", "recall", "f1"]].mean()
     columns = "".join(f" {value:9.3f}" for value in means)
     return (
-        f"{total} labelled; {(table['support'] > 0).sum()} of {len(names)} classes have a test "
+        f"{total:,} labelled; {present:,} of {len(names):,} classes have a test "
         f'label, and "{average}" averages over those.\n\n'
         f"{report}{average:>{max(map(len, padded))}} {columns} {total:9d}\n"
     )

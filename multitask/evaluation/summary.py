@@ -46,7 +46,9 @@ def _table_lines(task_metrics: dict[str, dict[str, Any]]) -> list[str]:
         )
         absent = values["classes"] - values["classes_present"]
         if absent:
-            lines[-1] += f"   (over {values['classes_present']} classes; {absent} have no test set)"
+            lines[-1] += (
+                f"   (over {values['classes_present']:,} classes; {absent:,} have no test set)"
+            )
     return lines
 
 

@@ -281,7 +281,9 @@ def _task_pairs(pairs: Mapping[str, Any], tasks: Sequence[str], album: Album) ->
     return {
         "across": {
             "dependence": dependence,
-            "lists": [row | {"classes": row["classes"][:most]} for row in lists],
+            "lists": [
+                row | {"classes": row["classes"][:most], "of": len(row["classes"])} for row in lists
+            ],
             "agreement": agreement[:PAIR_ROWS],
         },
         "contradictions": [
