@@ -142,6 +142,7 @@ def _rows_of(
         splits, split_notes = read_splits(frame, column, place=spec.place(None, "table.split"))
         notes += split_notes
         kept &= splits != EXCLUDED
+    where = np.flatnonzero(kept)
     frame, splits = frame[kept].reset_index(drop=True), splits[kept]
     numbers, names = numbers[kept], [str(reference) for reference in references[kept]]
     if source.embedded:
@@ -153,7 +154,7 @@ def _rows_of(
         numbers, names = numbers[there], list(itertools.compress(names, there))
         paths, unsafe = [path for path in written if path is not None], [""] * len(names)
     else:
-        paths, unsafe = safe_paths(names, lambda i: f"{source.place}: line {numbers[i]}", strict)
+        paths, unsafe = safe_paths(names, lambda i: _row_place(source, where[i]), strict)
     if not paths:
         raise InputError(f"{source.place}: no row has an image")
     units: list[Sequence[Any]] = [paths]
@@ -192,6 +193,11 @@ def _near_duplicates(
         f"{max(sizes.values()):,}; each group is kept on one side of the split"
     )
     return [group_of.get(path) for path in paths], note
+
+
+def _row_place(source: Source, row: int) -> str:
+    where = "" if source.rows is None else f": {source.rows.iloc[row]}"
+    return f"{source.place}{where}"
 
 
 def _numbers(source: Source) -> np.ndarray:

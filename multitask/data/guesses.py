@@ -150,10 +150,14 @@ def guess_columns(
         for role in ("image", "split", "group")
     )
     chosen = tasks or [guess.name for guess in columns if guess.role == "task"]
-    if not chosen:
+    labels, task_guesses, refused = _make_tasks(frame, chosen, facts, named=bool(tasks))
+    columns = tuple(
+        ColumnGuess(column.name, "none", refused[column.name]) if column.name in refused else column
+        for column in columns
+    )
+    if not task_guesses:
         first = "; ".join(f"{quoted(c.name)}: {c.reason}" for c in columns if c.role == "none")
         raise InputError(f"no column looks like a task ({first}); name the tasks", field="tasks")
-    labels, task_guesses = _make_tasks(frame, chosen, facts)
     warnings = [
         *_column_warnings(columns, task_guesses),
         *_determined_warnings(labels),
@@ -272,23 +276,38 @@ def task_name(column: str, taken: Sequence[str] = ()) -> str:
 
 
 def _make_tasks(
-    frame: pd.DataFrame, columns: Sequence[str], facts: Mapping[str, ColumnFacts]
-) -> tuple[dict[str, ColumnLabels], tuple[TaskGuess, ...]]:
-    """Make the labels and the guess of each task."""
+    frame: pd.DataFrame,
+    columns: Sequence[str],
+    facts: Mapping[str, ColumnFacts],
+    *,
+    named: bool,
+) -> tuple[dict[str, ColumnLabels], tuple[TaskGuess, ...], dict[str, str]]:
+    """Make the labels and the guess of each task.
+
+    Returns:
+        The labels, the guesses, and why a column whose cells look like a task's is none. A column
+        that the user has named raises this reason.
+    """
     labels: dict[str, ColumnLabels] = {}
-    guesses = []
+    guesses, refused = [], {}
     for column in columns:
         name, held = task_name(column, list(labels)), facts[column]
         several_as = "first" if held.several > held.filled else "exclude"
         fewest = FEW_EXAMPLES if has_long_tail(held.values) else 1
-        result = label_column(
-            frame,
-            column,
-            place=f"tasks: {quoted(column)}",
-            several=several_as,
-            separator=held.separator,
-            min_examples=fewest,
-        )
+        try:
+            result = label_column(
+                frame,
+                column,
+                place=f"tasks: {quoted(column)}",
+                several=several_as,
+                separator=held.separator,
+                min_examples=fewest,
+            )
+        except InputError as error:
+            if named:
+                raise
+            refused[column] = str(error).removeprefix(f"{error.field}: ")
+            continue
         labels[name] = result
         values = result.counts.values
         guesses.append(
@@ -305,7 +324,7 @@ def _make_tasks(
                 fewest,
             )
         )
-    return labels, tuple(guesses)
+    return labels, tuple(guesses), refused
 
 
 # === Warnings ===

@@ -318,6 +318,17 @@ def test_a_table_outside_the_data_folder_is_refused(file):
     refuse_outside(spec_of({"file": "tfds:museum"}), allowed=False)
 
 
+def test_an_absolute_path_is_named_with_its_row(museum):
+    """Rows of text files are lines, those of other tables rows."""
+    frame = made.rows()
+    frame.loc[2, "file"] = "/elsewhere/a.png"
+    folder = museum(frame)
+    frame.to_parquet(folder / "catalogue.parquet")
+    for file, row in (("catalogue.csv", "line 4"), ("catalogue.parquet", "row 2")):
+        line = refusal(lambda file=file: merge_tables(spec_of({"file": file}), folder))
+        assert line.startswith(f"{folder}/{file}: {row}: '/elsewhere/a.png': absolute paths")
+
+
 # === Near-duplicates ===
 
 

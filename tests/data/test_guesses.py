@@ -312,6 +312,16 @@ def test_leaks_between_the_splits_are_named():
     )
 
 
+def test_a_guess_that_leaves_one_class_is_no_task():
+    """Lists that look like values that repeat: by themselves only one of them has a label."""
+    guesses = guess_columns(pairs(style=["a", "b"] * 100, words=[["red"], ["red", "blue"]] * 100))
+    assert [task.name for task in guesses.tasks] == ["style"]
+    assert {guess.name: guess.role for guess in guesses.columns}["words"] == "none"
+    assert guesses.columns[-1].reason == 'only one value: "red" 100; a task needs at least 2'
+    with pytest.raises(InputError, match=r'^tasks: "words": column: "words": only one value'):
+        guess_columns(pairs(words=[["red"], ["red", "blue"]] * 100), tasks=["words"])
+
+
 # === Bad input ===
 
 
