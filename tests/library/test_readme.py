@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+import collections_made as made
 import pandas as pd
 import pytest
 
@@ -58,6 +59,30 @@ def test_the_commands(page, checkout, monkeypatch):
     report = (workdir / "results" / "report.html").read_text(encoding="utf-8")
     assert all(name in report for name in ("artist", "style", "genre", "Waves"))
     assert (checkout / "audit" / "audit.html").is_file()
+
+
+def test_the_commands_of_one_table(tmp_path, tiny_trunk, write_image, monkeypatch):
+    """Those of docs/own_collection.md; the trunk is small, and each phase has one epoch or none."""
+    made.make("csv", tmp_path, write_image)
+    monkeypatch.chdir(tmp_path)
+    first, second = (
+        [line for line in block.splitlines() if line.startswith("multitask ")]
+        for block in blocks("docs/own_collection.md", "console")
+    )
+    assert [command.split()[1] for command in first] == ["init", "audit", "train"]
+    assert [command.split()[1] for command in second] == ["train"]
+    quick = [f"--trunk={tiny_trunk}", "--trunk_weights=none", "--image_size=32", "--nosimilar",
+             "--freeze_depth=all", "--epochs_heads=1", "--epochs_finetune=0"]  # fmt: skip
+    for command in first:
+        main(shlex.split(command)[1:] + quick * (" train " in command))
+    table = (tmp_path / "runs/mine/table.csv").read_bytes()
+    (tmp_path / "runs").rename(tmp_path / "with_init")
+    main(shlex.split(second[0])[1:] + quick)
+    # One command trains on the same images, classes and splits as three.
+    assert (tmp_path / "runs/mine/table.csv").read_bytes() == table
+    for runs in ("with_init", "runs"):
+        assert (tmp_path / runs / "mine/results/report.html").is_file()
+    assert (tmp_path / "audit/audit.html").is_file()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
