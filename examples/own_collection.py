@@ -2,8 +2,8 @@
 # # Your own collection
 #
 # This notebook starts with a table of one's own: one row per image and one column per task. It
-# makes the files that multitask reads, trains, evaluates and exports a model, and predicts with a
-# confidence threshold. The last part registers a head of one's own.
+# looks at what multitask guesses about the table, changes a guess, registers a head of one's own,
+# trains, evaluates and exports a model, and predicts with a confidence threshold.
 #
 # The notebook paints its images itself. Replace the cell with the table to use yours.
 
@@ -35,7 +35,7 @@ import os
 SMALL = os.environ.get("MULTITASK_NOTEBOOK_SMALL") == "1"
 # All files that this notebook writes are in this folder.
 FOLDER = Path("runs/own_collection_small" if SMALL else "runs/own_collection")
-EACH = 6 if SMALL else 40  # images of each period and medium
+EACH = 3 if SMALL else 20  # objects of each period and medium
 IMAGE_SIZE = 32 if SMALL else 64
 EPOCHS = 1 if SMALL else 20
 
@@ -43,7 +43,8 @@ EPOCHS = 1 if SMALL else 20
 # ## The table
 #
 # The tasks of this example are `period` and `medium`. The period decides the colours of an image,
-# and the medium its texture. Some images have no period: an empty cell is a missing label.
+# and the medium its texture. Some objects have no period: an empty cell is a missing label. Each
+# object has two photographs, and hangs in a room.
 
 # %%
 import numpy as np
@@ -70,40 +71,57 @@ rng = np.random.default_rng(0)
 rows = []
 kinds = [(period, medium) for period in COLOURS for medium in MEDIA] * EACH
 for number, (period, medium) in enumerate(kinds):
-    name = f"{number:03}.png"
-    Image.fromarray(paint(period, medium, rng)).save(FOLDER / "images" / name)
-    rows.append({"image": name, "period": period if number % 7 else None, "medium": medium})
+    for view in range(2):
+        name = f"{number:03}_{view}.png"
+        Image.fromarray(paint(period, medium, rng)).save(FOLDER / "images" / name)
+        rows.append(
+            {
+                "image": name,
+                "object": f"inv.{number:03}",
+                "period": period if number % 7 else None,
+                "medium": medium,
+                "room": f"room {number % 4 + 1}",
+            }
+        )
 pd.DataFrame(rows).to_csv(FOLDER / "collection.csv", index=False)
 
 # %% [markdown]
 # From here on the table is a file, as a museum might export it.
 
 # %%
-TASKS = ["period", "medium"]
 table = pd.read_csv(FOLDER / "collection.csv")
-table.groupby(TASKS, dropna=False).size().unstack()
+table.head()
 
 # %% [markdown]
-# ## Class files and CSVs
+# ## The guesses
 #
-# Each task needs a class file, a CSV with the training labels and a CSV with the test labels. A
-# quarter of the images is the test set. An image is in the test set of all its tasks or of none, so
-# that no task trains on a test image.
+# `draft_spec` looks at the table and the files and guesses what each column is. Nothing is written
+# yet. `multitask init` does the same on the command line.
 
 # %%
-is_test = pd.Series(False, index=table.index)
-is_test[table.groupby(TASKS, dropna=False).sample(frac=0.25, random_state=0).index] = True
+import multitask as mt
 
-(FOLDER / "labels").mkdir(exist_ok=True)
-for task in TASKS:
-    classes = sorted(table[task].dropna().unique())
-    lines = [f"{index} {name}\n" for index, name in enumerate(classes)]
-    (FOLDER / "labels" / f"{task}_class.txt").write_text("".join(lines), encoding="utf-8")
-    for split, chosen in (("train", table[~is_test]), ("test", table[is_test])):
-        file = FOLDER / "labels" / f"{task}_{split}.csv"
-        chosen[["image", task]].dropna().to_csv(file, index=False)
-print((FOLDER / "labels" / "period_class.txt").read_text())
-print("".join((FOLDER / "labels" / "period_test.csv").open().readlines()[:3]))
+draft = mt.draft_spec(FOLDER / "collection.csv", images=FOLDER / "images")
+draft
+
+# %% [markdown]
+# The two photographs of an object are a group, which is never split between training and test. A
+# fifth of the images is drawn as the test set, because no column says which they are.
+#
+# One guess is wrong: the values of `room` repeat, as those of a task do, but an image does not show
+# where it hangs. `tasks` names the columns to learn. `out` writes the spec to a file, with a
+# comment for each guess.
+
+# %%
+TASKS = ["period", "medium"]
+draft = mt.draft_spec(
+    FOLDER / "collection.csv",
+    images=FOLDER / "images",
+    tasks=TASKS,
+    out=FOLDER / "my_collection.toml",
+    overwrite=True,
+)
+print(draft.text)
 
 # %% [markdown]
 # ## A head of your own
@@ -115,10 +133,8 @@ print("".join((FOLDER / "labels" / "period_test.csv").open().readlines()[:3]))
 # Register the function again in each program that trains or evaluates the run. An export does not
 # need it.
 
+
 # %%
-import multitask as mt
-
-
 @mt.register_head
 def max_and_mean(features, name, *, units: int = 64):
     """The maximum and the mean of the feature map, and a dense layer."""
@@ -133,56 +149,38 @@ def max_and_mean(features, name, *, units: int = 64):
 # %% [markdown]
 # ## The spec
 #
-# The spec is a TOML file. Its paths start at the data folder. The painted images are learnt from
-# random weights, so nothing is downloaded. For photographs of paintings use the trunk
-# `efficientnet_lite2` with `weights = "imagenet"` and `image_size = 224`; its weights are part of
-# the extra `lite`. `docs/own_collection.md` has such a spec.
+# The draft suits photographs of paintings: a trunk with ImageNet weights, of which the last layers
+# are trained. This notebook learns its painted images from random weights, so that nothing is
+# downloaded. `load_spec` replaces fields of the file, in every task or in one; you can also edit
+# the file.
 
 # %%
-TASK = """
-[[task]]
-name = "{task}"
-train = "labels/{task}_train.csv"
-test = "labels/{task}_test.csv"
-classes = "labels/{task}_class.txt"
-head = {{ {head} }}
-loss = {{ kind = "cross_entropy" }}
-schedule = {{ kind = "cosine", rate = 1e-3, epochs = {epochs} }}
-augment = {{ flip = true }}
-"""
-text = f"""
-name = "my_collection"
-title = "My collection"
-images = "images"
-image_size = {IMAGE_SIZE}
-batch_size = 16
-validation = 0.3
-
-[trunk]
-name = "efficientnetb0"
-weights = "none"
-batchnorm_momentum = 0.9
-stochastic_depth = 0.0
-schedule = {{ kind = "cosine", rate = 1e-3, epochs = {EPOCHS} }}
-
-[phases.heads]
-epochs = 1
-
-[phases.finetune]
-epochs = {EPOCHS}
-rate_factor = 1.0
-"""
-HEADS = {"period": 'kind = "linear"', "medium": 'kind = "max_and_mean", units = 32'}
-text += "".join(TASK.format(task=task, head=HEADS[task], epochs=EPOCHS) for task in TASKS)
-(FOLDER / "my_collection.toml").write_text(text, encoding="utf-8")
-spec = mt.load_spec(FOLDER / "my_collection.toml")
-print(text)
+SCHEDULE = {"kind": "cosine", "rate": 1e-3, "epochs": EPOCHS}
+changes = {
+    "trunk": {
+        "name": "efficientnetb0",
+        "weights": "none",
+        "batchnorm_momentum": 0.9,
+        "stochastic_depth": 0.0,
+        "schedule": SCHEDULE,
+    },
+    "phases": {"heads": {"epochs": 1}, "finetune": {"epochs": EPOCHS, "rate_factor": 1.0}},
+    "freeze_depth": "none",
+    "task.schedule": SCHEDULE,
+    "task.head": {"kind": "linear"},
+    "task[medium].head": {"kind": "max_and_mean", "units": 32},
+}
+spec = mt.load_spec(
+    FOLDER / "my_collection.toml", changes, image_size=IMAGE_SIZE, batch_size=16, validation=0.3
+)
 
 # %% [markdown]
 # ## Train and evaluate
+#
+# The data folder is that of the spec's file.
 
 # %%
-run = mt.train(spec, data_dir=FOLDER, workdir=FOLDER / "run")
+run = mt.train(spec, workdir=FOLDER / "run")
 run
 
 # %%

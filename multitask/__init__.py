@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multitask.errors import InputError, RunError
+    from multitask.library.drafts import draft_spec
     from multitask.library.evaluations import RunEvaluation
     from multitask.library.models import ImageModel, PredictionTable, load_model
     from multitask.library.parts import (
@@ -35,6 +36,7 @@ __all__ = [
     "RunError",
     "RunEvaluation",
     "TrainingRun",
+    "draft_spec",
     "load_model",
     "load_spec",
     "open_run",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 _MODULES = {
     "errors": ("InputError", "RunError"),
+    "library.drafts": ("draft_spec",),
     "library.evaluations": ("RunEvaluation",),
     "library.models": ("ImageModel", "PredictionTable", "load_model"),
     "library.parts": ("register_head", "register_loss", "register_schedule", "register_trunk"),

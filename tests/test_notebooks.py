@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pandas as pd
@@ -225,12 +226,18 @@ def test_the_notebook_of_an_own_collection_runs(execute):
     assert predictions.count("<img") == 6
     assert predictions.count("uncertain: ") == 12  # the small model learns nothing
 
-    assert (folder / "labels" / "period_class.txt").read_text() == "0 early\n1 late\n2 middle\n"
-    labels = {
-        name: pd.read_csv(folder / "labels" / f"{name}.csv")
-        for name in ("medium_train", "medium_test")
-    }
-    assert not set(labels["medium_train"]["image"]) & set(labels["medium_test"]["image"])
+    (guesses,) = done.data("draft = mt.draft_spec(FOLDER", "text/html")
+    roles = dict(re.findall(r"<tr><td[^>]*>(\w+)</td><td[^>]*>(\w+)</td>", guesses))
+    assert roles == {"image": "image", "object": "group", "period": "task", "medium": "task",
+                     "room": "task"}  # fmt: skip
+    changed = done.text("TASKS = ", "stdout")
+    spec = tomllib.loads((folder / "my_collection.toml").read_text(encoding="utf-8"))
+    assert [task["column"] for task in spec["task"]] == ["period", "medium"]
+    assert spec["table"]["group"] == "object"
+    assert 'room": not named as a task' in changed
+    kept = pd.read_csv(folder / "run" / "table.csv")
+    sides = kept.groupby(kept["path"].str.split("_").str[0])["split"].nunique()
+    assert (len(kept), len(sides), sides.max()) == (36, 18, 1)
     config = json.loads((folder / "run" / "config.json").read_text())
     assert '"max_and_mean"' in json.dumps(config)
     filled = pd.read_csv(folder / "filled.csv")

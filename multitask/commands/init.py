@@ -10,16 +10,11 @@ flags. `multitask train --data=catalogue.csv` does the same in one command.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from multitask.commands.spec_flags import define_collection_flags, draft_of_flags
-from multitask.files import check_writable, replacing
-from multitask.spec import InputError, quoted
-
-if TYPE_CHECKING:
-    from multitask.data.draft import Draft
+from multitask.spec import InputError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -37,17 +32,13 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         raise InputError("multitask init: name one table or folder; --help shows how")
     if not values.out:
         raise InputError("multitask init: --out is needed; --help lists the flags")
+    from multitask.data.draft import check_out
+
     out = Path(values.out)
-    if out.suffix != ".toml":
-        raise InputError(f"--out: {out}: expected a file that ends in .toml")
-    check_writable(out.parent, field="out")
-    if out.exists() and not values.overwrite:
-        raise InputError(f"--out: {out}: exists; replace it with --overwrite, or name another file")
+    check_out(out, overwrite=values.overwrite)
     draft = draft_of_flags(values, left[0], spec_dir=out.parent)
-    draft.spec(str(out))
-    with replacing(out) as temporary:
-        temporary.write_text(draft.text, encoding="utf-8")
-    print("\n".join(_summary(draft)))
+    draft.write(out)
+    print("\n".join(draft.summary()))
     here = draft.data_dir == out.parent.absolute()
     where = "" if here else f" --data_dir={draft.data_dir}"
     where += " --allow_outside" if draft.leaves else ""
@@ -56,20 +47,3 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         f"  multitask audit --spec={out}{where} --out=audit\n"
         f"  multitask train --spec={out}{where} --workdir=runs/{draft.spec().name}"
     )
-
-
-def _summary(draft: "Draft") -> list[str]:
-    """What was found: the source, each column with its role, the tasks, the warnings."""
-    source, guesses = draft.source, draft.guesses
-    width = min(30, max(len(column.name) for column in guesses.columns))
-    lines = [f"{source.place}: {len(source):,} images", *(f"  {note}" for note in source.notes)]
-    lines += ["", "Columns"]
-    for column in guesses.columns:
-        role = "-" if column.role == "none" else column.role
-        lines.append(f"  {quoted(column.name)[1:-1][:30]:<{width}}  {role:<5}  {column.reason}")
-    lines += ["", "Tasks"]
-    for task in guesses.tasks:
-        lines.append(f"  {task.name}: {len(task.classes):,} classes, {task.labels:,} labels")
-    if guesses.warnings:
-        lines += ["", "Warnings", *(f"  {warning}" for warning in guesses.warnings)]
-    return lines

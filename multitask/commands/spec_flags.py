@@ -3,7 +3,6 @@
 The help of a flag that overrides a field is the description of the field.
 """
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +21,6 @@ from multitask.spec_description import described_fields
 
 if TYPE_CHECKING:
     from multitask.data.draft import Draft
-
-logger = logging.getLogger(__name__)
 
 # flag -> the field of the spec that it overrides. The field `task.subset` is set in every task.
 OVERRIDES = {
@@ -214,10 +211,7 @@ def resolve_data(
         raise InputError("--data_dir: with --data alone, the paths start at the table's folder")
     check_needed(values, left, command, needed)
     draft = draft_of_flags(values, values.data)
-    for line in [*draft.source.notes, *draft.guesses.warnings]:
-        logger.info(f"  {line}")
-    tasks = ", ".join(f"{t.name} ({len(t.classes):,} classes)" for t in draft.guesses.tasks)
-    logger.info(f"{values.data}: {len(draft.source):,} images; tasks: {tasks}")
+    draft.log()
     return _overridden(values, draft.spec(values.data), None), draft.data_dir
 
 

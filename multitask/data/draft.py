@@ -1,6 +1,7 @@
 """Draft the spec of a collection: look at its table, and write the guesses as commented TOML."""
 
 import importlib.util
+import logging
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,10 @@ from multitask.data.sources.class_folders import LevelsNeededError
 from multitask.data.spec_text import quote_toml, write_spec
 from multitask.data.split_column import split_of
 from multitask.data.splitting import TEST
-from multitask.spec import TFDS_PREFIX, DataSpec, outside_paths, parse_spec
+from multitask.files import check_writable, replacing
+from multitask.spec import TFDS_PREFIX, DataSpec, InputError, outside_paths, parse_spec, quoted
 
+logger = logging.getLogger(__name__)
 # What did best on the validation split of real paintings, see data_specs/wikiart_lite.toml.
 SETTINGS = """\
 image_size = 224
@@ -70,6 +73,49 @@ class Draft:
         """
         return parse_spec(tomllib.loads(self.text), source=name)
 
+    def summary(self) -> list[str]:
+        """What was recognised, as lines: the source, each column with its role, tasks, warnings."""
+        source, guesses = self.source, self.guesses
+        width = min(30, max(len(column.name) for column in guesses.columns))
+        lines = [f"{source.place}: {len(source):,} images", *(f"  {n}" for n in source.notes)]
+        lines += ["", "Columns"]
+        for column in guesses.columns:
+            role = "-" if column.role == "none" else column.role
+            name = quoted(column.name)[1:-1][:30]
+            lines.append(f"  {name:<{width}}  {role:<5}  {column.reason}")
+        lines += ["", "Tasks"]
+        for task in guesses.tasks:
+            lines.append(f"  {task.name}: {len(task.classes):,} classes, {task.labels:,} labels")
+        if guesses.warnings:
+            lines += ["", "Warnings", *(f"  {warning}" for warning in guesses.warnings)]
+        return lines
+
+    def log(self) -> None:
+        """Log the notes, the warnings and the tasks."""
+        for line in self.source.notes:
+            logger.info(f"  {line}")
+        for line in self.guesses.warnings:
+            logger.warning(f"  {line}")
+        tasks = ", ".join(f"{t.name} ({len(t.classes):,} classes)" for t in self.guesses.tasks)
+        logger.info(f"{self.source.place}: {len(self.source):,} images; tasks: {tasks}")
+
+    def write(self, out: Path) -> None:
+        """Write the spec's file, in the folder for which it was drafted."""
+        self.spec(str(out))
+        with replacing(out) as temporary:
+            temporary.write_text(self.text, encoding="utf-8")
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless the file of a draft can be written."""
+    if out.suffix != ".toml":
+        raise InputError(f"{out}: expected a file that ends in .toml", field="out")
+    check_writable(out.parent, field="out")
+    if out.exists() and not overwrite:
+        raise InputError(
+            f"{out}: exists; replace it with --overwrite, or name another file", field="out"
+        )
+
 
 def draft_spec(
     place: str,
@@ -107,6 +153,8 @@ def draft_spec(
         levels = tasks
     pattern = group if group is not None and "(" in group and group not in source.frame else None
     guesses = _guess(source, tasks, split, None if pattern else group)
+    if pattern:
+        guesses = _without_group(guesses)
     named = place.startswith(TFDS_PREFIX)
     table = Path(spec_dir or "") / place.removeprefix(TFDS_PREFIX) if named else Path(place)
     stem = task_name(table.resolve().stem or "collection")
@@ -143,6 +191,16 @@ def _guess(
         for column in guesses.columns
     )
     return replace(guesses, columns=tuple(columns))
+
+
+def _without_group(guesses: Guesses) -> Guesses:
+    """Without a column of groups, where a pattern says what belongs together."""
+    reason = "may be a group; a pattern is named instead"
+    columns = (
+        replace(column, role="none", reason=reason) if column.role == "group" else column
+        for column in guesses.columns
+    )
+    return replace(guesses, group=None, columns=tuple(columns))
 
 
 def _settings(image_dir: str) -> str:

@@ -35,6 +35,12 @@ def grid_html(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return str(table.format(heads, body))
 
 
+def list_html(title: str, lines: Sequence[str]) -> str:
+    """A title and a list; nothing without lines."""
+    items = Markup("").join(Markup("<li>{}</li>").format(line) for line in lines)
+    return str(Markup("<strong>{}</strong><ul>{}</ul>").format(title, items)) if lines else ""
+
+
 def image_html(source: str) -> Markup:
     """An image from a data URL."""
     return Markup("<img src='{}' style='max-height:96px'>").format(source)

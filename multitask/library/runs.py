@@ -16,6 +16,7 @@ from multitask.startup import import_tensorflow_once
 if TYPE_CHECKING:
     import pandas as pd
 
+    from multitask.library.drafts import SpecDraft
     from multitask.library.evaluations import RunEvaluation
     from multitask.library.models import ImageModel
 
@@ -60,11 +61,12 @@ def load_spec(
 
 
 def train(
-    spec: DataSpec | PathLike,
-    data_dir: PathLike,
-    workdir: PathLike,
+    spec: "DataSpec | SpecDraft | PathLike | None" = None,
+    data_dir: PathLike | None = None,
+    workdir: PathLike | None = None,
     *,
     data: PathLike | None = None,
+    images: PathLike | None = None,
     phase: str = "all",
     records_dir: PathLike | None = None,
     init_from: PathLike | None = None,
@@ -76,10 +78,13 @@ def train(
     It writes what `multitask train` writes, except for the evaluation.
 
     Args:
-        spec: from `load_spec`; or a spec's name or file.
-        data_dir: the folder that the spec's paths are relative to.
-        workdir: a new folder, or one with a run of the same settings.
-        data: another's copy of the images, such as Kaggle's of WikiArt; None: `images` of the spec.
+        spec: from `load_spec` or `draft_spec`; or a spec's name or file; None: that of `data`.
+        data_dir: the folder that the spec's paths are relative to. None: that of the draft; of a
+            file with a [table], its folder.
+        workdir: a new folder, or one with a run of the same settings; always needed.
+        data: without a spec: a collection, whose spec is guessed as by `draft_spec`. With one:
+            another's copy of its images, such as Kaggle's of WikiArt.
+        images: the folder of the images of `data`; None: that of the table.
         phase: `heads`, `finetune` or `all`.
         records_dir: folder of prepared records; None: `records` in `data_dir`.
         init_from: with `finetune`: the .keras model to start from.
@@ -99,17 +104,19 @@ def train(
         >>> run.history["phase"].tolist()
         ['heads', 'finetune']
     """
+    if workdir is None:
+        raise InputError("needed: the folder of the run", field="workdir")
     if phase not in (*PHASES, "all"):
         raise InputError(f"{phase!r}. {expected(phase, (*PHASES, 'all'))}", field="phase")
     with log_shown():
-        spec = _with_data(spec, data_dir, data)
+        spec, data_dir = _resolve_data(spec, _path(data_dir), data, images)
         import_tensorflow_once()
         from multitask.annexes.extensions import build_extensions
         from multitask.learning import training
 
         result = training.train(
             spec,
-            Path(data_dir),
+            data_dir,
             Path(workdir),
             records_dir=_path(records_dir),
             phase=phase,
@@ -121,15 +128,41 @@ def train(
     return TrainingRun(result.run)
 
 
-def _with_data(spec: DataSpec | PathLike, data_dir: PathLike, data: PathLike | None) -> DataSpec:
-    """The spec, read if it is a name or file, with the images of a copy."""
-    if not isinstance(spec, DataSpec):
-        spec = load_spec(spec)
-    if data is None:
-        return spec
-    from multitask.data.copies import with_copy
+def _resolve_data(
+    spec: "DataSpec | SpecDraft | PathLike | None",
+    data_dir: Path | None,
+    data: PathLike | None,
+    images: PathLike | None,
+) -> tuple[DataSpec, Path]:
+    """The spec, read or drafted if it is none yet, and its data folder; see `train`."""
+    from multitask.library.drafts import SpecDraft, draft_spec
 
-    return with_copy(spec, Path(data_dir), Path(data))[0]
+    if spec is None:
+        if data is None:
+            raise InputError("needed, or `data`, whose spec is guessed", field="spec")
+        if data_dir is not None:
+            raise InputError(
+                "with `data` alone, the paths start at the table's folder", field="data_dir"
+            )
+        spec, data, images = draft_spec(data, images=images), None, None
+    if isinstance(spec, SpecDraft):
+        data_dir = data_dir or spec.data_dir
+        spec = spec.spec
+    elif not isinstance(spec, DataSpec):
+        spec = load_spec(spec)
+    if data is not None:
+        from multitask.data.copies import with_copy
+
+        return with_copy(spec, data_dir, Path(data), images=_path(images))
+    if images is not None:
+        raise InputError("is for `data`", field="images")
+    if data_dir is None:
+        if spec.table is None or Path(spec.source_file).suffix != ".toml":
+            raise InputError(
+                "needed: the folder that the spec's paths are relative to", field="data_dir"
+            )
+        data_dir = Path(spec.source_file).parent
+    return spec, data_dir
 
 
 def open_run(

@@ -72,12 +72,24 @@ def test_one_command_from_a_table_to_a_report(folder, tiny_trunk, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", sorted({*made.FORMS} - {"tsv", "json_lines", "parquet"}))
 def test_one_command_from_every_form_to_a_report(form, tmp_path, write_image, tiny_trunk):
+    if form in made.NEEDS:
+        pytest.importorskip(made.NEEDS[form])
     given, _ = made.make(form, tmp_path, write_image)
     flags = [f"--data={given['place']}"]
     flags += [f"--images={given['images']}"] if "images" in given else []
     flags += [f"--tasks={','.join(given['tasks'])}"] if "tasks" in given else []
     main(["train", *flags, f"--workdir={tmp_path / 'run'}", *QUICK])
-    assert (tmp_path / "run/results/report.html").is_file()
+    kept = pd.read_csv(tmp_path / "run/table.csv", keep_default_na=False)
+    results = json.loads((tmp_path / "run/results/metrics.json").read_text())["metrics"]
+    names = {"style": made.SCHOOLS, "artist": made.PERIODS} if form == "kaggle" else {
+        "school": made.SCHOOLS, "period": made.PERIODS}  # fmt: skip
+    report = (tmp_path / "run/results/report.html").read_text(encoding="utf-8")
+    assert len(kept) == 40
+    for task, classes in names.items():
+        labels = kept[f"{task}/label"]
+        assert set(labels) - {""} == set(classes)
+        assert results[f"{task}/labelled"] == (labels[kept["split"] == "test"] != "").sum() > 0
+        assert all(f">{name}<" in report for name in classes)
 
 
 @pytest.mark.slow

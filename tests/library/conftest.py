@@ -42,6 +42,7 @@ def made(known, tmp_path_factory):
         spec = known.colour_spec(TASKS, trunk=trunk, phases=phases, validation=0.2)
         (folder / "museum.toml").write_text(spec.to_toml())
         shutil.copy(sorted((folder / "museum" / "images").rglob("*.png"))[0], folder / "a.png")
+        write_catalogue(folder)
         known.make_run(folder / "runs" / "first", data, tasks=TASKS)
         run = mt.open_run(folder / "runs" / "first")
         evaluation = run.evaluate()
@@ -49,9 +50,17 @@ def made(known, tmp_path_factory):
     return folder, evaluation
 
 
+def write_catalogue(folder):
+    """catalogue.csv, a table of the images by name: shade, and a note that does not repeat."""
+    images = folder / "museum" / "images"
+    names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
+    rows = [f"{name},{('dark', 'light')[i % 2]},image {i} of all" for i, name in enumerate(names)]
+    (folder / "catalogue.csv").write_text("\n".join(["file,shade,note", *rows]) + "\n")
+
+
 @pytest.fixture(scope="session")
 def museum_made(made):
-    """museum.toml, museum/, a.png, and runs/first: evaluated and exported."""
+    """museum.toml, museum/, catalogue.csv, a.png, and runs/first: evaluated and exported."""
     return made[0]
 
 
