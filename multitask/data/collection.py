@@ -5,6 +5,7 @@ applies the same rules to both.
 """
 
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from multitask.data.draw import draw_rows
 from multitask.data.extracted import extract_images
 from multitask.data.groups import join_units, leaking_rows, read_groups
 from multitask.data.label_files import LabelledRows, safe_paths
+from multitask.data.matching import match_files
 from multitask.data.sources import Source, open_source
 from multitask.data.split_column import EXCLUDED, class_counts, read_splits
 from multitask.data.splitting import TEST, TRAIN, VALIDATION
@@ -40,6 +42,7 @@ class _Rows:
     numbers: np.ndarray  # of the line or row in the file, for messages
     splits: np.ndarray
     units: np.ndarray
+    named_units: np.ndarray  # without near-duplicates: the same image, or the same group
     near: str  # describes the near-duplicates that are in one unit, "" without any
 
 
@@ -164,11 +167,15 @@ def _rows_of(
         groups, group_notes = read_groups(frame, options.group, names, place=place)
         units.append(groups.tolist())
         notes += group_notes
-    if options.test and spec.exclude_near_duplicates:
+    named_units = join_units(*units)
+    drawn = options.test or (spec.validation and not (splits == VALIDATION).any())
+    if drawn and spec.exclude_near_duplicates:
         groups_of_near, near = _near_duplicates(spec, data_dir, paths, unsafe)
         units.append(groups_of_near)
         notes += [near] * bool(near)
-    return _Rows(frame, paths, unsafe, numbers, splits, join_units(*units), near), notes
+    return _Rows(
+        frame, paths, unsafe, numbers, splits, join_units(*units), named_units, near
+    ), notes
 
 
 def _near_duplicates(
@@ -179,13 +186,19 @@ def _near_duplicates(
     from multitask.data.near_duplicates import hash_cache, near_groups
     from multitask.data.records import default_records_dir
 
+    image_dir = data_dir / spec.images
     safe = [path for path, reason in zip(paths, unsafe, strict=True) if not reason]
     distinct = list(dict.fromkeys(safe))
+    matches = match_files(distinct, image_dir)
+    files = [matches[path].file or path if path in matches else path for path in distinct]
+    present = sum(os.path.isfile(image_dir / file) for file in files)
+    if len(files) - present > spec.max_missing * len(files):
+        return [None] * len(paths), ""  # no training starts, and decoding would take long
     cache = hash_cache(spec, default_records_dir(data_dir))
-    groups, pairs = near_groups(distinct, data_dir / spec.images, cache)
+    groups = near_groups(files, image_dir, cache)
     group_of = dict(zip(distinct, groups, strict=True))
     sizes = Counter(group for group in groups if group is not None)
-    if not pairs:
+    if not sizes:
         return [None] * len(paths), ""
     groups_text = f"{len(sizes):,} group{'s' * (len(sizes) > 1)}"
     note = (
@@ -269,7 +282,7 @@ def _keep_units_together(rows: _Rows) -> list[str]:
     """Take images out of training and validation whose group is in the test set, and so on."""
     notes = []
     for inner, outer in ((TRAIN, TEST), (VALIDATION, TEST), (TRAIN, VALIDATION)):
-        leaking = leaking_rows(rows.units, rows.splits, inner=inner, outer=outer)
+        leaking = leaking_rows(rows.named_units, rows.splits, inner=inner, outer=outer)
         if leaking.any():
             notes.append(
                 f"{int(leaking.sum()):,} images of {inner} belong to the same image or group as "

@@ -54,6 +54,8 @@ WORDS = SIDE * SIDE // 64
 IMAGE_PX = 4 * SIDE  # the size that phash resizes to; an image of this size is not resized
 FLAT = 0.05  # median over RMS of the frequencies; real paintings: 0.1 % under 0.07, median 0.32
 CACHE_VERSION = f"phash {SIDE} of {IMAGE_PX} px, even columns first, flat {FLAT}: 1"
+# Of this process, where a cache cannot be written: file -> its size in bytes and its hash.
+_HASHED: dict[str, tuple[int, np.ndarray]] = {}
 _LAST_PAIRS: dict[bytes, pd.DataFrame] = {}  # digest of the hashes -> their pairs
 BLOCK = (32, 8192)  # images per comparison: enough to hide numpy's overhead, small in memory
 
@@ -106,15 +108,19 @@ def scan_images(
     hashes = np.zeros((len(names), WORDS), np.uint64)
     good = np.zeros(len(names), bool)
     known = _read_cache(cache) if cache else {}
+    unwritten = False
     for i, path in enumerate(paths):
-        if path in known and known[path][0] == sizes[i]:
-            hashes[i], good[i] = known[path][1], True
+        for place, entry in (("file", known.get(path)), ("memory", _HASHED.get(names[i]))):
+            if entry is not None and entry[0] == sizes[i] >= 0 and not good[i]:
+                hashes[i], good[i] = entry[1], True
+                unwritten |= place == "memory"
     new = np.flatnonzero((np.asarray(sizes, int) >= 0) & ~good)
     if len(new):
         _hash_files(names, new, hashes, good, progress=progress)
-        if cache:
-            known |= {paths[i]: (sizes[i], hashes[i]) for i in np.flatnonzero(good).tolist()}
-            _write_cache(cache, known)
+    if cache and (len(new) or unwritten):
+        known |= {paths[i]: (sizes[i], hashes[i]) for i in np.flatnonzero(good).tolist()}
+        _write_cache(cache, known)
+    _HASHED.update({names[i]: (sizes[i], hashes[i]) for i in np.flatnonzero(good).tolist()})
     unusable = {
         int(i): why_unreadable(names[i]) or "could not be read the first time"
         for i in np.flatnonzero(~good)
@@ -268,7 +274,7 @@ def near_pairs(table: Table, image_dir: Path, cache: Path) -> pd.DataFrame:
 
 def near_groups(
     paths: Sequence[str] | np.ndarray, image_dir: Path, cache: Path
-) -> tuple[list[int | None], int]:
+) -> list[int | None]:
     """Group images that are near-duplicates, directly or through others.
 
     Args:
@@ -277,8 +283,7 @@ def near_groups(
         cache: as for `scan_images`; its folder is made.
 
     Returns:
-        The group of each image, by number, None where it has no near-duplicate; and the number of
-        pairs.
+        The group of each image, by number, None where it has no near-duplicate.
     """
     with contextlib.suppress(OSError):  # then every call decodes
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -287,11 +292,10 @@ def near_groups(
     graph = coo_array((np.ones(len(pairs), np.int8), edges), shape=(len(paths), len(paths)))
     _, groups = connected_components(graph, directed=False)
     paired = np.isin(np.arange(len(paths)), np.concatenate(edges))
-    groups_of_paired = [
+    return [
         group if pair else None
         for group, pair in zip(groups.tolist(), paired.tolist(), strict=True)
     ]
-    return groups_of_paired, len(pairs)
 
 
 def _pairs_of(paths: Sequence[str] | np.ndarray, image_dir: Path, cache: Path) -> pd.DataFrame:

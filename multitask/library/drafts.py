@@ -82,12 +82,11 @@ def draft_spec(
     Args:
         data: a table, a folder of classes, a data set of the Hub or of TFDS, or `tfds:NAME`.
         images: the folder of the images; None: that of the table.
-        tasks: the columns to learn; of class folders with several levels, a name for each level.
-            None: guessed, like the next three.
+        tasks: the columns to learn, or a name for each level of class folders; None: guessed, like
+            the next three.
         image_column: the column of the images.
         split_column: the column of train, validation and test.
-        group: the column, or the pattern over the paths with one (…), of what stays on one side of
-            a split.
+        group: the column, or the pattern over the paths, of what stays on one side of a split.
         out: the spec's file to write, `*.toml`; None: there is no file.
         overwrite: replace the file if it exists.
 
@@ -106,21 +105,14 @@ def draft_spec(
         catalogue.csv: 61 images
           images: column 'file', because its values are files
         ...
-        >>> spec = mt.load_spec("drafted.toml", image_size=64)
-        >>> mt.draft_spec("catalogue.csv", images="museum/images", tasks=["shad"])
-        Traceback (most recent call last):
-            ...
-        multitask.errors.InputError: tasks: unknown column "shad". Expected one of: file, note, \
-shade. Did you mean "shade"?
     """
-    from multitask.data.draft import check_out
-    from multitask.data.draft import draft_spec as draft_of
+    from multitask.data import draft
 
     file = None if out is None else Path(out)
     if file is not None:
-        check_out(file, overwrite=overwrite)
+        draft.check_out(file, overwrite=overwrite)
     with log_shown():
-        draft = draft_of(
+        made = draft.draft_spec(
             os.fspath(data),
             images=None if images is None else Path(images),
             spec_dir=None if file is None else file.parent,
@@ -129,7 +121,7 @@ shade. Did you mean "shade"?
             split=split_column,
             group=group,
         )
-        draft.log()
+        made.log()
     if file is not None:
-        draft.write(file)
-    return SpecDraft(draft, file)
+        made.write(file)
+    return SpecDraft(made, file)

@@ -75,15 +75,12 @@ def train(
 ) -> "TrainingRun":
     """Train the one model of a spec, or resume the run of a workdir exactly where it stopped.
 
-    It writes what `multitask train` writes, except for the evaluation.
-
     Args:
         spec: from `load_spec` or `draft_spec`; or a spec's name or file; None: that of `data`.
         data_dir: the folder that the spec's paths are relative to. None: that of the draft; of a
             file with a [table], its folder.
         workdir: a new folder, or one with a run of the same settings; always needed.
-        data: without a spec: a collection, whose spec is guessed as by `draft_spec`. With one:
-            another's copy of its images, such as Kaggle's of WikiArt.
+        data: a collection, whose spec is guessed; with a spec: another copy of its images.
         images: the folder of the images of `data`; None: that of the table.
         phase: `heads`, `finetune` or `all`.
         records_dir: folder of prepared records; None: `records` in `data_dir`.
@@ -92,7 +89,7 @@ def train(
         deterministic: same bits for the same seed; None: only on a CPU, where it costs nothing.
 
     Returns:
-        The run.
+        The run, with what `multitask train` writes, except for the evaluation.
 
     Raises:
         InputError: an argument is wrong; nothing has been written.
@@ -104,10 +101,7 @@ def train(
         >>> run.history["phase"].tolist()
         ['heads', 'finetune']
     """
-    if workdir is None:
-        raise InputError("needed: the folder of the run", field="workdir")
-    if phase not in (*PHASES, "all"):
-        raise InputError(f"{phase!r}. {expected(phase, (*PHASES, 'all'))}", field="phase")
+    workdir = _check_arguments(workdir, phase)
     with log_shown():
         spec, data_dir = _resolve_data(spec, _path(data_dir), data, images)
         import_tensorflow_once()
@@ -117,7 +111,7 @@ def train(
         result = training.train(
             spec,
             data_dir,
-            Path(workdir),
+            workdir,
             records_dir=_path(records_dir),
             phase=phase,
             init_from=_path(init_from),
@@ -126,6 +120,14 @@ def train(
             extensions=build_extensions(spec),
         )
     return TrainingRun(result.run)
+
+
+def _check_arguments(workdir: PathLike | None, phase: str) -> Path:
+    if workdir is None:
+        raise InputError("needed: the folder of the run", field="workdir")
+    if phase not in (*PHASES, "all"):
+        raise InputError(f"{phase!r}. {expected(phase, (*PHASES, 'all'))}", field="phase")
+    return Path(workdir)
 
 
 def _resolve_data(

@@ -386,6 +386,52 @@ def test_a_draw_keeps_near_duplicates_on_one_side(tmp_path, monkeypatch):
     assert again.splits.tolist() == table.splits.tolist()
 
 
+def test_near_duplicates_under_another_spelling(tmp_path):
+    frame = paint_copies(tmp_path)
+    respelled = frame.assign(file=frame["file"].str.upper())
+    respelled.to_csv(tmp_path / "catalogue.csv", index=False)
+    spec = spec_of({"test": 0.2}, tasks=("school",), validation=0.2, exclude_near_duplicates=True)
+    table = load_table(spec, tmp_path)
+    assert len(table) == 80
+    assert separated(table, frame, TEST) == separated(table, frame, VALIDATION) == 0
+
+
+def test_a_validation_split_drawn_next_to_a_given_test_set_keeps_them_too(tmp_path):
+    frame = paint_copies(tmp_path)
+    parts = frame.assign(part=["test", *["train"] * 79])  # its copy is a training image
+    parts.to_csv(tmp_path / "catalogue.csv", index=False)
+    spec = spec_of(
+        {"split": "part"}, tasks=("school",), validation=0.2, exclude_near_duplicates=True
+    )
+    table = load_table(spec, tmp_path)
+    assert len(table) == 80  # whether the copy is excluded is decided with the records
+    assert (table.splits == TEST).sum() == 1
+    assert separated(table, frame[2:], VALIDATION) == 0
+    plain = load_table(override(spec, {"exclude_near_duplicates": False}), tmp_path)
+    assert separated(plain, frame[2:], VALIDATION) > 3
+
+
+def test_images_are_hashed_once_where_no_cache_can_be_written(tmp_path, monkeypatch):
+    paint_copies(tmp_path, distinct=10)
+    (tmp_path / "records").write_text("a file, not a folder")
+    spec = spec_of({"test": 0.3}, tasks=("school",), exclude_near_duplicates=True)
+    one = merge_tables(spec, tmp_path)
+    monkeypatch.setattr(near_duplicates, "_hash_files", None)
+    assert merge_tables(spec, tmp_path).splits.tolist() == one.splits.tolist()
+    # What was kept in memory is written where it can be.
+    cache = tmp_path / "elsewhere.npz"
+    near_duplicates.scan_images(one.paths, tmp_path / "photos", cache=cache)
+    assert len(np.load(cache)["paths"]) == 20
+
+
+def test_no_image_is_decoded_where_too_many_are_missing(tmp_path, monkeypatch):
+    frame = paint_copies(tmp_path, distinct=10)
+    (tmp_path / "photos" / frame["file"][1]).unlink()
+    monkeypatch.setattr(near_duplicates, "scan_images", None)
+    spec = spec_of({"test": 0.3}, tasks=("school",), exclude_near_duplicates=True)
+    assert len(merge_tables(spec, tmp_path)) == 20
+
+
 def test_near_duplicates_that_leave_nothing_to_draw_are_named(tmp_path):
     frame = paint_copies(tmp_path, distinct=1)
     frame.assign(school=made.SCHOOLS).to_csv(tmp_path / "catalogue.csv", index=False)
@@ -402,7 +448,7 @@ def test_missing_files_have_no_near_duplicates(tmp_path):
     frame = paint_copies(tmp_path, distinct=10)
     (tmp_path / "photos" / frame["file"][1]).unlink()
     (tmp_path / "photos" / frame["file"][4]).write_bytes(b"")
-    spec = spec_of({"test": 0.3}, tasks=("school",), exclude_near_duplicates=True)
+    spec = spec_of({"test": 0.3}, tasks=("school",), exclude_near_duplicates=True, max_missing=0.1)
     table = merge_tables(spec, tmp_path)
     assert len(table) == 20
     assert "near-duplicates: 16 images in 8 groups" in "\n".join(table.notes)
