@@ -173,7 +173,7 @@ def log_shown() -> Iterator[None]:
     if not ours:
         LOGGER.addHandler(_handler)
         LOGGER.propagate = False
-    with _errors_only(logging.getLogger("tensorflow")):
+    with errors_only(logging.getLogger("tensorflow")):
         try:
             yield
         finally:
@@ -183,7 +183,7 @@ def log_shown() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _errors_only(logger: logging.Logger) -> Iterator[None]:
+def errors_only(logger: logging.Logger) -> Iterator[None]:
     """Filter a log; its level is not used, as the import of the library may set it."""
 
     def is_error(record: logging.LogRecord) -> bool:

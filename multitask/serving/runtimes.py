@@ -7,6 +7,7 @@ the pooled features, if the artifact has it.
 
 import importlib
 import importlib.util
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from multitask.console import errors_only
 from multitask.files import pattern_free_path
 from multitask.spec import InputError, expected, install
 from multitask.startup import import_tensorflow_once
@@ -114,7 +116,8 @@ def load_savedmodel(path: Path) -> Any:
     import_tensorflow_once()
     import tensorflow as tf
 
-    with pattern_free_path(path) as plain:
+    # TensorFlow warns that the gradients are missing; an export has none.
+    with pattern_free_path(path) as plain, errors_only(logging.getLogger("absl")):
         return tf.saved_model.load(str(plain))
 
 

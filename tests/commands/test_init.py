@@ -72,8 +72,6 @@ def test_one_command_from_a_table_to_a_report(folder, tiny_trunk, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", sorted({*made.FORMS} - {"tsv", "json_lines", "parquet"}))
 def test_one_command_from_every_form_to_a_report(form, tmp_path, write_image, tiny_trunk):
-    if form in made.NEEDS:
-        pytest.importorskip(made.NEEDS[form])
     given, _ = made.make(form, tmp_path, write_image)
     flags = [f"--data={given['place']}"]
     flags += [f"--images={given['images']}"] if "images" in given else []

@@ -1,6 +1,7 @@
 """The commands and the Python of the documentation run as written, on a small data set.
 
-Only the shipped specs are other ones: their trunk is small and each phase has one epoch.
+Only the shipped specs and the settings of drafts are other ones: their trunk is small and each
+phase has one epoch.
 """
 
 import re
@@ -13,6 +14,7 @@ import pytest
 
 from multitask import spec as spec_module
 from multitask.__main__ import main
+from multitask.data import draft
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +30,15 @@ def blocks(page, language):
 
 @pytest.fixture
 def checkout(tiny_data, tiny_spec, tiny_trunk, write_image, tmp_path, monkeypatch):
-    """DIR in WikiArt's layout, a.jpg, b.jpg, my_museum.toml, and the shipped specs made small."""
+    """DIR in WikiArt's layout, catalogue.csv with photos/, a.jpg, b.jpg and my_museum.toml; the
+    shipped specs and the settings of drafts made small."""
     monkeypatch.chdir(tmp_path)
+    made.make("csv", tmp_path, write_image)
+    monkeypatch.setattr(draft, "SETTINGS", re.sub(r"epochs = \d+", "epochs = 1", draft.SETTINGS))
+    of_task = draft.TASK_SETTINGS.replace("depth = -30", "depth = -5")
+    monkeypatch.setattr(draft, "TASK_SETTINGS", of_task)
+    monkeypatch.setattr(draft, "TRUNKS", {tiny_trunk: "of the tests"})
+    monkeypatch.setattr(draft, "TRUNK_SETTINGS", f'weights = "none", {draft.TRUNK_SETTINGS}')
     tiny_data(folder="DIR")
     for seed, name in enumerate(("a.jpg", "b.jpg")):
         write_image(tmp_path / name, seed=100 + seed)
@@ -94,6 +103,9 @@ def test_the_python(page, checkout):
     assert run.spec.task_names == ("artist", "style")
     assert run.spec.image_size == 224
     assert Path(evaluation.report).is_file()
+    if page == "docs/python.md":
+        assert names["draft"].spec.task_names == names["mine"].spec.task_names == made.TASKS
+        assert names["mine"].spec.image_size == 160
     rows = pd.DataFrame(model.predict(["a.jpg", "b.jpg"]))
     assert len(rows) == 2
     assert set(rows["style/predicted"]) <= {"Dots", "Lines", "Waves"}
