@@ -134,8 +134,6 @@ def _from_bytes(data: bytes, target_px: int) -> np.ndarray:
             if data.count(SCAN) > MAX_SCANS:
                 raise InputError(f"JPEG of more than {MAX_SCANS} scans")
             draft(image, target_px)
-        if kind == "WEBP" and data[12:16] == b"VP8X" and data[20] & 2:
-            raise InputError("an animated WebP; only still images are read")
         orientation = orientation_of(image.info.get("exif", b""))
         return turn_upright(rgb_pixels(image), orientation)
     except InputError:
