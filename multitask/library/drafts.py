@@ -108,6 +108,7 @@ def draft_spec(
     """
     from multitask.data import draft
 
+    tasks = [tasks] if isinstance(tasks, str) else tasks
     file = None if out is None else Path(out)
     if file is not None:
         draft.check_out(file, overwrite=overwrite)

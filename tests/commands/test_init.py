@@ -134,8 +134,11 @@ def test_wrong_calls_are_one_line(folder, capsys, argv, line):
     [
         (["--tasks=shool"], "--tasks: "),
         (["--image_column=fil"], ""),
-        (["--split_column=school"], ""),
+        (["--split_column=school"], "--split_column: "),
+        (["--split_column=schol"], '--split_column: unknown column "schol". Expected one of: '),
         (["--group=objct"], "--group: "),
+        ([r"--group=(\d"], r"--group: '(\\d': not a regular expression: missing )"),
+        (["--group=(zzz)"], '--group: "(zzz)": all 40 rows do not match the pattern'),
         (["--images=photo"], "--images: photo: there is no such folder of images"),
     ],
 )

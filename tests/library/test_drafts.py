@@ -77,6 +77,8 @@ def test_a_choice_replaces_a_guess(folder):
     draft = mt.draft_spec(Path("catalogue.csv"), images="photos", tasks=["period"], group=r"(\d+)_")
     assert draft.spec.task_names == ("period",)
     assert draft.spec.table.group == r"(\d+)_"
+    one = mt.draft_spec("catalogue.csv", images="photos", tasks="period")
+    assert one.spec.task_names == ("period",)
     frame = made.rows().assign(part=["train"] * 30 + ["test"] * 10)
     frame.to_csv("catalogue.csv", index=False)
     draft = mt.draft_spec("catalogue.csv", images="photos", split_column="part")
