@@ -80,7 +80,7 @@ for number, (period, medium) in enumerate(kinds):
                 "object": f"inv.{number:03}",
                 "period": period if number % 7 else None,
                 "medium": medium,
-                "room": f"room {number % 4 + 1}",
+                "room": f"room {number // 6 % 4 + 1}",
             }
         )
 pd.DataFrame(rows).to_csv(FOLDER / "collection.csv", index=False)
