@@ -37,6 +37,7 @@ class _Worker:
     """One worker process; used by one thread at a time."""
 
     def __init__(self) -> None:
+        self.has_answered = False
         root = str(Path(multitask.__file__).parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
@@ -93,9 +94,10 @@ class _Pool:
             worker = _Worker()
         answer = worker.ask(request, data)
         if answer is not None:
+            worker.has_answered = True
             self._idle.append(worker)
             return answer
-        if worker.close() == 1:  # not killed: Python itself could not start it
+        if worker.close() == 1 and not worker.has_answered:  # Python could not start it
             raise RunError(f"`{' '.join(_COMMAND)}` cannot be started")
         return None
 

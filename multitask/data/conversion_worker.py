@@ -48,7 +48,10 @@ def convert(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes
     """
     kind = request["kind"]
     if kind is None:
-        return {"srgb": is_srgb(data)}, b""
+        try:
+            return {"srgb": is_srgb(data)}, b""
+        except Exception:  # of a malformed profile, which is then not applied
+            return {"srgb": True}, b""
     try:
         return _convert_image(request, kind, data)
     except InputError as error:
