@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from multitask import __version__
-from multitask.data.conversion import log_conversions
+from multitask.data.conversion import conversions_logged
 from multitask.data.folders import ImageSearch, identity
 from multitask.data.image_files import read_reduced
 from multitask.data.matching import repair_mojibake
@@ -370,8 +370,8 @@ def audit_data_set(
     if not image_dir.is_dir():
         raise InputError(f"{image_dir}: there is no such folder of images")
     cache = hash_cache(spec, records_dir or default_records_dir(data_dir))
-    hashes, reasons = scan_images(table.paths, image_dir, cache=cache, progress=progress)
-    log_conversions()
+    with conversions_logged():
+        hashes, reasons = scan_images(table.paths, image_dir, cache=cache, progress=progress)
     usable = np.ones(len(table), bool)
     usable[list(reasons)] = False
     pairs = find_pairs(hashes, usable)

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def as_readable(
             stays >= this.
         convert_profiles: whether to apply embedded color profiles.
         max_pixels: the limit for the original.
-        name: of the image, for `log_conversions`; "": the image is not counted.
+        name: of the image, for `conversions_logged`; "": the image is not counted.
 
     Returns:
         A PNG for an image that was converted; otherwise the same data, whatever it is.
@@ -199,8 +200,12 @@ def _count(name: str, kind: str | None, notes: list[str]) -> None:
             _NAMES.setdefault(key, set()).add(name)
 
 
-def log_conversions() -> None:
-    """Log which images were converted since the last call."""
+@contextlib.contextmanager
+def conversions_logged() -> Iterator[None]:
+    """Log at the end which images were converted inside."""
+    with _LOCK:
+        _NAMES.clear()  # those of an evaluation, say, before it
+    yield
     with _LOCK:
         names = {key: sorted(images) for key, images in _NAMES.items()}
         _NAMES.clear()

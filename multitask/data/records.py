@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
 from multitask.bootstrap import FEWEST_EXAMPLES
-from multitask.data.conversion import log_conversions
+from multitask.data.conversion import conversions_logged
 from multitask.data.image_files import (
     count_reasons,
     image_sizes,
@@ -283,11 +283,10 @@ def _make(
             cache = hash_cache(spec, above.parent)
             kept, pairs = exclude_near_duplicates(present, builder.image_dir, cache)
             builder = open_builder(sample_table(spec, kept), near_duplicates=pairs)
-        with writing(above, retry_hint=again):
+        with writing(above, retry_hint=again), conversions_logged():
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False, **options)
             )
-        log_conversions()
     return True
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from multitask.console import log_shown, progress_bar
-from multitask.data.conversion import log_conversions
+from multitask.data.conversion import conversions_logged
 from multitask.data.decode_arrays import ImageInput, decode_array, name_of, resize_array
 from multitask.errors import InputError
 from multitask.library.html import grid_html, image_html
@@ -263,6 +263,7 @@ class ImageModel:
         batches = [places[at : at + BATCH] for at in places[::BATCH]]
         with (
             log_shown(),
+            conversions_logged(),
             progress_bar("predicting", len(images)) as bar,
             ThreadPoolExecutor(os.cpu_count()) as pool,
         ):
@@ -280,7 +281,6 @@ class ImageModel:
                         pixels if isinstance(pixels, str) else next(outputs),
                     )
                 bar.update(len(batch))
-            log_conversions()
 
     def _input(self, image: ImageInput) -> tuple[Any, Any]:
         """Return a small copy of an image and the model's input; or None and the reason."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from multitask.console import progress_bar
-from multitask.data.conversion import log_conversions
+from multitask.data.conversion import conversions_logged
 from multitask.data.folders import ImageSearch
 from multitask.data.image_files import why_unreadable
 from multitask.data.image_kinds import SUFFIXES
@@ -77,7 +77,7 @@ def predict_files(
         for name in names[done:until]:
             yield name, " ".join((why_unreadable(name) or "could not be read").split())
 
-    with progress_bar("predicting", len(names)) as bar:
+    with conversions_logged(), progress_bar("predicting", len(names)) as bar:
         for places, images in batches:
             # `numpy()` would copy ten megabytes per batch while the model waits.
             probabilities = predictor.probabilities(np.asarray(images))
@@ -87,4 +87,3 @@ def predict_files(
                 done = place + 1
             bar.update(done - bar.n)
         yield from unreadable(len(names))
-    log_conversions()

@@ -18,7 +18,7 @@ from logged import logged
 from PIL import Image
 
 from multitask.data import conversion, conversion_worker
-from multitask.data.conversion import as_readable, log_conversions, must_convert
+from multitask.data.conversion import as_readable, conversions_logged, must_convert
 from multitask.data.decode import decode_image
 from multitask.data.decode_arrays import decode_array
 from multitask.data.image_files import map_files, why_unreadable
@@ -355,7 +355,6 @@ def test_many_threads_at_the_same_time():
 
 
 def test_files_in_order_and_what_is_logged(tmp_path):
-    log_conversions()  # forget the images of other tests
     adobe = rgb_profile(ADOBE, 2.2)
     contents = {
         "0.tif": tiff(HIGH, photometric="rgb"),
@@ -373,12 +372,12 @@ def test_files_in_order_and_what_is_logged(tmp_path):
         return decode_image(data, target_px=SIDE_PX)
 
     dataset = map_files(names, decode, target_px=SIDE_PX)
-    result = {int(index): image for index, image in dataset.as_numpy_iterator()}
+    as_readable(contents["0.tif"], name="of an earlier evaluation")
+    with logged() as lines, conversions_logged():
+        result = {int(index): image for index, image in dataset.as_numpy_iterator()}
     assert list(result) == [0, 1, 2, 3, 5]
     for index in result:
         np.testing.assert_array_equal(result[index], decode_array(names[index], target_px=SIDE_PX))
-    with logged() as lines:
-        log_conversions()
     assert lines == [
         "  read through Pillow: 2 TIFF, 1 BMP",
         f"  1 image with several pages or frames; the first one is used ({names[3]})",
