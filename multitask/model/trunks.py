@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from multitask.disk import disk_error
 from multitask.model.efficientnet_lite import (
@@ -129,7 +130,7 @@ def _zero_residuals(network: keras.Model) -> None:
     for layer in network.layers:
         block = layer.name.removesuffix("_project_bn")
         if block != layer.name and f"{block}_add" in names:
-            layer.gamma.assign(keras.ops.zeros_like(layer.gamma))
+            layer.gamma.assign(np.zeros(layer.gamma.shape))
 
 
 def _with_fetched_weights(make: Callable[..., keras.Model], name: str) -> keras.Model:
