@@ -76,6 +76,12 @@ class FeatureOptions(Fields):
     dtype: Literal["float16", "float32"] = Field(
         "float16", description="float16 or float32: number format of the cached features on disk"
     )
+    runtime: Literal["auto", "tensorflow", "onnxruntime", "openvino", "litert"] = Field(
+        "auto",
+        description="library that runs the frozen trunk for cached features, evaluation and "
+        "similar images: tensorflow, onnxruntime, openvino, litert, or `auto`: on a CPU the "
+        "fastest that is installed, measured once, if there are 2,000 images or more",
+    )
     smote: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
         description="oversample each rarer class by SMOTE, in feature space, to this share of the "

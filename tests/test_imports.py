@@ -28,6 +28,7 @@ FLOORS = (
     ("calibration",),
     ("pages",),
     ("data",),
+    ("runtimes",),
     ("model",),
     ("learning",),
     ("trained",),

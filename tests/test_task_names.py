@@ -15,8 +15,8 @@ from multitask.evaluation.predictions import Predictions
 from multitask.learning.callbacks import rename_logs
 from multitask.learning.engine import MultitaskModel
 from multitask.pages.report_page import TASKS
+from multitask.runtimes.libraries import EMBEDDING, IMAGE, KINDS, output_of
 from multitask.serving.answers import columns
-from multitask.serving.runtimes import EMBEDDING, IMAGE, KINDS, output_of
 
 NASTY = (
     *("image", "test", "loss", "path", "embedding", "trunk", "shared", "macro_f1", "val_loss"),
@@ -212,7 +212,7 @@ def check_predictions(run):
     """Export, and prediction by every library."""
     images = str(run["nasty"] / "photos")
     formats = ["savedmodel", "keras"]
-    from multitask.serving.runtimes import RUNTIMES
+    from multitask.runtimes.libraries import RUNTIMES
 
     runtimes = [name for name, runtime in RUNTIMES.items() if runtime.installed]
     formats += sorted({RUNTIMES[name].format for name in runtimes} - set(formats))

@@ -776,10 +776,10 @@ def measure_serving(values: flags.FlagValues) -> list[dict]:
     """Images a second of one model by each runtime; what the tasks cost."""
     import tensorflow as tf
 
-    from multitask.evaluation.predictions import compiled
+    from multitask.evaluation.examiner import compiled
     from multitask.model.network import connect, trunk_and_heads
-    from multitask.serving.runtime_choice import fastest_runtime
-    from multitask.serving.runtimes import RUNTIMES
+    from multitask.runtimes.choice import fastest_runtime
+    from multitask.runtimes.libraries import RUNTIMES
 
     spec, classes, model = untrained_network()
     trunk, heads = trunk_and_heads(model)
@@ -822,7 +822,11 @@ def measure_serving(values: flags.FlagValues) -> list[dict]:
             )
         with mock.patch("platformdirs.user_cache_dir", return_value=f"{scratch}/cache"):
             chosen = fastest_runtime(
-                {n: written[r.format] for n, r in RUNTIMES.items() if r.installed},
+                {
+                    name: functools.partial(runtime.load, written[runtime.format])
+                    for name, runtime in RUNTIMES.items()
+                    if runtime.installed
+                },
                 size_px=spec.image_size,
                 batch=16,
                 identity="benchmark",
@@ -872,7 +876,7 @@ def measure_serving(values: flags.FlagValues) -> list[dict]:
 
 def served(infer: Callable, batch: int) -> float:
     """Images a second, the best call."""
-    from multitask.serving.runtimes import speed
+    from multitask.runtimes.libraries import speed
 
     image = np.random.default_rng(0).uniform(0, 255, (batch, 224, 224, 3)).astype(np.float32)
     return speed(infer, image, seconds=SERVED_S)

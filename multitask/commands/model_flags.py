@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from multitask.console import note
-from multitask.serving.runtimes import AUTO, RUNTIMES
+from multitask.runtimes.libraries import AUTO, RUNTIMES
 from multitask.spec import InputError
 
 if TYPE_CHECKING:  # flags do not wait for TensorFlow

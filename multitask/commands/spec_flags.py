@@ -40,6 +40,7 @@ OVERRIDES = {
     "cache_features": "features.cache",
     "feature_views": "features.views",
     "feature_dtype": "features.dtype",
+    "feature_runtime": "features.runtime",
     "smote": "features.smote",
     "trunk": "trunk.name",
     "trunk_weights": "trunk.weights",

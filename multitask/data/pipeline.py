@@ -171,6 +171,7 @@ def view_dataset(
     batch_size: int,
     view: int = 0,
     rows: np.ndarray | None = None,
+    autotune: bool = True,
 ) -> tf.data.Dataset:
     """Make batches of images without labels, in the order of a split's rows.
 
@@ -181,6 +182,7 @@ def view_dataset(
         batch_size: the last batch may be smaller.
         view: 0: plain; v > 0: augmented as in epoch v - 1 of `training_dataset` (train only).
         rows: int64 [n], rows of the split; None: all.
+        autotune: let tf.data choose the parallelism; not next to a library that uses all cores.
     """
     if view:
         augmented, epoch = _augmenting(prepared, spec), tf.constant(view - 1, tf.int64)
@@ -196,7 +198,8 @@ def view_dataset(
         rows = np.arange(len(prepared.table.rows(split)))
     examples = prepared.reader(split)(tf.data.Dataset.from_tensor_slices(rows))
     examples = examples.map(load, tf.data.AUTOTUNE, deterministic=True)
-    return examples.batch(batch_size).prefetch(2)
+    batches = examples.batch(batch_size).prefetch(2)
+    return batches if autotune else _without_autotuning(batches)
 
 
 def evaluation_dataset(
@@ -256,9 +259,16 @@ def readable_images(
         return resize_image(image, size_px=size_px, how=how, reduced_px=reduced_px)
 
     target_px = reduced_px or size_px
-    # Autotuning gains nothing here. Next to a runtime that uses all cores it takes up to two fifths
-    # of the whole time.
+    images = map_files(names, load, target_px=target_px, convert_profiles=convert_profiles)
+    return _without_autotuning(images.batch(batch_size).prefetch(2))
+
+
+def _without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Read with fixed parallelism.
+
+    Next to a library that uses all cores, autotuning takes up to two fifths of the whole time, and
+    gains nothing.
+    """
     options = tf.data.Options()
     options.autotune.enabled = False
-    images = map_files(names, load, target_px=target_px, convert_profiles=convert_profiles)
-    return images.batch(batch_size).prefetch(2).with_options(options)
+    return dataset.with_options(options)

@@ -7,6 +7,7 @@ import numpy as np
 
 from multitask.data.pipeline import readable_images
 from multitask.evaluation.attention import activation_maps, overlay
+from multitask.evaluation.examiner import Examiner
 from multitask.evaluation.gallery import Gallery, normalised
 from multitask.evaluation.neighbours import nearest
 from multitask.evaluation.predictions import Predictions
@@ -20,7 +21,7 @@ QUERIES, NEIGHBOURS = 8, 5
 
 def attention_examples(
     trained: TrainedModel,
-    infer: Callable,
+    examiner: Examiner,
     predictions: Predictions,
     load: Callable[[str], np.ndarray | None],
 ) -> list[dict[str, Any]]:
@@ -30,7 +31,7 @@ def attention_examples(
 
     Args:
         trained: the model.
-        infer: `compiled(examined_model(model))`.
+        examiner: its network.
         predictions: of the test set.
         load: path -> uint8 [height, width, 3], or None.
 
@@ -48,7 +49,7 @@ def attention_examples(
     )
     examples = []
     for places, images in batches:
-        features = np.asarray(infer(images)[FEATURES])
+        features = np.asarray(examiner(images)[FEATURES])
         batch = [chosen[place] for place in places.numpy()]
         for task, names in predictions.classes.items():
             own = [place for place, (of_task, _) in enumerate(batch) if of_task == task]

@@ -10,21 +10,22 @@ Its files:
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
+import tensorflow as tf
 
 from multitask.console import progress_bar
 from multitask.data.image_files import image_sizes
 from multitask.data.pipeline import file_names, readable_images
 from multitask.data.table import TRAIN
 from multitask.disk import check_room, reserve
-from multitask.evaluation.predictions import compiled
+from multitask.evaluation.examiner import Examiner, examiner_of
 from multitask.files import check_writable, locked, read_json, replacing, write_json
-from multitask.model.network import embedding_model
+from multitask.model.network import VECTORS
 from multitask.reading import check_regular
 from multitask.spec import MISSING, SHARED, DataSpec, InputError
 from multitask.trained import TrainedModel
@@ -78,46 +79,40 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
 
 
 def embed(
-    model: keras.Model,
-    names: list[str],
-    spec: DataSpec,
-    *,
-    description: str,
-    infer: Callable | None = None,
+    examiner: Examiner, names: list[str], spec: DataSpec, *, description: str
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Embed image files batch by batch, with a progress bar.
 
     Args:
-        model: image -> {name: float32 [batch, width]}, from `embedding_model`.
+        examiner: the network.
         names: of the files; unreadable ones are skipped.
         spec: image size and resizing.
         description: of the progress bar.
-        infer: the compiled inference of the model, if it exists already.
 
     Yields:
         int64 [batch], indices into `names`; name -> float32 [batch, width], of length 1.
     """
-    infer = infer or compiled(model)
-    batches = readable_images(names, **spec.reading, batch_size=BATCH)
+    begun: deque[np.ndarray] = deque()
+
+    def images() -> Iterator[tf.Tensor]:
+        for indices, batch in readable_images(names, **spec.reading, batch_size=BATCH):
+            begun.append(indices.numpy())
+            yield batch
+
     with progress_bar(description, len(names)) as bar:
-        for indices, images in batches:
-            places = indices.numpy()
-            yield places, {name: normalised(x) for name, x in infer(images).items()}
+        for outputs in examiner.map(images(), count=len(names)):
+            places = begun.popleft()
+            yield places, {name: normalised(x) for name, x in outputs[VECTORS].items()}
             bar.update(int(places[-1]) + 1 - bar.n)
 
 
 def embed_all(
-    model: keras.Model,
-    names: list[str],
-    spec: DataSpec,
-    *,
-    description: str,
-    infer: Callable | None = None,
+    examiner: Examiner, names: list[str], spec: DataSpec, *, description: str
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Run `embed` to the end; returns int64 [n] and name -> float32 [n, width]."""
     read = [np.zeros(0, np.int64)]
-    batches = {name: [np.zeros((0, x.shape[-1]), np.float32)] for name, x in model.output.items()}
-    for places, vectors in embed(model, names, spec, description=description, infer=infer):
+    batches = {name: [np.zeros((0, width), np.float32)] for name, width in examiner.widths.items()}
+    for places, vectors in embed(examiner, names, spec, description=description):
         read.append(places)
         for name, batch in vectors.items():
             batches[name].append(batch)
@@ -127,22 +122,22 @@ def embed_all(
 # === Files ===
 
 
-def load_or_build(trained: TrainedModel, *, infer: Callable | None = None) -> Gallery:
+def load_or_build(trained: TrainedModel, *, examiner: Examiner | None = None) -> Gallery:
     """Load a model's gallery if the one on disk matches; otherwise build it.
 
     Args:
         trained: its training images are read from their original files.
-        infer: the compiled function image -> embeddings, if it exists already.
+        examiner: of the model's network, if it exists already.
 
     Raises:
         InputError: the data or the workdir is wrong; no partial gallery is left.
         DiskError: the disk has no room; no partial gallery is left.
     """
     folder, fingerprint = _folder(trained), _fingerprint(trained)
-    model = embedding_model(trained.network)
+    names = (SHARED, *trained.classes)
 
     def read() -> Gallery | None:
-        return _read(folder, fingerprint, trained.classes, model.output)
+        return _read(folder, fingerprint, trained.classes, names)
 
     if gallery := read():
         return gallery
@@ -155,7 +150,7 @@ def load_or_build(trained: TrainedModel, *, infer: Callable | None = None) -> Ga
             count = len(trained.training_table.rows(TRAIN))
             logger.info(f"Embedding {count:,} training images, once, into {folder} …")
             with replacing(folder) as temporary:
-                _build(temporary, trained, model, fingerprint, infer)
+                _build(temporary, trained, examiner or examiner_of(trained), fingerprint)
             gallery = read()
     assert gallery is not None  # it has just been written
     return gallery
@@ -193,28 +188,27 @@ def _fingerprint(trained: TrainedModel) -> str:
 def _build(
     folder: Path,
     trained: TrainedModel,
-    model: keras.Model,
+    examiner: Examiner,
     fingerprint: str,
-    infer: Callable | None,
 ) -> None:
     """Embed the training images and write them into a new folder."""
     table, image_dir = trained.training_table, trained.image_dir
     rows = table.rows(TRAIN)
     names = file_names(table, rows, image_dir)
-    needed = 2 * len(rows) * sum(x.shape[-1] for x in model.output.values())
+    needed = 2 * len(rows) * sum(examiner.widths.values())
     check_room(folder.parent, needed, what=f"embeddings of {len(rows):,} images")
     folder.mkdir()
     arrays = {
         name: np.lib.format.open_memmap(
-            folder / f"{name}.npy", "w+", np.float16, (len(rows), x.shape[-1])
+            folder / f"{name}.npy", "w+", np.float16, (len(rows), width)
         )
-        for name, x in model.output.items()
+        for name, width in examiner.widths.items()
     }
     for name in arrays:
         reserve(folder / f"{name}.npy")
     read = [np.zeros(0, np.int64)]
     done = 0
-    for places, vectors in embed(model, names, trained.spec, description="embedding", infer=infer):
+    for places, vectors in embed(examiner, names, trained.spec, description="embedding"):
         for name, batch in vectors.items():
             arrays[name][done : done + len(places)] = batch
         read.append(places)

@@ -14,10 +14,10 @@ import pandas as pd
 
 from multitask import retrieval
 from multitask.data.image_files import read_reduced, why_unreadable
+from multitask.evaluation.examiner import examiner_of
 from multitask.evaluation.gallery import Gallery, embed_all, load_or_build, normalised
 from multitask.evaluation.predictions import Predictions
 from multitask.files import check_writable
-from multitask.model.network import embedding_model
 from multitask.pages import image_sheets
 from multitask.spec import MISSING, SHARED, InputError, expected, field_of
 from multitask.trained import TrainedModel
@@ -123,10 +123,11 @@ def find_similar(
     out = out or trained.run.results
     _check_queries(trained, queries, task)
     check_writable(out, field="out")
-    gallery = load_or_build(trained)
+    examiner = examiner_of(trained)
+    gallery = load_or_build(trained, examiner=examiner)
     name = task or SHARED
     _, vectors = embed_all(
-        embedding_model(trained.network),
+        examiner,
         [str(file) for file in queries],
         trained.spec,
         description="embedding queries",

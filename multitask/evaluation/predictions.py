@@ -1,11 +1,12 @@
 """Predictions of a model for images; all metrics are computed from them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
@@ -15,8 +16,9 @@ from multitask.console import progress_bar
 from multitask.data.image_files import refuse_missing, why_unreadable
 from multitask.data.pipeline import file_names, readable_images
 from multitask.data.table import TEST, Table
+from multitask.evaluation.examiner import Examiner
 from multitask.files import replacing
-from multitask.model.network import ANSWERS, VECTORS, examined_model
+from multitask.model.network import ANSWERS, VECTORS
 from multitask.spec import MISSING, DataSpec, InputError, field_of
 
 
@@ -121,26 +123,14 @@ def read_predictions(file: Path) -> pd.DataFrame:
     return frame
 
 
-def compiled(model: keras.Model) -> Callable:
-    """Compile inference to one graph, several times as fast as `predict` on a CPU."""
-    if keras.backend.backend() != "tensorflow":
-        return lambda image: model.predict_on_batch(np.asarray(image))
-    return tf.function(
-        lambda image: model(image, training=False),
-        input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)],
-        jit_compile=False,
-    )
-
-
 def predict_split(
-    model: keras.Model,
+    examiner: Examiner,
     table: Table,
     spec: DataSpec,
     image_dir: Path,
     *,
     batch_size: int,
     max_missing: float,
-    infer: Callable | None = None,
     split: str = TEST,
     views: Callable[[tf.Tensor], Sequence[tf.Tensor]] | None = None,
     temperatures: Mapping[str, float] | None = None,
@@ -148,13 +138,12 @@ def predict_split(
     """Predict every labelled image of a split, from the original files, in the table's order.
 
     Args:
-        model: image -> {task: logits}.
+        examiner: the network.
         table: the table; its rows of the split are predicted.
         spec: image size and resizing.
         image_dir: the folder that the table's paths start at.
         batch_size: images at a time.
         max_missing: the share of the table's images that may be missing or unreadable.
-        infer: `compiled(examined_model(model))` if it exists already.
         split: one of SPLITS.
         views: one of TTA; the probabilities of its views are averaged; None: the plain image.
         temperatures: task -> the divisor of its logits; None: 1.
@@ -169,8 +158,7 @@ def predict_split(
     rows = rows[(table.labels[rows] != MISSING).any(axis=1)]
     names = file_names(table, rows, image_dir)
     outputs = _Outputs(table.tasks, temperatures or {}, views)
-    infer = infer or compiled(examined_model(model))
-    read = outputs.collect(names, infer, spec, batch_size)
+    read = outputs.collect(names, examiner, spec, batch_size)
     unread = np.setdiff1d(np.arange(len(names)), read)
     reasons = [why_unreadable(names[i]) or "could not be read" for i in unread]
     unreadable = pd.DataFrame({"path": table.paths[rows[unread]], "reason": reasons})
@@ -184,7 +172,7 @@ def predict_split(
     )
     if len(names) and not len(read):
         raise InputError(f"{image_dir}: none of the {len(names)} {split} images can be read")
-    probabilities, vectors = outputs.arrays() if len(names) else _empty_arrays(model, table.tasks)
+    probabilities, vectors = outputs.arrays() if len(names) else _empty_arrays(examiner, table)
     rows = rows[read]
     predictions = Predictions(
         table.classes, table.paths[rows], table.labels[rows], probabilities, vectors
@@ -203,24 +191,32 @@ class _Outputs:
         self.vectors: dict[str, list[np.ndarray]] = {}
 
     def collect(
-        self, names: list[str], infer: Callable, spec: DataSpec, batch_size: int
+        self, names: list[str], examiner: Examiner, spec: DataSpec, batch_size: int
     ) -> np.ndarray:
-        """Run the model on image files; returns the places of the readable ones, int [n]."""
+        """Run the network on image files; returns the places of the readable ones, int [n]."""
         read = [np.zeros(0, np.int64)]
-        batches = readable_images(names, **spec.reading, batch_size=batch_size)
-        with progress_bar("evaluating", len(names)) as bar:
-            for places, images in batches:
-                read.append(places.numpy())
+        begun: deque[tuple[np.ndarray, int]] = deque()  # places, and the number of views
+
+        def all_views() -> Iterator[tf.Tensor]:
+            for places, images in readable_images(names, **spec.reading, batch_size=batch_size):
                 views = self.views(images) if self.views else [images]
-                self._add([infer(view) for view in views])
-                bar.update(int(read[-1][-1]) + 1 - bar.n)
+                begun.append((places.numpy(), len(views)))
+                yield from views
+
+        with progress_bar("evaluating", len(names)) as bar:
+            outputs = examiner.map(all_views(), count=len(names))
+            for first in outputs:
+                places, views = begun.popleft()
+                self._add([first, *itertools.islice(outputs, views - 1)])
+                read.append(places)
+                bar.update(int(places[-1]) + 1 - bar.n)
         return np.concatenate(read)
 
     def _add(self, outputs: list[dict]) -> None:
         """Add a batch.
 
         Args:
-            outputs: of `examined_model`, one dict per view.
+            outputs: of the examiner, one dict per view.
         """
         for task, batches in self.probabilities.items():
             logits = [np.asarray(view[ANSWERS][task], np.float64) for view in outputs]
@@ -240,11 +236,10 @@ class _Outputs:
 
 
 def _empty_arrays(
-    model: keras.Model, tasks: Sequence[str]
+    examiner: Examiner, table: Table
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Empty probabilities and vectors, with the widths of the model's outputs."""
-    outputs = examined_model(model).output
+    """Empty probabilities and vectors, with the widths of the network's outputs."""
     return (
-        {task: np.zeros((0, outputs[ANSWERS][task].shape[1])) for task in tasks},
-        {name: np.zeros((0, x.shape[1]), np.float32) for name, x in outputs[VECTORS].items()},
+        {task: np.zeros((0, len(names))) for task, names in table.classes.items()},
+        {name: np.zeros((0, width), np.float32) for name, width in examiner.widths.items()},
     )

@@ -11,9 +11,10 @@ import pandas as pd
 from multitask.calibration import Calibration
 from multitask.data.near_duplicates import leaking_images
 from multitask.data.table import describe_respelt
+from multitask.evaluation.examiner import examiner_of
 from multitask.evaluation.gallery import Gallery, load_or_build, normalised
 from multitask.evaluation.neighbours import retrieval_quality
-from multitask.evaluation.predictions import Predictions, compiled, predict_split
+from multitask.evaluation.predictions import Predictions, predict_split
 from multitask.evaluation.result_files import write_results
 from multitask.evaluation.summary import summary_lines
 from multitask.evaluation.task_metrics import (
@@ -24,7 +25,6 @@ from multitask.evaluation.task_metrics import (
 )
 from multitask.evaluation.test_time import TTA
 from multitask.files import collect_written_files
-from multitask.model.network import VECTORS, examined_model
 from multitask.results import write_record
 from multitask.trained import TrainedModel
 
@@ -87,11 +87,10 @@ def evaluate(
         logger.info(f"  {line}")
     # Read first: if the file changes before the network is read, the record must not match it.
     digest = trained.digest
-    infer = compiled(examined_model(trained.network))
+    examiner = examiner_of(trained)
     predict = functools.partial(
         predict_split,
-        trained.network,
-        infer=infer,
+        examiner,
         spec=spec,
         image_dir=trained.image_dir,
         batch_size=batch_size or spec.batch_size,
@@ -104,10 +103,10 @@ def evaluate(
     )
     gallery = None
     if similar:
-        gallery = load_or_build(trained, infer=lambda image: infer(image)[VECTORS])
+        gallery = load_or_build(trained, examiner=examiner)
         evaluation.details["similar"] = _retrieval_metrics(trained, evaluation.predictions, gallery)
     with collect_written_files() as written:
-        write_results(trained, evaluation, infer=infer, gallery=gallery)
+        write_results(trained, evaluation, examiner=examiner, gallery=gallery)
     write_record(run, digest, written)
     trained.calibrations = evaluation.calibrations
     for line in summary_lines(evaluation):

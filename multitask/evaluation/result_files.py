@@ -1,7 +1,6 @@
 """The files of `results/`: predictions, plots, CSVs, `metrics.json` and the page."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import pandas as pd
 from multitask import metrics
 from multitask.calibration import CALIBRATION
 from multitask.data.image_files import read_frame
+from multitask.evaluation.examiner import Examiner
 from multitask.evaluation.examples import attention_examples, similar_examples
 from multitask.evaluation.gallery import Gallery
 from multitask.evaluation.neighbours import class_distances
@@ -31,7 +31,7 @@ def write_results(
     trained: TrainedModel,
     evaluation: "Evaluation",
     *,
-    infer: Callable,
+    examiner: Examiner,
     gallery: Gallery | None,
 ) -> None:
     """Write everything in `results/`; each file is written completely or not at all.
@@ -39,7 +39,7 @@ def write_results(
     Args:
         trained: the evaluated model.
         evaluation: its result.
-        infer: `compiled(examined_model(model))`.
+        examiner: its network.
         gallery: the embedded training images; None if they were not embedded.
     """
     run, predictions = trained.run, evaluation.predictions
@@ -69,7 +69,7 @@ def write_results(
             frame=read_predictions(folder / "predictions.csv"),
             history=history,
             load=load,
-            attention=attention_examples(trained, infer, predictions, load),
+            attention=attention_examples(trained, examiner, predictions, load),
             similar=similar_examples(gallery, predictions) if gallery else (),
         )
 

@@ -3,8 +3,9 @@
   RECORDS_DIR/features/{trunk}-{fingerprint}/
       train.npy          [views · rows, …]: view after view, each in the order of the rows
       validation.npy      [rows, …]
-      done.json          how many rows of each split exist; a stopped computation resumes there
-      features.json      trunk, image size, shape and counts; written last
+      done.json          how many rows of each split exist, and the library that computes them; a
+                         stopped computation resumes there
+      features.json      trunk, image size, shape, counts and library; written last
 
 The first view is the plain image; view v is augmented as the uncached training augments it in
 epoch v - 1. If every head pools the feature map, only the pooled vector of each image is kept
@@ -16,31 +17,39 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from multitask.backend import jit_compile
 from multitask.console import progress_bar
 from multitask.data.order import SHUFFLED, UNSHARDED, RowOrder, Shard, batch_places
-from multitask.data.pipeline import readable_images, sharded_labels, targets, view_dataset
+from multitask.data.pipeline import (
+    readable_images,
+    sharded_labels,
+    targets,
+    view_dataset,
+)
 from multitask.data.records import PreparedData
 from multitask.data.table import TRAIN, VALIDATION
 from multitask.disk import RETRY_HINT, check_room, reserve, size_text, writing
 from multitask.files import locked, read_json, write_json
 from multitask.learning.extensions import NO_EXTENSIONS, Extensions
 from multitask.learning.placement import ONE_DEVICE, Placement
+from multitask.model.inference import TENSORFLOW, Inference, fast_inference, is_usable
 from multitask.model.network import connect_features, trunk_and_heads
+from multitask.runtimes.libraries import AUTO, RUNTIMES
 from multitask.spec import MISSING, DataSpec, InputError
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of how features are computed and stored
 PROGRESS_FILE, FACTS_FILE = "done.json", "features.json"
+RUNTIME = "runtime"  # of both
 BATCH = 32  # of the trunk; not the batch size of the spec, because rounding depends on it
 SAVE_EVERY_S = 10.0
 OR_ELSE = f"name another --records_dir or give --cache_features=off, {RETRY_HINT}"
@@ -166,7 +175,7 @@ def feature_shape(network: keras.Model) -> tuple[int, ...]:
 def fingerprint(network: keras.Model, prepared: PreparedData, spec: DataSpec) -> str:
     """Compute the SHA-256 of everything that determines the features."""
     options = spec.features
-    facts = {
+    facts: dict[str, Any] = {
         "version": VERSION,
         "trunk": spec.trunk.name,
         "shape": feature_shape(network),
@@ -177,6 +186,8 @@ def fingerprint(network: keras.Model, prepared: PreparedData, spec: DataSpec) ->
         "dtype": options.dtype,
         "computed_in": [spec.precision, keras.backend.backend()],
     }
+    if options.runtime != AUTO:
+        facts["runtime"] = options.runtime
     if options.views:
         augment = [task.augment.model_dump(mode="json") for task in spec.tasks]
         facts |= {"seed": spec.seed, "augment": augment, "tasks": spec.task_names}
@@ -221,10 +232,14 @@ def cache_features(
         if not (folder / FACTS_FILE).is_file():
             with writing(above):
                 done = _reserve(folder, spec, shape, counts)
-                extract = _extractor(placement.local_copy(trunk_and_heads(network)[0]), shape)
-                _compute(extract, prepared, spec, folder, counts, done)
+                trunk = placement.local_copy(trunk_and_heads(network)[0])
+                features = _feature_network(trunk, shape)
+                runtime = _begun_in(folder) or options.runtime
+                images = sum(counts.values())
+                infer = fast_inference(features, runtime=runtime, images=images)
+                _compute(infer, prepared, spec, folder, counts, done)
                 facts = {"trunk": spec.trunk.name, "image_size": spec.image_size, "shape": shape}
-                write_json(folder / FACTS_FILE, facts | counts)
+                write_json(folder / FACTS_FILE, facts | {RUNTIME: infer.runtime} | counts)
     arrays = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in counts}
     logger.info(f"Features of the frozen trunk: {folder}")
     labels = table.labels[table.rows(TRAIN)]
@@ -278,11 +293,20 @@ def _done_rows(folder: Path, counts: dict[str, int]) -> dict[str, int]:
         done = {split: int(content[split]) for split in counts}
     except (ValueError, KeyError, TypeError, OverflowError):
         return nothing
-    return done if min(done.values()) >= 0 else nothing
+    return done if min(done.values()) >= 0 and _begun_in(folder) else nothing
+
+
+def _begun_in(folder: Path) -> str | None:
+    """Return the library that computed the rows so far; None if it cannot continue."""
+    try:
+        name = read_json(folder / PROGRESS_FILE).get(RUNTIME, TENSORFLOW)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return name if name in RUNTIMES and is_usable(name) else None
 
 
 def _compute(
-    extract: Callable[[tf.Tensor], np.ndarray],
+    infer: Inference,
     prepared: PreparedData,
     spec: DataSpec,
     folder: Path,
@@ -290,30 +314,33 @@ def _compute(
     done: dict[str, int],
 ) -> None:
     """Compute the missing rows; keep `done` up to date, in memory and on disk."""
+    progress = {RUNTIME: infer.runtime}
+    logger.info(f"The trunk runs in {RUNTIMES[infer.runtime].described}")
     with progress_bar("features", sum(counts.values()), initial=sum(done.values())) as bar:
         for split, count in counts.items():
             target = np.lib.format.open_memmap(folder / f"{split}.npy", "r+")
             saved = time.monotonic()
-            for images in _missing_images(prepared, spec, split, done, count):
-                batch = _stored(extract(images), target.dtype)
+            missing = _missing_images(prepared, spec, split, done[split], count)
+            for features in infer.map(missing):
+                batch = _stored(features, target.dtype)
                 target[done[split] : done[split] + len(batch)] = batch
                 done[split] += len(batch)
                 bar.update(len(batch))
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     target.flush()
-                    write_json(folder / PROGRESS_FILE, done)
+                    write_json(folder / PROGRESS_FILE, progress | done)
                     saved = time.monotonic()
             target.flush()
-            write_json(folder / PROGRESS_FILE, done)
+            write_json(folder / PROGRESS_FILE, progress | done)
 
 
 def _missing_images(
-    prepared: PreparedData, spec: DataSpec, split: str, done: dict[str, int], count: int
+    prepared: PreparedData, spec: DataSpec, split: str, done: int, count: int
 ) -> Iterator[tf.Tensor]:
-    """Yield batches of images from row `done` of a split on; the caller advances `done`."""
+    """Yield batches of images of a split from row `done` of `count` on, view after view."""
     rows = len(prepared.table.rows(split))
-    while done[split] < count:
-        view, first = divmod(done[split], rows)
+    while done < count:
+        view, first = divmod(done, rows)
         yield from view_dataset(
             prepared,
             spec,
@@ -321,7 +348,9 @@ def _missing_images(
             batch_size=BATCH,
             view=view,
             rows=np.arange(first, rows),
+            autotune=False,
         )
+        done += rows - first
 
 
 def _stored(batch: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -336,14 +365,12 @@ def _stored(batch: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return stored
 
 
-def _extractor(trunk: keras.Model, shape: tuple[int, ...]) -> Callable[[tf.Tensor], np.ndarray]:
-    """Make a compiled function from images to features of the shape."""
+def _feature_network(trunk: keras.Model, shape: tuple[int, ...]) -> keras.Model:
+    """Return the network from images to features of the shape: pooled, or the trunk's output."""
     features = trunk.outputs[0]
-    if len(shape) == 1:
+    if len(shape) == 1 < len(features.shape) - 1:
         features = keras.layers.GlobalAveragePooling2D()(features)
-    model = keras.Model(trunk.inputs[0], features)
-    model.compile(jit_compile=jit_compile())
-    return lambda images: model.predict_on_batch(np.asarray(images))
+    return keras.Model(trunk.inputs[0], features)
 
 
 def file_features(network: keras.Model, names: list[str], spec: DataSpec) -> np.ndarray:
@@ -357,7 +384,11 @@ def file_features(network: keras.Model, names: list[str], spec: DataSpec) -> np.
     Returns:
         [n, …], in the form that the cache holds.
     """
-    extract = _extractor(trunk_and_heads(network)[0], feature_shape(network))
+    infer = fast_inference(
+        _feature_network(trunk_and_heads(network)[0], feature_shape(network)),
+        runtime=spec.features.runtime,
+        images=len(names),
+    )
     batches = readable_images(names, **spec.reading, batch_size=BATCH)
-    features = [extract(images) for _, images in batches]
+    features = list(infer.map(images for _, images in batches))
     return np.concatenate(features).astype(spec.features.dtype)

@@ -18,9 +18,9 @@ from multitask.errors import InputError
 from multitask.library.html import grid_html, image_html
 from multitask.run import Run
 from multitask.run import open_run as open_workdir
+from multitask.runtimes.libraries import AUTO
 from multitask.serving import answers, predictor
 from multitask.serving.predictor import Predictor
-from multitask.serving.runtimes import AUTO
 from multitask.spec import MISSING, SHARED, field_of
 from multitask.startup import import_tensorflow_once
 

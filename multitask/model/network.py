@@ -175,12 +175,21 @@ def examined_model(model: keras.Model) -> keras.Model:
     trunk, heads = trunk_and_heads(model)
     image = keras.Input(trunk.input_shape[1:], name=IMAGE)
     features = trunk(image)
-    outputs = {
+    return keras.Model(image, {**_examined(features, heads), FEATURES: features})
+
+
+def examined_heads(model: keras.Model) -> keras.Model:
+    """Build a model of the same outputs, without FEATURES, from the trunk's output."""
+    trunk, heads = trunk_and_heads(model)
+    features = keras.Input(trunk.output_shape[1:], name=FEATURES)
+    return keras.Model(features, _examined(features, heads))
+
+
+def _examined(features: Any, heads: Mapping[str, keras.Model]) -> dict[str, dict[str, Any]]:
+    return {
         ANSWERS: {task: head(features) for task, head in heads.items()},
         VECTORS: _vectors(features, heads),
-        FEATURES: features,
     }
-    return keras.Model(image, outputs)
 
 
 def _vectors(features: Any, heads: Mapping[str, keras.Model]) -> dict[str, Any]:

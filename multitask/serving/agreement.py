@@ -20,11 +20,11 @@ from multitask.data.image_files import read_image
 from multitask.data.pipeline import readable_images
 from multitask.data.table import Table
 from multitask.errors import RunError
-from multitask.evaluation.predictions import compiled
+from multitask.evaluation.examiner import compiled
 from multitask.files import silent
 from multitask.metrics import classification_metrics
+from multitask.runtimes.libraries import RUNTIMES, Infer, SavedModel, output_of, speed
 from multitask.serving.formats import FLOAT32, FORMATS
-from multitask.serving.runtimes import RUNTIMES, Infer, SavedModel, output_of, speed
 from multitask.spec import MISSING, InputError
 
 BATCH = 16

@@ -11,17 +11,16 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from multitask.calibration import Calibration
-from multitask.files import pattern_free_path, scratch
+from multitask.files import scratch
+from multitask.runtimes.converters import litert_content, onnx_model, write_savedmodel
+from multitask.runtimes.libraries import IMAGE
 from multitask.serving.convertible import unrolled, why_no_onnx
-from multitask.serving.runtimes import IMAGE
 from multitask.serving.signatures import numbers, signatures
 from multitask.spec import InputError, install
 
 VERSION = "1"  # of the served model; TensorFlow Serving needs a number
-OPSET = 18  # of ONNX; ONNX Runtime 1.15 and OpenVINO 2023.1 read it
 FLOAT16_MIN_WEIGHTS = 1024  # smaller tensors stay in float32
 PRECISIONS = ("none", "float16", "int8")
 FLOAT32 = "float32"
@@ -63,20 +62,8 @@ def _savedmodel(source: Source, folder: Path, quantize: str) -> str:
         reduced_px=source.reduced_px,
         calibrations=source.calibrations,
     )
-    _write(functions, folder / name)
+    write_savedmodel(functions, folder / name)
     return name
-
-
-def _write(functions: Mapping[str, Callable], path: Path) -> None:
-    # The archive tracks the variables of the functions. If it tracked the model as well, Keras
-    # would write each variable twice.
-    archive = keras.export.ExportArchive()
-    for name, function in functions.items():
-        archive.add_endpoint(name, function)
-    # Without the gradients of custom functions, such as that of swish: they would take two fifths
-    # of the time of writing, and prediction needs none. (The attention signature has its own.)
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    archive.write_out(str(path), options=options, verbose=False)
 
 
 def _keras(source: Source, folder: Path, quantize: str) -> str:
@@ -88,32 +75,14 @@ def _keras(source: Source, folder: Path, quantize: str) -> str:
 
 def _onnx(source: Source, folder: Path, quantize: str) -> str:
     import onnx
-    import tf2onnx
 
     name = f"{source.name}.onnx"
-    # Variables and captured tensors become constants first. Otherwise the exports of Keras and of
-    # tf2onnx leave two tensors of the trunk's normalisation as inputs of the graph.
-    function = numbers(unrolled(source.model), source.calibrations).get_concrete_function()
-    frozen = convert_variables_to_constants_v2(function)
-    outputs = zip(frozen.outputs, sorted(function.structured_outputs), strict=True)
-    names = {x.name: name for x, name in outputs}
-    model, _ = tf2onnx.convert.from_graph_def(
-        frozen.graph.as_graph_def(),
-        input_names=[x.name for x in frozen.inputs],
-        output_names=list(names),
-        opset=OPSET,
-    )
-    names |= {x.name: IMAGE for x in frozen.inputs}
+    model = onnx_model(numbers(unrolled(source.model), source.calibrations))
     for value in (*model.graph.input, *model.graph.output):
-        value.name = names[value.name]
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    for node in model.graph.node:
-        for places in (node.input, node.output):
-            places[:] = [names.get(place, place) for place in places]
     onnx.helper.set_model_props(
         model, {key: json.dumps(value) for key, value in source.description.items()}
     )
-    model.producer_name = "multitask"
     if quantize == "float16":
         _halve_weights(model)
     onnx.save(model, folder / name)
@@ -174,19 +143,16 @@ def _quantize(source: Source, path: Path) -> None:
 
 
 def _litert(source: Source, folder: Path, quantize: str) -> str:
-    name = f"{source.name}.tflite"
-    with scratch() as made, pattern_free_path(made) as saved:
-        # The weights would be lost without an archive that tracks the variables.
-        function = numbers(unrolled(source.model), source.calibrations)
-        _write({"serving_default": function}, saved)
-        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
+    def prepare(converter: Any) -> None:
         if quantize != "none":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if quantize == "float16":
             converter.target_spec.supported_types = [tf.float16]
         elif quantize == "int8":
             converter.representative_dataset = lambda: ({IMAGE: i} for i in source.representative)
-        content = converter.convert()
+
+    name = f"{source.name}.tflite"
+    content = litert_content(numbers(unrolled(source.model), source.calibrations), prepare)
     (folder / name).write_bytes(content)
     # LiteRT's convention for metadata files: a zip archive after the network. Readers ignore it.
     with zipfile.ZipFile(folder / name, "a") as archive:

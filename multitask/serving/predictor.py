@@ -3,6 +3,7 @@
 TensorFlow is imported only where a model or an option needs it.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -18,8 +19,8 @@ from multitask.data.image_limits import RESIZE_KINDS
 from multitask.files import read_json, silent
 from multitask.reading import check_regular, sha256
 from multitask.run import Run
-from multitask.serving.runtime_choice import fastest_runtime
-from multitask.serving.runtimes import AUTO, EMBEDDING, RUNTIMES, output_of, usable_runtimes
+from multitask.runtimes.choice import fastest_runtime
+from multitask.runtimes.libraries import AUTO, EMBEDDING, RUNTIMES, output_of, usable_runtimes
 from multitask.spec import InputError
 from multitask.trained import open_trained
 
@@ -222,7 +223,8 @@ def load_export(
     paths = {name: folder / artifacts[RUNTIMES[name].format] for name in names}
     name = names[0]
     if batch:
-        name = fastest_runtime(paths, size_px=size_px, batch=batch, identity=identity)
+        loaders = {name: functools.partial(RUNTIMES[name].load, paths[name]) for name in names}
+        name = fastest_runtime(loaders, size_px=size_px, batch=batch, identity=identity)
     chosen, path = RUNTIMES[name], paths[name]
     try:
         with silent():

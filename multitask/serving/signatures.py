@@ -11,7 +11,7 @@ from multitask.calibration import Calibration
 from multitask.data.decode import decode_image, resize_image
 from multitask.evaluation.attention import activation_maps
 from multitask.model.network import ANSWERS, FEATURES, VECTORS, examined_model, trunk_and_heads
-from multitask.serving.runtimes import EMBEDDING, IMAGE, PIXELS, SIGNATURE, output_of
+from multitask.runtimes.libraries import EMBEDDING, IMAGE, PIXELS, SIGNATURE, output_of
 from multitask.spec import SHARED
 
 PIXELS_UINT8, EMBED, ATTENTION = "pixels_uint8", "embed", "attention"

@@ -11,6 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from multitask.__main__ import main
 from multitask.data.table import load_table
 from multitask.evaluation import neighbours
+from multitask.evaluation.examiner import Examiner
 from multitask.evaluation.gallery import Gallery, load_or_build, normalised
 from multitask.evaluation.neighbours import (
     class_distances,
@@ -222,7 +223,7 @@ def test_quality_is_that_of_plain_loops():
 
 def test_quality_of_a_run(run, known, data):
     """By the colours; a linear head has the trunk's embedding."""
-    model = load_network(run.best_model, run.spec, known.CLASSES)
+    model = Examiner(load_network(run.best_model, run.spec, known.CLASSES))
     table = load_table(run.spec, run.data_dir)
     images = run.data_dir / run.spec.images
     predictions, _ = predict_split(model, table, run.spec, images, batch_size=7, max_missing=1)

@@ -7,18 +7,24 @@ import numpy as np
 import pytest
 
 from multitask.data.table import load_table
-from multitask.evaluation.predictions import Predictions, compiled, predict_split
+from multitask.evaluation.examiner import Examiner, compiled
+from multitask.evaluation.predictions import Predictions, predict_split
 from multitask.spec import MISSING, InputError
 
 
 @pytest.fixture(scope="module")
-def test_set(known, data):
+def examiner(known):
+    return Examiner(known.colour_model())
+
+
+@pytest.fixture(scope="module")
+def test_set(known, examiner, data):
     """(Predictions, unreadable) of the whole test split."""
     spec = known.colour_spec()
     table = load_table(spec, data.folder)
     images = data.folder / spec.images
     limit = spec.max_missing
-    return predict_split(known.colour_model(), table, spec, images, batch_size=7, max_missing=limit)
+    return predict_split(examiner, table, spec, images, batch_size=7, max_missing=limit)
 
 
 def test_the_compiled_model_is_the_model(known):
@@ -53,10 +59,10 @@ def test_labels_and_predictions_belong_to_their_images(test_set, data, known):
 
 
 @pytest.mark.parametrize("batch_size", [1, 1000])
-def test_the_batch_size_changes_nothing(test_set, data, known, batch_size):
+def test_the_batch_size_changes_nothing(test_set, data, known, examiner, batch_size):
     spec = known.colour_spec()
     again, _ = predict_split(
-        known.colour_model(),
+        examiner,
         load_table(spec, data.folder),
         spec,
         data.folder / spec.images,
@@ -134,7 +140,7 @@ def test_missing_files_are_listed_with_their_reason(test_set, data):
     assert set(unreadable["reason"]) == {"no such file"}
 
 
-def test_an_unreadable_image_in_the_middle_shifts_nothing(test_set, known, tmp_path):
+def test_an_unreadable_image_in_the_middle_shifts_nothing(test_set, known, examiner, tmp_path):
     """A text file and an empty file, between the other images."""
     data = known.paint(tmp_path / "data")
     spec = known.colour_spec()
@@ -143,7 +149,12 @@ def test_an_unreadable_image_in_the_middle_shifts_nothing(test_set, known, tmp_p
     (data.folder / spec.images / bad[1]).write_bytes(b"")
     table = load_table(spec, data.folder)
     result, unreadable = predict_split(
-        known.colour_model(), table, spec, data.folder / "images", batch_size=4, max_missing=1
+        examiner,
+        table,
+        spec,
+        data.folder / "images",
+        batch_size=4,
+        max_missing=1,
     )
     kept = ~np.isin(test_set[0].paths, bad)
     np.testing.assert_array_equal(result.paths, test_set[0].paths[kept])
@@ -156,13 +167,13 @@ def test_an_unreadable_image_in_the_middle_shifts_nothing(test_set, known, tmp_p
     assert "empty" in reasons[bad[1]]
 
 
-def test_more_missing_images_than_allowed_are_refused(known, data):
+def test_more_missing_images_than_allowed_are_refused(known, examiner, data):
     """The share refers to all images of the table, and the limit itself is allowed."""
     spec = known.colour_spec()
     table = load_table(spec, data.folder)
     listed = {path for labels in data.labels.values() for path in labels}
     missing = len(listed & set(data.missing))
-    arguments = (known.colour_model(), table, spec, data.folder / "images")
+    arguments = (examiner, table, spec, data.folder / "images")
     with pytest.raises(InputError) as caught:
         predict_split(*arguments, batch_size=16, max_missing=(missing - 0.5) / len(table))
     text = str(caught.value)
@@ -174,14 +185,14 @@ def test_more_missing_images_than_allowed_are_refused(known, data):
     assert len(unreadable) == missing
 
 
-def test_no_readable_image_is_refused_for_every_limit(known, data, tmp_path):
+def test_no_readable_image_is_refused_for_every_limit(known, examiner, data, tmp_path):
     spec = known.colour_spec()
     table = load_table(spec, data.folder)
     with pytest.raises(InputError, match="none of the"):
-        predict_split(known.colour_model(), table, spec, tmp_path, batch_size=16, max_missing=1)
+        predict_split(examiner, table, spec, tmp_path, batch_size=16, max_missing=1)
 
 
-def test_training_images_are_not_predicted(known, data):
+def test_training_images_are_not_predicted(known, examiner, data):
     """A test image without a label is not predicted either."""
     spec = known.colour_spec()
     table = load_table(spec, data.folder)
@@ -189,7 +200,12 @@ def test_training_images_are_not_predicted(known, data):
     row = int(np.flatnonzero(table.paths == sorted(data.labels["shade"])[0])[0])
     blank.labels[row] = MISSING
     result, _ = predict_split(
-        known.colour_model(), blank, spec, data.folder / "images", batch_size=64, max_missing=1
+        examiner,
+        blank,
+        spec,
+        data.folder / "images",
+        batch_size=64,
+        max_missing=1,
     )
     assert table.paths[row] not in result.paths
     assert not set(result.paths) & data.train_labels["shade"].keys()

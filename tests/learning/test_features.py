@@ -1,6 +1,7 @@
 """Cached features: those of the trunk for the same images, in the same order."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -38,7 +39,10 @@ from multitask.learning.features import (
 )
 from multitask.learning.optimizers import GroupAdamW
 from multitask.learning.training import train
+from multitask.model import inference
 from multitask.model.network import build_network, load_network, trunk_and_heads
+from multitask.runtimes import choice
+from multitask.runtimes.libraries import RUNTIMES
 from multitask.spec import InputError, Kind, override
 
 STRONG = {"flip": True, "brightness": 0.3, "contrast": [0.5, 1.5], "crop": [0.5, 0.9]}
@@ -430,6 +434,8 @@ def test_features_are_reused_only_for_equal_settings(prepared_data, tmp_path):
         of(features__views=1),
         of(features__views=2),
         of(features__views=1, seed=5),
+        of(features__runtime="tensorflow"),
+        of(features__runtime="litert"),
         of(features__views=1, task__augment={}),
         of(features__views=1, task__augment={"flip": True}),
         fingerprint(new_network(changed(spec, task__head=GRU), prepared), prepared, spec),
@@ -541,10 +547,60 @@ def test_computing_goes_on_where_it_stopped(begun, monkeypatch, batches, saved, 
     assert bytes_of(begun.folder) == begun.whole
 
 
+@pytest.fixture
+def fastest(tmp_path, monkeypatch):
+    """A function: from now on, a library is measured as the fastest, even for few images."""
+    monkeypatch.setattr(inference, "FEW", 0)
+    monkeypatch.setattr(choice, "TURN_S", 0.0)
+
+    def choose(name):
+        folder = str(tmp_path / name)
+        monkeypatch.setattr("platformdirs.user_cache_dir", lambda program: folder)
+        monkeypatch.setattr(choice, "speed", lambda infer, *_, **__: 1 + (infer.runtime == name))
+
+    return choose
+
+
+def test_computing_goes_on_in_the_library_that_began(begun, fastest, monkeypatch):
+    fastest("litert")
+    shutil.rmtree(begun.folder)
+    by_litert = cache_features(begun.network, begun.prepared, begun.spec)
+    whole = bytes_of(begun.folder)
+    begun.stop(7, saved=True)
+    fastest("onnxruntime")  # such as on a busy machine
+    cache_features(begun.network, begun.prepared, begun.spec)
+    assert json.loads((begun.folder / "features.json").read_text())["runtime"] == "litert"
+    assert bytes_of(begun.folder) == whole
+    # The values are the trunk's, within the rounding of float16.
+    images = images_of(begun.prepared, begun.spec, VALIDATION)
+    wanted = by_trunk(begun.network, images)
+    np.testing.assert_allclose(by_litert.validation, wanted, rtol=2e-3, atol=1e-4)
+    # Without the library they are computed anew, in one that is there.
+    begun.stop(7, saved=True)
+    gone = dataclasses.replace(RUNTIMES["litert"], module="gone")
+    monkeypatch.setitem(RUNTIMES, "litert", gone)
+    lines = []
+    with logged(lines):
+        cache_features(begun.network, begun.prepared, begun.spec)
+    assert json.loads((begun.folder / "features.json").read_text())["runtime"] == "onnxruntime"
+    assert any(line.startswith("The trunk runs in ONNX Runtime 1.") for line in lines)
+
+
+@pytest.mark.parametrize("head", [None, GRU])
+@pytest.mark.parametrize("runtime", ["litert", "onnxruntime", "openvino"])
+def test_features_by_a_named_library_are_the_trunks(shared, plain_images, head, runtime):
+    prepared, spec, network = shared(head=head, features__runtime=runtime)
+    cached = cache_features(network, prepared, spec)
+    wanted = by_trunk(network, plain_images(TRAIN), pooled=head is None)
+    rms = np.sqrt(np.mean(wanted**2))
+    np.testing.assert_allclose(cached.train, wanted, rtol=0, atol=1e-4 * rms)
+
+
 def test_what_was_written_and_not_noted_is_written_again(begun):
     """A machine that lost its power may hold anything behind what `done.json` counts."""
     begun.stop(6, saved=True)
-    assert json.loads((begun.folder / "done.json").read_text()) == {"train": 28, "validation": 0}
+    done = json.loads((begun.folder / "done.json").read_text())
+    assert done == {"runtime": "tensorflow", "train": 28, "validation": 0}
     array = np.lib.format.open_memmap(begun.folder / "train.npy", "r+")
     array[28:] = 7
     array.flush()

@@ -10,7 +10,7 @@ from PIL import Image
 
 import multitask as mt
 from multitask.data import conversion_worker
-from multitask.serving.runtimes import RUNTIMES
+from multitask.runtimes.libraries import RUNTIMES
 from multitask.spec import field_of
 
 SIZE = (40, 30)

@@ -20,12 +20,12 @@ from multitask.model.efficientnet_lite import LITE2
 from multitask.model.network import build_network, in_float32, load_network, trunk_and_heads
 from multitask.model.trunks import TRUNKS, finalize_normalization
 from multitask.run import flatten, start_run
+from multitask.runtimes.libraries import RUNTIMES
 from multitask.serving import agreement
 from multitask.serving.agreement import Bound
 from multitask.serving.export import export
 from multitask.serving.formats import FORMATS, PRECISIONS
 from multitask.serving.predictor import load_export
-from multitask.serving.runtimes import RUNTIMES
 from multitask.serving.signatures import numbers
 from multitask.spec import override, parse_spec
 from multitask.spec_fields import OF_COLUMN
@@ -271,7 +271,7 @@ OTHERS = {
     "phases.finetune.epochs": 9, "phases.finetune.rate_factor": 0.5,
     "records.margin": 2.0, "records.quality": 50,
     "features.cache": "on", "features.views": 2, "features.dtype": "float32",
-    "features.smote": 0.5,
+    "features.smote": 0.5, "features.runtime": "litert",
     "early_stopping.patience": 2, "plateau.patience": 2, "plateau.factor": 0.1,
     "plateau.least": 0.5,
     "optimizer.clip_norm": 1.0, "optimizer.ema": 0.9, "optimizer.trunk_layer_decay": 0.5,

@@ -25,11 +25,12 @@ from multitask.errors import RunError
 from multitask.evaluation.attention import activation_maps
 from multitask.model.network import build_network, embedding_model, trunk_and_heads
 from multitask.run import start_run
+from multitask.runtimes import converters
+from multitask.runtimes.libraries import RUNTIMES
 from multitask.serving import agreement, formats
 from multitask.serving.agreement import Bound, why_refused
 from multitask.serving.export import export
 from multitask.serving.predictor import load_best, load_export
-from multitask.serving.runtimes import RUNTIMES
 from multitask.spec import SHARED, InputError, parse_spec
 
 pytestmark = pytest.mark.usefixtures("untimed")
@@ -363,7 +364,7 @@ def test_half_precision_halves_the_weights_and_not_the_arithmetic(tmp_path):
         [helper.make_tensor_value_info("y", kind, ["batch", 32])],
         [onnx.numpy_helper.from_array(weights, "w")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", formats.OPSET)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", converters.OPSET)])
     whole = len(model.SerializeToString())
     formats._halve_weights(model)
     onnx.checker.check_model(model, full_check=True)

@@ -21,6 +21,7 @@ from multitask.commands.predict import SUFFIXES
 from multitask.data.decode_arrays import decode_array
 from multitask.data.table import load_table
 from multitask.disk import DiskError
+from multitask.evaluation.examiner import Examiner
 from multitask.evaluation.predictions import predict_split
 from multitask.evaluation.test_time import TTA
 from multitask.model.network import load_network
@@ -154,7 +155,7 @@ def test_an_export_of_before_color_profiles_goes_on_without_them(onnx, tmp_path)
 def evaluated(run, data, tmp_path_factory):
     """A folder with probabilities.npz and predictions.csv, as the evaluation writes them."""
     predictions, _ = predict_split(
-        load_model(run, data),
+        Examiner(load_model(run, data)),
         load_table(run.spec, data.folder),
         run.spec,
         data.folder / "images",

@@ -17,8 +17,8 @@ from multitask.evaluation.gallery import Gallery, load_or_build, normalised, rea
 from multitask.evaluation.neighbours import nearest
 from multitask.pages.image_sheets import data_uri
 from multitask.run import Run, open_run
+from multitask.runtimes.libraries import load_savedmodel, output_of
 from multitask.serving.predictor import read_export
-from multitask.serving.runtimes import load_savedmodel, output_of
 from multitask.serving.signatures import ATTENTION
 from multitask.spec import SHARED, InputError
 from multitask.trained import TrainedModel

@@ -1,6 +1,7 @@
 """The fastest runtime: which one is taken, what is remembered, and what is measured anew."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import types
@@ -11,12 +12,12 @@ from logged import logged
 from PIL import Image
 
 from multitask.__main__ import main
-from multitask.serving import runtime_choice as module
-from multitask.serving import runtimes
+from multitask.runtimes import choice as module
+from multitask.runtimes import libraries
+from multitask.runtimes.choice import fastest_runtime
+from multitask.runtimes.libraries import RUNTIMES, Runtime, speed
 from multitask.serving.export import export
 from multitask.serving.predictor import load_export
-from multitask.serving.runtime_choice import fastest_runtime
-from multitask.serving.runtimes import RUNTIMES, Runtime, speed
 
 pytestmark = pytest.mark.usefixtures("untimed")
 
@@ -32,13 +33,13 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def three(tmp_path, monkeypatch):
-    """A function: seconds a call of "first", "second" and "third" -> (artifacts, what was loaded).
+    """A function: seconds a call of "first", "second" and "third" -> (loaders, what was loaded).
 
     None for one that cannot be loaded. The clock moves by calls alone: nothing waits.
     """
     now = [0.0]
     clock = types.SimpleNamespace(perf_counter=lambda: now[0])
-    monkeypatch.setattr(runtimes, "time", clock)
+    monkeypatch.setattr(libraries, "time", clock)
 
     def make(*seconds):
         names, loaded = ("first", "second", "third"), []
@@ -60,7 +61,8 @@ def three(tmp_path, monkeypatch):
             # `json`, as any module that has a version.
             runtime = Runtime(name.title(), "json", "", name, load)
             monkeypatch.setitem(RUNTIMES, name, runtime)
-        return {name: tmp_path / name for name in names}, loaded
+        loaders = {name: functools.partial(RUNTIMES[name].load, tmp_path / name) for name in names}
+        return loaders, loaded
 
     return make
 
@@ -68,7 +70,7 @@ def three(tmp_path, monkeypatch):
 def test_speed_is_that_of_the_fastest_call_in_images(monkeypatch):
     """By a clock that the calls move: 9 s to warm up, then 4, 2 and 3 s."""
     now, calls = [0.0], iter([9.0, 4.0, 2.0, 3.0])
-    monkeypatch.setattr(runtimes.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(libraries.time, "perf_counter", lambda: now[0])
 
     def infer(images):
         now[0] += next(calls)
@@ -77,10 +79,10 @@ def test_speed_is_that_of_the_fastest_call_in_images(monkeypatch):
 
 
 def test_the_fastest_is_taken_and_remembered(cache, three):
-    artifacts, loaded = three(0.03, 0.003, 0.01)
+    loaders, loaded = three(0.03, 0.003, 0.01)
     lines = []
     with logged(lines):
-        assert fastest_runtime(artifacts, **SETTINGS) == "second"
+        assert fastest_runtime(loaders, **SETTINGS) == "second"
     (line,) = lines
     assert line.startswith("Images per second on this machine, measured once: First ")
     assert loaded == ["first", "second", "third"]
@@ -90,14 +92,14 @@ def test_the_fastest_is_taken_and_remembered(cache, three):
     assert content["images_per_second"]["first"] == pytest.approx(3 / 0.03)
     # Again: nothing is loaded or told.
     with logged(lines):
-        assert fastest_runtime(artifacts, **SETTINGS) == "second"
+        assert fastest_runtime(loaders, **SETTINGS) == "second"
     assert (len(loaded), len(lines)) == (3, 1)
 
 
 @pytest.mark.parametrize("changed", ["model", "batch", "version", "fewer", "machine", "cores"])
 def test_what_is_another_case_is_measured_anew(cache, three, monkeypatch, changed):
-    artifacts, loaded = three(0.0, 0.0, 0.0)
-    fastest_runtime(artifacts, **SETTINGS)
+    loaders, loaded = three(0.0, 0.0, 0.0)
+    fastest_runtime(loaders, **SETTINGS)
     del loaded[:]
     requested = dict(SETTINGS)
     if changed == "model":
@@ -111,9 +113,9 @@ def test_what_is_another_case_is_measured_anew(cache, three, monkeypatch, change
     elif changed == "cores":
         monkeypatch.setattr("os.cpu_count", lambda: 77)
     else:
-        del artifacts["third"]
-    fastest_runtime(artifacts, **requested)
-    assert loaded == list(artifacts)
+        del loaders["third"]
+    fastest_runtime(loaders, **requested)
+    assert loaded == list(loaders)
 
 
 @pytest.mark.parametrize(
@@ -126,42 +128,43 @@ def test_what_is_another_case_is_measured_anew(cache, three, monkeypatch, change
     ],
 )
 def test_within_five_per_cent_the_order_decides(cache, three, monkeypatch, rates, chosen):
-    artifacts, _ = three(0.0, 0.0, 0.0)
-    turns = iter([rates[name] for name in artifacts] * module.ROUNDS)
+    loaders, _ = three(0.0, 0.0, 0.0)
+    turns = iter([rates[name] for name in loaders] * module.ROUNDS)
     monkeypatch.setattr(module, "speed", lambda *args, **how: next(turns))
-    assert fastest_runtime(artifacts, **SETTINGS) == chosen
+    assert fastest_runtime(loaders, **SETTINGS) == chosen
 
 
 def test_the_best_turn_counts(cache, three, monkeypatch):
     """Something else ran beside the second in its first turn."""
-    artifacts, _ = three(0.0, 0.0, 0.0)
+    loaders, _ = three(0.0, 0.0, 0.0)
     turns = iter([50, 10, 40] + [50, 80, 40] * (module.ROUNDS - 1))
     monkeypatch.setattr(module, "speed", lambda *args, **how: next(turns))
-    assert fastest_runtime(artifacts, **SETTINGS) == "second"
+    assert fastest_runtime(loaders, **SETTINGS) == "second"
 
 
 def test_one_that_cannot_run_it_is_named_and_not_taken(cache, three):
-    artifacts, _ = three(None, 0.01, 0.0)
+    loaders, _ = three(None, 0.01, 0.0)
     lines = []
     with logged(lines):
-        assert fastest_runtime(artifacts, **SETTINGS) == "third"
-    assert lines[0] == "First cannot run first: no such operation"
+        assert fastest_runtime(loaders, **SETTINGS) == "third"
+    assert lines[0] == "First cannot run the model: no such operation"
 
 
 def test_a_half_installed_one_is_named_and_not_taken(cache, three, monkeypatch):
-    artifacts, _ = three(0.0, 0.01, 0.0)
-    gone = dataclasses.replace(RUNTIMES["third"], module="json.gone", load=lambda path: 1 / 0)
+    loaders, _ = three(0.0, 0.01, 0.0)
+    gone = dataclasses.replace(RUNTIMES["third"], module="json.gone")
     monkeypatch.setitem(RUNTIMES, "third", gone)
+    loaders["third"] = lambda: 1 / 0
     lines = []
     with logged(lines):
-        assert fastest_runtime(artifacts, **SETTINGS) == "first"
-    assert lines[0] == "Third cannot run third: division by zero"
+        assert fastest_runtime(loaders, **SETTINGS) == "first"
+    assert lines[0] == "Third cannot run the model: division by zero"
 
 
 def test_where_none_can_nothing_is_remembered(cache, three):
-    artifacts, loaded = three(None, None, None)
+    loaders, loaded = three(None, None, None)
     for _ in range(2):
-        assert fastest_runtime(artifacts, **SETTINGS) == "first"
+        assert fastest_runtime(loaders, **SETTINGS) == "first"
     assert len(loaded) == 6
     assert not cache.exists()
 
@@ -170,25 +173,25 @@ def test_where_none_can_nothing_is_remembered(cache, three):
     "content", ["", "{", "[]", '{"chosen": "fourth"}', '{"chosen": ["first"]}']
 )
 def test_a_damaged_memory_is_measured_anew(cache, three, content):
-    artifacts, loaded = three(0.01, 0.0, 0.01)
-    fastest_runtime(artifacts, **SETTINGS)
+    loaders, loaded = three(0.01, 0.0, 0.01)
+    fastest_runtime(loaders, **SETTINGS)
     (file,) = (cache / "multitask" / "runtimes").iterdir()
     file.write_text(content)
     del loaded[:]
-    assert fastest_runtime(artifacts, **SETTINGS) == "second"
+    assert fastest_runtime(loaders, **SETTINGS) == "second"
     assert len(loaded) == 3
     assert json.loads(file.read_text())["chosen"] == "second"
 
 
 def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(cache, three):
-    artifacts, _ = three(0.01, 0.0, 0.01)
+    loaders, _ = three(0.01, 0.0, 0.01)
     cache.write_text("a file where the folder would be")
-    assert fastest_runtime(artifacts, **SETTINGS) == "second"
+    assert fastest_runtime(loaders, **SETTINGS) == "second"
 
 
 def test_one_alone_is_not_measured(cache, three):
-    artifacts, loaded = three(0.0, 0.0, 0.0)
-    assert fastest_runtime({"third": artifacts["third"]}, **SETTINGS) == "third"
+    loaders, loaded = three(0.0, 0.0, 0.0)
+    assert fastest_runtime({"third": loaders["third"]}, **SETTINGS) == "third"
     assert not loaded
 
 

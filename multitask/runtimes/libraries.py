@@ -1,14 +1,16 @@
-"""The libraries that run an export's artifacts, imported only when they are used.
+"""The libraries that run artifacts, imported only when they are used.
 
 Each loads an artifact as a function from images, float32 [batch, size, size, 3] in 0..255, to
-{output: array}: `{task}_logits` float32 [batch, classes], and `embedding` float32 [batch, width],
-the pooled features, if the artifact has it.
+{output: array}. The outputs of an export are `{task}_logits` float32 [batch, classes], and
+`embedding` float32 [batch, width], the pooled features, if the artifact has it.
 """
 
+import functools
 import importlib
 import importlib.util
 import logging
 import os
+import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,14 +52,15 @@ class Runtime:
         module: name of the module to import.
         extra: the extra of this package that installs it; "": always installed.
         format: format of the artifacts that it reads.
-        load: loads an artifact as a function.
+        load: (path, workers) -> function. With 0 workers, a call computes on all cores. With n
+            workers, up to n threads call the function at a time, and a call computes on one core.
     """
 
     title: str
     module: str
     extra: str
     format: str
-    load: Callable[[Path], Infer]
+    load: Callable[..., Infer]
 
     @property
     def installed(self) -> bool:
@@ -70,11 +73,13 @@ class Runtime:
         return f"{self.title} {importlib.import_module(self.module).__version__.split('-')[0]}"
 
 
-def _onnxruntime(path: Path) -> Infer:
+def _onnxruntime(path: Path, workers: int = 0) -> Infer:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
+    if workers:
+        options.intra_op_num_threads = 1  # that of the caller; a session serves many
     session = onnxruntime.InferenceSession(
         path, options, providers=onnxruntime.get_available_providers()
     )
@@ -82,31 +87,56 @@ def _onnxruntime(path: Path) -> Infer:
     return lambda image: dict(zip(names, session.run(names, {IMAGE: image}), strict=True))
 
 
-def _openvino(path: Path) -> Infer:
+def _openvino(path: Path, workers: int = 0) -> Infer:
     import openvino
 
     # By default OpenVINO uses bfloat16 if the CPU can, which changes logits by some hundredths.
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if workers:
+        options |= {"NUM_STREAMS": workers, "INFERENCE_NUM_THREADS": workers}
+    else:
+        options["PERFORMANCE_HINT"] = "LATENCY"
     compiled = openvino.Core().compile_model(path, "CPU", options)
     names = [output.get_any_name() for output in compiled.outputs]
 
-    def run(image: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = compiled([image])
+    def run(request: Any, image: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = request.infer([image])
         return {name: np.array(outputs[name]) for name in names}  # its memory is reused
 
-    return run
+    return _one_caller_each(
+        [functools.partial(run, compiled.create_infer_request()) for _ in range(workers or 1)]
+    )
 
 
-def _litert(path: Path) -> Infer:
+def _litert(path: Path, workers: int = 0) -> Infer:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path), num_threads=os.cpu_count())
-    interpreter.allocate_tensors()  # now; otherwise the first call would print to stderr
-    signature = interpreter.get_signature_runner()
+    def load() -> Infer:
+        interpreter = Interpreter(str(path), num_threads=1 if workers else os.cpu_count())
+        interpreter.allocate_tensors()  # now; otherwise the first call would print to stderr
+        signature = interpreter.get_signature_runner()
 
-    # The signature alone does not keep the interpreter alive.
-    def run(image: np.ndarray, kept: Any = interpreter) -> dict[str, np.ndarray]:
-        return signature(**{IMAGE: image})
+        # The signature alone does not keep the interpreter alive.
+        def run(image: np.ndarray, kept: Any = interpreter) -> dict[str, np.ndarray]:
+            return signature(**{IMAGE: image})
+
+        return run
+
+    return _one_caller_each([load() for _ in range(workers or 1)])
+
+
+def _one_caller_each(functions: Sequence[Infer]) -> Infer:
+    """Make one function of several equal ones, each of which serves one thread at a time."""
+    idle: queue.SimpleQueue[Infer] = queue.SimpleQueue()
+    for function in functions:
+        idle.put(function)
+
+    def run(image: np.ndarray) -> Mapping[str, np.ndarray]:
+        function = idle.get()
+        try:
+            return function(image)
+        finally:
+            idle.put(function)
 
     return run
 
@@ -124,7 +154,7 @@ def load_savedmodel(path: Path) -> Any:
 class SavedModel:
     """A SavedModel as a function of decoded images, like those of the other libraries."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, workers: int = 0):
         # The signatures alone do not keep the variables alive.
         self.loaded = load_savedmodel(path)
 
@@ -190,7 +220,7 @@ def usable_runtimes(name: str, artifacts: Mapping[str, str]) -> list[str]:
     return [name]
 
 
-def speed(infer: Infer, batch: np.ndarray, *, seconds: float) -> float:
+def speed(infer: Callable[[np.ndarray], Any], batch: np.ndarray, *, seconds: float) -> float:
     """Measure images per second in the fastest call within `seconds`, after a warm-up call."""
     infer(batch)
     began, best = time.perf_counter(), np.inf

@@ -10,24 +10,27 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
 
 from multitask.console import progress_bar
 from multitask.files import read_json, silent, write_json
-from multitask.serving.runtimes import RUNTIMES, Infer, speed
+from multitask.runtimes.libraries import RUNTIMES, speed
 
 logger = logging.getLogger(__name__)
+
+Run = Callable[[np.ndarray], Any]  # of a batch of images
 
 ROUNDS, TURN_S = 5, 0.2  # short turns, as the speed of a machine varies
 NEAR = 0.95  # share of the fastest rate; smaller differences are noise
 
 
 def fastest_runtime(
-    artifacts: Mapping[str, Path],
+    loaders: Mapping[str, Callable[[], Run]],
     *,
     size_px: int,
     batch: int,
@@ -36,33 +39,33 @@ def fastest_runtime(
     """Return the runtime with the highest rate of images.
 
     Args:
-        artifacts: name of a runtime in RUNTIMES -> the artifact that it runs; at least one.
+        loaders: name of a runtime in RUNTIMES -> loads the model in it; at least one.
         size_px: side of an image.
         batch: images in a batch.
         identity: identity of the model.
 
     Returns:
-        The first in the order of `artifacts` that is within 5 % of the fastest.
+        The first in the order of `loaders` that is within 5 % of the fastest.
     """
-    if len(artifacts) == 1:
-        return next(iter(artifacts))
+    if len(loaders) == 1:
+        return next(iter(loaders))
     key = {
         "machine": platform.node(),
         "cores": os.cpu_count(),
         "model": identity,
         "batch": batch,
-        "runtimes": [_described(name) for name in artifacts],
+        "runtimes": [_described(name) for name in loaders],
     }
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     file = Path(platformdirs.user_cache_dir("multitask")) / "runtimes" / f"{digest[:32]}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         chosen = read_json(file)["chosen"]
-        if chosen in artifacts:
+        if chosen in loaders:
             return chosen
-    rates = _rates(artifacts, size_px=size_px, batch=batch)
+    rates = _rates(loaders, size_px=size_px, batch=batch)
     if not any(rates.values()):  # the caller gets the error when it loads the first one
-        return next(iter(artifacts))
-    chosen = next(name for name in artifacts if rates[name] >= NEAR * max(rates.values()))
+        return next(iter(loaders))
+    chosen = next(name for name in loaders if rates[name] >= NEAR * max(rates.values()))
     summary = ", ".join(f"{RUNTIMES[name].title} {rate:.0f}" for name, rate in rates.items())
     logger.info(f"Images per second on this machine, measured once: {summary}")
     with contextlib.suppress(OSError):  # without a cache the next command measures again
@@ -77,22 +80,24 @@ def _described(name: str) -> str:
         return f"{RUNTIMES[name].title}, which cannot be imported"
 
 
-def _rates(artifacts: Mapping[str, Path], *, size_px: int, batch: int) -> dict[str, float]:
+def _rates(
+    loaders: Mapping[str, Callable[[], Run]], *, size_px: int, batch: int
+) -> dict[str, float]:
     """Measure each runtime's images per second, the best of several turns; 0 if it cannot run."""
     images = np.random.default_rng(0).uniform(0, 255, (batch, size_px, size_px, 3))
     images = images.astype(np.float32)
-    rates = dict.fromkeys(artifacts, 0.0)
-    loaded: dict[str, Infer] = {}
-    with progress_bar("runtimes", len(artifacts) * (1 + ROUNDS), unit=" turns") as bar:
-        for name, path in artifacts.items():
+    rates = dict.fromkeys(loaders, 0.0)
+    loaded: dict[str, Run] = {}
+    with progress_bar("runtimes", len(loaders) * (1 + ROUNDS), unit=" turns") as bar:
+        for name, load in loaders.items():
             try:
                 with silent():
-                    loaded[name] = RUNTIMES[name].load(path)
+                    loaded[name] = load()
                     loaded[name](images)
             except Exception as error:  # each library raises other types
                 loaded.pop(name, None)
                 reason = str(error).strip().split("\n")[0]
-                logger.info(f"{RUNTIMES[name].title} cannot run {path.name}: {reason}")
+                logger.info(f"{RUNTIMES[name].title} cannot run the model: {reason}")
             bar.update()
         for _ in range(ROUNDS):
             for name, infer in loaded.items():

@@ -1,0 +1,1 @@
+"""The libraries that run a network: TensorFlow, ONNX Runtime, OpenVINO and LiteRT."""
