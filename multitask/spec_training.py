@@ -37,12 +37,30 @@ class Phase(Fields):
     )
 
 
+class FinetunePhase(Phase):
+    """The fine-tuning phase, which can train on cached maps of the blocks that stay frozen."""
+
+    cache: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="fine-tune on cached maps of the frozen blocks, computed once for each view: "
+        "`on`; `off`: every step runs the whole trunk; `auto`: on a CPU, for 2,000 training images "
+        "or more, if most of the trunk is frozen and the disk has room. The frozen blocks then "
+        "have no stochastic depth",
+    )
+    views: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="cached views of each image, augmented as in as many epochs; 0: one for each "
+        "epoch; fewer take less disk space, and epochs share them",
+    )
+
+
 class Phases(Fields):
     """`heads` trains the heads on a frozen trunk, `finetune` all above the freeze depth."""
 
     heads: Phase = Field(Phase(epochs=7), description="heads on a frozen trunk")
-    finetune: Phase = Field(
-        Phase(epochs=10, rate_factor=0.1), description="heads and the trunk above the freeze depth"
+    finetune: FinetunePhase = Field(
+        FinetunePhase(epochs=10, rate_factor=0.1),
+        description="heads and the trunk above the freeze depth",
     )
 
 

@@ -383,6 +383,8 @@ OVERRIDES = [
     ("phases.heads.rate_factor", 0.5),
     ("phases.finetune.epochs", 4),
     ("phases.finetune.rate_factor", 0.75),
+    ("phases.finetune.cache", "off"),
+    ("phases.finetune.views", 3),
     ("early_stopping.patience", 5),
     ("plateau.patience", 6),
     ("plateau.factor", 0.25),

@@ -29,6 +29,8 @@ OVERRIDES = {
     "precision": "precision",
     "epochs_heads": "phases.heads.epochs",
     "epochs_finetune": "phases.finetune.epochs",
+    "cache_finetune": "phases.finetune.cache",
+    "finetune_views": "phases.finetune.views",
     "subset": "task.subset",
     "validation_share": "validation",
     "max_missing": "max_missing",

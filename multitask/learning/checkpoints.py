@@ -45,6 +45,7 @@ class Progress:
         waited: epochs since the best `macro_f1`.
         plateau_waited: epochs since the best `macro_f1` or the last reduction.
         plateau: the factor on every learning rate.
+        on_maps: whether the current phase trains on cached maps of frozen blocks.
         history: one row per epoch.
     """
 
@@ -58,6 +59,7 @@ class Progress:
     waited: int = 0
     plateau_waited: int = 0
     plateau: float = 1.0
+    on_maps: bool = False
     history: list[dict] = field(default_factory=list)
 
     @property

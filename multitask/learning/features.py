@@ -27,11 +27,8 @@ import numpy as np
 import tensorflow as tf
 
 from multitask.console import progress_bar
-from multitask.data.order import SHUFFLED, UNSHARDED, RowOrder, Shard, batch_places
 from multitask.data.pipeline import (
     readable_images,
-    sharded_labels,
-    targets,
     view_dataset,
 )
 from multitask.data.records import PreparedData
@@ -39,11 +36,13 @@ from multitask.data.table import TRAIN, VALIDATION
 from multitask.disk import RETRY_HINT, check_room, reserve, size_text, writing
 from multitask.files import locked, read_json, write_json
 from multitask.learning.extensions import NO_EXTENSIONS, Extensions
+from multitask.learning.feature_batches import Features
 from multitask.learning.placement import ONE_DEVICE, Placement
+from multitask.model.cut import Cut
 from multitask.model.inference import TENSORFLOW, Inference, fast_inference, is_usable
 from multitask.model.network import connect_features, trunk_and_heads
 from multitask.runtimes.libraries import AUTO, RUNTIMES
-from multitask.spec import MISSING, DataSpec, InputError
+from multitask.spec import DataSpec, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -52,91 +51,6 @@ PROGRESS_FILE, FACTS_FILE = "done.json", "features.json"
 RUNTIME = "runtime"  # of both
 BATCH = 32  # of the trunk; not the batch size of the spec, because rounding depends on it
 SAVE_EVERY_S = 10.0
-OR_ELSE = f"name another --records_dir or give --cache_features=off, {RETRY_HINT}"
-
-
-@dataclass(frozen=True)
-class Features:
-    """Cached features, and the labels that go with them.
-
-    Attributes:
-        train: [views · rows, …].
-        validation: [rows, …].
-        views: the number of views of each row in `train`.
-        labels: int32 [rows + extra, tasks]; MISSING (-1) where a task has none.
-        validation_labels: int32 [rows, tasks].
-        extra: float32 [extra, …]: rows that an extension added.
-        tasks: names of the tasks.
-    """
-
-    train: np.ndarray
-    validation: np.ndarray
-    views: int
-    labels: np.ndarray
-    validation_labels: np.ndarray
-    extra: np.ndarray
-    tasks: tuple[str, ...]
-
-    def training_dataset(
-        self,
-        spec: DataSpec,
-        *,
-        first_epoch: int = 0,
-        first_step: int = 0,
-        shard: Shard = UNSHARDED,
-        order: RowOrder = SHUFFLED,
-    ) -> tf.data.Dataset:
-        """Make endless shuffled batches of features, {task: label}, {task: weight}.
-
-        The rows have the order of `data.pipeline.training_dataset`. Each epoch uses another view
-        of an image, until all views have been used.
-        """
-        rows = len(self.train) // self.views
-        rows_of, count = order.epoch_rows(self.labels, spec.seed), len(self.labels)
-        every_place = tf.constant(batch_places(count, spec.batch_size, shard))
-        batch_size = spec.batch_size // shard.count
-        first_view = np.random.default_rng(spec.seed).integers(self.views, size=rows)
-
-        def take(epoch: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-            real = chosen < rows
-            place = chosen[real]
-            batch = np.empty((len(chosen), *self.train.shape[1:]), np.float32)
-            view = (first_view[place] + epoch) % self.views
-            batch[real] = self.train[view * rows + place]
-            batch[~real] = self.extra[chosen[~real] - rows]
-            return batch
-
-        def load(epoch: tf.Tensor, places: tf.Tensor, chosen: tf.Tensor) -> tuple:
-            # Not stateful, so that calls need not wait for each other.
-            batch = tf.numpy_function(take, [epoch, chosen], tf.float32, stateful=False)
-            labels = tf.where((places < count)[:, None], tf.gather(self.labels, chosen), MISSING)
-            return tf.ensure_shape(batch, (None, *self.train.shape[1:])), labels
-
-        def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-            places = every_place[tf.where(epoch == first_epoch, first_step * batch_size, 0) :]
-            chosen = tf.gather(rows_of(epoch), tf.minimum(places, count - 1))
-            both = tf.data.Dataset.from_tensor_slices((places, chosen)).batch(batch_size)
-            return both.map(lambda *both: load(epoch, *both), 2, deterministic=True)
-
-        epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        batches = epochs.flat_map(one_epoch)
-        return batches.map(lambda x, y: (x, *targets(y, self.tasks))).prefetch(4)
-
-    def validation_dataset(self, spec: DataSpec, *, shard: Shard = UNSHARDED) -> tf.data.Dataset:
-        """Make batches of the validation split, in the order of its rows."""
-        rows, labels = sharded_labels(self.validation_labels, spec, shard)
-        batches = tf.data.Dataset.from_tensor_slices((rows, labels))
-        batches = batches.batch(spec.batch_size // shard.count)
-
-        def take(chosen: np.ndarray) -> np.ndarray:
-            return self.validation[chosen].astype(np.float32)
-
-        def load(chosen: tf.Tensor, labels: tf.Tensor) -> tuple:
-            batch = tf.numpy_function(take, [chosen], tf.float32, stateful=False)
-            batch = tf.ensure_shape(batch, (None, *self.validation.shape[1:]))
-            return batch, *targets(labels, self.tasks)
-
-        return batches.map(load, 2, deterministic=True).prefetch(4)
 
 
 # === Whether to cache ===
@@ -172,29 +86,95 @@ def feature_shape(network: keras.Model) -> tuple[int, ...]:
 # === Computing ===
 
 
-def fingerprint(network: keras.Model, prepared: PreparedData, spec: DataSpec) -> str:
-    """Compute the SHA-256 of everything that determines the features."""
+@dataclass(frozen=True)
+class _Part:
+    """A frozen part of the trunk whose output is cached.
+
+    Attributes:
+        network: image -> output.
+        name: begins the name of its folder.
+        weights: of its layers.
+        facts: what determines the output, besides the weights.
+        first_view: first view of a training image, as `view_dataset` counts them.
+        views: number of its views.
+        flag: turns the cache off.
+    """
+
+    network: keras.Model
+    name: str
+    weights: list[np.ndarray]
+    facts: dict[str, Any]
+    first_view: int
+    views: int
+    flag: str
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that determines the output."""
+        digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode())
+        for weight in self.weights:
+            digest.update(np.ascontiguousarray(weight).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image's output."""
+        return self.network.output_shape[1:]
+
+    def counts(self, prepared: PreparedData) -> dict[str, int]:
+        """Return how many outputs of each split there are."""
+        rows = {split: len(prepared.table.rows(split)) for split in (TRAIN, VALIDATION)}
+        return {TRAIN: self.views * rows[TRAIN], VALIDATION: rows[VALIDATION]}
+
+
+def _facts(
+    prepared: PreparedData, spec: DataSpec, shape: tuple[int, ...], *, views: int
+) -> dict[str, Any]:
+    """Return what determines the output of a part, besides its weights.
+
+    Args:
+        prepared: the records.
+        spec: the spec.
+        shape: of one image's output.
+        views: number of augmented views.
+    """
     options = spec.features
     facts: dict[str, Any] = {
         "version": VERSION,
         "trunk": spec.trunk.name,
-        "shape": feature_shape(network),
+        "shape": shape,
         "image_size": spec.image_size,
         "resize": spec.resize,
         "records": str(prepared.folder.parent.name),
-        "views": options.views,
+        "views": views,
         "dtype": options.dtype,
         "computed_in": [spec.precision, keras.backend.backend()],
     }
     if options.runtime != AUTO:
         facts["runtime"] = options.runtime
-    if options.views:
+    if views:
         augment = [task.augment.model_dump(mode="json") for task in spec.tasks]
         facts |= {"seed": spec.seed, "augment": augment, "tasks": spec.task_names}
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for weight in trunk_and_heads(network)[0].get_weights():
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()
+    return facts
+
+
+def _trunk_part(network: keras.Model, prepared: PreparedData, spec: DataSpec) -> _Part:
+    """Return the whole trunk, whose first view is the plain image."""
+    trunk, shape = trunk_and_heads(network)[0], feature_shape(network)
+    return _Part(
+        _feature_network(trunk, shape),
+        spec.trunk.name,
+        trunk.get_weights(),
+        _facts(prepared, spec, shape, views=spec.features.views),
+        0,
+        1 + spec.features.views,
+        "--cache_features=off",
+    )
+
+
+def fingerprint(network: keras.Model, prepared: PreparedData, spec: DataSpec) -> str:
+    """Compute the SHA-256 of everything that determines the features."""
+    return _trunk_part(network, prepared, spec).fingerprint
 
 
 def cache_features(
@@ -218,36 +198,15 @@ def cache_features(
         InputError: a value does not fit float16.
         DiskError: the disk is full; computed rows are kept, and the next call resumes there.
     """
-    table, options = prepared.table, spec.features
-    above = prepared.folder.parents[2] / "features"
-    folder = above / f"{spec.trunk.name}-{fingerprint(network, prepared, spec)[:12]}"
-    shape, views = feature_shape(network), 1 + options.views
-    counts = {
-        TRAIN: views * len(table.rows(TRAIN)),
-        VALIDATION: len(table.rows(VALIDATION)),
-    }
-    above.mkdir(parents=True, exist_ok=True)
-    waiting = f"Another process is computing these features ({folder}); waiting for it …"
-    with locked(above / f".{folder.name}.lock", lambda: logger.info(waiting)):
-        if not (folder / FACTS_FILE).is_file():
-            with writing(above):
-                done = _reserve(folder, spec, shape, counts)
-                trunk = placement.local_copy(trunk_and_heads(network)[0])
-                features = _feature_network(trunk, shape)
-                runtime = _begun_in(folder) or options.runtime
-                images = sum(counts.values())
-                infer = fast_inference(features, runtime=runtime, images=images)
-                _compute(infer, prepared, spec, folder, counts, done)
-                facts = {"trunk": spec.trunk.name, "image_size": spec.image_size, "shape": shape}
-                write_json(folder / FACTS_FILE, facts | {RUNTIME: infer.runtime} | counts)
-    arrays = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in counts}
-    logger.info(f"Features of the frozen trunk: {folder}")
+    part = _trunk_part(network, prepared, spec)
+    train, validation = _cached(part, prepared, spec, placement)
+    table = prepared.table
     labels = table.labels[table.rows(TRAIN)]
-    extra, extra_labels = extensions.extra_rows.make(arrays[TRAIN], labels)
+    extra, extra_labels = extensions.extra_rows.make(train, labels)
     return Features(
-        arrays[TRAIN],
-        arrays[VALIDATION],
-        views,
+        train,
+        validation,
+        part.views,
         np.concatenate([labels, extra_labels]),
         table.labels[table.rows(VALIDATION)],
         extra,
@@ -255,24 +214,122 @@ def cache_features(
     )
 
 
-def _reserve(
-    folder: Path, spec: DataSpec, shape: tuple[int, ...], counts: dict[str, int]
-) -> dict[str, int]:
+def _cut_part(cut: Cut, prepared: PreparedData, spec: DataSpec, first_epoch: int) -> _Part:
+    """Return what is below a cut, whose views are those of the epochs from `first_epoch` on."""
+    options = spec.phases.finetune
+    views = min(options.views or options.epochs, options.epochs)
+    facts = _facts(prepared, spec, cut.below.output_shape[1:], views=views)
+    return _Part(
+        cut.below,
+        f"{spec.trunk.name}-{cut.name}",
+        cut.below.get_weights(),
+        facts | {"below": cut.name, "first_epoch": first_epoch},
+        1 + first_epoch,
+        views,
+        "--cache_finetune=off",
+    )
+
+
+def cache_maps(
+    cut: Cut,
+    prepared: PreparedData,
+    spec: DataSpec,
+    *,
+    first_epoch: int,
+    placement: Placement = ONE_DEVICE,
+) -> Features:
+    """Run what is below a cut over the images, unless the cache is complete.
+
+    Args:
+        cut: of the trunk; what is below is used, in inference mode.
+        prepared: the records that are read.
+        spec: its options of `phases.finetune` and `features`, image size, seed and augmentation
+            are used.
+        first_epoch: the epoch whose augmentation the first view has.
+        placement: where the training runs.
+
+    Raises:
+        InputError: a value does not fit float16.
+        DiskError: the disk is full; computed rows are kept, and the next call resumes there.
+    """
+    part = _cut_part(cut, prepared, spec, first_epoch)
+    train, validation = _cached(part, prepared, spec, placement)
+    table = prepared.table
+    return Features(
+        train,
+        validation,
+        part.views,
+        table.labels[table.rows(TRAIN)],
+        table.labels[table.rows(VALIDATION)],
+        np.empty((0, *part.shape), np.float32),
+        table.tasks,
+        first_epoch=first_epoch,
+    )
+
+
+def has_room_for_maps(
+    cut: Cut, prepared: PreparedData, spec: DataSpec, *, first_epoch: int
+) -> bool:
+    """Whether the maps exist, or would take at most a quarter of the free disk space."""
+    part = _cut_part(cut, prepared, spec, first_epoch)
+    folder = _folder(part, prepared)
+    if folder.is_dir():
+        return True
+    free = shutil.disk_usage(prepared.folder).free
+    return _bytes(part, prepared, spec) <= free / 4
+
+
+def _folder(part: _Part, prepared: PreparedData) -> Path:
+    return prepared.folder.parents[2] / "features" / f"{part.name}-{part.fingerprint[:12]}"
+
+
+def _bytes(part: _Part, prepared: PreparedData, spec: DataSpec) -> int:
+    values = sum(part.counts(prepared).values()) * int(np.prod(part.shape))
+    return values * np.dtype(spec.features.dtype).itemsize
+
+
+def _cached(
+    part: _Part, prepared: PreparedData, spec: DataSpec, placement: Placement
+) -> list[np.ndarray]:
+    """Compute the arrays of both splits unless they are complete; they stay on disk."""
+    folder, counts = _folder(part, prepared), part.counts(prepared)
+    above = folder.parent
+    above.mkdir(parents=True, exist_ok=True)
+    waiting = f"Another process is computing these features ({folder}); waiting for it …"
+    with locked(above / f".{folder.name}.lock", lambda: logger.info(waiting)):
+        if not (folder / FACTS_FILE).is_file():
+            with writing(above):
+                done = _reserve(folder, part, prepared, spec)
+                infer = fast_inference(
+                    placement.local_copy(part.network),
+                    runtime=_begun_in(folder) or spec.features.runtime,
+                    images=sum(counts.values()),
+                )
+                _compute(infer, prepared, spec, folder, part, done)
+                facts = {"trunk": spec.trunk.name, "image_size": spec.image_size}
+                facts |= {"shape": part.shape, RUNTIME: infer.runtime}
+                write_json(folder / FACTS_FILE, facts | counts)
+    logger.info(f"Features of the frozen trunk: {folder}")
+    return [np.load(folder / f"{split}.npy", mmap_mode="r") for split in counts]
+
+
+def _reserve(folder: Path, part: _Part, prepared: PreparedData, spec: DataSpec) -> dict[str, int]:
     """Reserve disk space for the arrays; return how many rows of each split already exist."""
-    dtype = np.dtype(spec.features.dtype)
-    needed = sum(counts.values()) * int(np.prod(shape)) * dtype.itemsize
+    shape, counts = part.shape, part.counts(prepared)
+    dtype, needed = np.dtype(spec.features.dtype), _bytes(part, prepared, spec)
     begun = (folder / PROGRESS_FILE).is_file()
+    hint = f"name another --records_dir or give {part.flag}, {RETRY_HINT}"
     done = _done_rows(folder, counts) if begun else dict.fromkeys(counts, 0)
     if not begun:
         shutil.rmtree(folder, ignore_errors=True)
-        check_room(folder.parent, needed, what="features", retry_hint=OR_ELSE)
+        check_room(folder.parent, needed, what="features", retry_hint=hint)
         folder.mkdir()
     try:
         for split, count in counts.items():
             path = folder / f"{split}.npy"
             if not begun:
                 np.lib.format.open_memmap(path, "w+", dtype, (count, *shape)).flush()
-            reserve(path, retry_hint=OR_ELSE)
+            reserve(path, retry_hint=hint)
     except OSError:
         if not begun:  # the files are empty, but occupy disk space
             shutil.rmtree(folder, ignore_errors=True)
@@ -310,17 +367,18 @@ def _compute(
     prepared: PreparedData,
     spec: DataSpec,
     folder: Path,
-    counts: dict[str, int],
+    part: _Part,
     done: dict[str, int],
 ) -> None:
     """Compute the missing rows; keep `done` up to date, in memory and on disk."""
-    progress = {RUNTIME: infer.runtime}
+    progress, counts = {RUNTIME: infer.runtime}, part.counts(prepared)
     logger.info(f"The trunk runs in {RUNTIMES[infer.runtime].described}")
     with progress_bar("features", sum(counts.values()), initial=sum(done.values())) as bar:
         for split, count in counts.items():
             target = np.lib.format.open_memmap(folder / f"{split}.npy", "r+")
             saved = time.monotonic()
-            missing = _missing_images(prepared, spec, split, done[split], count)
+            first_view = part.first_view if split == TRAIN else 0
+            missing = _missing_images(prepared, spec, split, done[split], count, first_view)
             for features in infer.map(missing):
                 batch = _stored(features, target.dtype)
                 target[done[split] : done[split] + len(batch)] = batch
@@ -335,7 +393,7 @@ def _compute(
 
 
 def _missing_images(
-    prepared: PreparedData, spec: DataSpec, split: str, done: int, count: int
+    prepared: PreparedData, spec: DataSpec, split: str, done: int, count: int, first_view: int
 ) -> Iterator[tf.Tensor]:
     """Yield batches of images of a split from row `done` of `count` on, view after view."""
     rows = len(prepared.table.rows(split))
@@ -346,7 +404,7 @@ def _missing_images(
             spec,
             split=split,
             batch_size=BATCH,
-            view=view,
+            view=first_view + view,
             rows=np.arange(first, rows),
             autotune=False,
         )

@@ -15,7 +15,8 @@ from multitask.learning.engine import MultitaskModel
 from multitask.learning.extensions import NO_EXTENSIONS, Extensions
 from multitask.learning.losses import build_losses
 from multitask.learning.optimizers import ParameterGroup, build_optimizer, network_groups
-from multitask.model.network import connect, connect_features, trunk_and_heads
+from multitask.model.cut import Cut
+from multitask.model.network import connect, connect_above, connect_features, trunk_and_heads
 from multitask.model.trunks import (
     batchnorm_trains,
     finalize_normalization,
@@ -75,6 +76,7 @@ def prepare_phase(
     steps_per_epoch: int,
     plateau: float = 1.0,
     cached: bool = False,
+    cut: Cut | None = None,
     extensions: Extensions = NO_EXTENSIONS,
 ) -> PhaseModel:
     """Freeze the trunk for the phase, and compile.
@@ -87,6 +89,7 @@ def prepare_phase(
         steps_per_epoch: for schedules that count epochs.
         plateau: initial value of the factor on every learning rate.
         cached: train the heads on features of the frozen trunk.
+        cut: train on maps of the layers below this cut of the trunk.
         extensions: the extensions of the spec.
     """
     trunk, heads = trunk_and_heads(network)
@@ -101,7 +104,8 @@ def prepare_phase(
     if cached:
         graph = connect_features(heads, projection=projection)
     else:
-        graph = connect(trunk, heads, trunk_infers=frozen == layers, projection=projection)
+        join, lower = (connect_above, cut.above) if cut else (connect, trunk)
+        graph = join(lower, heads, infers=frozen == layers, projection=projection)
     balancer = extensions.balancer({task.name: task.weight for task in spec.tasks})
     if extra is not None and projection is not None:
         groups[f"_{extra.name}"] = dataclasses.replace(

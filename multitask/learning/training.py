@@ -44,7 +44,9 @@ from multitask.learning.checkpoints import (
     save_checkpoint,
 )
 from multitask.learning.extensions import NO_EXTENSIONS, Extensions, check_extensions
-from multitask.learning.features import Features, cache_features, wants_cache
+from multitask.learning.feature_batches import Features
+from multitask.learning.features import cache_features, cache_maps, wants_cache
+from multitask.learning.frozen_maps import finetune_cut, phase_cut
 from multitask.learning.losses import build_losses
 from multitask.learning.phases import PhaseModel, prepare_phase, seed_phase, wanted_phases
 from multitask.learning.placement import ONE_DEVICE, Placement
@@ -53,9 +55,8 @@ from multitask.model.network import (
     build_network,
     load_network,
     parameter_table,
-    trunk_and_heads,
 )
-from multitask.model.trunks import check_trunk, merged_frozen_count
+from multitask.model.trunks import check_trunk
 from multitask.run import Run, check_same_data, check_workdir, start_run
 from multitask.spec import PHASES, DataSpec, InputError, SpecError
 
@@ -143,7 +144,7 @@ def train(
     with placement.scope():
         network = _first_network(spec, classes, workdir, progress, todo, phase, init_from)
     if network is not None:  # an impossible freeze depth is reported now, not after a phase
-        merged_frozen_count(spec, trunk_and_heads(network)[0])
+        finetune_cut(network, spec, extensions)
     run = Run(workdir, spec, data_dir)
     prepared = _prepare(run, records_dir, placement)
     for line in [*describe_table(prepared.table), *extensions.order.describe(prepared.table)]:
@@ -277,6 +278,7 @@ def _train_phase(
         progress.phase, progress.phase_epoch, progress.step = phase, 0, 0
         seed_phase(spec, phase)
     cached = phase == PHASES[0] and wants_cache(spec, extensions)
+    cut = phase_cut(network, prepared, spec, progress, extensions)
     rows = len(table.rows(TRAIN)) + (extensions.extra_rows.count(table) if cached else 0)
     steps = -(-rows // spec.batch_size)
     with placement.scope():
@@ -288,11 +290,11 @@ def _train_phase(
             steps_per_epoch=steps,
             plateau=progress.plateau,
             cached=cached,
+            cut=cut,
             extensions=extensions,
         )
-        metrics: list[np.ndarray] = []
-        if resumed and checkpoint.folder is not None:
-            metrics = phase_model.restore(checkpoint.folder)
+        from_file = checkpoint.folder if resumed else None
+        metrics = phase_model.restore(from_file) if from_file else []
     if not resumed and placement.writes:
         # From now on the phase resumes from this checkpoint; its initial model is not read again.
         save_checkpoint(run.checkpoint, phase_model.variables, progress)
@@ -303,6 +305,9 @@ def _train_phase(
             source = cache_features(
                 network, prepared, spec, extensions=extensions, placement=placement
             )
+        elif cut:
+            began = progress.epoch - progress.phase_epoch
+            source = cache_maps(cut, prepared, spec, first_epoch=began, placement=placement)
         with collecting_signals(enabled=settings.catch_signals) as received:
             counting = {"received": received, "metrics": metrics}
             callbacks = _callbacks(run, progress, phase_model, steps, rows, settings, counting)

@@ -17,3 +17,8 @@ def producer(tensor: Any) -> keras.layers.Layer:
 def first_inputs(layer: keras.layers.Layer) -> tuple:
     """Return the symbolic inputs of a layer's first call, however many models share it."""
     return tuple(layer._inbound_nodes[0].input_tensors)
+
+
+def first_outputs(layer: keras.layers.Layer) -> tuple:
+    """Return the symbolic outputs of a layer's first call."""
+    return tuple(layer._inbound_nodes[0].output_tensors)

@@ -79,7 +79,7 @@ def connect(
     trunk: keras.Model,
     heads: Mapping[str, keras.Model],
     *,
-    trunk_infers: bool = False,
+    infers: bool = False,
     projection: keras.Layer | None = None,
 ) -> keras.Model:
     """Connect a trunk and heads to a functional model, which shares their layers.
@@ -87,13 +87,13 @@ def connect(
     Args:
         trunk: image -> feature map.
         heads: task -> head, a model from feature map to logits.
-        trunk_infers: call the trunk in inference mode even in training. A frozen trunk needs it:
+        infers: call the trunk in inference mode even in training. A frozen trunk needs it:
             stochastic depth stays active under `trainable = False`. Such a model is for training
             and is not saved.
         projection: a layer on the pooled features, which adds the output PROJECTED.
     """
     image = keras.Input(trunk.input_shape[1:], name=IMAGE)
-    if trunk_infers:
+    if infers:
         trunk = _Inferring(trunk.inputs[0], trunk.outputs[0], name=trunk.name)
     features = trunk(image)
     return keras.Model(image, _outputs(features, heads, projection))
@@ -137,6 +137,27 @@ def connect_features(
     shape = next(iter(used.values())).input_shape[1:]
     features = keras.Input(shape, name=FEATURES)
     return keras.Model(features, _outputs(features, used, projection))
+
+
+def connect_above(
+    above: keras.Model,
+    heads: Mapping[str, keras.Model],
+    *,
+    infers: bool = False,
+    projection: keras.layers.Layer | None = None,
+) -> keras.Model:
+    """Connect the upper part of a trunk and heads to an input of maps of the lower part.
+
+    Args:
+        above: map -> the trunk's output, as in `Cut`.
+        heads: task -> head.
+        infers: call the upper part in inference mode even in training.
+        projection: as in `connect`.
+    """
+    maps = keras.Input(above.input_shape[1:], name=FEATURES)
+    if infers:
+        above = _Inferring(above.inputs[0], above.outputs[0], name=above.name)
+    return keras.Model(maps, _outputs(above(maps), heads, projection))
 
 
 def trunk_and_heads(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Model]]:

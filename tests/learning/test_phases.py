@@ -103,7 +103,7 @@ def test_heads_trains_the_heads_alone(batchnorm):
     assert set(current_rates(prepared.model.optimizer)) == {f"{task}/rate" for task in CLASSES}
 
 
-def test_the_frozen_trunk_infers_in_training():
+def test_the_frozen_infers_in_training():
     spec = make_spec()
     network = make_network(spec)
     prepared = prepared_phase(network, spec, "heads")

@@ -107,7 +107,7 @@ def statistics(trunk):
 def test_a_trunk_that_infers_is_deterministic_and_keeps_its_statistics(images):
     trains = small_network(make_spec())
     trunk, heads = trunk_and_heads(trains)
-    infers = connect(trunk, heads, trunk_infers=True)
+    infers = connect(trunk, heads, infers=True)
     old = statistics(trunk)
     assert len(old) == 4
 
@@ -123,7 +123,7 @@ def test_a_trunk_that_infers_is_deterministic_and_keeps_its_statistics(images):
 
 def test_a_trunk_that_infers_leaves_its_heads_in_training(images):
     trunk, heads = trunk_and_heads(small_network(make_spec(head="dense_stack")))
-    model = connect(trunk, heads, trunk_infers=True)
+    model = connect(trunk, heads, infers=True)
     assert not same(model(images, training=True), model(images, training=True))
     assert same(model(images, training=False), model(images, training=False))
 
@@ -131,7 +131,7 @@ def test_a_trunk_that_infers_leaves_its_heads_in_training(images):
 def test_models_of_one_trunk_share_its_variables(images):
     model = small_network(make_spec())
     trunk, heads = trunk_and_heads(model)
-    other = connect(trunk, heads, trunk_infers=True)
+    other = connect(trunk, heads, infers=True)
     assert [id(v) for v in other.variables] == [id(v) for v in model.variables]
     alone = connect(trunk, {"shape": heads["shape"]})
     assert list(alone(images)) == ["shape"]

@@ -269,6 +269,7 @@ OTHERS = {
     "trunk.weight_decay": 0.1, "trunk.schedule": KIND,
     "phases.heads.epochs": 9, "phases.heads.rate_factor": 0.5,
     "phases.finetune.epochs": 9, "phases.finetune.rate_factor": 0.5,
+    "phases.finetune.cache": "on", "phases.finetune.views": 2,
     "records.margin": 2.0, "records.quality": 50,
     "features.cache": "on", "features.views": 2, "features.dtype": "float32",
     "features.smote": 0.5, "features.runtime": "litert",

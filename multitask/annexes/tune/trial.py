@@ -21,7 +21,7 @@ from multitask.learning.callbacks import (
     validation_scores,
 )
 from multitask.learning.checkpoints import Progress
-from multitask.learning.features import Features
+from multitask.learning.feature_batches import Features
 from multitask.learning.phases import PhaseModel, prepare_phase, seed_phase
 from multitask.model.network import build_heads, computing_in, connect
 from multitask.spec import PHASES, DataSpec
