@@ -3,6 +3,8 @@
     python tools/benchmark.py input [--wikiart=DIR] [--out=FILE.json]
     python tools/benchmark.py start [--out=FILE.json]
     python tools/benchmark.py frozen [--out=FILE.json]
+    python tools/benchmark.py features [--out=FILE.json]
+    python tools/benchmark.py finetune [--out=FILE.json]
     python tools/benchmark.py similar [--out=FILE.json]
     python tools/benchmark.py export [--out=FILE.json]
     python tools/benchmark.py serving [--timm_python=PYTHON] [--out=FILE.json]
@@ -16,6 +18,11 @@ wikiart_csv/, the merging of the real CSVs is timed too.
 
 `frozen`: learning from cached features of the frozen trunk, with the heads of wikiart.toml and with
 linear ones, which show the cost without the heads; and AdamW's step in one kernel.
+
+`features`: the frozen trunk's features of records by the fastest library, compared with its forward
+pass alone and with TensorFlow.
+
+`finetune`: fine-tuning on cached maps of the frozen blocks, compared with the whole trunk.
 
 `similar`: the exact search for the nearest of as many vectors as WikiArt has training images.
 
@@ -903,6 +910,9 @@ BENCHMARKS = {
 }
 
 
+NAMES = (*BENCHMARKS, "features", "finetune")  # those of trunk_benchmarks.py too
+
+
 # === Command line ===
 
 
@@ -934,12 +944,15 @@ def main(argv: list[str]) -> int:
         if values.help:
             print(__doc__, values.get_help(), sep="\n")
             return 0
-        if len(names) != 1 or names[0] not in BENCHMARKS:
-            raise flags.Error(f"name one of: {', '.join(BENCHMARKS)}; got {names}")
+        if len(names) != 1 or names[0] not in NAMES:
+            raise flags.Error(f"name one of: {', '.join(NAMES)}; got {names}")
     except flags.Error as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 2
-    rows = BENCHMARKS[names[0]](values)
+    from trunk_benchmarks import measure_features, measure_finetune
+
+    more = {"features": measure_features, "finetune": measure_finetune}
+    rows = (BENCHMARKS | more)[names[0]](values)
     print(show(rows))
     if values.out:
         import tensorflow as tf

@@ -6,6 +6,7 @@ step of any epoch and get the batches of an uninterrupted run. Every other datas
 once, in order.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -197,7 +198,9 @@ def view_dataset(
     if rows is None:
         rows = np.arange(len(prepared.table.rows(split)))
     examples = prepared.reader(split)(tf.data.Dataset.from_tensor_slices(rows))
-    examples = examples.map(load, tf.data.AUTOTUNE, deterministic=True)
+    # Without autotuning, AUTOTUNE would be a single thread.
+    calls = tf.data.AUTOTUNE if autotune else os.cpu_count()
+    examples = examples.map(load, calls, deterministic=True)
     batches = examples.batch(batch_size).prefetch(2)
     return batches if autotune else _without_autotuning(batches)
 

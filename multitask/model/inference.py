@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 TENSORFLOW = "tensorflow"
 OUTPUT = "output"
-CHUNK = 8  # images that one core computes at a time
+CHUNK = 4  # images that one core computes at a time; more do not fit its cache
 FEW = 2000  # images; for fewer, converting a network takes longer than it saves
 MOST_WORKERS = 16  # each needs memory for its own images
 AHEAD = 2  # batches that are computed before the one that is waited for has been used
