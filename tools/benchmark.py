@@ -5,6 +5,7 @@
     python tools/benchmark.py frozen [--out=FILE.json]
     python tools/benchmark.py features [--out=FILE.json]
     python tools/benchmark.py finetune [--out=FILE.json]
+    python tools/benchmark.py step --timm_python=PYTHON [--out=FILE.json]
     python tools/benchmark.py similar [--out=FILE.json]
     python tools/benchmark.py export [--out=FILE.json]
     python tools/benchmark.py serving [--timm_python=PYTHON] [--out=FILE.json]
@@ -23,6 +24,8 @@ linear ones, which show the cost without the heads; and AdamW's step in one kern
 pass alone and with TensorFlow.
 
 `finetune`: fine-tuning on cached maps of the frozen blocks, compared with the whole trunk.
+
+`step`: a training step of the trunk and a linear head, compared with timm's in PyTorch.
 
 `similar`: the exact search for the nearest of as many vectors as WikiArt has training images.
 
@@ -910,7 +913,8 @@ BENCHMARKS = {
 }
 
 
-NAMES = (*BENCHMARKS, "features", "finetune")  # those of trunk_benchmarks.py too
+OF_TRUNK = ("features", "finetune", "step")  # of trunk_benchmarks.py
+NAMES = (*BENCHMARKS, *OF_TRUNK)
 
 
 # === Command line ===
@@ -949,9 +953,9 @@ def main(argv: list[str]) -> int:
     except flags.Error as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 2
-    from trunk_benchmarks import measure_features, measure_finetune
+    from trunk_benchmarks import measure_features, measure_finetune, measure_step
 
-    more = {"features": measure_features, "finetune": measure_finetune}
+    more = dict(zip(OF_TRUNK, (measure_features, measure_finetune, measure_step), strict=True))
     rows = (BENCHMARKS | more)[names[0]](values)
     print(show(rows))
     if values.out:

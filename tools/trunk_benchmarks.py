@@ -4,6 +4,8 @@ Part of tools/benchmark.py, whose command line runs them.
 """
 
 import functools
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -167,3 +169,101 @@ def _finetune_of(trunk: str, scratch: str) -> list[dict]:
             "ratio": plain / (cached + 1 / computing),
         },
     ]
+
+
+# === step ===
+
+TIMM = """
+import sys, time, torch, timm
+name, frozen = sys.argv[1], int(sys.argv[2])
+torch.manual_seed(0)
+model = timm.create_model(name, num_classes=60).to(memory_format=torch.channels_last).train()
+if frozen:  # the stem and the first stages, and `frozen - 10 * stage` blocks of the next one
+    stage, blocks = divmod(frozen, 10)
+    parts = [model.conv_stem, model.bn1, *model.blocks[:stage], *model.blocks[stage][:blocks]]
+    for part in parts:
+        part.requires_grad_(False).eval()
+trained = [p for p in model.parameters() if p.requires_grad]
+optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=1e-5)
+x = torch.rand(32, 3, 224, 224).to(memory_format=torch.channels_last)
+y = torch.randint(60, (32,))
+best = 1e9
+for step in range(9):
+    start = time.perf_counter()
+    optimizer.zero_grad(set_to_none=True)
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    if step > 1:
+        best = min(best, time.perf_counter() - start)
+print(32 / best)
+"""
+# Ours -> theirs, and their blocks below the last 60 layers of ours: stage and block.
+TIMM_TRUNKS = {
+    "efficientnetb2": ("efficientnet_b2", 53),
+    "efficientnet_lite2": ("efficientnet_lite2", 43),
+}
+
+
+def measure_step(values: flags.FlagValues) -> list[dict]:
+    """A training step of 32 images, of a linear head on the trunk, against timm's in PyTorch."""
+    rows = []
+    for trunk, (theirs, blocks) in TIMM_TRUNKS.items():
+        for depth, frozen in (("none", 0), ("-60", blocks)):
+            what = "all trained" if depth == "none" else "last 60 layers trained"
+            ours = plain = 0.0
+            for _ in range(2):
+                ours = max(ours, _our_step(trunk, depth))
+                plain = max(plain, _timm_step(values.timm_python, theirs, frozen))
+            rows.append(
+                {
+                    "what": f"{trunk}, 224 px, batch 32, {what}: a training step against timm's",
+                    "fast": f"{ours:.1f}/s",
+                    "plain": f"{plain:.1f}/s",
+                    "ratio": ours / plain,
+                }
+            )
+    return rows
+
+
+def _our_step(trunk: str, depth: str) -> float:
+    """Images per second of a training step, in a process of its own."""
+    code = "import sys, trunk_benchmarks; print(trunk_benchmarks.our_step(*sys.argv[1:]))"
+    return _of_process([sys.executable, "-c", code, trunk, depth])
+
+
+def _timm_step(python: str | None, name: str, frozen: int) -> float:
+    return _of_process([python or sys.executable, "-c", TIMM, name, str(frozen)])
+
+
+def _of_process(command: list[str]) -> float:
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"benchmark.py: {done.stderr.strip().splitlines()[-1]}")
+    return float(done.stdout.split()[-1])
+
+
+def our_step(trunk: str, depth: str) -> float:
+    """Images per second of a training step on one batch, the best of seven."""
+    import tensorflow as tf
+
+    from multitask.learning.phases import prepare_phase
+    from multitask.model.network import build_network
+    from multitask.spec import Kind
+
+    batchnorm = "train" if depth == "none" else "frozen"
+    spec = _spec(trunk, freeze_depth=depth, **{"trunk.batchnorm": batchnorm})
+    task = spec.tasks[0].model_copy(update={"head": Kind(kind="linear")})
+    spec = spec.model_copy(update={"tasks": (task,)})
+    classes = {task.name: tuple(map(str, range(60)))}
+    weights = {task.name: np.ones(60, np.float32)}
+    model = prepare_phase(
+        build_network(spec, classes), spec, "finetune", class_weights=weights, steps_per_epoch=100
+    ).model
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 255, (32, 224, 224, 3)).astype(np.float32)
+    labels = {task.name: rng.integers(0, 60, 32).astype(np.int32)}
+    ones = {task.name: np.ones(32, np.float32)}
+    batches = tf.data.Dataset.from_tensors((images, labels, ones)).cache().repeat()
+    times = common.StepTimes()
+    model.fit(batches, steps_per_epoch=9, callbacks=[times], verbose=0, shuffle=False)
+    return 32 / float(np.diff(times.ends)[1:].min())
