@@ -299,7 +299,7 @@ def test_a_wrong_spec(table, tasks, message):
         ({"tasks": ("nothing",)}, 'museum.toml: task[0] "nothing": column: "nothing": none of 40'),
         ({"tasks": ("all",)}, 'museum.toml: task[0] "all": column: "all": only one value'),
         ({"images": "elsewhere"}, "museum.toml: images: 'elsewhere': the images of"),
-        ({"table": {"image": "link"}}, "{}/catalogue.csv: column 'link' holds addresses"),
+        ({"table": {"image": "link"}}, "{}/catalogue.csv: column 'link' holds URLs"),
     ],
 )
 def test_wrong_columns_are_one_line(museum, changes, message):
