@@ -290,8 +290,8 @@ def test_the_order_of_rows_does_not_matter():
         (
             frame_of(*"aab"),
             {"min_examples": 2},
-            'task "style": min_examples: 2: 1 classes have so many examples ("a" 2, "b" 1); a '
-            "task needs at least 2",
+            'task "style": min_examples: 2: 1 classes have at least 2 examples ("a" 2, "b" 1); a '
+            "task needs at least 2 classes",
         ),
         (
             frame_of(*"ab"),

@@ -282,8 +282,8 @@ def test_a_copy_without_names_is_refused(lists, photos, tiny_spec, tmp_path):
     field, text = refusal(lambda: with_copy(tiny_spec(), lists, root))
     assert field == "data"
     assert text.endswith(
-        f"{root}: the images inside its files have no names (such as image.path), by which they "
-        "could be matched; use a copy with file names"
+        f"{root}: the images inside its files have no file names (as in image.path) to match them "
+        "by; use a copy with file names"
     )
     assert not (lists / "copy_images").exists()
 
@@ -329,7 +329,7 @@ def spec_file(folder, spec, **changes):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--split_column=split"], "--split_column: is for --data, a collection without a spec"),
+        (["--split_column=split"], "--split_column: is only for --data without --spec"),
         (["--images=x"], "--images: the images of copy are in copy"),
         (["--data_dir=copy"], "--data_dir: copy: no wikiart_csv/artist_train.csv: "),
         (["--data=elsewhere"], "elsewhere: no such file or folder."),

@@ -121,8 +121,8 @@ def test_a_museums_export():
         "title": "free text",
         "date": "dates",
         "dimensions": "measures",
-        "credit line": 'not visible in the image (by its name, "credit")',
-        "on view": "yes or no, mostly about the record",
+        "credit line": 'not visible in the image ("credit" in its name)',
+        "on view": "yes or no, usually about the record",
         "country": "one value only",
         "photo number": "identifier",
         "page": "URLs",
@@ -264,7 +264,7 @@ def test_a_task_that_another_one_determines_is_named():
     guesses = guess_columns(frame)
     assert guesses.warnings == (
         'task "genre" is a function of task "style": 100 % of 1,000 images have the most frequent '
-        '"genre" of their "style"; its accuracy would mean nothing in addition to that of "style"',
+        '"genre" of their "style"; its accuracy adds nothing to that of "style"',
     )
     frame.loc[:14, "genre"] = ["genre 9"] * 15
     share = frame.groupby("style")["genre"].agg(lambda g: g.value_counts().max()).sum() / 1000
@@ -292,8 +292,8 @@ def test_a_constant_task_is_not_determined_by_another():
 def test_classes_of_one_example_are_named():
     frame = pairs(style=["a"] * 99 + ["b"] * 99 + ["c", "d"])
     assert warnings_with(guess_columns(frame), "one example") == [
-        'task "style": 2 of 4 classes have one example ("c" 1, "d" 1), which cannot be learnt '
-        "from and judged by as well; raise min_examples"
+        'task "style": 2 of 4 classes have one example ("c" 1, "d" 1), too few to train and to '
+        "evaluate; raise min_examples"
     ]
 
 
@@ -307,7 +307,7 @@ def test_leaks_between_the_splits_are_named():
     guesses = guess_columns(frame)
     assert guesses.group == "object_id"
     assert guesses.warnings == (
-        "1 rows have the image of an earlier row",
+        "1 rows repeat the image of an earlier row",
         'leak: 2 train images belong to the same image or group as a test image (first: "0.jpg")',
     )
 
@@ -332,7 +332,7 @@ def test_a_guess_that_leaves_one_class_is_no_task():
         (
             pd.DataFrame({"a": ["x", "y"] * 9, "b": ["u", "v"] * 9}),
             {},
-            "image: no column holds names of image files; name it. Expected one of: a, b.",
+            "image: no column holds names of image files; name one. Expected one of: a, b.",
         ),
         (
             pairs(note=[f"a note on the image {i}" for i in range(200)]),
