@@ -191,7 +191,7 @@ def test_each_class_of_two_units_is_on_both_sides(grouped):
 
 
 def test_small_tables_are_compared_with_all_possible_draws():
-    """As many classes are on both sides as in the best of all draws, nearly always."""
+    """Nearly always, as many classes are on both sides as in the best possible draw."""
     rng = np.random.default_rng(5)
     ours = best = 0
     for seed in range(150):
@@ -286,7 +286,7 @@ def test_bad_input_is_one_line(labels, units, share, message):
     assert "\n" not in str(error.value)
 
 
-def test_nothing_can_be_drawn_where_each_group_has_a_class_of_its_own():
+def test_nothing_can_be_drawn_if_each_image_is_the_only_one_of_a_class():
     labels = np.asarray([[0, 0], [0, 1], [1, 2], [2, 2]], np.int32)
     with pytest.raises(InputError) as error:
         draw_rows(labels, names_for(4), 0.3, seed=0)
