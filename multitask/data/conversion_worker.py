@@ -25,7 +25,7 @@ from multitask.data.pillow_pixels import (
 )
 from multitask.errors import InputError, install
 
-# The largest image has 0.7 GB as CMYK; its copies with 3 bytes per pixel do not exist together.
+# The largest image has 0.7 GB as CMYK; only one copy with 3 bytes per pixel exists at a time.
 MAX_MEMORY_BYTES = 4 * 2**30
 PAGES, PROFILE = "pages", "profile"
 UNKNOWN = (

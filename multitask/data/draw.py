@@ -362,7 +362,7 @@ class _Draw:
         while self.drawn[index] < wanted:
             gains, free = self._gains(entries, begins)
             free &= self.left[kinds] > 0
-            # A group that overshoots by more than is lacking is drawn only if there is no other.
+            # A group that overshoots by more rows than are missing is only drawn as the first one.
             near_enough = free & (counts < 2 * (wanted - self.drawn[index]))
             if self.drawn[index] == 0 and not near_enough.any():
                 near_enough = free
@@ -391,7 +391,7 @@ class _Draw:
         return classes[self.pool.is_class[classes]]
 
     def run(self, at_least: int) -> None:
-        """Draw all units: the rarest classes first, then what the share of all rows lacks."""
+        """Draw all units: first for the rarest classes, last until all rows have their share."""
         self._start()
         for index in np.lexsort((self.pool.rows_of, self.pool.units_of)).tolist():
             if self.pool.is_class[index]:

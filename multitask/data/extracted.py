@@ -84,7 +84,7 @@ def _facts(source: Source) -> dict[str, Any]:
 def _read_index(
     folder: Path, facts: dict[str, Any], stems: Mapping[str, str]
 ) -> dict[str, str] | None:
-    """Reference -> path, of the images written before; None if they are others or named others."""
+    """Reference -> path, of images written earlier; None if their shards or names differ."""
     try:
         content = read_json(folder / INDEX)
         paths: dict[str, str] = content["paths"]

@@ -119,7 +119,7 @@ def guess_columns(
     group: str | None = None,
     tasks: Sequence[str] | None = None,
 ) -> Guesses:
-    """Guess what the columns of a table are.
+    """Guess the role of each column of a table.
 
     Args:
         frame: one row per image.
@@ -245,7 +245,7 @@ def _guess_split(
 def _guess_group(
     facts: Mapping[str, ColumnFacts], roles: Mapping[str, ColumnGuess]
 ) -> tuple[str | None, Role, str]:
-    # A column that may be a task is not a group: a class in one split only cannot be learnt.
+    # A column that may be a task is not a group: each of its classes would be in one split only.
     columns = _free(
         facts, roles, lambda column: group_reason(column) and no_task_reason(column) is not None
     )

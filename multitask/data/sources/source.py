@@ -33,8 +33,8 @@ class Source:
             EmbeddedImages reads it. If not, it is a path relative to `images`, as the source
             spells it.
         images: the folder that the paths are relative to; None if the images are embedded.
-        shards: the files of the embedded images, relative to `place`, in the order of the rows. A
-            source that is one file has its name. () if the images are not embedded.
+        shards: the files of the embedded images, in the order of the rows: paths relative to
+            `place`, or its name if it is a file. () if the images are not embedded.
         split: the column of splits if the source itself names them by folders, shards or its
             layout. The values are those names, or None for a row without a split.
         class_names: column -> its classes, in the order that the source itself defines. The frame

@@ -33,7 +33,7 @@ from multitask.errors import InputError, shown
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _SAMPLE_CHARS, _SAMPLE_ROWS = 2**18, 200  # the part of the file that the delimiter is chosen by
-_BOMS = (  # UTF-32 comes before UTF-16, whose mark is the beginning of its mark
+_BOMS = (  # UTF-32 before UTF-16: the mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8 with a byte order mark"),
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
