@@ -1,7 +1,7 @@
-"""One small collection in every form that people have it in, written by other people's writers.
+"""One small collection in every supported form, written by the libraries that people use.
 
-Forty photographs of twenty objects, two each. The school of an object is the parity of its number;
-its period the remainder by three, and every fifth has none.
+It has forty photographs of twenty objects, two of each. The school of an object is the parity of
+its number. Its period is the remainder of its number by three; every fifth object has none.
 """
 
 import numpy as np
@@ -50,8 +50,8 @@ def make_large(form, folder, classes, views=4):
 
     Args:
         form: "hub" (Parquet by `datasets`) or "parquet" (paths in a table by pandas).
-        classes: how many painters there are.
-        views: images of each.
+        classes: the number of painters.
+        views: the number of images of each.
 
     Returns:
         The path of the collection, and the frame: file, painter, century.
@@ -108,7 +108,7 @@ def _parquet(folder, photos):
 
 
 def _metadata(folder, photos):
-    """What `datasets` calls an image folder: metadata.csv in the folder of the photographs."""
+    """An image folder as `datasets` defines it: metadata.csv in the folder of the photographs."""
     frame = rows().rename(columns={"file": "file_name"})
     frame.to_csv(folder / "photos" / "metadata.csv", index=False)
     return {"place": str(folder / "photos")}
@@ -120,7 +120,7 @@ def _excel(folder, photos):
 
 
 def _folders(folder, photos):
-    """Folders cannot say that an image has no period: it is in the folder `unknown`."""
+    """An image without a period is in the folder `unknown`: every level needs a name."""
     for row in rows().itertuples():
         target = folder / "tree" / row.school / (row.period or "unknown") / row.file
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Color profiles (ICC.1:2001-04) from their numbers."""
+"""Make color profiles (ICC.1:2001-04) from colorants and gamma values."""
 
 import struct
 

@@ -1,9 +1,9 @@
 """Audit: count and list the contents of a data set and its problems.
 
 A finding is a problem to correct, or to accept knowingly: it costs labels or images, or makes a
-test set too easy. FINDINGS lists all kinds. Coverage, imbalance, rare classes, mojibake (a
-file with a garbled name is read like any other) and near-duplicates within one split are
-information.
+test set too easy. FINDINGS lists all kinds. These are not findings: coverage, imbalance, rare
+classes, mojibake (a file with a garbled name is read like any other), and near-duplicates within
+one split.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ from multitask.data.table import MISSING_FILE, TEST, TRAIN, Table, merge_tables
 from multitask.pages import audit_page
 from multitask.spec import MISSING, DataSpec, InputError, field_of
 
-# With fewer training labels, the usual validation share of 5 % has no image of the class, and the
-# test set, about half as large as the training set, has fewer than ten: the class's F1 is chance.
+# With fewer training labels, the usual validation share of 5 % has no image of the class. A test
+# set of about half the size of the training set has fewer than ten, so the class's F1 is chance.
 RARE = 20
 
 FINDINGS = {  # kind -> its name, singular and plural
@@ -70,7 +70,7 @@ class Audit:
         table: the merged CSVs with their findings, including the missing images.
         unusable: columns path and reason, of the files that are missing or unreadable.
         mojibake: columns path, repaired (the original name) and file: "there", "missing", or
-            "there as repaired" where only the repaired name is on disk.
+            "there as repaired" if only the repaired name is on disk.
         pairs: near-duplicates among readable images: columns first, second (paths), first_split,
             second_split, distance (bits), labels_differ (the tasks that give the two different
             labels, joined by ", ").
@@ -146,7 +146,7 @@ class Audit:
         ).T
 
     def leaks_by_test_task(self) -> dict[str, int]:
-        """Task -> how many leaking images are test for it; some are test for several tasks."""
+        """Task -> number of leaking images that are test for it; some are so for several tasks."""
         leaks = self.table.findings.leaks
         counts = leaks["task"][leaks["split"] == TEST].value_counts()
         return {task: int(counts.get(task, 0)) for task in self.table.tasks}
@@ -303,7 +303,7 @@ class Audit:
 
 
 def name_findings(findings: dict[str, int]) -> str:
-    """`68,946 missing files, 1 image with contradictory labels`; "" where there is none."""
+    """`68,946 missing files, 1 image with contradictory labels`; "" if there are none."""
     return ", ".join(
         f"{count:,} {FINDINGS[kind][count != 1]}" for kind, count in findings.items() if count
     )
@@ -339,7 +339,7 @@ def imbalance(classes: pd.DataFrame, task: str) -> dict[str, Any]:
     """The largest and the smallest class of a task, among those that its train file lists.
 
     Returns:
-        `{"ratio": 132.5, "largest": (name, labels), "smallest": (name, labels)}`, or {} where there
+        `{"ratio": 132.5, "largest": (name, labels), "smallest": (name, labels)}`, or {} if there
         are no training labels.
     """
     own = classes[(classes["task"] == task) & (classes["listed"] > 0)]

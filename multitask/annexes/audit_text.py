@@ -40,7 +40,7 @@ def _image_lines(audit: Audit) -> list[str]:
         f"{len(table) - len(audit.unusable):,} readable in {audit.image_dir}",
         *_section("Rows of the CSVs", rows),
         "",
-        "Images by the labels they carry",
+        "Images by the tasks that label them",
         *(f"  {name:<{width}}  {count:>9,}" for name, count in sets.items()),
         *_section(
             "Images and labels, one row per image, no test image in training", audit.counts()

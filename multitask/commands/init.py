@@ -1,12 +1,12 @@
-"""Look at a collection and write its spec: which column holds the images, which are tasks.
+"""Look at a collection and write its spec: which column holds the images, and which are tasks.
 
   multitask init catalogue.csv --images=photos --out=mine.toml
   multitask train --spec=mine.toml --workdir=runs/mine
 
-Reads a table (CSV, TSV, JSON Lines, Parquet, Excel), a data set of the Hugging Face Hub on disk,
-one of TFDS (tfds:NAME, or its folder), Kaggle's WikiArt, and folders by class. Nothing is fetched.
-The spec is commented TOML: each guess stands with its reason and can be corrected there, or by the
-flags. `multitask train --data=catalogue.csv` does the same in one command.
+The collection is a table (CSV, TSV, JSON Lines, Parquet, Excel), a data set of the Hugging Face Hub
+on disk, a TFDS data set (tfds:NAME, or its folder), Kaggle's WikiArt, or class folders. Nothing is
+downloaded. The spec is TOML, with the reason of each guess in a comment. Correct a guess there, or
+with a flag. `multitask train --data=catalogue.csv` guesses and trains in one command.
 """
 
 from pathlib import Path
@@ -20,8 +20,8 @@ from multitask.spec import InputError
 def define_flags(values: flags.FlagValues) -> None:
     """Define the flags of `init`."""
     define_collection_flags(values)
-    flags.DEFINE_list("tasks", None, "the columns to learn; several levels of class folders have "
-                      "these names, from the top", flag_values=values)  # fmt: skip
+    flags.DEFINE_list("tasks", None, "the columns to learn; for class folders with several levels: "
+                      "the names of the levels, from the top", flag_values=values)  # fmt: skip
     flags.DEFINE_string("out", None, "the spec's file to write, e.g. mine.toml", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "replace the file if it exists", flag_values=values)
 

@@ -52,14 +52,14 @@ OVERRIDES = {
     "ema": "optimizer.ema",
     "trunk_layer_decay": "optimizer.trunk_layer_decay",
 }
-# Flags that say what is what in a collection -> their help.
+# Flags that describe a collection -> their help.
 COLLECTION_FLAGS = {
-    "images": "the folder of the images (default: that of the table); of a copy with images "
-    "inside its files, where they are written",
-    "image_column": "the column of the images (default: found)",
-    "split_column": "the column of train, validation and test (default: found)",
-    "group": "the column, or the pattern over the paths with one (…), of what stays "
-    "on one side of a split (default: found)",
+    "images": "the folder of the images (default: that of the table); for a copy with images "
+    "inside its files: the folder to write them to",
+    "image_column": "the column of the images (default: detected)",
+    "split_column": "the column of train, validation and test (default: detected)",
+    "group": "the column of groups that stay on one side of a split, or a regular expression over "
+    "the paths whose (…) is the group (default: detected)",
 }
 _FIELDS = {field.place: field for field in described_fields()}
 _DEFINE = {
@@ -97,9 +97,9 @@ def define_spec_flags(values: flags.FlagValues, overrides: Iterable[str] = OVERR
     flags.DEFINE_string(
         "data",
         None,
-        "a table, folder of classes or data set, in place of a spec: the spec is guessed, as "
-        "`multitask init` does; with --spec: another's copy of its images, such as Kaggle's of "
-        "WikiArt, while labels and split come from the lists in --data_dir",
+        "a table, class folders or a data set, in place of a spec: the spec is guessed, as "
+        "`multitask init` does; with --spec: another copy of its images, such as Kaggle's WikiArt; "
+        "labels and split still come from the lists in --data_dir",
         **to,
     )
     define_collection_flags(values, "with --data: ")
@@ -118,10 +118,10 @@ def define_spec_flags(values: flags.FlagValues, overrides: Iterable[str] = OVERR
 
 
 def define_collection_flags(values: flags.FlagValues, condition: str = "") -> None:
-    """Define the flags that say what a collection's columns are.
+    """Define the flags that describe a collection.
 
     Args:
-        values: where they are defined.
+        values: the flags to add them to.
         condition: the beginning of each flag's help.
     """
     for flag, text in COLLECTION_FLAGS.items():
@@ -131,10 +131,10 @@ def define_collection_flags(values: flags.FlagValues, condition: str = "") -> No
 def draft_of_flags(
     values: flags.FlagValues, place: str, *, spec_dir: Path | None = None
 ) -> "Draft":
-    """Draft the spec of a collection by the flags.
+    """Draft the spec of a collection as the flags say.
 
     Args:
-        values: with those of `define_collection_flags`, and --tasks.
+        values: the flags of `define_collection_flags`, and --tasks.
         place: the table, folder or `tfds:NAME`.
         spec_dir: the folder of the spec's file.
     """
@@ -211,7 +211,9 @@ def resolve_data(
             data_dir = Path(spec.source_file).parent
         return _overridden(values, spec, values.tasks), data_dir
     if values.data_dir is not None:
-        raise InputError("--data_dir: with --data alone, the paths start at the table's folder")
+        raise InputError(
+            "--data_dir: needs --spec; with --data alone, the paths start at the table's folder"
+        )
     check_needed(values, left, command, needed)
     draft = draft_of_flags(values, values.data)
     draft.log()
@@ -221,7 +223,7 @@ def resolve_data(
 def _refuse_collection_flags(values: flags.FlagValues, *allowed: str) -> None:
     for flag in COLLECTION_FLAGS:
         if flag not in allowed and values[flag].value is not None:
-            raise InputError(f"--{flag}: is for --data, a collection without a spec")
+            raise InputError(f"--{flag}: is only for --data without --spec")
 
 
 def _with_copy(values: flags.FlagValues) -> tuple[DataSpec, Path]:
@@ -230,7 +232,7 @@ def _with_copy(values: flags.FlagValues) -> tuple[DataSpec, Path]:
 
     _refuse_collection_flags(values, "images")
     spec = load_spec(values.spec, allow_outside=True)
-    # Its images are replaced: `tune` writes specs with the folder of a copy.
+    # `images` is replaced, so it is not checked: in a spec by `tune` it may be a copy's folder.
     refuse_outside(override(spec, {"images": "."}), allowed=values.allow_outside)
     return with_copy(
         _overridden(values, spec, values.tasks),

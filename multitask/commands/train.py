@@ -1,4 +1,4 @@
-"""Train all the tasks of a spec in one model, then evaluate it.
+"""Train all tasks of a spec in one model, then evaluate it.
 
   multitask train --spec=wikiart --data_dir=DIR --workdir=runs/first
 

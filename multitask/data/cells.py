@@ -13,7 +13,7 @@ from multitask.errors import InputError, expected, near, quoted
 MOST_NAMED = 3  # values that a note quotes
 _MOST_COLUMNS = 20  # columns that a message lists
 # The text of a list: quoted items, numbers and None, separated by commas (Python, JSON) or by
-# spaces (NumPy). Words without quotes are no list: a museum's "[Portrait]" is a title.
+# spaces (NumPy). Words without quotes are not a list: a museum's "[Portrait]" is a title.
 _ITEM = re.compile(
     r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None|null|nan|[+-]?\d+(?:\.\d+)?""", re.DOTALL
 )
@@ -30,10 +30,10 @@ def is_empty(cell: Any) -> bool:
 
 
 def clean_text(cell: Any) -> str:
-    """A value as text, in one spelling: the spelling of the class names.
+    """A value as text, in the one spelling that class names have.
 
-    White space is one space or none, composed and decomposed accents are alike, and a whole number
-    has no decimal point, because pandas reads a column of numbers with a gap as floats. Half a
+    White space is stripped and reduced to single spaces, and accents are composed. A whole number
+    loses its decimal point, because pandas reads a column of integers with a gap as floats. Half a
     surrogate pair, which no file can hold, becomes U+FFFD.
     """
     if isinstance(cell, bytes):
@@ -96,7 +96,7 @@ def distinct_cells(cells: Iterable[Any]) -> tuple[np.ndarray, list[Any]]:
     distinct: list[Any] = []
     codes = []
     for cell in cells:
-        # Most cells are texts, which need no further look.
+        # Most cells are texts, which are their own keys.
         key = cell if type(cell) is str else None if is_empty(cell) else _cell_key(cell)
         code = numbers.setdefault(key, len(distinct))
         if code == len(distinct):

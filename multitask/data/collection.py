@@ -29,21 +29,21 @@ from multitask.data.splitting import TEST, TRAIN, VALIDATION
 from multitask.spec import MISSING, TFDS_PREFIX, DataSpec, InputError, Task, shown
 from multitask.spec_fields import TableOptions
 
-_NUMBER = re.compile(r"(?:line|row) (\d+)")  # of a row in its file
+_NUMBER = re.compile(r"(?:line|row) (\d+)")  # the number of a row in its file
 
 
 @dataclass
 class _Rows:
-    """The rows of a source that have an image, and what is known of each."""
+    """The rows of a source that have an image, and the facts about each."""
 
     frame: pd.DataFrame
     paths: list[str]  # below the folder of the images
     unsafe: list[str]  # why a path is refused, "" for a safe one
     numbers: np.ndarray  # of the line or row in the file, for messages
     splits: np.ndarray
-    units: np.ndarray
-    named_units: np.ndarray  # without near-duplicates: the same image, or the same group
-    near: str  # describes the near-duplicates that are in one unit, "" without any
+    units: np.ndarray  # of the same image, the same group, or near-duplicates
+    named_units: np.ndarray  # of the same image or the same group
+    near: str  # a note on the near-duplicates in the units, "" if there are none
 
 
 def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> LabelledRows:
@@ -52,7 +52,7 @@ def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> L
     Images inside the table's files are written to the folder `images` of the spec, once.
 
     Args:
-        spec: with a [table].
+        spec: a spec with a [table].
         data_dir: the folder that the spec's paths start at.
         strict: refuse unsafe paths and too many values that are not among the given classes.
 
@@ -152,7 +152,7 @@ def _rows_of(
         written = extract_images(source, names, image_dir)
         there = np.array([path is not None for path in written], bool)
         if not there.all():
-            notes.append(f"{int((~there).sum()):,} rows have no bytes of an image")
+            notes.append(f"{int((~there).sum()):,} rows have no image bytes")
         frame, splits = frame[there].reset_index(drop=True), splits[there]
         numbers, names = numbers[there], list(itertools.compress(names, there))
         paths, unsafe = [path for path in written if path is not None], [""] * len(names)
@@ -181,8 +181,8 @@ def _rows_of(
 def _near_duplicates(
     spec: DataSpec, data_dir: Path, paths: Sequence[str], unsafe: Sequence[str]
 ) -> tuple[list[int | None], str]:
-    """The group of near-duplicates of each row, None for most; and a note, "" without any."""
-    # These import TensorFlow, which a split that a column names does not need.
+    """The near-duplicate group of each row, None for most; and a note, "" if there are none."""
+    # These import TensorFlow, which is not needed if a column names the splits.
     from multitask.data.near_duplicates import hash_cache, near_groups
     from multitask.data.records import default_records_dir
 
@@ -193,7 +193,7 @@ def _near_duplicates(
     files = [matches[path].file or path if path in matches else path for path in distinct]
     present = sum(os.path.isfile(image_dir / file) for file in files)
     if len(files) - present > spec.max_missing * len(files):
-        return [None] * len(paths), ""  # no training starts, and decoding would take long
+        return [None] * len(paths), ""  # too many are missing: training will not start
     cache = hash_cache(spec, default_records_dir(data_dir))
     groups = near_groups(files, image_dir, cache)
     group_of = dict(zip(distinct, groups, strict=True))
@@ -240,7 +240,7 @@ def _labels(spec: DataSpec, task: Task, rows: _Rows, strict: bool) -> ColumnLabe
         classes=task.class_names,
         train=None if drawn else rows.splits == TRAIN,
     )
-    # What was rare at the first training is not new.
+    # A value that was rare at the first training is not new.
     examples = column.counts.examples
     new = {v: n for v, n in column.counts.unknown.items() if examples.get(v, 0) >= least}
     if strict and sum(new.values()) > spec.max_unknown * column.counts.rows:
@@ -269,17 +269,20 @@ def _split(spec: DataSpec, rows: _Rows, labels: np.ndarray) -> list[str]:
         if not rows.near:
             raise
         raise InputError(
-            f"{error} ({rows.near}; exclude_near_duplicates = false draws without them)"
+            f"{error} ({rows.near}; exclude_near_duplicates = false ignores them)"
         ) from None
     rows.splits[drawn.rows] = TEST
-    # An unlabelled image goes where its group is.
+    # An unlabelled image follows its group.
     of_test = np.unique(rows.units[drawn.rows])
     rows.splits[np.isin(rows.units, of_test)] = TEST
     return [*drawn.notes, f"test set: {int(drawn.rows.sum()):,} of {len(labels):,} images, drawn"]
 
 
 def _keep_units_together(rows: _Rows) -> list[str]:
-    """Take images out of training and validation whose group is in the test set, and so on."""
+    """Exclude images whose group is also in another split.
+
+    A group with test images keeps only these; otherwise, one with validation images keeps these.
+    """
     notes = []
     for inner, outer in ((TRAIN, TEST), (VALIDATION, TEST), (TRAIN, VALIDATION)):
         leaking = leaking_rows(rows.named_units, rows.splits, inner=inner, outer=outer)

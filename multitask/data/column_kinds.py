@@ -1,4 +1,4 @@
-"""What a column looks like by its values: classes, identifiers, dates, measures or free text."""
+"""Recognise what a column holds: classes, identifiers, dates, measures or free text."""
 
 import re
 from collections import Counter
@@ -15,13 +15,13 @@ from multitask.data.table import TRAIN
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 1000  # values of a column that is guessed to be a task
 FEW_EXAMPLES = 10  # classes with fewer are hard to learn and to judge
-_MOST_SPLITS = 20  # values of a split column, those included that are no split
+_MOST_SPLITS = 20  # values of a split column, including values that name no split
 _MOST_OF_GROUP = 50  # mean number of images in a group
-_NEARLY_ALL, _MOST = 0.95, 0.8  # shares of the rows that look like something
-_LOOKED_AT = 5000  # values of a column; more would take seconds and change no guess
-_WORDS = 4  # mean number of words from which values that hardly repeat are text
+_NEARLY_ALL, _MOST = 0.95, 0.8  # shares of the rows that must have the same form
+_LOOKED_AT = 5000  # values of a column to test; more would take seconds and change no guess
+_WORDS = 4  # free text has at least this mean number of words, and fewer rows per value
 SEPARATORS = ("|", ";", "\n", " / ", "/", ",")
-# The last two stand inside single values as well: both parts must be values of their own.
+# These also occur inside single values: nearly all their parts must be values of other cells.
 _DOUBTFUL = ("/", ",")
 
 _SUFFIX = re.compile(
@@ -58,7 +58,7 @@ _MEASURES = _words("""
 _NUMBER_WORDS = _words("number num nr no")
 _CODE_WORDS = _words("inv obj cat acc")
 _ERAS = _words("ca circa ad bc bce ce century")
-_ELSEWHERE = _words("""
+_NOT_VISIBLE = _words("""
     credit creditline copyright rights license licence url uri link provenance location
 """)
 _OBJECTS = _words("""
@@ -74,12 +74,12 @@ class ColumnFacts:
 
     Attributes:
         name: the column's name.
-        rows: the rows of the table.
-        values: value -> rows with this value, of the cells with one value; the largest first.
-        missing: value -> rows in which it means that there is none.
-        several: the rows with several values.
+        rows: the number of rows.
+        values: value -> rows that have it as their only value, the largest first.
+        missing: value -> rows, for values that mean "no label".
+        several: the number of rows with several values.
         separator: the text between the values of a cell, None if there is none.
-        binary: the rows that hold bytes or a record.
+        binary: the number of rows that hold bytes or a record.
     """
 
     name: str
@@ -92,7 +92,7 @@ class ColumnFacts:
 
     @property
     def filled(self) -> int:
-        """The rows with one value."""
+        """The number of rows with one value."""
         return sum(self.values.values())
 
     @property
@@ -101,7 +101,7 @@ class ColumnFacts:
         return self.filled / max(1, len(self.values))
 
     def share(self, looks: Callable[[str], object]) -> float:
-        """The share of the rows of the most frequent values that look like something."""
+        """The share of the rows whose value passes `looks`, among the most frequent values."""
         most = list(self.values.items())[:_LOOKED_AT]
         rows = sum(rows for value, rows in most if looks(value))
         return rows / max(1, sum(rows for _, rows in most))
@@ -143,10 +143,10 @@ def _ordered(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def find_separator(texts: Mapping[str, int]) -> str | None:
-    """Find the text between the values of cells that hold several.
+    """Find the separator of cells with several values; None if there is none.
 
-    It separates values if its parts are values that other cells have too: "Oil|Canvas" beside "Oil"
-    and "Canvas". A comma in "Monet, Claude" does not, because nobody is called "Monet" alone.
+    A text is a separator if the parts between it are values of other cells: "Oil|Canvas" has the
+    parts "Oil" and "Canvas". The comma in "Monet, Claude" is not one: no cell is "Monet" alone.
 
     Args:
         texts: cell -> rows.
@@ -160,7 +160,7 @@ def find_separator(texts: Mapping[str, int]) -> str | None:
         parts = [[part.strip() for part in text.split(separator)] for text in split]
         cells_of = Counter(part for cell in parts for part in set(cell))
         doubtful = separator in _DOUBTFUL
-        # Where every cell with a value has the separator, parts that recur are values too.
+        # Perhaps every cell with a value has the separator: parts that recur are values too.
         known = sum(
             part in plain or (not doubtful and cells_of[part] > 1)
             for cell in parts
@@ -180,7 +180,7 @@ def is_image_column(facts: ColumnFacts) -> bool:
 
 
 def is_split_column(facts: ColumnFacts) -> bool:
-    """Whether most values are a split, and more than one."""
+    """Whether the values of at least half of the rows are splits: train, and another one."""
     splits = {split_of(value) for value in facts.values} - {EXCLUDED}
     return (
         len(facts.values) <= _MOST_SPLITS
@@ -191,7 +191,7 @@ def is_split_column(facts: ColumnFacts) -> bool:
 
 
 def _is_code(value: str) -> bool:
-    """Whether a value is a number in a catalogue, as `SK-A-1234`, `1950.12.3` or `Inv. 12`."""
+    """Whether a value is a catalogue number such as `SK-A-1234`, `1950.12.3` or `Inv. 12`."""
     words = (word for word in _WORD.findall(value) if word.lower() not in _CODE_WORDS)
     return any(c.isdigit() for c in value) and all(len(w) < 3 or w.isupper() for w in words)
 
@@ -210,23 +210,23 @@ def _is_measure(value: str) -> bool:
 
 
 def _number_reason(facts: ColumnFacts) -> str | None:
-    """Why a column of numbers is no task; None if they look like class indices."""
+    """Why a column of numbers is not a task; None if they look like class indices."""
     numbers = [int(value) for value in facts.values if _WHOLE.fullmatch(value)]
     hints = facts.words() & _MEASURES
     if hints:
-        return f'numbers that measure or count (by its name, "{min(hints)}")'
+        return f'numbers that measure or count ("{min(hints)}" in its name)'
     if len(numbers) < len(facts.values):
         return "numbers with decimals"
     low, high = min(numbers), max(numbers)
-    # The indices of a second task may go on behind those of the first one, without a gap.
+    # The indices of a second task may continue those of the first one without a gap.
     full, fewest = (_MOST, 2) if low in (0, 1) else (1, FEW_EXAMPLES)
     if len(numbers) < full * (high - low + 1) or facts.mean_rows < fewest:
-        return f"numbers from {low:,} to {high:,}, not consecutive as class indices are"
+        return f"numbers from {low:,} to {high:,}, not consecutive like class indices"
     return None
 
 
 def no_task_reason(facts: ColumnFacts) -> str | None:
-    """Why a column is no task; None if it may be one."""
+    """Why a column is not a task; None if it may be one."""
     return _form_reason(facts) or _value_reason(facts) or _count_reason(facts)
 
 
@@ -240,17 +240,17 @@ def _form_reason(facts: ColumnFacts) -> str | None:
     if distinct == 1 and not facts.several:
         return f"one value only: {named_counts(facts.values)}"
     if {value.casefold() for value in facts.values} <= _YES_NO and not facts.several:
-        return "yes or no, mostly about the record"
-    hints = facts.words() & _ELSEWHERE
+        return "yes or no, usually about the record"
+    hints = facts.words() & _NOT_VISIBLE
     if hints:
-        return f'not visible in the image (by its name, "{min(hints)}")'
+        return f'not visible in the image ("{min(hints)}" in its name)'
     return None
 
 
 def _value_reason(facts: ColumnFacts) -> str | None:
     """Why a column cannot be a task, by what its values look like."""
     coded = facts.share(_is_code) >= _MOST and facts.mean_rows < 2 * FEW_EXAMPLES
-    if coded and names_objects(facts):  # an object number such as 1950.12.3 is no date
+    if coded and names_objects(facts):  # an object number such as 1950.12.3 is not a date
         return _identifier(facts, "codes")
     looks: Sequence[tuple[Callable[[str], object], float, str]] = (
         (_URL.match, _NEARLY_ALL, "URLs"),
@@ -291,7 +291,7 @@ def _count_reason(facts: ColumnFacts) -> str | None:
 
 
 def has_long_tail(values: Mapping[str, int]) -> bool:
-    """Whether most values are rare, or there are too many, but most rows have a frequent one.
+    """Whether most values are rare or there are too many, but most rows have a frequent value.
 
     Args:
         values: value -> rows.
@@ -305,7 +305,7 @@ def has_long_tail(values: Mapping[str, int]) -> bool:
 def group_reason(facts: ColumnFacts) -> str | None:
     """Why the values of a column name groups of images; None if they do not.
 
-    An identifier that some rows share: one object with several photographs.
+    Such a column is an identifier that some rows share: one object with several photographs.
     """
     distinct = len(facts.values)
     largest = max(facts.values.values(), default=0)
@@ -315,12 +315,12 @@ def group_reason(facts: ColumnFacts) -> str | None:
     shared = shared and largest <= max(2, 0.2 * facts.rows)
     looks = (_is_date, _is_measure, _NUMBER.fullmatch)
     other = any(facts.share(look) >= _MOST for look in looks)
-    hint = facts.words() & (_MEASURES | _ELSEWHERE)
+    hint = facts.words() & (_MEASURES | _NOT_VISIBLE)
     if not shared or distinct < 2 or not (named or (coded and not hint and not other)):
         return None
     return (
-        f"{distinct:,} values in {facts.filled:,} rows, up to {largest:,} images each, such as one "
-        "object's photographs"
+        f"{distinct:,} values in {facts.filled:,} rows, up to {largest:,} images each, such as the "
+        "photographs of one object"
     )
 
 

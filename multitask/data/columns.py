@@ -28,17 +28,17 @@ _MOST_COMPARED = 20_000  # values that a wrong key is compared with; more would 
 
 @dataclass(frozen=True)
 class ColumnCounts:
-    """How many rows of a column hold what; each dict has its largest count first.
+    """Counts of what the rows of a column hold; each dict has its largest count first.
 
     Attributes:
-        rows: the rows of the table.
+        rows: the number of rows.
         values: value -> rows that have it as their only value.
         examples: value -> the training rows among them; all of them if the split is unknown.
-        missing: value -> rows in which it means that there is no label; "" is an empty cell.
-        several: cell as text -> rows; cells with several values.
+        missing: value -> rows, for values that mean "no label"; "" is an empty cell.
+        several: cell as text -> rows, for cells with several values.
         mapped: value -> rows in which `map` replaces it.
-        rare: class -> examples, of the classes that have too few.
-        unknown: value -> rows, of the values that are not among the given classes.
+        rare: class -> examples, for classes with too few examples.
+        unknown: value -> rows, for values that are not among the given classes.
     """
 
     rows: int
@@ -91,15 +91,15 @@ def label_column(
     Args:
         frame: one row per image.
         column: the column with the task's values.
-        task: the task's name, which the notes begin with; the column's name if None.
-        place: the task's place in the spec, which errors begin with.
+        task: the task's name, with which the notes begin; None: the column's name.
+        place: the task's place in the spec, with which errors begin.
         min_examples: classes with fewer examples are rare.
         rare: what rare classes become: "exclude", no label; "other", one class together.
-        missing: values that mean that there is no label, compared case-insensitively.
+        missing: values that mean "no label", compared case-insensitively.
         several: what a cell with several values becomes: "exclude", no label; "first", its first.
         separator: the text between the values of a cell; None if cells are not split.
-        map: value -> value; also of a whole cell that holds several values.
-        classes: the classes of the first training, in their order; None fixes them here, sorted.
+        map: value -> its replacement; a key may be a whole cell that holds several values.
+        classes: the classes of the first training, in their order; None: choose them, sorted.
         train: bool [rows], the rows whose examples are counted; None counts all rows.
 
     Raises:
@@ -169,7 +169,7 @@ def _read_cell(
     renamed: Mapping[str, str],
 ) -> _Cell:
     whole = clean_text(cell) if isinstance(cell, str) else ""
-    # A whole cell may be mapped too: that is how a user decides what "A; B" is.
+    # A whole cell may be mapped too: this is how a user decides what "A; B" is.
     raw = [whole] if whole in renamed else cell_values(cell, separator)
     values = [renamed.get(value, value) for value in raw]
     kept = list(dict.fromkeys(value for value in values if value.casefold() not in no_label))
@@ -198,7 +198,7 @@ def _count(
     classes: Sequence[str] | None,
     min_examples: int,
 ) -> ColumnCounts:
-    """Count what the rows hold; `rare` and `unknown` exclude each other."""
+    """Count what the rows hold; one of `rare` and `unknown` is always empty."""
     rows = np.bincount(codes, minlength=len(read)).tolist()
     seen = codes if train is None else codes[train]
     examples = _ordered(
@@ -257,16 +257,16 @@ def _check_values(counts: ColumnCounts, place: str) -> None:
 def _choose_classes(
     counts: ColumnCounts, min_examples: int, rare: str, place: str
 ) -> tuple[str, ...]:
-    """Choose the classes, sorted: those that are not rare, and perhaps OTHER for the rare ones."""
+    """Choose the classes, sorted: those that are not rare, and OTHER if rare ones are joined."""
     names = set(counts.examples) - set(counts.rare)
-    # The joined class is a class like any other: it needs its examples too.
+    # The joined class needs enough examples, as every class does.
     joined = sum(counts.rare.values())
     if rare == "other" and joined and (OTHER in names or joined >= min_examples):
         names.add(OTHER)
     if len(names) < 2:
         raise InputError(
-            f"{min_examples}: {len(names)} classes have so many examples "
-            f"({named_counts(counts.examples)}); a task needs at least 2",
+            f"{min_examples}: {len(names)} classes have at least {min_examples:,} examples "
+            f"({named_counts(counts.examples)}); a task needs at least 2 classes",
             field=place,
         )
     return tuple(sorted(names))
@@ -318,7 +318,7 @@ def _map_notes(counts: ColumnCounts, renamed: Mapping[str, str]) -> list[str]:
 def _class_notes(
     counts: ColumnCounts, classes: Sequence[str], min_examples: int, join: bool
 ) -> list[str]:
-    """Count the values without a class: the rare ones, and those that are new."""
+    """Count the values without a class: rare ones, and ones that are not among the classes."""
     notes = []
     if counts.rare:
         rows = sum(counts.values[name] for name in counts.rare)
@@ -347,7 +347,7 @@ def _spelling_notes(counts: ColumnCounts, classes: Sequence[str]) -> list[str]:
     for name in classes:
         plain = unicodedata.normalize("NFKD", name.casefold())
         letters = "".join(character for character in plain if character.isalnum())
-        # A name of punctuation alone is like no other.
+        # A name of punctuation alone is similar to no other.
         alike.setdefault(letters or name, []).append(name)
     groups = [names for names in alike.values() if len(names) > 1]
     if not groups:

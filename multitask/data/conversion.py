@@ -1,9 +1,10 @@
 """Make other formats and colors readable: every image becomes a JPEG, PNG or WebP in sRGB.
 
-`decode` and `decode_arrays` read JPEG, PNG and WebP, and take their numbers for sRGB. What they do
-not read (TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC, animated WebP), and what an embedded color profile
-says is not sRGB (Adobe RGB, Display P3, CMYK, …), is converted here to a PNG by Pillow. It runs in
-worker processes: a decoder that crashes, hangs or needs too much memory costs one image.
+`decode` and `decode_arrays` read JPEG, PNG and WebP, and treat their values as sRGB. This module
+converts all other images to PNG: other formats (TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC, animated
+WebP), and images with a color profile other than sRGB (Adobe RGB, Display P3, CMYK, …). Pillow
+converts them in worker processes: a decoder that crashes, hangs or needs too much memory costs one
+image, not the run.
 """
 
 import atexit
@@ -29,7 +30,7 @@ from multitask.data.image_limits import MAX_PIXELS
 from multitask.errors import InputError, RunError
 
 logger = logging.getLogger(__name__)
-MAX_SECONDS = 60.0  # of one image; the largest takes 10
+MAX_SECONDS = 60.0  # for one image; the largest image takes 10
 _PROFILE_MARKS = {"JPEG": b"ICC_PROFILE\0", "PNG": b"iCCP", "WEBP": b"ICCP"}
 _COMMAND = (sys.executable, "-P", "-m", "multitask.data.conversion_worker")
 
@@ -46,7 +47,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # The threads of numpy's BLAS would count as memory on machines of many cores.
+            # On a machine with many cores, numpy's BLAS threads would reach the memory limit.
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
         )
 
@@ -80,7 +81,7 @@ class _Worker:
 
 
 class _Pool:
-    """As many workers as were ever needed at the same time."""
+    """Workers for reuse: as many as were ever needed at the same time."""
 
     def __init__(self) -> None:
         self._idle: list[_Worker] = []
@@ -130,7 +131,7 @@ def as_readable(
     max_pixels: int = MAX_PIXELS,
     name: str = "",
 ) -> bytes:
-    """Convert an image to one that `decode` reads, unless it is one.
+    """Convert an image to a PNG if `decode` would not read it, or read wrong colors.
 
     Args:
         data: content of any file.
@@ -138,10 +139,10 @@ def as_readable(
             stays >= this.
         convert_profiles: whether to apply embedded color profiles.
         max_pixels: the limit for the original.
-        name: of the image, for `conversions_logged`; "": the image is not counted.
+        name: the image's name, for `conversions_logged`; "": the image is not counted.
 
     Returns:
-        A PNG for an image that was converted; otherwise the same data, whatever it is.
+        The PNG of a converted image; otherwise the same data, whatever it is.
 
     Raises:
         InputError: a format that must be converted cannot be decoded, or it exceeds a limit.
@@ -188,9 +189,9 @@ def _has_other_colors(data: bytes) -> bool:
     return not _SRGB[digest]
 
 
-# === What to tell the user ===
+# === Log ===
 
-_NAMES: dict[str, set[str]] = {}  # a format, PAGES or PROFILE -> the images
+_NAMES: dict[str, set[str]] = {}  # a format, PAGES or PROFILE -> names of images
 _LOCK = threading.Lock()
 
 
@@ -202,9 +203,9 @@ def _count(name: str, kind: str | None, notes: list[str]) -> None:
 
 @contextlib.contextmanager
 def conversions_logged() -> Iterator[None]:
-    """Log at the end which images were converted inside."""
+    """At the end of the `with` block, log which images were converted in it."""
     with _LOCK:
-        _NAMES.clear()  # those of an evaluation, say, before it
+        _NAMES.clear()  # conversions before the block, such as those of an evaluation
     yield
     with _LOCK:
         names = {key: sorted(images) for key, images in _NAMES.items()}

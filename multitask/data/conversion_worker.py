@@ -25,11 +25,11 @@ from multitask.data.pillow_pixels import (
 )
 from multitask.errors import InputError, install
 
-# The largest image has 0.7 GB as CMYK; its copies of 3 bytes a pixel follow one after the other.
+# The largest image has 0.7 GB as CMYK; only one copy with 3 bytes per pixel exists at a time.
 MAX_MEMORY_BYTES = 4 * 2**30
 PAGES, PROFILE = "pages", "profile"
 UNKNOWN = (
-    "the {} is damaged, or of a kind that Pillow does not read; save it anew in an image editor"
+    "the {} is damaged, or of a kind that Pillow does not read; save it again in an image editor"
 )
 BITS, PLANES = 258, 284  # TIFF tags
 
@@ -106,10 +106,10 @@ def _convert_image(request: dict[str, Any], kind: str, data: bytes) -> tuple[dic
 
 
 def _refuse_planes(image: Any) -> None:
-    """Refuse what Pillow decodes to wrong pixels without an error."""
+    """Refuse a TIFF that Pillow would decode to wrong pixels without an error."""
     tags = image.tag_v2
     deep = tags.get(PLANES) == 2 and max(tags.get(BITS, (8,))) > 8 and len(image.getbands()) > 1
-    if deep and image.tile[0][0] == "raw":  # libtiff reads the compressed ones rightly
+    if deep and image.tile[0][0] == "raw":  # libtiff reads compressed ones correctly
         raise InputError(
             "an uncompressed TIFF of 16 bits with each channel stored separately; save it with the "
             "channels interleaved, with 8 bits, or compressed"

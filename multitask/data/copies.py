@@ -1,7 +1,7 @@
-"""Other people's copies of a data set: labels and split come from its own lists, images from there.
+"""Use another copy of a data set: images from the copy, labels and split from the original lists.
 
-A copy may have other names than the lists, because damaged names were repaired, or rewritten
-without accents or punctuation. `match = "letters"` in a spec matches such names. Images inside
+File names in a copy may differ from the lists, because its author repaired damaged names, or
+removed accents and punctuation. `match = "letters"` in a spec matches such names. Images inside
 Parquet or Arrow files are first written to files with the names and folders of the lists.
 """
 
@@ -31,17 +31,17 @@ _CLEAR = 0.9  # share of a task's rows whose folder is the usual one of their cl
 def with_copy(
     spec: DataSpec, data_dir: Path | None, copy: Path, *, images: Path | None = None
 ) -> tuple[DataSpec, Path]:
-    """The spec with the images of a copy, and the folder of its lists.
+    """The spec with the images of a copy, and the folder of the lists.
 
     The spec's `images` becomes the copy's folder, so that a run knows it. Matched and missing
     images are counted on the console.
 
     Args:
-        spec: whose tasks have files.
+        spec: a spec whose tasks have lists.
         data_dir: the folder that the spec's paths start at; None: the copy, if the lists are there.
-        copy: a folder of the lists' folders, such as Kaggle's copy of WikiArt; or a data set of the
-            Hub with the images inside its files.
-        images: where images inside files are written; None: in data_dir.
+        copy: a folder with the image folders that the lists name, such as Kaggle's copy of WikiArt;
+            or a data set of the Hub with the images inside its files.
+        images: the folder to write images inside files to; None: a folder in data_dir.
 
     Raises:
         InputError: the lists or the images are not there, or the images have no names.
@@ -72,7 +72,7 @@ def with_copy(
 
 
 def _check_lists(spec: DataSpec, data_dir: Path) -> None:
-    """Raise InputError with what to get, and from where, if the first list is not there."""
+    """Raise InputError if a training list is missing; the message says where to get it."""
     for task in spec.tasks:
         if not (data_dir / task.train).is_file():
             what = PurePosixPath(task.train).parts[0]
@@ -88,7 +88,7 @@ def _folder(path: str) -> str:
 
 
 def _has(place: Path, folders: set[str]) -> bool:
-    """Whether a folder has one of the lists' folders in it, in any spelling."""
+    """Whether a folder contains a folder of the lists, in any spelling."""
     if not place.is_dir():
         return False
     wanted = {key for folder in folders for key in letters(folder)}
@@ -97,7 +97,7 @@ def _has(place: Path, folders: set[str]) -> bool:
 
 
 def _describe(table: Table, copy: Path, root: Path) -> list[str]:
-    """Count the images by the rule that they are matched by, and name those that are missing."""
+    """Count the images by matching rule, and name the missing ones."""
     respelt = table.findings.respelt.drop_duplicates("path")
     respelt = respelt[respelt["file_path"].isin(table.paths)]
     missing = [path for path in table.paths if not os.path.isfile(root / path)]
@@ -131,8 +131,8 @@ def _extract(rows: LabelledRows, copy: Path, root: Path) -> None:
     files = _file_names(source)
     if files is None:
         raise InputError(
-            f"{copy}: the images inside its files have no names (such as {source.image}.path), by "
-            "which they could be matched; use a copy with file names",
+            f"{copy}: the images inside its files have no file names (as in {source.image}.path) "
+            "to match them by; use a copy with file names",
             field="data",
         )
     references = [str(one) for one in source.frame[source.image]]
@@ -142,7 +142,7 @@ def _extract(rows: LabelledRows, copy: Path, root: Path) -> None:
 
 
 def _folders_of_classes(rows: LabelledRows) -> dict[str, dict[str, str]]:
-    """Task -> class name -> its folder, of the tasks whose classes are the folders."""
+    """Task -> class name -> its folder, for tasks whose classes are the folders."""
     result = {}
     for task, frame in rows.frames.items():
         frame = frame[frame["label"] != MISSING]
@@ -177,14 +177,14 @@ def _names(
     folders: Collection[str],
     folders_of: Mapping[str, Mapping[str, str]],
 ) -> dict[str, str]:
-    """Reference -> `folder/name` without the suffix, of each image that is alone with it.
+    """Reference -> `folder/name` without the suffix, for each image that has it to itself.
 
     Args:
-        source: with embedded images.
-        files: the file name of each.
-        folders: of the lists.
-        folders_of: task -> class name -> folder. A file name without a folder is in that of its
-            class; without such a task, in that with the name of one of its classes.
+        source: a source with embedded images.
+        files: the file name of each image.
+        folders: the folders of the lists.
+        folders_of: task -> class name -> folder. A file name without a folder gets the folder of
+            its class. Without such a task, it gets the folder that has the name of its class.
     """
     folder_of = {key: folder for folder in folders for key in letters(folder)}
     columns = [task for task in folders_of if task in source.frame]
@@ -213,6 +213,6 @@ def _names(
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name can be that of a new file in a folder."""
+    """Whether a new file in a folder can have this name."""
     hidden = name.startswith(".") or not name.strip()
     return not hidden and why_unsafe(name) is None and len(os.fsencode(name)) <= _MOST_BYTES

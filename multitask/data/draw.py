@@ -1,11 +1,14 @@
 """Draw the test or the validation split of a table, stratified over all tasks at once.
 
-Iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data"), with
-three changes. Whole units are moved (groups of images), which scikit-learn does for one task only.
-The rank of a unit is a hash of the seed and its first reference, so that the order of the rows does
-not matter. Among the units of a class, the one is drawn that brings the counts of all classes
-closest to their share, by Pearson's chi-square distance; combinations of labels count as classes
-too, the idea of second-order stratification (Szymański and Kajdanowicz 2017).
+This is iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data")
+with three changes:
+
+- It moves whole units (groups of images). scikit-learn does this for one task only.
+- Units are ranked by a hash of the seed and their first reference, so the order of the rows does
+  not matter.
+- The next unit of a class to draw is the one that brings the counts of all classes closest to their
+  share, by Pearson's chi-square distance. Combinations of labels count as classes too, as in
+  second-order stratification (Szymański and Kajdanowicz 2017).
 """
 
 import hashlib
@@ -21,9 +24,9 @@ from multitask.errors import InputError, quoted
 from multitask.spec import MISSING
 
 _EXCHANGES = 20_000_000  # largest number of tried exchanges times entries of the pool
-_FRESH_GAINS = 10_000_000  # largest number of draws times entries before gains are old
-_CANDIDATES = 10  # kinds whose exchange is tried before it is given up
-_NEVER = np.iinfo(np.int64).min  # the gain of what must not move
+_FRESH_GAINS = 10_000_000  # draws times entries; above it, several draws use the same gains
+_CANDIDATES = 10  # kinds to try before exchanging ends
+_NEVER = np.iinfo(np.int64).min  # the gain of a unit that must not move
 _SCALE = 2**16  # gains are added as whole numbers: the same sum in every order, on every machine
 
 
@@ -63,7 +66,7 @@ def draw_rows(
         references: the image reference of each row, by which images are ranked.
         share: the share to draw, in [0, 1).
         seed: the same seed draws the same rows.
-        units: int64 [rows], from `join_units`: what stays on one side; None moves single images.
+        units: int64 [rows], from `join_units`: rows to keep together; None moves single images.
         allowed: bool [rows], the rows to draw from; None allows all.
         at_least: the fewest images to draw of a class with at least 2 units, 0 or more.
         purpose: "test" or "validation": draws for different purposes are independent.
@@ -91,8 +94,8 @@ def draw_rows(
     rows[of_row] = draw.drawn_units[pool.unit_of_row]
     if not rows.any():
         raise InputError(
-            f"{share:g}: no {purpose} image can be drawn, because each one is in the only image or "
-            "group of some class; raise min_examples, or group by another column",
+            f"{share:g}: no {purpose} image can be drawn, because each image or group is the only "
+            "one of some class; raise min_examples, or group by another column",
             field=place,
         )
     return Drawn(rows, (*notes, *_share_notes(rows, of_row, share, purpose)))
@@ -110,8 +113,8 @@ def _ranked(
 ) -> tuple[np.ndarray, list[str]]:
     """Renumber the units of the rows by rank; also return the first reference of each unit.
 
-    The first reference, not the lowest hash of all: of many hashes the lowest is low, and large
-    groups would be drawn before small ones.
+    A unit's rank is the hash of its first reference, not the lowest hash of all its references:
+    the lowest of many hashes is low, and would have large groups drawn before small ones.
     """
     codes, _ = pd.factorize(units)
     first: dict[int, str] = {}
@@ -131,7 +134,7 @@ def _ranked(
 class _Pool:
     """The units to draw from. Units with the same number of rows of each class are of one kind.
 
-    Classes are the classes of all tasks, and then what is stratified in addition to them:
+    Here, classes are the classes of all tasks, and then other sets of rows to stratify:
     combinations of labels, the labelled rows of each task, and all rows.
 
     Attributes:
@@ -142,7 +145,7 @@ class _Pool:
             entries starts[k] to starts[k + 1] are those of kind k.
         is_class: bool [classes], whether it is a class of a task.
         task_of: int64 [classes], its task; -1 if it is no class of a task.
-        rows_of, units_of: int64 [classes], its rows, and the units that have one of them.
+        rows_of, units_of: int64 [classes], the numbers of its rows, and of units with such a row.
     """
 
     unit_of_row: np.ndarray
@@ -166,7 +169,7 @@ def _class_columns(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The classes that each row counts for: int64 [rows, columns], -1 for none.
 
     Returns:
-        The columns, and the task of each class (-1 for what is no class of a task).
+        The columns, and the task of each class (-1 for the other sets).
     """
     columns, task_of, offset = [], [], 0
 
@@ -223,7 +226,7 @@ def _make_pool(labels: np.ndarray, unit_of_row: np.ndarray, names: list[str]) ->
 def _check_pool(
     pool: _Pool, share: float, names: Sequence[str], tasks: Sequence[str], place: str
 ) -> list[str]:
-    """Refuse groups that leave nothing to draw; note what can only be on one side."""
+    """Refuse groups that leave nothing to draw; note classes that can only be on one side."""
     rows, sizes = len(pool.unit_of_row), pool.sizes
     if len(sizes) < 2:
         raise InputError(
@@ -238,7 +241,7 @@ def _check_pool(
         raise InputError(
             f"{share:g}: {int(too_large.sum()):,} groups have more than the {wanted:,} images to "
             f"draw (the largest, that of {quoted(pool.names[largest])}, has {sizes[largest]:,} of "
-            f"{rows:,}), and the others only {rows - int(sizes[too_large].sum()):,}; group by "
+            f"{rows:,}), and the others have only {rows - int(sizes[too_large].sum()):,}; group by "
             "another column, or change the share",
             field=place,
         )
@@ -260,8 +263,8 @@ def _check_pool(
             )
         if one_sided.any():
             notes.append(
-                f"task {name}: {int(one_sided.sum()):,} of {int(present.sum()):,} classes are in "
-                "one image or group each, and in training only"
+                f"task {name}: {int(one_sided.sum()):,} of {int(present.sum()):,} classes have "
+                "only one image or group, which stays in training"
             )
     return notes
 
@@ -271,8 +274,8 @@ def _share_notes(rows: np.ndarray, of_row: np.ndarray, share: float, purpose: st
     if abs(drawn - wanted) <= max(1, 0.1 * wanted):
         return []
     return [
-        f"{purpose}: {drawn:,} of {len(of_row):,} labelled images are drawn, not the {wanted:,} of "
-        f"the share {share:g}, because of rare classes or large groups"
+        f"{purpose}: {drawn:,} of {len(of_row):,} labelled images are drawn instead of {wanted:,} "
+        f"(the share {share:g}), because of rare classes or large groups"
     ]
 
 
@@ -359,7 +362,7 @@ class _Draw:
         while self.drawn[index] < wanted:
             gains, free = self._gains(entries, begins)
             free &= self.left[kinds] > 0
-            # A group that overshoots by more than is lacking is drawn only if there is no other.
+            # A group that overshoots by more rows than are missing is only drawn as the first one.
             near_enough = free & (counts < 2 * (wanted - self.drawn[index]))
             if self.drawn[index] == 0 and not near_enough.any():
                 near_enough = free
@@ -367,7 +370,7 @@ class _Draw:
                 return
             gains[~near_enough] = _NEVER
             self._take(int(kinds[gains.argmax()]))
-            # Where there are very many kinds, some more are drawn before the gains are new.
+            # With very many kinds, several units are drawn before gains are computed again.
             more = int(len(entries) * (wanted - self.drawn[index])) // _FRESH_GAINS
             if more > 0:
                 gains[gains.argmax()] = _NEVER
@@ -388,7 +391,7 @@ class _Draw:
         return classes[self.pool.is_class[classes]]
 
     def run(self, at_least: int) -> None:
-        """Draw all units: the rarest classes first, then what the share of all rows lacks."""
+        """Draw all units: first for the rarest classes, last until all rows have their share."""
         self._start()
         for index in np.lexsort((self.pool.rows_of, self.pool.units_of)).tolist():
             if self.pool.is_class[index]:
@@ -400,7 +403,7 @@ class _Draw:
                 self._repair(index)
 
     def _start(self) -> None:
-        """Draw the whole part of each kind's share: what needs no choice."""
+        """Draw the integer part of each kind's share, which needs no choice."""
         for kind in self.all_kinds.tolist():
             for _ in range(int(np.floor(self.share * len(self.waiting[kind]) + 1e-9))):
                 self._take(kind)
@@ -448,7 +451,7 @@ class _Draw:
         self._fill(last, self.kinds_of[last], self.wanted)
 
     def _repair(self, index: int) -> None:
-        """Exchange units so that a class gets into the draw whose units are all locked."""
+        """Exchange units so that a class whose units are all locked gets into the draw."""
         if self.in_draw[index]:
             return
         units = sorted(unit for kind in self.kinds_of[index] for unit in self.waiting[kind])

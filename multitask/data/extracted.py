@@ -1,4 +1,4 @@
-"""Images that are inside a table's shards, written to files once: everything else reads files."""
+"""Write the images inside a table's shards to files, once: all other code reads files."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from multitask.spec import InputError
 
 logger = logging.getLogger(__name__)
 
-INDEX = "images.json"  # stands when every image does
+INDEX = "images.json"  # written last: it exists only if every image does
 _SUFFIXES = {
     "JPEG": ".jpg",
     "PNG": ".png",
@@ -35,20 +35,20 @@ def extract_images(
     *,
     names: Mapping[str, str] | None = None,
 ) -> list[str | None]:
-    """Write the embedded images of a source to files, unless they stand already.
+    """Write the embedded images of a source to files, unless they exist already.
 
     Images are read one after the other, never all at once. The folder's images.json names the
-    shards that the images are from; it is written last, so that a killed call starts over.
+    shards that the images are from. It is written last, so that a killed call starts over.
 
     Args:
-        source: with embedded images.
-        references: of the images.
-        folder: where they are written: new, empty, or of an earlier call.
-        names: reference -> path without suffix, safe and unique; the other images, or None for all,
-            are named by their shard and row.
+        source: a source with embedded images.
+        references: the references of the images.
+        folder: the folder to write to: new, empty, or from an earlier call.
+        names: reference -> path without suffix, safe and unique. All other images are named by
+            their shard and row.
 
     Returns:
-        The path of each image below the folder; None where the row has no bytes.
+        The path of each image below the folder; None for a row without bytes.
 
     Raises:
         InputError: the folder holds other files, or a shard is damaged.
@@ -84,7 +84,7 @@ def _facts(source: Source) -> dict[str, Any]:
 def _read_index(
     folder: Path, facts: dict[str, Any], stems: Mapping[str, str]
 ) -> dict[str, str] | None:
-    """Reference -> path of the images that stand; None if they are others, or have other names."""
+    """Reference -> path, of images written earlier; None if their shards or names differ."""
     try:
         content = read_json(folder / INDEX)
         paths: dict[str, str] = content["paths"]
@@ -96,7 +96,7 @@ def _read_index(
 
 def _refuse_other_files(folder: Path) -> None:
     check_writable(folder, field="images")
-    # An earlier call that was killed has left its lock.
+    # A call that was killed leaves its lock.
     ours = (folder / INDEX).exists() or _lock(folder).exists()
     if not ours and folder.is_dir() and any(folder.iterdir()):
         raise InputError(

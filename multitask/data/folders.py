@@ -33,7 +33,7 @@ class Skipped:
         """The counts and reasons in one line.
 
         Returns:
-            `12 of another type (.txt, .psd), 2 not regular files (a.jpg, …)`; "" where nothing was
+            `12 of another type (.txt, .psd), 2 not regular files (a.jpg, …)`; "" if nothing was
             skipped.
         """
         parts = []
@@ -58,7 +58,7 @@ class Skipped:
         return " ".join(", ".join(parts + self.unlisted).split())
 
     def line(self) -> str:
-        """`Skipped 14 files: ` and the reasons; "" where nothing was skipped."""
+        """`Skipped 14 files: ` and the reasons; "" if nothing was skipped."""
         total = self.suffixes.total() + len(self.irregular) + self.hidden
         files = f" {total:,} {'file' if total == 1 else 'files'}" if total else ""
         return f"Skipped{files}: {reasons}" if (reasons := self.reasons()) else ""

@@ -1,7 +1,7 @@
 """Groups of images that stay on one side of a split: one object's photographs, one artist's works.
 
-A unit is what a split moves as a whole. It joins all images that share a group, in whichever
-grouping: the same reference, a column, near-duplicates.
+A unit is a set of images that a split moves as a whole. It joins all images that share a group of
+any kind: the same reference, the same value of a column, or near-duplicates.
 """
 
 import re
@@ -84,7 +84,7 @@ def join_units(*groupings: Sequence[Hashable] | np.ndarray) -> np.ndarray:
     """Join the rows that share a group in any grouping: connected components.
 
     Args:
-        groupings: one group per row each; a row whose group is None is a group of its own.
+        groupings: each has one group per row; a row whose group is None is a group of its own.
 
     Returns:
         int64 [rows]: the unit of each row, numbered from 0 by first occurrence.

@@ -1,6 +1,6 @@
-"""Guess what the columns of a table are: tasks, split, group, or nothing to learn from.
+"""Guess the role of each column of a table: image, split, group, task, or none.
 
-Each guess has its reason. Reasons and warnings are lines for the user, who decides.
+Each guess has a reason. Reasons and warnings are lines for the user, who decides.
 """
 
 import re
@@ -31,8 +31,8 @@ from multitask.errors import InputError, quoted
 from multitask.spec import MISSING
 
 Role = Literal["image", "split", "group", "task", "none"]
-DETERMINED = 0.98  # share of the rows from which on one task determines another
-# Words of values that may mean that there is no label, although they are not such values.
+DETERMINED = 0.98  # one task determines another if it does so in at least this share of the rows
+# Words in values that may mean "no label", although they are not among MISSING_VALUES.
 _VAGUE = re.compile(
     r"\b(un(known|identified|determined)|anonym\w*|not (known|applicable|specified)|tbd|various)\b",
     re.IGNORECASE,
@@ -62,14 +62,14 @@ class TaskGuess:
     Attributes:
         name: the task's name, valid in a spec.
         column: the column.
-        classes: class -> images, the largest first; classes that min_examples excludes too.
-        labels: the images with a label.
-        missing: value -> images in which it means that there is no label.
-        vague: value -> images, of classes that may mean that there is no label.
-        several: the images with several values.
-        several_as: "exclude", or "first" where most images have several values.
+        classes: class -> images, the largest first; includes those that min_examples excludes.
+        labels: the number of images with a label.
+        missing: value -> images, for values that mean "no label".
+        vague: class -> images, for classes that may mean "no label".
+        several: the number of images with several values.
+        several_as: "exclude", or "first" if most images have several values.
         separator: the text between several values, None if there is none.
-        min_examples: the fewest examples of a class; 10 where there is a long tail of rare classes.
+        min_examples: the fewest examples of a class; 10 if there is a long tail of rare classes.
     """
 
     name: str
@@ -93,13 +93,13 @@ class Guesses:
     """What the columns of a table are.
 
     Attributes:
-        rows: the rows of the table.
+        rows: the number of rows.
         image: the column of the image references.
         split: the column of the splits, None if there is none.
         group: the column of the groups, None if there is none.
         columns: every column with its role, in the order of the table.
         tasks: the tasks.
-        warnings: what may spoil the training or void its result, one line each.
+        warnings: problems for the training or the evaluation, one line each.
     """
 
     rows: int
@@ -119,18 +119,18 @@ def guess_columns(
     group: str | None = None,
     tasks: Sequence[str] | None = None,
 ) -> Guesses:
-    """Guess what the columns of a table are.
+    """Guess the role of each column of a table.
 
     Args:
         frame: one row per image.
-        image: the column of the image references; guessed if None, like the next three.
+        image: the column of the image references; guessed if None, as are the next three.
         split: the column of the splits.
         group: the column of the groups.
         tasks: the columns of the tasks.
 
     Raises:
         InputError: the table has no rows, no column of images or no task, or a named column does
-            not exist or cannot be what it is named for.
+            not exist or cannot have the role that it is named for.
     """
     if not len(frame):
         raise InputError("the table has no rows")
@@ -176,7 +176,7 @@ def _guess_roles(
     group: str | None,
     tasks: Sequence[str] | None,
 ) -> dict[str, ColumnGuess]:
-    """The role of each column; a named column has the role that it is named for."""
+    """The role of each column; a column that the caller names has that role."""
     roles = {column: ColumnGuess(column, "task", "named as a task") for column in tasks or ()}
 
     def take(column: str | None, role: Role, reason: str) -> None:
@@ -187,7 +187,7 @@ def _guess_roles(
         if column is not None:
             roles[column] = ColumnGuess(column, role, reason)
 
-    # A named column is not free for another guess.
+    # Named columns come first, because they are not available for a guess.
     for role, column in (("image", image), ("split", split), ("group", group)):
         take(column, cast(Role, role), f"named as the {role}")
     if image is None:
@@ -224,10 +224,10 @@ def _guess_image(
     columns = _free(facts, roles, is_image_column)
     if not columns:
         raise InputError(
-            f"no column holds names of image files; name it. Expected one of: {', '.join(facts)}.",
+            f"no column holds names of image files; name one. Expected one of: {', '.join(facts)}.",
             field="image",
         )
-    # A column of thumbnails or of the objects' main photographs repeats, or has gaps.
+    # Columns of thumbnails or of main photographs repeat values or have gaps.
     best = max(columns, key=lambda column: len(column.values))
     return best.name, "image", "names of image files"
 
@@ -245,7 +245,7 @@ def _guess_split(
 def _guess_group(
     facts: Mapping[str, ColumnFacts], roles: Mapping[str, ColumnGuess]
 ) -> tuple[str | None, Role, str]:
-    # A column that may be a task is none: whoever groups by artist cannot learn the artist.
+    # A column that may be a task is not a group: each of its classes would be in one split only.
     columns = _free(
         facts, roles, lambda column: group_reason(column) and no_task_reason(column) is not None
     )
@@ -285,8 +285,8 @@ def _make_tasks(
     """Make the labels and the guess of each task.
 
     Returns:
-        The labels, the guesses, and why a column whose cells look like a task's is none. A column
-        that the user has named raises this reason.
+        The labels; the guesses; and column -> reason, for columns that cannot be tasks after all.
+        If the user named the column, its reason is raised instead.
     """
     labels: dict[str, ColumnLabels] = {}
     guesses, refused = [], {}
@@ -331,7 +331,7 @@ def _make_tasks(
 
 
 def _column_warnings(columns: Sequence[ColumnGuess], tasks: Sequence[TaskGuess]) -> list[str]:
-    """Columns of one value, and classes of one example."""
+    """Warn of columns with one value, and of classes with one example."""
     warnings = [
         f"column {quoted(column.name)}: {column.reason}"
         for column in columns
@@ -342,17 +342,16 @@ def _column_warnings(columns: Sequence[ColumnGuess], tasks: Sequence[TaskGuess])
         if single and task.min_examples < 2:
             warnings.append(
                 f"task {quoted(task.name)}: {len(single):,} of {len(task.classes):,} classes have "
-                f"one example ({named_counts(single)}), which cannot be learnt from and judged by "
-                "as well; raise min_examples"
+                f"one example ({named_counts(single)}), too few to train and to evaluate; raise "
+                "min_examples"
             )
     return warnings
 
 
 def determination(determining: np.ndarray, determined: np.ndarray) -> tuple[float, float, int]:
-    """How far one task's labels follow from another's.
+    """How far one task's labels determine another's.
 
-    A class with one image determines everything about it, so that only classes with at least two
-    count.
+    Only classes with at least two images count: a class with one image determines any label.
 
     Args:
         determining: int32 [rows], labels.
@@ -385,27 +384,27 @@ def _determined_warnings(labels: Mapping[str, ColumnLabels]) -> list[str]:
             if one == two:
                 continue
             share, majority, rows = determination(determining.labels, determined.labels)
-            # Where nearly all rows have one label, everything determines it.
+            # If nearly all rows have one label, any task determines it.
             if share < DETERMINED or majority >= DETERMINED:
                 continue
             kind = "a function of" if share == 1 else "nearly a function of"
             warnings.append(
                 f"task {quoted(two)} is {kind} task {quoted(one)}: {_percent(share)} of {rows:,} "
                 f"images have the most frequent {quoted(two)} of their {quoted(one)}; its accuracy "
-                f"would mean nothing in addition to that of {quoted(one)}"
+                f"adds nothing to that of {quoted(one)}"
             )
     return warnings
 
 
 def _percent(share: float) -> str:
-    """A share in percent; 100 only if it is all."""
+    """A share in percent; a share below 1 is never rounded up to 100 %."""
     return "100 %" if share == 1 else f"{min(share * 100, 99.9):.1f} %"
 
 
 def _split_warnings(
     frame: pd.DataFrame, image: str, split: str | None, group: str | None
 ) -> list[str]:
-    """What the split column excludes, and images or groups in two splits."""
+    """Warn of rows that the split column excludes, and of images or groups in two splits."""
     cells = column_cells(frame, image)
     references = [
         str(row) if is_empty(cell) else clean_text(cell) for row, cell in enumerate(cells)
@@ -417,7 +416,7 @@ def _split_warnings(
         grouping.append(groups)
     repeated = len(references) - len(set(references))
     if repeated:
-        warnings.append(f"{repeated:,} rows have the image of an earlier row")
+        warnings.append(f"{repeated:,} rows repeat the image of an earlier row")
     if split is not None:
         splits, notes = read_splits(frame, split, place="split")
         units = join_units(references, *grouping)

@@ -114,7 +114,7 @@ def upright(image: tf.Tensor, data: tf.Tensor, exif_at: tf.Tensor, size: tf.Tens
         image: uint8 [height, width, 3].
         data: string [], the encoded image.
         exif_at: int32 [] >= 0, where the Exif block starts.
-        size: int32 [], its bytes as the header states them.
+        size: int32 [], its size in bytes, as the header states it.
 
     Returns:
         uint8 [height, width, 3], or [width, height, 3] where the camera was turned by 90°.

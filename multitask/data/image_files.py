@@ -49,7 +49,7 @@ def read_image(path: str | bytes | Path, *, target_px: int, convert_profiles: bo
 
 
 def why_unreadable(path: str | Path) -> str | None:
-    """The reason why an image cannot be read, as a phrase; None where it can."""
+    """The reason why an image cannot be read, as a phrase; None if it can be read."""
     try:
         data = read_image(path, target_px=1, convert_profiles=False)
         decode_image(tf.constant(data), target_px=1)
@@ -137,11 +137,11 @@ def read_reduced(path: Path, *, target_px: int) -> np.ndarray | None:
     """Read an image file for display: upright, and reduced if its format allows.
 
     Args:
-        path: of the file.
+        path: the file.
         target_px: minimum of the shorter side, unless the original is smaller.
 
     Returns:
-        uint8 [height, width, 3]; None where it cannot be read.
+        uint8 [height, width, 3]; None if it cannot be read.
     """
     try:
         return decode_image(read_image(path, target_px=target_px), target_px=target_px).numpy()
@@ -199,7 +199,7 @@ def read_frame(path: Path, columns: Iterable[str], remedy: str, **options: Any) 
         path: the file.
         columns: the columns that it must have.
         remedy: how to make the file again, for the message.
-        options: of `pandas.read_csv`.
+        options: options of `pandas.read_csv`.
 
     Raises:
         InputError: the file is not such a CSV.

@@ -2,9 +2,9 @@
 
 import re
 
-# What `decode` and `decode_arrays` read themselves; Pillow's names.
+# Pillow's names of the formats that `decode` and `decode_arrays` read themselves.
 DIRECT = ("JPEG", "PNG", "WEBP")
-# What `conversion` turns into one of these first -> how messages call it.
+# Pillow's names of the formats that `conversion` converts first -> their names in messages.
 CONVERTED = {
     "TIFF": "TIFF",
     "GIF": "GIF",

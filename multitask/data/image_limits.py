@@ -1,4 +1,4 @@
-"""What is refused when an image is decoded, and the texts of the refusals; without TensorFlow."""
+"""Limits for decoding an image, and the texts of its errors; without TensorFlow."""
 
 MAX_PIXELS = 178_956_970  # Pillow's decompression-bomb limit; 3 bytes each just fit TF's 2**29
 # Work and memory also grow with the sides and their ratio. 65,535 is the largest side that a JPEG
@@ -35,7 +35,7 @@ DECODER_TEXTS = {
     "WebP": r"Failed to decode WebP|Invalid WebP",
 }
 CUT_OFF = "the {} is cut off before its end; copy or download it again"
-DAMAGED = "the {} is damaged; copy or download it again, or save it anew in an image editor"
+DAMAGED = "the {} is damaged; copy or download it again, or save it again in an image editor"
 OTHER_JPEG = (
     "{}, which is not supported; save it as an ordinary (baseline or progressive, 8-bit) JPEG"
 )
@@ -71,6 +71,6 @@ def _why_broken_jpeg(data: bytes) -> str:
                 return OTHER_JPEG.format(name)
         is_frame = 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
         if is_frame and at + 4 < size and data[at + 4] != 8:
-            return OTHER_JPEG.format(f"a JPEG of {data[at + 4]} bits a sample")
+            return OTHER_JPEG.format(f"a JPEG of {data[at + 4]} bits per sample")
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return (CUT_OFF if at + 4 > size else DAMAGED).format("JPEG")

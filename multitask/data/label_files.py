@@ -56,7 +56,7 @@ class LabelledRows:
         files: columns task, split, file, rows (their number).
         notes: what was skipped, converted, excluded and drawn, one line each.
         validation: paths of the images that a table names as validation.
-        units: path -> what stays on one side of a split, by number; {} for lists.
+        units: path -> the number of its unit, which stays on one side of a split; {} for lists.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -267,7 +267,7 @@ def safe_paths(
 
     Args:
         names: the paths as written.
-        place: index -> where the path stands, for messages.
+        place: index -> the place of the path, for messages.
         strict: refuse unsafe paths.
 
     Returns:

@@ -2,8 +2,8 @@
 
 An exact match takes precedence. Otherwise a path means the one file whose path is equal after the
 differences below are removed from both; if there are several such files, none of them is used. In
-other people's copies of a data set, names were also rewritten: there a path without such a file
-means the one file with the same letters and digits, if no other path means it.
+a copy of a data set, names may have been rewritten: a path without such a file then means the one
+file with the same letters and digits, if no other path means it.
 `merge_tables` applies this rule, so that all later code sees the paths of files.
 """
 
@@ -20,9 +20,9 @@ BACKSLASH, IMAGE_FOLDER = "backslash for slash", "image folder repeated"
 UNICODE, PERCENT, ACCENTS = "Unicode form (NFC or NFD)", "percent-encoding", "damaged accents"
 ESCAPES, SPACES, CASE = "characters as #U…", "spaces at an end", "letter case"
 _IN_NAMES = (UNICODE, PERCENT, ESCAPES, ACCENTS, SPACES, CASE)
-LETTERS = "same letters and digits"  # the kind of a match by these alone
+LETTERS = "same letters and digits"  # the kind of a match by letters and digits alone
 _UNUSUAL = re.compile(r"[%#\\\s]|(?:^|/)\.?(?:/|$)")
-# `unzip` writes them so where the locale is not UTF-8.
+# How `unzip` writes other characters if the locale is not UTF-8.
 _ESCAPE = re.compile(r"#U((?!00[0-7])[0-9a-fA-F]{4})")
 _OTHERS = re.compile(r"[^a-z0-9]+")
 _TWO_LETTERS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss"})
@@ -34,14 +34,14 @@ _RAISED = str.maketrans({chr(c): chr(c - 0x20) for c in range(0xE0, 0xFF) if c !
 
 
 def repair_mojibake(text: str) -> str | None:
-    """Undo reading a text's UTF-8 as Latin-1, cp1252 or cp437 (and lower-casing it).
+    """Repair UTF-8 text that was read as Latin-1, cp1252 or cp437, and perhaps lower-cased.
 
     The whole text must be valid UTF-8 when it is encoded back. An intact name hardly ever is: even
-    a single `é` is not. Programs that unpack ZIP files read names as cp437, also garbled ones, so
-    that a text may be garbled twice.
+    a single `é` is not. A text may be garbled twice, because programs that unpack ZIP files read
+    names as cp437, including garbled names.
 
     Returns:
-        The repaired text, or None where the text is not mojibake.
+        The repaired text, or None if the text is not mojibake.
     """
     if text.isascii():
         return None
@@ -88,10 +88,10 @@ def fold(name: str, *, keep: str = "") -> str:
 
 
 def letters(name: str) -> frozenset[str]:
-    """What is left of a file or folder name if only letters and digits count, in each usual way.
+    """The letters and digits of a file or folder name, in each usual transliteration.
 
     The suffix is dropped. An accented letter becomes its base letter, two letters (`oe`) or
-    nothing; of a garbled name, the garbled and the repaired letters are taken. For example,
+    nothing. A garbled name gives its garbled and its repaired letters. For example,
     `bã¶cklin_(1).jpg` gives backlin1, bcklin1, bocklin1 and boecklin1.
     """
     name = _unescaped(_unquoted(os.path.splitext(name)[0])).lower()
@@ -137,7 +137,7 @@ class Match:
 
     @property
     def file(self) -> str | None:
-        """The one file, or None where there are several, or it is another path's."""
+        """The one file; None if there are several, or if another path means it too."""
         return self.files[0] if len(self.files) == 1 and not self.shared else None
 
 
@@ -184,7 +184,7 @@ class _Disk:
         Only names from listings are joined, so that no path leads out of the image folder.
 
         Args:
-            path: of a row.
+            path: the path of a row.
             keys: name -> its keys; two names are alike if they have a key in common.
         """
         files, repeats = set(), False
@@ -228,9 +228,9 @@ def match_files(
     """Find the paths that are spelled differently from their file.
 
     Args:
-        paths: of rows, each once, relative to the image folder and safe.
+        paths: the paths of the rows, each once, safe and relative to the image folder.
         image_dir: the image folder.
-        by_letters: also match the paths that are left by their letters and digits alone.
+        by_letters: match the remaining paths by letters and digits alone.
 
     Returns:
         path -> the files that it may mean, for the paths that do not exist as written but match one
@@ -271,9 +271,9 @@ def _match_letters(paths: Sequence[str], taken: set[str], disk: _Disk) -> dict[s
     """Match paths by letters and digits alone, each file to one path at most.
 
     Args:
-        paths: without a file.
+        paths: the paths without a file.
         taken: the files of the other paths.
-        disk: of the image folder.
+        disk: the image folder.
     """
     matches = {path: match for path in paths if (match := disk.look_for(path, letters))}
     claims = Counter(file for match in matches.values() for file in match.files)

@@ -54,7 +54,7 @@ WORDS = SIDE * SIDE // 64
 IMAGE_PX = 4 * SIDE  # the size that phash resizes to; an image of this size is not resized
 FLAT = 0.05  # median over RMS of the frequencies; real paintings: 0.1 % under 0.07, median 0.32
 CACHE_VERSION = f"phash {SIDE} of {IMAGE_PX} px, even columns first, flat {FLAT}: 1"
-# Of this process, where a cache cannot be written: file -> its size in bytes and its hash.
+# For a cache that cannot be written: file -> its size in bytes and its hash, in this process.
 _HASHED: dict[str, tuple[int, np.ndarray]] = {}
 _LAST_PAIRS: dict[bytes, pd.DataFrame] = {}  # digest of the hashes -> their pairs
 BLOCK = (32, 8192)  # images per comparison: enough to hide numpy's overhead, small in memory
@@ -280,12 +280,12 @@ def near_groups(
     Args:
         paths: relative to the image folder.
         image_dir: the image folder.
-        cache: as for `scan_images`; its folder is made.
+        cache: as for `scan_images`; its folder is created.
 
     Returns:
-        The group of each image, by number, None where it has no near-duplicate.
+        The number of each image's group; None for an image without near-duplicates.
     """
-    with contextlib.suppress(OSError):  # then every call decodes
+    with contextlib.suppress(OSError):  # without the folder, every call decodes
         cache.parent.mkdir(parents=True, exist_ok=True)
     pairs = _pairs_of(paths, image_dir, cache)
     edges = pairs["first"].to_numpy(), pairs["second"].to_numpy()

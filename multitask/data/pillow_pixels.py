@@ -1,4 +1,4 @@
-"""From a Pillow image to upright RGB pixels: transparency, 16 bits, color profiles, orientation."""
+"""Turn a Pillow image into RGB pixels: transparency, 16 bits, color profiles, orientation."""
 
 import io
 import struct
@@ -27,8 +27,8 @@ TURNS = {  # Exif orientation -> the transpose that makes the image upright
     8: Image.Transpose.ROTATE_90,
 }
 SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}  # mode -> space of its profile
-SAME = 2  # of 255: a profile that changes no color by more is sRGB for our purpose
-LEVELS = 9  # per channel, of the colors that are compared
+SAME = 2  # levels of 255: a profile that changes no color by more counts as sRGB
+LEVELS = 9  # levels per channel of the colors to compare
 
 
 def check_sides(sides: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
@@ -46,7 +46,7 @@ def check_sides(sides: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
 
 
 def reduction(sides: tuple[int, int], target_px: int) -> int:
-    """Choose 1, 2, 4 or 8: by what an image is divided so that its sides stay >= target_px."""
+    """Choose the divisor of an image's sides, 1, 2, 4 or 8, that keeps them >= target_px."""
     shorter = min(sides)
     return next(r for r in JPEG_RATIOS if r == 1 or shorter > r * (target_px - 1))
 
@@ -123,15 +123,15 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def srgb_pixels(
     image: Image.Image, *, target_px: int | None = None, convert_profiles: bool = True
 ) -> tuple[np.ndarray, bool]:
-    """Convert by the embedded color profile to sRGB; without a usable one, as `rgb_pixels`.
+    """Convert to sRGB by the embedded color profile; without a usable one, as `rgb_pixels` does.
 
     The rendering intent is relative colorimetric with black-point compensation, the default of
     image editors.
 
     Args:
-        image: of any mode, opened or in memory.
+        image: an image of any mode, opened or in memory.
         target_px: a large image is first averaged to 1/2, 1/4 or 1/8 of its sides if the shorter
-            one stays >= this; None: it is not.
+            one stays >= this; None: it keeps its size.
         convert_profiles: whether to apply the profile.
 
     Returns:

@@ -1,7 +1,7 @@
-"""A run on a collection keeps the table of its first training: classes, labels and splits.
+"""Keep the table of a run's first training: classes, labels and splits.
 
-A collection grows and is corrected. A run's classes are the outputs of its heads, and an image that
-it trained on must not become a test image of the same run.
+A collection may grow or be corrected later. But a run's classes are the outputs of its heads, and
+an image that it was trained on must not become one of its test images.
 """
 
 from pathlib import Path
@@ -19,12 +19,12 @@ RUN_TABLE = "table.csv"
 
 
 def with_class_names(spec: DataSpec, data_dir: Path, workdir: Path) -> DataSpec:
-    """The spec with the classes of its columns: the run's, or those that the table has now.
+    """The spec with the classes of its columns: those of the run, or those in the table now.
 
     Args:
-        spec: of any kind; one without a [table] is returned as it is.
+        spec: any spec; without a [table], it is returned unchanged.
         data_dir: the folder that the spec's paths start at.
-        workdir: perhaps with a run.
+        workdir: the folder that may have a run.
 
     Raises:
         InputError: the table is wrong.
@@ -52,11 +52,11 @@ def write_run_table(table: Table, workdir: Path) -> None:
 
 
 def read_run_table(spec: DataSpec, workdir: Path) -> Table | None:
-    """Read the merged table of a run; None where the run has none.
+    """Read the merged table of a run; None if the run has none.
 
     Args:
-        spec: of the run, with its classes.
-        workdir: of the run.
+        spec: the run's spec, with its classes.
+        workdir: the run's folder.
 
     Raises:
         InputError: the file is broken.

@@ -16,7 +16,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 def quote_toml(text: str) -> str:
     """A text as a basic string of TOML, on one line."""
-    # JSON's escapes are TOML's, but JSON leaves DEL and its like as they are.
+    # JSON's escapes are valid in TOML, but JSON does not escape DEL and the C1 control characters.
     quoted = json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False)
     return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", quoted)
 
@@ -53,12 +53,12 @@ def write_spec(
     """Write the spec of a table, with a comment for each guess.
 
     Args:
-        guesses: what the columns are.
+        guesses: the roles of the columns.
         file: the table's file, as the spec names it.
         name: the spec's name.
-        settings: lines of TOML that stand before the tables, for instance `images = "photos"`.
-        task_settings: lines of TOML that stand in each `[[task]]`, for instance its head.
-        test: the share that is drawn as test set where the table has no column of splits.
+        settings: lines of TOML before the tables, for instance `images = "photos"`.
+        task_settings: lines of TOML in each `[[task]]`, for instance its head.
+        test: the share to draw as the test set if the table has no column of splits.
 
     Returns:
         The text of a TOML file.
@@ -67,7 +67,7 @@ def write_spec(
         *_comment(
             f"Guessed from {guesses.rows:,} rows. Each guess has its reason; correct what is wrong."
         ),
-        *_comment("Lines behind a # show what else can be set."),
+        *_comment("Lines after a # show other options."),
         "",
     ]
     if guesses.warnings:
@@ -94,20 +94,20 @@ def _table_lines(guesses: Guesses, file: str, test: float) -> list[str]:
     lines += _comment(f"{_reason_of(guesses, guesses.image)}.")
     lines += [f"image = {quote_toml(guesses.image)}"]
     if guesses.split is None:
-        lines += _comment("No column says which images are for testing: this share is drawn.")
+        lines += _comment("No column names the test images: this share is drawn as the test set.")
         lines += [f"test = {test:g}", '# split = "a column with train, validation and test"']
     else:
         lines += _comment(f"{_reason_of(guesses, guesses.split)}.")
         lines += [f"split = {quote_toml(guesses.split)}", f"# test = {test:g}"]
     if guesses.group is None:
         lines += _comment(
-            "No column says which images belong together. All images of a group are on one side of "
-            "the split: the photographs of one object, the works of one artist."
+            "No column names groups of images. All images of a group are on one side of the split, "
+            "such as the photographs of one object or the works of one artist."
         )
         lines += ['# group = "a column, or a pattern over the path with one group, (…)"']
     else:
         lines += _comment(
-            f"{_reason_of(guesses, guesses.group)}: all of a group are on one side of the split."
+            f"{_reason_of(guesses, guesses.group)}. A group is on one side of the split."
         )
         lines += [f"group = {quote_toml(guesses.group)}"]
     return lines
@@ -139,7 +139,7 @@ def _rare_lines(task: TaskGuess) -> list[str]:
         lines += [f"min_examples = {task.min_examples}"]
     else:
         lines += [f"# min_examples = {FEW_EXAMPLES}"]
-    return [*lines, '# rare = "exclude"    # or "other": one class together']
+    return [*lines, '# rare = "exclude"    # or "other": join the rare classes']
 
 
 def _missing_lines(task: TaskGuess) -> list[str]:
@@ -151,7 +151,7 @@ def _missing_lines(task: TaskGuess) -> list[str]:
     values = list(MISSING_VALUES)
     if task.vague:
         lines += _comment(
-            f"These may mean that there is no label: {named_counts(task.vague, _MOST_CLASSES)}."
+            f'These values may mean "no label": {named_counts(task.vague, _MOST_CLASSES)}.'
         )
         values += list(task.vague)[:_MOST_CLASSES]
     return [*lines, f"# missing = {_list_toml(values)}"]
@@ -164,16 +164,14 @@ def _several_lines(task: TaskGuess) -> list[str]:
         lines += [f"separator = {quote_toml(task.separator)}"]
     if not task.several:
         return ['# several = "exclude"    # or "first": no image has several values', *lines]
-    lines += _comment(
-        f"{task.several:,} images have several values: they have no label, or their first."
-    )
+    lines += _comment(f"{task.several:,} images have several values: no label, or the first one.")
     if task.several_as == "first":
         return [*lines, 'several = "first"    # or "exclude"']
     return [*lines, '# several = "exclude"    # or "first"']
 
 
 def _other_lines(guesses: Guesses) -> list[str]:
-    """The columns that are nothing, each with the reason."""
+    """The columns that are not used, each with the reason."""
     other: list[ColumnGuess] = [guess for guess in guesses.columns if guess.role == "none"]
     if not other:
         return []

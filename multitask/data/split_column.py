@@ -64,8 +64,7 @@ def read_splits(
         )
     if not (splits == TEST).any():
         notes.append(
-            f"{column}: no row is a test row ({', '.join(ALIASES[TEST])}), so that there is no "
-            "test set"
+            f"{column}: no row is a test row ({', '.join(ALIASES[TEST])}), so there is no test set"
         )
     return splits, notes
 

@@ -16,7 +16,7 @@ from multitask.data.collection import read_collection
 from multitask.data.draw import draw_rows
 from multitask.data.label_files import LabelledRows, read_lists
 from multitask.data.matching import Match, match_files
-from multitask.data.splitting import SPLITS as SPLITS  # all who know the table know its splits
+from multitask.data.splitting import SPLITS as SPLITS  # re-exported with the table
 from multitask.data.splitting import TEST as TEST
 from multitask.data.splitting import TRAIN as TRAIN
 from multitask.data.splitting import VALIDATION as VALIDATION
@@ -81,8 +81,8 @@ class Table:
         notes: exclusions and repairs with their reasons, one line each.
         excluded: path -> reason, of the images that are in the CSVs and not in the table.
         findings: the rows that the notes on the CSVs count.
-        units: int64 [rows]: what stays on one side of a split, such as the photographs of an
-            object, has one number; None where each image is on its own.
+        units: int64 [rows]: images with the same number, such as the photographs of one object,
+            stay on one side of a split; None if each image is on its own.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -213,8 +213,8 @@ def describe_respelt(findings: Findings) -> list[str]:
         paths = findings.ambiguous.drop_duplicates("path")
         first = paths.iloc[0]
         notes.append(
-            f"{len(paths):,} paths have no file, but similarly spelled ones that are several or "
-            f"another path's; none of these is read (first: {Path(first['file']).name}: line "
+            f"{len(paths):,} paths have no file, but are spelled like several files or like "
+            f"another path's file; none of these is read (first: {Path(first['file']).name}: line "
             f"{first['line']}: {shown(first['path'])}: {first['candidates']})"
         )
     return notes
@@ -298,7 +298,7 @@ def merge_tables(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> Tabl
 
 
 def _with_units(table: Table, rows: LabelledRows, matches: Mapping[str, Match]) -> Table:
-    """Add what a collection says of its images beyond the labels: validation, and groups."""
+    """Add the validation images and the groups of a collection."""
     if not rows.units:
         return table
     units = {_file_path(path, matches): unit for path, unit in rows.units.items()}

@@ -1,4 +1,4 @@
-"""The draft of a spec: what the columns of a collection are, guessed."""
+"""Draft the spec of a collection by guessing the roles of its columns."""
 
 import os
 from collections.abc import Iterable
@@ -18,9 +18,9 @@ PathLike = str | os.PathLike
 
 
 class SpecDraft:
-    """The draft of a spec, from `draft_spec`; `train` takes it in the place of a spec.
+    """The draft of a spec, from `draft_spec`; `train` takes it in place of a spec.
 
-    In a notebook it shows what each column is, and why; `print` shows the same.
+    A notebook shows the role of each column with its reason; `print` shows the same.
 
     Args:
         draft: the source, the guesses and the spec's text.
@@ -30,8 +30,8 @@ class SpecDraft:
         spec: the spec.
         data_dir: the folder that the spec's paths are relative to.
         columns: one row per column: `column`, `role` (image, split, group, task or none), `reason`.
-        warnings: what may spoil the training or void its result, one line each.
-        text: content of the spec's file, which is TOML with a comment for each guess.
+        warnings: problems for the training or the evaluation, one line each.
+        text: the content of the spec's file: TOML with a comment for each guess.
     """
 
     def __init__(self, draft: "Draft", file: Path | None = None):
@@ -82,11 +82,10 @@ def draft_spec(
     Args:
         data: a table, a folder of classes, a data set of the Hub or of TFDS, or `tfds:NAME`.
         images: the folder of the images; None: that of the table.
-        tasks: the columns to learn, or a name for each level of class folders; None: guessed, like
-            the next three.
-        image_column: the column of the images.
-        split_column: the column of train, validation and test.
-        group: the column, or the pattern over the paths, of what stays on one side of a split.
+        tasks: the columns to learn, or names for the levels of class folders; None: guessed.
+        image_column: the column of the images; None: guessed.
+        split_column: the column of train, validation and test; None: guessed.
+        group: the column of groups to keep on one side of a split, or a pattern; None: guessed.
         out: the spec's file to write, `*.toml`; None: there is no file.
         overwrite: replace the file if it exists.
 
@@ -94,7 +93,7 @@ def draft_spec(
         The draft.
 
     Raises:
-        InputError: the collection cannot be read, or a choice does not fit; nothing is written.
+        InputError: the collection is unreadable, or an argument is wrong; nothing is written.
 
     Example:
         >>> import multitask as mt

@@ -1,4 +1,4 @@
-"""What objects show of themselves in a notebook."""
+"""HTML with which objects show themselves in a notebook."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ def grid_html(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def list_html(title: str, lines: Sequence[str]) -> str:
-    """A title and a list; nothing without lines."""
+    """A title and a list; "" without lines."""
     items = Markup("").join(Markup("<li>{}</li>").format(line) for line in lines)
     return str(Markup("<strong>{}</strong><ul>{}</ul>").format(title, items)) if lines else ""
 

@@ -46,11 +46,12 @@ def load_model(
     them is installed and the export has an artifact for it.
 
     Args:
-        path: the folder of an export; or the workdir of a run, whose best model TensorFlow runs.
+        path: the folder of an export, or the workdir of a run. TensorFlow runs the best model of a
+            run.
         runtime: `litert`, `onnxruntime`, `openvino` or `tensorflow`; `auto`: the first of them
             that is installed and can read the export.
         calibrated: scale probabilities by the temperature that the evaluation fitted.
-        data_dir: with a run: new folder of data that was moved.
+        data_dir: with a run: the new folder of data that was moved.
 
     Raises:
         InputError: no model, or no library can run it.
@@ -87,10 +88,10 @@ class ImageModel:
     takes one image or several.
 
     Args:
-        model: runs the model.
+        model: the loaded model.
         export: folder of the export, if the model is from one.
         run: the run, if the model is from one.
-        model_file: another model of the run than the best one.
+        model_file: a model of the run other than the best one.
 
     Attributes:
         classes: task -> names of its classes.
@@ -197,8 +198,8 @@ class ImageModel:
     def similar(self, images: Images, *, top_k: int = 5) -> pd.DataFrame:
         """Find the training images that are most similar to images.
 
-        The embeddings of the training images are computed once per model and kept in the workdir
-        of the run, which this imports TensorFlow for.
+        The embeddings of the training images are computed once per model and kept in the workdir of
+        the run. This imports TensorFlow.
 
         Args:
             images: one image or several.
@@ -206,8 +207,8 @@ class ImageModel:
 
         Returns:
             `image` (the query), `rank` from 1, `distance` (1 - cosine of the embeddings), `path`
-            of the training image, and its class of each task, as `style/label`; None without a
-            label.
+            of the training image, and its class for each task, as `style/label`, which is None if
+            it has no label.
 
         Raises:
             InputError: an image cannot be read, or the run is not there.
@@ -245,10 +246,10 @@ class ImageModel:
         """Look up the confidences that reach an accuracy on the validation split.
 
         Args:
-            accuracy: share of right answers at or above the threshold, e.g. 0.9.
+            accuracy: share of correct predictions at or above the threshold, e.g. 0.9.
 
         Returns:
-            Task -> the lowest such confidence; infinite if there is none. For `min_confidence`.
+            Task -> the lowest such confidence, for `min_confidence`; infinite if there is none.
 
         Raises:
             InputError: no task has one, or the model was not evaluated.
@@ -256,7 +257,7 @@ class ImageModel:
         return self._model.thresholds(accuracy)
 
     def _outputs(self, images: Images) -> Iterator[tuple[str, Any, Any]]:
-        """Yield name, decoded image, and (task -> probabilities, embedding) or the reason."""
+        """Yield name, decoded image, and (task -> probabilities, embedding) or the error."""
         images = list(_several(images))
         names = [name_of(image, place) for place, image in enumerate(images)]
         places = range(len(images))
@@ -267,7 +268,7 @@ class ImageModel:
             progress_bar("predicting", len(images)) as bar,
             ThreadPoolExecutor(os.cpu_count()) as pool,
         ):
-            # Images are decoded while the model works on the batch before.
+            # The next batch is decoded while the model works on this one.
             pending = [pool.submit(self._input, images[i]) for i in places[:BATCH]]
             for batch, following in zip(batches, [*batches[1:], places[:0]], strict=False):
                 inputs = [one.result() for one in pending]
@@ -283,7 +284,7 @@ class ImageModel:
                 bar.update(len(batch))
 
     def _input(self, image: ImageInput) -> tuple[Any, Any]:
-        """Return a small copy of an image and the model's input; or None and the reason."""
+        """Return a small copy of an image and the model's input; or None and the error."""
         try:
             decoded = decode_array(
                 image,
@@ -338,8 +339,8 @@ class ImageModel:
             workdir = self._export.resolve().parent
             if not (workdir / "config.json").is_file():
                 raise InputError(
-                    f"{self._export}: is not in the workdir of its run, which has the training "
-                    "images; load the model from there",
+                    f"{self._export}: is not in the workdir of its run, which knows the training "
+                    "images; load the export from there",
                     field="model",
                 )
             loaded = gallery_of_export(self._export, workdir=workdir)
@@ -363,7 +364,7 @@ class PredictionTable(pd.DataFrame):
         >>> table.to_csv("answers.csv", index=False)
     """
 
-    _metadata = ["tasks", "thumbnails"]  # noqa: RUF012  # the way of pandas
+    _metadata = ["tasks", "thumbnails"]  # noqa: RUF012  # pandas requires a list
     tasks: tuple[str, ...] = ()
     thumbnails: tuple[Image.Image | None, ...] = ()
 
@@ -388,7 +389,7 @@ class PredictionTable(pd.DataFrame):
         return text + (f"<p>and {more:,} more rows</p>" if more > 0 else "")
 
     def _cells(self, values: pd.Series) -> list[str]:
-        """The three most probable classes of each task; the reason if there are none."""
+        """The three most probable classes of each task, or the error."""
         if values["error"]:
             return [values["error"], *[""] * (len(self.tasks) - 1)]
         cells = []

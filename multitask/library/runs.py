@@ -76,9 +76,9 @@ def train(
     """Train the one model of a spec, or resume the run of a workdir exactly where it stopped.
 
     Args:
-        spec: from `load_spec` or `draft_spec`; or a spec's name or file; None: that of `data`.
-        data_dir: the folder that the spec's paths are relative to. None: that of the draft; of a
-            file with a [table], its folder.
+        spec: from `load_spec` or `draft_spec`; or a spec's name or file; None: guessed from `data`.
+        data_dir: the folder that the spec's paths are relative to. None: the draft's folder, or the
+            folder of a spec file that has a [table].
         workdir: a new folder, or one with a run of the same settings; always needed.
         data: a collection, whose spec is guessed; with a spec: another copy of its images.
         images: the folder of the images of `data`; None: that of the table.
@@ -89,7 +89,7 @@ def train(
         deterministic: same bits for the same seed; None: only on a CPU, where it costs nothing.
 
     Returns:
-        The run, with what `multitask train` writes, except for the evaluation.
+        The run. It has the files that `multitask train` writes, except for the evaluation.
 
     Raises:
         InputError: an argument is wrong; nothing has been written.
@@ -136,7 +136,7 @@ def _resolve_data(
     data: PathLike | None,
     images: PathLike | None,
 ) -> tuple[DataSpec, Path]:
-    """The spec, read or drafted if it is none yet, and its data folder; see `train`."""
+    """The spec and its data folder; a name is read and a collection is drafted, see `train`."""
     from multitask.library.drafts import SpecDraft, draft_spec
 
     if spec is None:
@@ -174,7 +174,7 @@ def open_run(
 
     Args:
         workdir: the folder that `train` wrote.
-        data_dir: new folder of data that was moved; None: the folder during the training.
+        data_dir: the new folder of data that was moved; None: the folder used for training.
         allow_outside: whether the spec's paths may leave the data folder.
 
     Raises:
@@ -284,9 +284,9 @@ class TrainingRun:
         """Export the best model, and check every artifact on real images.
 
         Args:
-            formats: of `savedmodel`, `onnx`, `litert` and `keras`.
+            formats: some of `savedmodel`, `onnx`, `litert` and `keras`.
             quantize: `none`, `float16` or `int8`.
-            tasks: to export; None: all.
+            tasks: the tasks to export; None: all.
             model: another model file of the run; None: the best one.
             out: the folder; None: `export` in the workdir.
             images: number of images to check with; 0: the whole test set; None: 32, or 256 with

@@ -118,9 +118,9 @@ def test_one_command_for_many_classes(form, classes, tmp_path, tiny_trunk):
         (["init", "catalogue.csv", "--out=old.toml"],
          "--out: old.toml: exists; replace it with --overwrite, or name another file"),
         (["train", "--spec=wikiart", "--images=photos", "--workdir=run"],
-         "--images: is for --data, a collection without a spec"),
+         "--images: is only for --data without --spec"),
         (["train", "--data=catalogue.csv", "--data_dir=.", "--workdir=run"],
-         "--data_dir: with --data alone, the paths start at the table's folder"),
+         "--data_dir: needs --spec; with --data alone, the paths start at the table's folder"),
     ],
 )  # fmt: skip
 def test_wrong_calls_are_one_line(folder, capsys, argv, line):

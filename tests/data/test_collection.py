@@ -73,7 +73,7 @@ def refusal(call):
 
 @pytest.mark.parametrize("form", made.FORMS)
 def test_every_form_has_the_same_images_and_labels(form, tmp_path, write_image):
-    """Without a line of TOML by hand."""
+    """No line of TOML is written by hand."""
     given, photos = made.make(form, tmp_path, write_image)
     draft = draft_spec(**given)
     spec = draft.spec()
@@ -103,13 +103,13 @@ def test_embedded_images_are_written_once(tmp_path, write_image):
     assert len(times) == 41
     merge_tables(spec, tmp_path)
     assert times == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-    # Killed before the last file: everything is written again.
+    # A call that was killed before the last file: everything is written again.
     (folder / INDEX).unlink()
     next(path for path in times if path.suffix == ".png").write_bytes(b"half")
     table = merge_tables(spec, tmp_path)
     assert (folder / INDEX).is_file()
     assert all((folder / path).read_bytes().startswith(b"\x89PNG") for path in table.paths)
-    # Never into a folder of the user's.
+    # Images are not written into a folder that has other files.
     shutil.rmtree(folder)
     (tmp_path / f".{folder.name}.lock").unlink()
     folder.mkdir()
@@ -129,7 +129,7 @@ def test_rows_without_an_image_inside_the_files_are_not_used(form, tmp_path, wri
     draft = draft_spec(**given)
     table = merge_tables(draft.spec(), draft.data_dir)
     image_dir = draft.data_dir / draft.spec().images
-    assert "9 rows have no bytes of an image" in table.notes
+    assert "9 rows have no image bytes" in table.notes
     school = {photos[row.file]: row.school for row in made.rows().itertuples()}
     labels = labels_by_name(table, "school")
     assert {(image_dir / path).read_bytes(): name for path, name in labels.items()} == {
@@ -143,7 +143,7 @@ def test_rows_without_an_image_inside_the_files_are_not_used(form, tmp_path, wri
 
 
 def test_options_of_a_column(museum):
-    """By hand: values that are missing, mapped, several, rare."""
+    """Missing, mapped, several and rare values, against answers by hand."""
     frame = made.rows()
     frame["period"] = ["early"] * 12 + ["Early "] * 4 + ["late"] * 12 + ["late; early"] * 4 + [
         "n/a"] * 4 + ["once"] * 4  # fmt: skip
@@ -154,7 +154,7 @@ def test_options_of_a_column(museum):
     assert np.bincount(table.labels[:, 1] + 1).tolist() == [12, 16, 12]
     joined = {**options, "rare": "other", "min_examples": 5, "several": "first"}
     table = merge_tables(spec_of(options={"period": joined}), folder)
-    # "other" has four images, fewer than five, and is then no class.
+    # "other" would have four images, fewer than five, so it is not a class.
     assert np.bincount(table.labels[:, 1] + 1).tolist() == [8, 16, 16]
 
 
@@ -299,7 +299,7 @@ def test_a_wrong_spec(table, tasks, message):
         ({"tasks": ("nothing",)}, 'museum.toml: task[0] "nothing": column: "nothing": none of 40'),
         ({"tasks": ("all",)}, 'museum.toml: task[0] "all": column: "all": only one value'),
         ({"images": "elsewhere"}, "museum.toml: images: 'elsewhere': the images of"),
-        ({"table": {"image": "link"}}, "{}/catalogue.csv: column 'link' holds addresses"),
+        ({"table": {"image": "link"}}, "{}/catalogue.csv: column 'link' holds URLs"),
     ],
 )
 def test_wrong_columns_are_one_line(museum, changes, message):
@@ -333,7 +333,7 @@ def test_an_absolute_path_is_named_with_its_row(museum):
 
 
 def paint_copies(folder, *, distinct=40):
-    """Paintings, and of each a copy under another name: encoded again, half the size or mirrored.
+    """Paint images and a copy of each under another name: encoded again, half the size or mirrored.
 
     Returns the table: file, painting, school.
     """
@@ -396,7 +396,7 @@ def test_near_duplicates_under_another_spelling(tmp_path):
     assert separated(table, frame, TEST) == separated(table, frame, VALIDATION) == 0
 
 
-def test_a_validation_split_drawn_next_to_a_given_test_set_keeps_them_too(tmp_path):
+def test_a_validation_split_next_to_a_given_test_set_keeps_near_duplicates_on_one_side(tmp_path):
     frame = paint_copies(tmp_path)
     parts = frame.assign(part=["test", *["train"] * 79])  # its copy is a training image
     parts.to_csv(tmp_path / "catalogue.csv", index=False)
@@ -418,7 +418,7 @@ def test_images_are_hashed_once_where_no_cache_can_be_written(tmp_path, monkeypa
     one = merge_tables(spec, tmp_path)
     monkeypatch.setattr(near_duplicates, "_hash_files", None)
     assert merge_tables(spec, tmp_path).splits.tolist() == one.splits.tolist()
-    # What was kept in memory is written where it can be.
+    # The hashes in memory are written to the next cache that can be written.
     cache = tmp_path / "elsewhere.npz"
     near_duplicates.scan_images(one.paths, tmp_path / "photos", cache=cache)
     assert len(np.load(cache)["paths"]) == 20
@@ -440,7 +440,7 @@ def test_near_duplicates_that_leave_nothing_to_draw_are_named(tmp_path):
     assert "all 2 labelled images are in one group" in message
     assert message.endswith(
         "(near-duplicates: 2 images in 1 group, the largest of 2; each group is kept on one side "
-        "of the split; exclude_near_duplicates = false draws without them)"
+        "of the split; exclude_near_duplicates = false ignores them)"
     )
 
 

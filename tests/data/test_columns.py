@@ -49,7 +49,7 @@ def notes_with(result, word):
         ("['a', None]", ["a"]),
         ("[]", []),
         ('["caf\\u00e9"]', ["café"]),
-        # A title in brackets is no list, and half a list is text.
+        # A title in brackets is not a list, and half a list is text.
         ("[Portrait of a man]", ["[Portrait of a man]"]),
         ("['a', 'b'", ["['a', 'b'"]),
         ("['a'b]", ["['a'b]"]),
@@ -188,7 +188,7 @@ def test_only_training_rows_count_as_examples():
     result = label_column(frame, "style", min_examples=2, train=train)
     assert result.counts.examples == {"a": 2, "b": 2, "c": 1}
     assert names_of(result) == ["a", "a", "b", "b", "b", None, None]
-    # A class of the test rows alone cannot be learnt.
+    # A class that only test rows have cannot be learnt.
     train = np.asarray([1, 1, 1, 1, 0, 0, 0], bool)
     assert label_column(frame, "style", train=train).classes == ("a", "b")
 
@@ -290,8 +290,8 @@ def test_the_order_of_rows_does_not_matter():
         (
             frame_of(*"aab"),
             {"min_examples": 2},
-            'task "style": min_examples: 2: 1 classes have so many examples ("a" 2, "b" 1); a '
-            "task needs at least 2",
+            'task "style": min_examples: 2: 1 classes have at least 2 examples ("a" 2, "b" 1); a '
+            "task needs at least 2 classes",
         ),
         (
             frame_of(*"ab"),

@@ -38,7 +38,7 @@ def tiff(array, **options):
 
 
 def decoded(data, **options):
-    """The pixels, which both decoders give alike."""
+    """The pixels, after a check that both decoders agree."""
     pixels = decode_array(data, target_px=SIDE_PX, **options)
     readable = as_readable(data, target_px=SIDE_PX, **options)
     np.testing.assert_array_equal(decode_image(readable, target_px=SIDE_PX), pixels)
@@ -237,7 +237,7 @@ def test_lab_tiff():
 
 
 def test_what_is_srgb_is_not_touched():
-    """Bytes stay the same object: training and prediction see what they always saw."""
+    """The same bytes object is returned, so training and prediction read the original file."""
     curve = np.arange(1024) / 1023
     linear = np.where(curve <= 0.04045, curve / 12.92, ((curve + 0.055) / 1.055) ** 2.4)
     tag = (

@@ -1,4 +1,4 @@
-"""Other people's copies of a data set: the lists' rows, labels and split with another's images."""
+"""Another copy of a data set: the rows, labels and split of the lists, the images of the copy."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ FORMS = ("same", "kaggle", "letters", "hub")
 
 
 def images():
-    """A frame of IMAGES: also `path`, in the lists, and `folder`."""
+    """IMAGES as a frame, with the columns `path` (in the lists) and `folder`."""
     frame = pd.DataFrame(IMAGES, columns=COLUMNS, dtype=object)
     # An image without a style is in a folder nevertheless.
     frame["folder"] = [FOLDERS.get(style, "Waves") for style in frame["style"]]
@@ -200,7 +200,7 @@ def test_the_lists_may_be_in_the_copy(lists, copy, photos, tiny_spec):
 
 
 def test_a_run_knows_the_images(lists, copy, photos, tiny_spec, tmp_path):
-    """Its config alone opens it again, as `evaluate` does; and so does a file of its spec."""
+    """Its config is enough to open it again, as `evaluate` does; so is a file of its spec."""
     root = copy("letters")
     spec, data_dir = with_copy(tiny_spec(), lists, root)
     assert any(outside_paths(spec))
@@ -239,7 +239,7 @@ def test_without_the_task_of_the_folders_classes_are_folders_by_name(
     assert there == sorted(frame["folder"] + "/" + frame["right"])
 
 
-def test_they_are_written_where_the_user_says(lists, copy, photos, tiny_spec, tmp_path):
+def test_embedded_images_are_written_where_the_user_says(lists, copy, photos, tiny_spec, tmp_path):
     spec, data_dir = with_copy(tiny_spec(), lists, copy("hub"), images=tmp_path / "here")
     assert spec.images == str(tmp_path / "here")
     table = merge_tables(spec, data_dir)
@@ -258,7 +258,7 @@ def test_two_images_of_one_name_and_style_are_not_used(lists, photos, tiny_spec,
     assert missing == ["Lines_Modern/bo-birch_noon.jpg"]
 
 
-def test_an_image_of_another_style_is_not_the_rows(lists, photos, tiny_spec, tmp_path):
+def test_an_image_of_another_style_is_not_matched(lists, photos, tiny_spec, tmp_path):
     _hub(tmp_path / "copy", photos, "hub", row6="Dots")
     spec, _ = with_copy(tiny_spec(), lists, tmp_path / "copy")
     table = merge_tables(spec, lists)
@@ -276,14 +276,14 @@ def refusal(call):
 
 
 def test_a_copy_without_names_is_refused(lists, photos, tiny_spec, tmp_path):
-    """As data sets that were written before the library kept the names of files."""
+    """Data sets from before `datasets` stored file names have none."""
     root = tmp_path / "copy"
     _hub(root, photos, "hub", path=False)
     field, text = refusal(lambda: with_copy(tiny_spec(), lists, root))
     assert field == "data"
     assert text.endswith(
-        f"{root}: the images inside its files have no names (such as image.path), by which they "
-        "could be matched; use a copy with file names"
+        f"{root}: the images inside its files have no file names (as in image.path) to match them "
+        "by; use a copy with file names"
     )
     assert not (lists / "copy_images").exists()
 
@@ -329,7 +329,7 @@ def spec_file(folder, spec, **changes):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--split_column=split"], "--split_column: is for --data, a collection without a spec"),
+        (["--split_column=split"], "--split_column: is only for --data without --spec"),
         (["--images=x"], "--images: the images of copy are in copy"),
         (["--data_dir=copy"], "--data_dir: copy: no wikiart_csv/artist_train.csv: "),
         (["--data=elsewhere"], "elsewhere: no such file or folder."),

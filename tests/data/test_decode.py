@@ -119,7 +119,7 @@ def test_malformed_exif_is_orientation_1(place, name):
     np.testing.assert_array_equal(decoded(EXIF_PLACES[place](MALFORMED[name])), upright)
 
 
-def test_exif_of_pixels_or_comments_is_not_heeded():
+def test_exif_in_pixels_or_comments_is_ignored():
     fake = segment(0xE1, b"Exif\0\0" + exif(6))
     expected = decoded(SAMPLES["jpeg"])
     np.testing.assert_array_equal(decoded(jpeg_with(segment(0xFE, fake))), expected)
@@ -244,8 +244,8 @@ def test_a_jpeg_of_more_than_100_scans_is_refused():
     assert refusal(hidden) == line  # a comment between scans does not end the image
 
 
-def test_bytes_like_a_scan_after_the_image_are_no_scans():
-    """As in the video that a phone appends to its JPEG."""
+def test_bytes_like_a_scan_after_the_image_are_not_scans():
+    """Such bytes are in the video that a phone appends to its JPEG."""
     data = encode(source(), "JPEG")
     np.testing.assert_array_equal(decoded(data + 500 * b"\xff\xda\x9c"), decoded(data))
 
@@ -341,7 +341,7 @@ def test_target_px_is_checked():
 
 
 def resized(image, size_px, how):
-    """The result, after seeing that eager and tf.data agree on it."""
+    """The result, after a check that eager and tf.data agree."""
     image = np.asarray(image)
     eager = decode.resize_image(image, size_px=size_px, how=how)
     dataset = tf.data.Dataset.from_generator(
@@ -411,14 +411,14 @@ def test_presized_images_are_left_alone(how):
     np.testing.assert_array_equal(resized(image, SIZE_PX, how), image)
 
 
-# Of 32: shrunk by up to five and more, enlarged, a pixel to either side of where the kernel's
-# work is laid out anew.
+# Sides to resize to 32: enlarged, reduced by a factor of up to ten, and one pixel to either side of
+# the sizes at which the kernel divides its work differently.
 SIDES = [1, 2, 10, 31, 32, 33, 37, 43, 64, 65, 97, 128, 129, 160, 333]
 
 
 @pytest.mark.parametrize("width", SIDES)
 def test_squash_as_tensorflow(width):
-    """On noise, where a filter's least error shows."""
+    """On noise, which shows the smallest error of a filter."""
     for height in SIDES:
         noise = np.random.default_rng(height).integers(0, 256, (height, width, 3)).astype("uint8")
         expected = tf.image.resize(noise, [SIZE_PX, SIZE_PX], antialias=True)
@@ -567,7 +567,7 @@ def frame_of(data, marker, bits=8):
 JPEG, PNG, WEBP = (SAMPLES[name] for name in ("jpeg", "rgb png", "lossy webp"))
 LARGE = encode(Image.effect_noise((200, 150), 90).convert("RGB"), "JPEG")
 CUT_OFF = "the {} is cut off before its end; copy or download it again"
-DAMAGED = "the {} is damaged; copy or download it again, or save it anew in an image editor"
+DAMAGED = "the {} is damaged; copy or download it again, or save it again in an image editor"
 NOT_READ = ", which is not supported; save it as an ordinary (baseline or progressive, 8-bit) JPEG"
 IDAT = PNG.index(b"IDAT")
 BROKEN = {
@@ -584,7 +584,7 @@ BROKEN = {
     "lossless jpeg": (frame_of(JPEG, 0xC3), "a lossless JPEG" + NOT_READ),
     "JPEG-LS": (frame_of(JPEG, 0xF7), "a lossless JPEG" + NOT_READ),
     "hierarchical jpeg": (frame_of(JPEG, 0xC5), "a hierarchical JPEG" + NOT_READ),
-    "12-bit jpeg": (frame_of(JPEG, 0xC1, 12), "a JPEG of 12 bits a sample" + NOT_READ),
+    "12-bit jpeg": (frame_of(JPEG, 0xC1, 12), "a JPEG of 12 bits per sample" + NOT_READ),
     "jpeg without width": (
         JPEG.replace(struct.pack(">H", source().width), b"\0\0", 1),
         DAMAGED.format("JPEG"),
@@ -618,7 +618,7 @@ def decoded_in_graph(data):
 
 
 def test_without_the_bytes_the_format_is_named():
-    """As where a graph fails, whose error does not hold the data."""
+    """A failing graph is such a case: its error does not contain the data."""
     for kind, data in {"JPEG": LARGE, "PNG": PNG, "WebP": WEBP}.items():
         with pytest.raises(tf.errors.InvalidArgumentError) as raised:
             next(iter(tf.data.Dataset.from_tensors(data[: len(data) // 2]).map(decoded_in_graph)))

@@ -191,7 +191,7 @@ def test_each_class_of_two_units_is_on_both_sides(grouped):
 
 
 def test_small_tables_are_compared_with_all_possible_draws():
-    """As many classes are on both sides as in the best of all draws, nearly always."""
+    """Nearly always, as many classes are on both sides as in the best possible draw."""
     rng = np.random.default_rng(5)
     ours = best = 0
     for seed in range(150):
@@ -214,8 +214,8 @@ def test_a_class_needs_no_image_in_the_draw_if_at_least_is_0():
     with_all = draw_rows(labels, names_for(200), 0.05, seed=0)
     assert with_all.rows.sum() == 100
     assert with_all.notes == (
-        "test: 100 of 200 labelled images are drawn, not the 10 of the share 0.05, because of rare "
-        "classes or large groups",
+        "test: 100 of 200 labelled images are drawn instead of 10 (the share 0.05), because of "
+        "rare classes or large groups",
     )
     assert draw_rows(labels, names_for(200), 0.05, seed=0, at_least=0).rows.sum() == 10
 
@@ -237,7 +237,7 @@ def test_classes_of_one_group_are_noted():
     drawn = draw_rows(labels, names_for(23), 0.2, seed=0, units=units, tasks=["style"])
     assert not drawn.rows[20:].any()
     assert drawn.notes[0] == (
-        'task "style": 1 of 3 classes are in one image or group each, and in training only'
+        'task "style": 1 of 3 classes have only one image or group, which stays in training'
     )
 
 
@@ -258,8 +258,8 @@ def test_a_share_of_nothing_draws_nothing():
             [0] * 19 + [1],
             0.2,
             "0.2: 1 groups have more than the 4 images to draw (the largest, that of "
-            '"photos/00000.jpg", has 19 of 20), and the others only 1; group by another column, or '
-            "change the share",
+            '"photos/00000.jpg", has 19 of 20), and the others have only 1; group by another '
+            "column, or change the share",
         ),
         (
             [0] * 5 + [1] * 5,
@@ -286,13 +286,13 @@ def test_bad_input_is_one_line(labels, units, share, message):
     assert "\n" not in str(error.value)
 
 
-def test_nothing_can_be_drawn_where_each_group_has_a_class_of_its_own():
+def test_nothing_can_be_drawn_if_each_image_is_the_only_one_of_a_class():
     labels = np.asarray([[0, 0], [0, 1], [1, 2], [2, 2]], np.int32)
     with pytest.raises(InputError) as error:
         draw_rows(labels, names_for(4), 0.3, seed=0)
     assert str(error.value) == (
-        "table: test: 0.3: no test image can be drawn, because each one is in the only image or "
-        "group of some class; raise min_examples, or group by another column"
+        "table: test: 0.3: no test image can be drawn, because each image or group is the only "
+        "one of some class; raise min_examples, or group by another column"
     )
     labels[3, 0] = 1  # now the last two have no class of their own
     assert draw_rows(labels, names_for(4), 0.3, seed=0).rows.tolist() in (

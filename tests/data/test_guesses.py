@@ -1,4 +1,4 @@
-"""Guesses about tables like those that people have: a museum's export and Kaggle's list."""
+"""Guesses about realistic tables: a museum's export, and classes.csv of Kaggle's WikiArt."""
 
 import tomllib
 
@@ -14,7 +14,7 @@ from multitask.spec_fields import Task
 
 
 def kaggle(rows=600, seed=0):
-    """As the `classes.csv` of a copy of WikiArt: the list in `genre` is really the style."""
+    """A table like `classes.csv` of Kaggle's WikiArt: the list in `genre` is really the style."""
     rng = np.random.default_rng(seed)
     styles = rng.choice(["Realism", "Cubism", "Pop Art"], rows, p=[0.5, 0.3, 0.2])
     second = rng.random(rows) < 0.05
@@ -38,7 +38,7 @@ def kaggle(rows=600, seed=0):
 
 
 def museum(objects=300, seed=0):
-    """As a museum's export: a row a photograph, some objects with several."""
+    """A table like a museum's export: one row per photograph, several of some objects."""
     rng = np.random.default_rng(seed)
     number = np.arange(objects)
     table = pd.DataFrame(
@@ -121,8 +121,8 @@ def test_a_museums_export():
         "title": "free text",
         "date": "dates",
         "dimensions": "measures",
-        "credit line": 'not visible in the image (by its name, "credit")',
-        "on view": "yes or no, mostly about the record",
+        "credit line": 'not visible in the image ("credit" in its name)',
+        "on view": "yes or no, usually about the record",
         "country": "one value only",
         "photo number": "identifier",
         "page": "URLs",
@@ -220,12 +220,12 @@ def test_the_group_is_an_identifier_that_some_rows_share():
     guesses = guess_columns(frame)
     assert guesses.group == "object_id"
     assert reason(guesses, "object_id").startswith("100 values in 200 rows, up to 2 images each")
-    # A date of an object is no name of one, although objects share it.
+    # The date of an object does not name the object, although its photographs share it.
     frame["object date"] = frame["object begin date"] = np.repeat(np.arange(40) + 1600, 5)
     guesses = guess_columns(frame)
     assert guesses.group == "object_id"
     assert reason(guesses, "object date") == reason(guesses, "object begin date") == "dates"
-    # A column that nothing shares is an identifier.
+    # A column whose values do not repeat is an identifier.
     frame["object_id"] = np.arange(200) + 5000
     guesses = guess_columns(frame.drop(columns="other"))
     assert guesses.group is None
@@ -240,7 +240,7 @@ def test_facts_of_a_column_are_counted():
     assert (facts.separator, facts.several, facts.filled) == ("|", 2, 2)
 
 
-def test_a_credit_line_is_no_group():
+def test_a_credit_line_is_not_a_group():
     frame = pairs(
         style=["a", "b"] * 100, credit_line=[f"Gift, 19{i % 90 + 10}" for i in range(200)]
     )
@@ -264,7 +264,7 @@ def test_a_task_that_another_one_determines_is_named():
     guesses = guess_columns(frame)
     assert guesses.warnings == (
         'task "genre" is a function of task "style": 100 % of 1,000 images have the most frequent '
-        '"genre" of their "style"; its accuracy would mean nothing in addition to that of "style"',
+        '"genre" of their "style"; its accuracy adds nothing to that of "style"',
     )
     frame.loc[:14, "genre"] = ["genre 9"] * 15
     share = frame.groupby("style")["genre"].agg(lambda g: g.value_counts().max()).sum() / 1000
@@ -292,8 +292,8 @@ def test_a_constant_task_is_not_determined_by_another():
 def test_classes_of_one_example_are_named():
     frame = pairs(style=["a"] * 99 + ["b"] * 99 + ["c", "d"])
     assert warnings_with(guess_columns(frame), "one example") == [
-        'task "style": 2 of 4 classes have one example ("c" 1, "d" 1), which cannot be learnt '
-        "from and judged by as well; raise min_examples"
+        'task "style": 2 of 4 classes have one example ("c" 1, "d" 1), too few to train and to '
+        "evaluate; raise min_examples"
     ]
 
 
@@ -307,13 +307,13 @@ def test_leaks_between_the_splits_are_named():
     guesses = guess_columns(frame)
     assert guesses.group == "object_id"
     assert guesses.warnings == (
-        "1 rows have the image of an earlier row",
+        "1 rows repeat the image of an earlier row",
         'leak: 2 train images belong to the same image or group as a test image (first: "0.jpg")',
     )
 
 
-def test_a_guess_that_leaves_one_class_is_no_task():
-    """Lists that look like values that repeat: by themselves only one of them has a label."""
+def test_a_guess_that_leaves_one_class_is_not_a_task():
+    """The values repeat, but only lists of one value have a label, and that is always the same."""
     guesses = guess_columns(pairs(style=["a", "b"] * 100, words=[["red"], ["red", "blue"]] * 100))
     assert [task.name for task in guesses.tasks] == ["style"]
     assert {guess.name: guess.role for guess in guesses.columns}["words"] == "none"
@@ -332,7 +332,7 @@ def test_a_guess_that_leaves_one_class_is_no_task():
         (
             pd.DataFrame({"a": ["x", "y"] * 9, "b": ["u", "v"] * 9}),
             {},
-            "image: no column holds names of image files; name it. Expected one of: a, b.",
+            "image: no column holds names of image files; name one. Expected one of: a, b.",
         ),
         (
             pairs(note=[f"a note on the image {i}" for i in range(200)]),

@@ -33,7 +33,7 @@ REMEDY = "Do this."
 
 
 def png_of_size(width, height):
-    """A PNG whose header promises that size; its pixels are never there."""
+    """A PNG whose header states that size, without pixels."""
 
     def chunk(kind, payload):
         body = kind + payload
@@ -106,7 +106,7 @@ def test_broken_pixels_have_a_reason_in_one_plain_line(zoo, name):
         assert noise not in reason
 
 
-def test_one_pass_finds_what_each_file_alone_tells(zoo):
+def test_one_pass_gives_the_same_reasons_as_each_file_alone(zoo):
     names = [*REASONS, "truncated.jpg", "broken.png", "good.jpg"]
     result = find_unusable([str(zoo / name) for name in names], progress=False)
     alone = {i: why_unreadable(zoo / name) for i, name in enumerate(names)}
@@ -161,7 +161,7 @@ def test_files_are_mapped_in_order_and_byte_for_byte(tmp_path):
         int(i): data for i, data in map_files(files, tf.identity, target_px=1).as_numpy_iterator()
     }
     assert list(result) == list(range(len(names)))
-    # Nothing is what a decoder makes nothing of.
+    # A file that cannot be read has empty content.
     wanted = [written.get(name, b"") for name in names]
     assert [len(data) for data in result.values()] == [len(data) for data in wanted]
     same = [data == other for data, other in zip(result.values(), wanted, strict=True)]

@@ -56,19 +56,19 @@ def test_a_separator_inside_a_path_is_part_of_it():
 
 
 @pytest.mark.parametrize("text", ["path,class\n", "path,,class\r\n", "path;class", "file\tkind\n"])
-def test_a_header_alone_is_no_row(text):
+def test_a_header_alone_has_no_rows(text):
     rows = read(text)
     assert rows.pairs == rows.numbers == []
     assert any("header row" in note for note in rows.notes)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "\ufeff"])
-def test_nothing_is_no_row(text):
+def test_an_empty_text_has_no_rows(text):
     assert read(text).pairs == []
 
 
 @pytest.mark.parametrize("text", ["a.jpg,unknown\n", "scan.0001,unknown\n"])
-def test_one_row_of_an_unknown_class_is_no_header(text):
+def test_one_row_of_an_unknown_class_is_not_a_header(text):
     assert len(read(text).pairs) == 1
 
 

@@ -139,7 +139,7 @@ def test_links_are_followed_and_loops_do_no_harm(tmp_path):
 
 
 def test_one_file_under_two_spellings_is_one_path(tmp_path):
-    """As where a file system ignores case; here two names of one file."""
+    """On a file system that ignores case; here, two names of one file."""
     folder = touch(tmp_path, "a.jpg", "b.jpg", "B.jpg")
     os.link(folder / "a.jpg", folder / "A.JPG")
     match = match_files(["a.jpg", "A.JPG", "b.jpg", "B.jpg"], folder)
@@ -244,7 +244,7 @@ def test_missing_files_are_refused_with_their_cause(tiny_data, tiny_spec, write_
 
 
 def test_without_repairs_nothing_changes(tiny_data, tiny_spec):
-    """Of the same lists: with all files, with some missing, and without an image folder."""
+    """The same lists with all files, with some missing, and without an image folder."""
     data = tiny_data()
     whole = load_table(tiny_spec(), data)
     missing = data / "wikiart" / whole.paths[0]
@@ -284,8 +284,8 @@ def test_mojibake(text, repaired):
     assert repair_mojibake(text) == repaired
 
 
-# What the names of WikiArt have, in invented names: the garbled, the right one, and how they are
-# written by whoever drops accents and punctuation.
+# Invented names with the defects of WikiArt's names: the garbled name, the right one, and the one
+# without accents and punctuation.
 DAMAGED = [
     ("Dots/jos\xe3\xa9-vila_(sea).jpg", "Dots/josé-vila_(sea).jpg", "jose_vila_sea"),
     ("Dots/n\xe3\xbar\xe3\xadn_noon(2).jpg", "Dots/núrín_noon(2).jpg", "nurin_noon_2"),
@@ -352,7 +352,7 @@ def test_letters_never_choose(tmp_path, paths, files):
     assert all(set(match.files) <= set(files) for match in by_letters)
 
 
-def test_letters_only_count_where_they_are_meant_to(tmp_path):
+def test_letters_count_only_with_by_letters(tmp_path):
     folder = touch(tmp_path, "Dots/x_1.jpg")
     assert match_files(["Dots/x(1).jpg"], folder) == {}
     (match,) = match_files(["Dots/x(1).jpg"], folder, by_letters=True).values()
@@ -360,7 +360,8 @@ def test_letters_only_count_where_they_are_meant_to(tmp_path):
     assert match_files(["Dots/(-).jpg", "Dots/y.jpg"], folder, by_letters=True) == {}
 
 
-# ftfy knows no lower-cased garbled text, as in the lists: U+00E0 to U+00FE are raised first.
+# ftfy does not repair lower-cased garbled text, which the lists have. U+00E0 to U+00FE are made
+# upper-case for it first.
 RAISED = {c: c - 0x20 for c in range(0xE0, 0xFF) if c != 0xF7}
 
 

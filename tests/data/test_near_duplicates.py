@@ -74,7 +74,7 @@ def test_copies_are_pairs_and_other_paintings_are_not(tmp_path):
     assert with_painting == [(7, len(paintings) + i) for i in range(len(CHANGES))]
 
 
-def test_different_images_of_a_data_set_are_no_pair(tiny_data):
+def test_different_images_of_a_data_set_are_not_pairs(tiny_data):
     data = tiny_data()
     names = sorted(str(p.relative_to(data / "wikiart")) for p in (data / "wikiart").rglob("*.jpg"))
     hashes, _ = scan(data / "wikiart", names)
@@ -176,7 +176,7 @@ def test_few_images(count):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """How many images have been hashed, in a list of one number a call of hash_image."""
+    """A list with one number per call of `hash_image`."""
     calls = []
 
     def counted(image):
@@ -287,9 +287,7 @@ def test_a_broken_or_foreign_cache_is_empty(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["cut off", "other sizes"])
-def test_a_broken_or_foreign_cache_is_not_believed_and_written_anew(
-    images, tmp_path, decoded, kind
-):
+def test_a_broken_or_foreign_cache_is_ignored_and_written_again(images, tmp_path, decoded, kind):
     folder, names = images
     assert names == NAMES
     cache = tmp_path / "cache.npz"
@@ -303,7 +301,7 @@ def test_a_broken_or_foreign_cache_is_not_believed_and_written_anew(
     np.testing.assert_array_equal(again, hashes)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(images, tmp_path, decoded):
+def test_a_cache_that_cannot_be_written_is_not_an_error(images, tmp_path, decoded):
     folder, names = images
     (tmp_path / "file").write_text("no folder")
     hashes, unusable = scan_images(

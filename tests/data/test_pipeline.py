@@ -158,7 +158,7 @@ def test_a_run_that_starts_at_an_epoch_sees_what_an_unbroken_one_saw(numbered):
         assert_same(epochs(late, prepared, spec)[0], whole[start])
 
 
-def test_an_image_is_augmented_anew_each_epoch_and_not_as_its_neighbour(numbered):
+def test_each_image_is_augmented_differently_in_each_epoch(numbered):
     # All images are the same mid grey: only the sampled brightness differs.
     grey = Image.new("RGB", (40, 30), (128, 128, 128))
     prepared, spec = numbered(
@@ -310,7 +310,7 @@ def test_no_image_at_all_gives_no_batch(tmp_path):
 
 
 def shared(make, processes, devices):
-    """Each step's batch, put together of what the processes read."""
+    """Each step's batch, put together from what the processes read."""
     of_all = [make(Shard(i, processes, devices)).as_numpy_iterator() for i in range(processes)]
     for batches in zip(*of_all, strict=True):
         assert len({len(images) for images, *_ in batches}) == 1

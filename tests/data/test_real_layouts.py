@@ -1,5 +1,4 @@
-"""Real paintings in each layout that people have them in: the same rows, the same labels, and the
-same features of a frozen trunk, bit for bit."""
+"""Real paintings in each supported layout give the same rows, labels and frozen-trunk features."""
 
 import os
 from pathlib import Path
@@ -22,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 TASKS = ("artist", "style", "genre")
 FOLDER = {"Art_Nouveau": "Art_Nouveau_Modern"}  # class -> the folder of its images, if it differs
-TRAINED, TESTED = 224, 64  # whole batches of the trunk, in whose last the rounding could differ
+TRAINED, TESTED = 224, 64  # whole batches of the trunk: in a partial one the rounding could differ
 LEAST = 4
 # What the layouts' own specs differ in; the trunk's weights are random.
 SAME = {
@@ -41,7 +40,7 @@ SAME = {
 def sample():
     """A frame of real paintings by path: the file, its split, and its class of each task or None.
 
-    It is of the lists by pandas alone. Every class has LEAST training images: otherwise it would be
+    Only pandas reads the lists here. Every class has LEAST training images: otherwise it would be
     a class of the lists, but not of a table.
     """
     data = Path(os.environ.get("WIKIART_DIR", "nowhere")).absolute()

@@ -394,7 +394,7 @@ def test_paths_cannot_be_confused_with_each_other(tiny_data, tiny_spec):
 # === Whole or not at all ===
 
 
-def test_an_interrupted_one_leaves_nothing_and_the_next_is_whole(there, monkeypatch):
+def test_an_interrupted_preparation_leaves_nothing_and_the_next_is_whole(there, monkeypatch):
     spec, data = there
     want = content(quiet(spec, data).folder)
     shutil.rmtree(data / "records")
@@ -517,7 +517,7 @@ def until(process, start):
 
 @pytest.fixture
 def elsewhere(tiny_data, spec_file, shelf):
-    """(what a process printed of its requests, the folder of records that it was killed amid)."""
+    """(the requests that a process printed, the folder of records during which it was killed)."""
     printed, data = shelf / "printed.txt", shelf / "killed"
     if not printed.is_file():
         whole = tiny_data(folder=shelf / "offline")
@@ -530,7 +530,7 @@ def elsewhere(tiny_data, spec_file, shelf):
     return printed.read_text(), data
 
 
-def test_a_killed_one_is_never_used_and_the_next_starts_over(elsewhere, spec_file):
+def test_records_of_a_killed_process_are_not_used_and_the_next_starts_over(elsewhere, spec_file):
     _, data = elsewhere
     assert [name for name in tree(data / "records") if "incomplete" in name]
     prepared = quiet(load_spec(str(spec_file)), data)
@@ -729,7 +729,7 @@ def test_no_readable_image_at_all(tiny_data, tiny_spec):
         quiet(tiny_spec(max_missing=0.9), data)
 
 
-def test_a_records_dir_that_cannot_be(tiny_data, tiny_spec):
+def test_a_records_dir_that_cannot_be_created(tiny_data, tiny_spec):
     data = tiny_data()
     (data / "file").write_text("")
     for folder in (data / "file", data / "file/below"):

@@ -20,7 +20,7 @@ SIZES = {"size_px": 32, "reduced_px": 37}
 
 
 def texture(width, height, seed=0):
-    """As sharp as an image can be, so that every filter shows."""
+    """An image as sharp as possible, so that every filter has an effect."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -73,8 +73,8 @@ def test_an_export_reduces_first():
 
 
 @pytest.mark.parametrize("margin", [1.15, 2.0])  # of 2, a scaled decoding would be another filter
-def test_an_image_is_predicted_as_it_was_training_images(tiny_data, tiny_spec, margin):
-    """The records store JPEGs, with half the resolution of colour: these images are grey."""
+def test_an_image_is_the_same_in_training_and_prediction(tiny_data, tiny_spec, margin):
+    """The images are grey, because the JPEGs of the records halve the resolution of colour."""
     spec = tiny_spec(tasks=("style",), records={"quality": 100, "margin": margin})
     data = tiny_data()
     paths = sorted((data / "wikiart").rglob("*train*.jpg"))

@@ -44,7 +44,7 @@ def test_other_values_are_excluded_counted_and_named():
 def test_a_column_without_test_rows_is_noted():
     _, notes = read_splits(frame_of(s=["train", "val"]), "s")
     assert notes == [
-        "s: no row is a test row (test, testing, eval, holdout), so that there is no test set"
+        "s: no row is a test row (test, testing, eval, holdout), so there is no test set"
     ]
 
 

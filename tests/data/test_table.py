@@ -169,7 +169,7 @@ def test_a_contradiction_loses_its_label_for_that_task_alone(
         },
     )
     table = merge_tables(tiny_spec(), data)
-    # A test set that lost its label was a test set nevertheless: its genre is not trained on.
+    # A test image stays one although it lost its label, so its genre is not trained on.
     assert by_path(table)["x.jpg"] == (split, {"genre": 1} if split == TRAIN else {})
     (note,) = notes_with(table, "two labels")
     assert note.startswith("style: 1 images")
@@ -429,7 +429,7 @@ def test_findings_have_the_rows_that_the_notes_count(tiny_data, tiny_spec):
         (test, 1, "y.jpg", "test"),
     ]
     assert finding_rows(findings.unknown, "value", "task") == [(train, 7, "u.jpg", "7", "style")]
-    # x lost its style by contradiction: nothing of it leaks.
+    # x lost its style by contradiction, so it does not leak.
     assert finding_rows(findings.leaks, "split") == [
         (train, 6, "leak.jpg", "train"),
         (genre, 1, "leak.jpg", "test"),
@@ -541,8 +541,8 @@ def test_a_message_on_a_class_file_quotes_one_cell_in_short(tmp_path, content, e
     assert len(message) < 200
 
 
-def test_a_long_class_file_takes_no_square_of_its_length(tmp_path):
-    """100,000 names: by comparing each with each it would be minutes."""
+def test_reading_a_class_file_takes_linear_time(tmp_path):
+    """100,000 names; comparing each with each would take minutes."""
     path = tmp_path / "class.txt"
     path.write_text("".join(f"{i} name {i}\n" for i in range(100_000)))
     names = read_classes(path)
@@ -677,7 +677,7 @@ def test_a_subset_is_a_function_of_the_seed():
     assert set(smaller.paths[smaller.rows(TRAIN)]) < set(first.paths[first.rows(TRAIN)])
 
 
-def test_the_whole_is_no_subset():
+def test_shares_of_1_keep_the_whole_table():
     table = random_table(50, test=5)
     assert subset_table(table, {"artist": 1.0, "style": 1.0, "genre": 1.0}, seed=0) is table
 

@@ -1,4 +1,4 @@
-"""Read folders of classes, and folders of images with a metadata file beside them."""
+"""Read class folders, and folders of images with a metadata file."""
 
 import os
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ class _Files:
 
     Attributes:
         paths: relative to the folder, sorted.
-        parts: of each path, its folders below that of the split.
-        splits: of each path; None where the folder has no folders of splits.
+        parts: for each path, its folders below the split folder.
+        splits: for each path, its split folder; None if there are no split folders.
         notes: as in Source.
     """
 
@@ -58,21 +58,21 @@ def _search(place: Path) -> _Files:
 
 
 def has_splits(place: Path, folders: Sequence[str]) -> bool:
-    """Whether the folders of images are those of splits.
+    """Whether the folders of images are split folders such as `train` and `test`.
 
     Args:
-        place: that holds them, for messages.
-        folders: their names; "" for images that are in none.
+        place: the folder that holds them, for messages.
+        folders: their names; "" stands for images that are in no folder.
 
     Raises:
-        InputError: several are splits, and others are not.
+        InputError: several folders are splits, but others are not.
     """
     splits = [name for name in folders if is_split_name(name)]
     others = [name or "images in no folder" for name in folders if not is_split_name(name)]
     if len(splits) > 1 and others:
         raise InputError(
             f"{place}: {shorten(splits)} look like splits, {shorten(others)} do not; "
-            "move these into a split, or elsewhere"
+            "move the others into a split folder, or elsewhere"
         )
     return bool(splits) and not others
 
@@ -81,20 +81,20 @@ def has_splits(place: Path, folders: Sequence[str]) -> bool:
 
 
 class LevelsNeededError(InputError):
-    """The folders have several levels, whose meaning nobody has named."""
+    """The folders have several levels, and `levels` does not name them."""
 
 
 def read_class_folders(place: Path, levels: Sequence[str] | None = None) -> Source:
-    """Read `[<split>/]<class>/…`: the names of folders are the classes.
+    """Read `[<split>/]<class>/…`: folder names are the classes.
 
     Args:
         place: the folder.
-        levels: the column of each level of folders, from the top; deeper folders have no meaning.
+        levels: a column name for each level of folders, from the top; deeper folders are ignored.
             None: one level, "class".
 
     Raises:
-        InputError: there are no images, all are in no folder, or the folders have more levels and
-            `levels` does not name them.
+        InputError: there are no images, no image is in a folder, or the folders have several
+            levels and `levels` does not name them.
     """
     files = _search(place)
     depths = [len(part) for part in files.parts]
@@ -108,7 +108,7 @@ def read_class_folders(place: Path, levels: Sequence[str] | None = None) -> Sour
     if shallow:
         example = files.paths[next(i for i, depth in enumerate(depths) if depth < len(names))]
         notes.append(
-            f"images in fewer folders than {len(names)}, which lack a class: {shallow:,} "
+            f"images fewer than {len(names)} folders deep, which lack a class: {shallow:,} "
             f"(first: {shown(example)})"
         )
     if deeper := sum(depth > len(names) for depth in depths):
@@ -121,13 +121,13 @@ def _level_names(
 ) -> Sequence[str]:
     if depth == 0:
         raise InputError(
-            f"{place}: its images are in no folder of a class, and there is no {METADATA[0]}"
+            f"{place}: its images are not in class folders, and there is no {METADATA[0]}"
         )
     if levels is None:
         if depth > 1:
             raise LevelsNeededError(
-                f"{place}: its images are {depth} folders deep ({shown(example)}); name the "
-                "meaning of each with levels, from the top"
+                f"{place}: its images are {depth} folders deep ({shown(example)}); name each "
+                "level with levels, from the top"
             )
         return ("class",)
     refuse_repeated(levels, "levels")
@@ -161,10 +161,10 @@ def _source(
 
 
 def metadata_files(place: Path) -> list[tuple[str, str]]:
-    """The metadata files of a folder, or of its folders of splits.
+    """The metadata files of a folder, or of its split folders.
 
     Returns:
-        Split ("" for the folder itself) and name of each file.
+        Split folder ("" for the folder itself) and name of each file.
     """
     for name in METADATA:
         if (place / name).is_file():
@@ -180,10 +180,11 @@ def metadata_files(place: Path) -> list[tuple[str, str]]:
 def read_metadata_folder(place: Path) -> Source:
     """Read a folder of images that metadata.csv, .jsonl or .parquet describes (`ImageFolder`).
 
-    Its column `file_name` is the path relative to the file's folder.
+    The column `file_name` holds paths relative to the folder of the metadata file.
 
     Raises:
-        InputError: a metadata file is unreadable, has no column `file_name`, or a split has none.
+        InputError: a metadata file is unreadable or has no column `file_name`, or a split folder
+            has no metadata file.
     """
     tables = []
     metadata = metadata_files(place)
@@ -257,7 +258,7 @@ def _read_parquet(path: Path) -> RawTable:
 
 
 def _refuse_missing(place: Path, described: Sequence[str]) -> None:
-    """Raise InputError where some folders of splits have a metadata file and others have none."""
+    """Raise InputError if some split folders have a metadata file and others have none."""
     if described == [""]:
         return
     splits = [

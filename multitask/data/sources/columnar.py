@@ -1,4 +1,4 @@
-"""Make a Source from Parquet or Arrow files: one table in a file, or the shards of a data set."""
+"""Make a Source from Parquet or Arrow files: a table in one file, or the shards of a data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from multitask.data.sources.source import (
 )
 from multitask.errors import InputError, expected, quoted, shown
 
-_INDEX = "__index_level_"  # the columns in which pandas stores a frame's index
+_INDEX = "__index_level_"  # prefix of the columns in which pandas stores a frame's index
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ShardFile:
     """A file of a data set.
 
     Attributes:
-        name: relative to the data set's folder; of a single file, its name.
-        path: of the file.
-        split: the split that it belongs to; None where nothing says so.
+        name: the path relative to the data set's folder, or the name of a single file.
+        path: the path to open.
+        split: the split of its rows; None if unknown.
     """
 
     name: str
@@ -41,7 +41,7 @@ class ShardFile:
 
 @dataclass
 class _Columns:
-    """How the columns of all shards are read: what the first shard decides."""
+    """How to read the columns of all shards, decided by the first shard."""
 
     place: Path
     image: str | None  # None where no column holds bytes
@@ -67,17 +67,17 @@ def read_shards(
     """Read the columns of all shards, without the bytes of images.
 
     Args:
-        kind: of the source.
+        kind: the kind of the source.
         place: the file, or the folder of the shards.
         files: at least one, in the order of their rows.
-        features: the description of the columns that lies beside the shards; what the schema of a
-            shard says comes first.
-        images: the folder of the images, if they are not in the shards; None: beside the file.
-        image_column: the user's choice; None finds it.
+        features: descriptions of the columns from a file beside the shards; those in a shard's
+            schema take precedence.
+        images: the folder of the images, if they are not in the shards; None: that of the files.
+        image_column: the column of images; None: detect it.
 
     Raises:
-        InputError: a shard is unreadable, or differs from the first one; there is no column of
-            images, or there are several.
+        InputError: a shard is unreadable or differs from the first one, or there is not exactly
+            one column of images.
     """
     columns, parts, counts, missing = None, [], [], 0
     for file in files:
@@ -154,7 +154,7 @@ def _holds_bytes(shard: Shard, name: str) -> bool:
 
 
 def _check_same(columns: _Columns, shard: Shard, file: ShardFile, features: dict[str, Any]) -> None:
-    """Raise InputError where a shard lacks a column of the first, or names other classes."""
+    """Raise InputError if a shard lacks a column of the first one, or has other classes."""
     needed = [*columns.names, *([columns.image] if columns.image else [])]
     lacking = [name for name in needed if name not in shard.schema.names]
     if lacking:
@@ -166,12 +166,12 @@ def _check_same(columns: _Columns, shard: Shard, file: ShardFile, features: dict
     for name in columns.names:
         if own.get(name) != columns.classes.get(name):
             raise InputError(
-                f"{file.path}: column {shown(name, CELL)} names other classes than the first shard"
+                f"{file.path}: column {shown(name, CELL)} has other classes than the first shard"
             )
 
 
 def _read(columns: _Columns, shard: Shard, file: ShardFile) -> dict[str, Sequence[Any]]:
-    """The columns of a shard, and as last the paths inside an image struct."""
+    """The columns of a shard; the last one holds the paths inside an image struct."""
     part: dict[str, Sequence[Any]] = {}
     for name in columns.names:
         values = plain_column(shard.read_column(name))
@@ -198,7 +198,7 @@ def _notes(columns: _Columns, files: Sequence[ShardFile], rows: int) -> tuple[st
     kinds = sorted({file.path.suffix.lower().lstrip(".") for file in files})
     notes = [f"{len(files):,} {'/'.join(kinds)} file{'s' * (len(files) > 1)}, {rows:,} rows"]
     if columns.skipped:
-        notes.append(f"columns without plain values skipped: {shorten(columns.skipped)}")
+        notes.append(f"skipped columns, which hold no plain values: {shorten(columns.skipped)}")
     return tuple(notes)
 
 
@@ -212,7 +212,7 @@ def _with_references(
     counts: Sequence[int],
     missing: int,
 ) -> Source:
-    """The source with a column of references; the paths in the structs stay if there are any."""
+    """Add the column of image references; keep the column of paths if it has any."""
     frame = source.frame
     notes = [f"images: inside the files, column {shown(source.image, CELL)}"]
     if frame[columns.paths].isna().all():
@@ -237,7 +237,7 @@ def _with_references(
 def _with_paths(
     source: Source, columns: _Columns, images: Path | None, image_column: str | None
 ) -> Source:
-    """The source with a column of paths: of the structs without bytes, or one that is found."""
+    """Set the column of image paths: that of structs without bytes, or a detected one."""
     place, frame = source.place, source.frame
     folder = images or (place if place.is_dir() else place.parent)
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""Images inside shards: their references, and their bytes."""
+"""References and bytes of images that are inside shards."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from multitask.data.sources.shards import ImageShard, open_shard
 from multitask.data.sources.source import TFDS, Source
 from multitask.errors import InputError, shown
 
-# Eight digits, so that sorted references are in the order of the rows, which is the fast one.
+# References with eight digits sort in the order of the rows, which is the fast order to read.
 _DIGITS = 8
 
 
@@ -25,10 +25,10 @@ def reference(shard: str, row: int) -> str:
 class EmbeddedImages:
     """Reads the bytes of embedded images; one shard is open at a time.
 
-    Not safe for use by several threads; each may have its own.
+    Not thread-safe: each thread needs its own instance.
 
     Args:
-        source: with embedded images.
+        source: a source with embedded images.
 
     Example:
         >>> with EmbeddedImages(source) as images:  # doctest: +SKIP
@@ -46,7 +46,7 @@ class EmbeddedImages:
     def read(self, reference: str) -> bytes:
         """The bytes of an image, as they were embedded.
 
-        Reading in the order of the rows is fast. Going back within a shard may read it again.
+        Reading in the order of the rows is fast. An earlier row may make it read the shard again.
 
         Raises:
             InputError: the source has no such image, the row has no bytes, or the shard is damaged.
@@ -70,10 +70,10 @@ class EmbeddedImages:
         return opened.image(self._column, row)
 
     def iterate(self, references: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """Read many images: shard by shard and in each in the order of its rows.
+        """Read many images, shard by shard, in the order of the rows.
 
         Args:
-            references: in any order; of one that occurs several times, the image comes once.
+            references: in any order; a repeated one yields its image once.
 
         Yields:
             Reference and bytes, in the order of the shards' rows; rows without bytes are skipped.

@@ -1,6 +1,6 @@
-"""Read a data set of the Hugging Face Hub from disk: Parquet shards, or what `save_to_disk` wrote.
+"""Read a data set of the Hugging Face Hub from disk: Parquet shards, or a `save_to_disk` folder.
 
-The library `datasets` is not needed; the files are Parquet and Arrow, and JSON beside them.
+The library `datasets` is not needed: the files are Parquet, Arrow and JSON.
 """
 
 import json
@@ -15,7 +15,7 @@ from multitask.data.sources.splits import missing_shards, split_of_path
 from multitask.errors import InputError
 from multitask.spec import why_unsafe
 
-_DEPTH = 3  # levels of folders that are searched for shards: `default/train/0000.parquet`
+_DEPTH = 3  # levels of folders to search for shards, as in `default/train/0000.parquet`
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 
 
@@ -25,10 +25,10 @@ def is_saved(folder: Path) -> bool:
 
 
 def shard_paths(folder: Path) -> list[str]:
-    """The Parquet files of a folder, relative to it; the Arrow files where there are none."""
+    """The Parquet files of a folder, relative to it; its Arrow files if it has no Parquet files."""
     files = walk_files(folder, _DEPTH)
     for suffixes in (PARQUET_SUFFIXES, ARROW_SUFFIXES):
-        # The library caches the results of its steps beside the data set.
+        # `datasets` writes its cache files beside the data set.
         names = [name for name in files if name.lower().endswith(suffixes)
                  and not name.rsplit("/", 1)[-1].startswith("cache-")]  # fmt: skip
         if names:
@@ -37,12 +37,12 @@ def shard_paths(folder: Path) -> list[str]:
 
 
 def read_hub(place: Path, *, images: Path | None = None, image_column: str | None = None) -> Source:
-    """Read a data set of the Hub that lies in a folder.
+    """Read a data set of the Hub from a folder.
 
     Args:
         place: the folder.
-        images: the folder of the images where the shards hold paths instead of bytes.
-        image_column: the column of images; None finds it.
+        images: the folder of the images, if the shards hold paths instead of bytes.
+        image_column: the column of images; None: detect it.
 
     Raises:
         InputError: a shard is missing or unreadable, the folder holds several data sets, or there
@@ -57,14 +57,14 @@ def read_hub(place: Path, *, images: Path | None = None, image_column: str | Non
         features = _stated_features(place)
     names = [file.name for file in files]
     if absent := missing_shards(names):
-        raise InputError(f"{place}: no file {absent}, which the names of the others announce")
+        raise InputError(f"{place}: the shard {absent} is missing")
     return read_shards(
         HUB, place, files, features=features, images=images, image_column=image_column
     )
 
 
 def _refuse_several(place: Path, names: Sequence[str]) -> None:
-    """Raise InputError where the shards are those of several data sets (configurations)."""
+    """Raise InputError if the shards belong to several data sets (configurations)."""
     tops = {name.split("/")[0] for name in names if "/" in name}
     sets = sorted(top for top in tops if split_of_path(f"{top}/_") is None)
     if len(sets) > 1 or (
@@ -102,7 +102,8 @@ def _saved_split(place: Path, prefix: str, split: str | None) -> list[ShardFile]
     state = _json(state_path)
     if state.get("_indices_data_files"):
         raise InputError(
-            f"{state_path}: an unfinished selection of rows; save it anew with datasets"
+            f"{state_path}: it stores a selection of rows as indices; apply flatten_indices() of "
+            "the library datasets and save it again"
         )
     try:
         names = [str(item["filename"]) for item in state["_data_files"]]
@@ -129,7 +130,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _stated_features(folder: Path) -> dict[str, Any]:
-    """The features in dataset_info.json; {} where there is no such file."""
+    """The features in dataset_info.json; {} if there is no such file."""
     if not (folder / _INFO).is_file():
         return {}
     features = _json(folder / _INFO).get("features")

@@ -12,20 +12,21 @@ from multitask.data.sources.source import CELL, shorten
 from multitask.errors import InputError, expected, quoted, shown
 from multitask.spec import why_unsafe
 
-# In the order in which they are preferred where several columns hold files.
+# Names in order of preference, for tables in which several columns hold files.
 USUAL = (
     *("image", "file_name", "filename", "image_path", "img_path", "image_file", "path", "file"),
     *("filepath", "file_path", "img", "photo", "image_name"),
 )
-_LOOKED_AT, _SAMPLE = 2000, 200  # values of a column, and distinct ones of these
-_HINTS = 10  # of these, how many are tried with a suffix added
-_MOST_FEW, _CLEAR = 0.05, 0.5  # shares of values; a second column this near the best is a rival
+_LOOKED_AT, _SAMPLE = 2000, 200  # values of a column to read, and distinct ones to test
+_HINTS = 10  # distinct values to try with a suffix added
+_LEAST_FILES = 0.05  # least share of files for a column of images
+_CLEAR = 0.5  # share that counts as clear; a column with this share of the best one's is a rival
 _URLS = ("http://", "https://", "ftp://", "s3://", "gs://", "data:")
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A column's sampled texts, and which shares of them, in [0, 1], look like what."""
+    """A sample of a column's texts, and the shares of files, image names and URLs in it."""
 
     name: str
     files: float
@@ -44,11 +45,11 @@ def has_image_suffix(text: str) -> bool:
 
 
 def _sample(values: pd.Series) -> list[str]:
-    """Some of a column's distinct texts, from all over it."""
+    """Some of a column's distinct texts, spread over its rows."""
     for step in (max(1, len(values) // _LOOKED_AT), 1):
         texts = [text for text in dict.fromkeys(filter(_is_text, values[::step])) if text.strip()]
         if texts:
-            break  # otherwise the column is nearly empty, and all of it is looked at
+            break  # otherwise the column is nearly empty: read all of it
     return texts[:: max(1, len(texts) // _SAMPLE)][:_SAMPLE]
 
 
@@ -57,7 +58,7 @@ def _is_text(value: object) -> bool:
 
 
 def is_file_below(folder: Path, path: str) -> bool:
-    """Whether a path names a regular file below a folder; paths out of it are not looked at."""
+    """Whether a path names a regular file below a folder; False for a path that leaves it."""
     path = path.replace("\\", "/") if os.sep == "/" else path
     try:
         return why_unsafe(path) is None and os.path.isfile(os.path.join(folder, path))
@@ -84,9 +85,9 @@ def find_image_column(
 
     Args:
         frame: [rows]; the columns of the table.
-        folder: that the paths should be relative to.
+        folder: the folder that the paths should be relative to.
         place: the table, for messages.
-        given: the user's choice; None looks for files, then for names such as `a.jpg`.
+        given: the user's choice; None: look for files, then for names such as `a.jpg`.
 
     Returns:
         The name of the column, and notes on how it was chosen.
@@ -100,14 +101,14 @@ def find_image_column(
         _refuse_urls(_look(frame, given, folder), place)
         return given, []
     columns = [_look(frame, name, folder) for name in frame.columns]
-    files = _best([(column.files, column.name) for column in columns], _MOST_FEW)
+    files = _best([(column.files, column.name) for column in columns], _LEAST_FILES)
     names = _best([(column.names, column.name) for column in columns if column.urls < _CLEAR], 0.9)
     likely = files or names
     if not likely:
         for column in columns:
             if column.name.lower() in USUAL or column.names >= _CLEAR:
                 _refuse_urls(column, place)
-        raise InputError(_nothing(columns, folder, place))
+        raise InputError(_no_column(columns, folder, place))
     if len(likely) > 1:
         usual = [name for name in USUAL if name in {column.lower() for column in likely}]
         if not usual:
@@ -121,7 +122,7 @@ def find_image_column(
 
 
 def _best(shares: Sequence[tuple[float, str]], least: float) -> list[str]:
-    """The columns of the largest share, and those that come near it; none below `least`."""
+    """The columns whose share is the largest or close to it; [] if all are below `least`."""
     top = max((share for share, _ in shares), default=0.0)
     if top < least:
         return []
@@ -131,39 +132,39 @@ def _best(shares: Sequence[tuple[float, str]], least: float) -> list[str]:
 def _refuse_urls(column: _Column, place: Path) -> None:
     if column.urls >= _CLEAR:
         raise InputError(
-            f"{place}: column {shown(column.name, CELL)} holds addresses "
+            f"{place}: column {shown(column.name, CELL)} holds URLs "
             f"({shown(column.first, CELL)}), not files; download the images first, and write each "
             "file's path into a column"
         )
 
 
-def _nothing(columns: Sequence[_Column], folder: Path, place: Path) -> str:
+def _no_column(columns: Sequence[_Column], folder: Path, place: Path) -> str:
     text = (
-        f"{place}: no column of images: no values are files below {folder}, and none are names "
-        f"such as a.jpg. Columns: {shorten(column.name for column in columns)}."
+        f"{place}: no column of images: no column holds files below {folder}, or names such as "
+        f"a.jpg. Columns: {shorten(column.name for column in columns)}."
     )
     for column in columns:
         for suffix in (".jpg", ".jpeg", ".png", ".webp", ".tif"):
             files = [name for name in column.texts[:_HINTS] if is_file_below(folder, name + suffix)]
             if files:
                 return (
-                    f"{text} {shown(files[0], CELL)} of column {shown(column.name, CELL)} is a "
-                    f"file with {suffix} added; add it in the table"
+                    f"{text} With {suffix} added, {shown(files[0], CELL)} of column "
+                    f"{shown(column.name, CELL)} is a file; add the suffix in the table"
                 )
     partly = max(columns, key=lambda column: column.names)
     usual = [column for column in columns if column.name.lower().removesuffix("s") in USUAL]
     if partly.names:
-        text += f" {partly.names:.0%} of column {shown(partly.name, CELL)} are such names."
+        text += f" {partly.names:.0%} of the values of {shown(partly.name, CELL)} are such names."
     elif usual:
         text += f" Column {shown(usual[0].name, CELL)} holds {shown(usual[0].first, CELL)}."
-    return f"{text} Name the column with image_column and its folder with images"
+    return f"{text} Name the column with image_column and the folder of the images with images"
 
 
 def relative_to(folder: Path, values: pd.Series) -> tuple[pd.Series, str]:
     """Make absolute paths below a folder relative to it.
 
     Returns:
-        The column, and a note; "" where nothing changed.
+        The column, and a note; "" if nothing changed.
 
     Raises:
         InputError: all paths are absolute, and none is below the folder.

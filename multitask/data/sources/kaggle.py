@@ -1,7 +1,7 @@
 """Read Kaggle's copy of WikiArt (`steubk/wikiart`): folders by style, and classes.csv.
 
-Two of its columns are not what their names say. `genre` in classes.csv is a list of the styles,
-and the numbers in wclasses.csv are those of another data set, without names.
+Its column names mislead. `genre` in classes.csv is a list of styles. The numbers in wclasses.csv
+are class indices of another data set, and the file has no names for them.
 """
 
 import ast
@@ -20,11 +20,11 @@ _HEADER_BYTES = 4096
 
 @dataclass(frozen=True)
 class _Layout:
-    """A file of the data set: its columns as written, and what they really are.
+    """A file of the data set: its columns as written, and what they really hold.
 
     Attributes:
-        name: of the file.
-        written: its header.
+        name: the name of the file.
+        written: the columns in its header.
         real: the name of each column in the Source.
     """
 
@@ -37,7 +37,7 @@ def _layout(name: str, written: str, real: str) -> _Layout:
     return _Layout(name, tuple(written.split()), tuple(real.split()))
 
 
-# The headers as the files have them, and below each the names of what is in the columns.
+# For each file, its header as written, and below it the names of what the columns hold.
 NAMED = _layout(
     "classes.csv",
     "filename artist genre description phash width height genre_count subset",
@@ -50,17 +50,17 @@ NUMBERED = _layout(
 )
 _LAYOUTS = (NAMED, NUMBERED)
 _UNCERTAIN, _EVERYBODY_ELSE = "uncertain artist", "0"
-_PAINTER, _LISTED, _MANNER, _SUBSET = 1, 2, 3, 8  # columns, by position in a layout
+_PAINTER, _LISTED, _MANNER, _SUBSET = 1, 2, 3, 8  # positions of columns in a layout
 
 
 def recognise(place: Path) -> tuple[Path, _Layout] | None:
-    """The file of the data set in a folder, or the file itself; None where it is something else."""
+    """Recognise a file of the data set, or the file in a folder of it; None for anything else."""
     files = [place / layout.name for layout in _LAYOUTS] if place.is_dir() else [place]
     for file in files:
         if file.is_file():
             header, first = _first_lines(file)
             for layout in _LAYOUTS:
-                # A table of the user's own may have the simple names of wclasses.csv too.
+                # A user's own table may have the plain column names of wclasses.csv too.
                 numbered = sum(cell.isdecimal() for cell in first) >= len(layout.written) - 1
                 if set(layout.written) == set(header) and (layout is NAMED or numbered):
                     return file, layout
@@ -68,7 +68,7 @@ def recognise(place: Path) -> tuple[Path, _Layout] | None:
 
 
 def _first_lines(file: Path) -> tuple[list[str], list[str]]:
-    """The cells of the header and of the first row; [] where they are no text."""
+    """The cells of the header and of the first row; [] if they are not text."""
     with open_binary(file) as opened:
         lines = opened.read(_HEADER_BYTES).split(b"\n")[:2]
     try:
@@ -83,13 +83,13 @@ def read_kaggle(file: Path, layout: _Layout, place: Path, images: Path | None = 
     """Read classes.csv or wclasses.csv, with the columns named by what they hold.
 
     Args:
-        file: one of both.
-        layout: which.
+        file: the CSV file.
+        layout: its layout.
         place: the folder or file that the user gave.
-        images: the folder of the style folders; None: that of the file.
+        images: the folder with the style folders; None: the folder of the file.
 
     Raises:
-        InputError: the file is unreadable, or a list of styles is none.
+        InputError: the file is unreadable, or a cell is not a list of styles.
     """
     table = read_delimited(file)
     if layout is NAMED:
@@ -116,8 +116,8 @@ def _named(table: RawTable, file: Path) -> tuple[pd.DataFrame, list[str]]:
     uncertain = frame[subset] == _UNCERTAIN
     frame.loc[uncertain, [painter, subset]] = None
     notes = [
-        f"its column {NAMED.written[_LISTED]} is a list of styles, and is named {listed}; "
-        f"rows that list several: {several:,}"
+        f"its column {NAMED.written[_LISTED]} holds lists of styles and is read as {listed}; "
+        f"rows with several: {several:,}"
     ]
     if uncertain.any():
         notes.append(
@@ -152,15 +152,15 @@ def _numbered(table: RawTable) -> tuple[pd.DataFrame, list[str]]:
     painter, manner = NUMBERED.real[_PAINTER], NUMBERED.real[_MANNER]
     others = frame[painter] == _EVERYBODY_ELSE
     frame.loc[others, painter] = None
-    notes = [f"rows of artist 0, everybody else, which have no artist: {int(others.sum()):,}"]
+    notes = [f"rows of artist 0 (all other artists), which have no label: {int(others.sum()):,}"]
     folders = frame[NUMBERED.real[0]].str.split("/").str[0]
     pairs = pd.DataFrame({"number": frame[manner], "folder": folders}).drop_duplicates()
     if pairs["number"].is_unique and pairs["folder"].is_unique and len(pairs) > 1:
         frame[manner] = folders.astype(object)
-        notes.append(f"{manner} by folder, which its numbers agree with")
+        notes.append(f"{manner} is read from the folders, which agree with the numbers")
         numbers = [name for name in NUMBERED.real[1:] if name != manner]
     else:
-        notes.append(f"{manner} by number, because the folders do not agree with the numbers")
+        notes.append(f"{manner} is read from the numbers, which do not agree with the folders")
         numbers = list(NUMBERED.real[1:])
     notes.append(f"the file has no names for the numbers of {shorten(numbers)}")
     return frame, notes

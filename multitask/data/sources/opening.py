@@ -1,4 +1,4 @@
-"""Open a source: decide by looking what it is, and have it read."""
+"""Open a source: recognise its kind, and read it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,21 +22,20 @@ def open_source(
     levels: Sequence[str] | None = None,
     strict: bool = True,
 ) -> Source:
-    """Read a collection's table, whatever form it has: one row per image.
+    """Recognise a collection's form and read it as a table with one row per image.
 
     Args:
         place: a file (CSV, TSV, JSON Lines, Excel, Parquet), a folder (a data set of the Hub, of
             TFDS or Kaggle's WikiArt; classes as folders; images beside metadata.csv), or
             `tfds:NAME`.
         images: the folder that the table's paths are relative to; None: the table's own folder.
-        image_column: the column of images; None finds it.
-        levels: names of the levels of class folders, from the top. A folder for which they are
-            given is read as class folders, whatever else is in it.
-        strict: refuse `images` where the source keeps its images elsewhere.
+        image_column: the column of images; None: detect it.
+        levels: names of the levels of class folders, from the top. With them, a folder is always
+            read as class folders.
+        strict: refuse `images` and `image_column` if the source has its images elsewhere.
 
     Raises:
-        InputError: the source is not readable; the message names the place, and what was looked
-            for.
+        InputError: the source cannot be read; the message says what was expected.
 
     Example:
         >>> source = open_source(Path("catalogue.csv"), images=Path("photos"))  # doctest: +SKIP
@@ -53,7 +52,7 @@ def open_source(
 
 
 def _refuse_unused(source: Source, images: Path | None, image_column: str | None) -> None:
-    """Raise InputError for a choice that the kind of source does not offer."""
+    """Raise InputError if the source has its images in another column or folder."""
     if image_column not in (None, source.image):
         raise InputError(
             f"the images of {source.place} are in column {quoted(source.image)}",
@@ -106,10 +105,10 @@ def _open_folder(
 
 
 def _refuse_other(place: Path) -> None:
-    """Raise InputError for a folder without images in folders, with what else is in it."""
+    """Raise InputError for a folder without subfolders; the message says what it has."""
     names = sorted(entry.name for entry in place.iterdir() if not entry.name.startswith("."))
     if any((place / name).is_dir() for name in names):
-        return  # classes, or the message that there are no images
+        return  # it is read as class folders, or refused for having no images
     if not names:
         raise InputError(f"{place}: the folder is empty; looked for {_LOOKED_FOR}")
     listed = [name for name in names if name.lower().endswith(tables.TABLE_SUFFIXES)]
@@ -118,5 +117,5 @@ def _refuse_other(place: Path) -> None:
             f"{place}: a folder with tables ({shorten(listed)}); give the path of one of them"
         )
     images = sum(name.lower().endswith(SUFFIXES) for name in names)
-    has = f"{images:,} images in no folder of a class" if images else shorten(names)
+    has = f"{images:,} images that are not in class folders" if images else shorten(names)
     raise InputError(f"{place}: it has {has}; looked for {_LOOKED_FOR}")

@@ -1,6 +1,6 @@
-"""Parquet and Arrow files: their columns without the bytes of images, and the bytes of one row.
+"""Read Parquet and Arrow files: columns without image bytes, and the image bytes of one row.
 
-Two kinds of columns hold images: binary values, and the Hub's struct {bytes, path}.
+Two types of columns hold images: binary values, and the Hub's struct {bytes, path}.
 """
 
 import bisect
@@ -25,8 +25,8 @@ from multitask.errors import InputError
 
 PARQUET_SUFFIXES, ARROW_SUFFIXES = (".parquet", ".pq"), (".arrow", ".feather")
 _ARROW_FILE = b"ARROW1"
-# A batch holds this many images at once. A row group may hold all images of a data set (pandas
-# writes up to a million rows), so that it is never read as a whole.
+# Images per batch. A row group may hold all images of a data set (pandas writes up to a million
+# rows), so it is never read as a whole.
 _BATCH_ROWS, _BUFFER_BYTES = 8, 2**20
 
 
@@ -48,7 +48,7 @@ class Shard(ImageShard, Protocol):
     schema: pa.Schema
 
     def read_column(self, name: str) -> list[Any]:
-        """The values of a column; of an image struct, its paths."""
+        """The values of a column; for an image struct, its paths."""
 
     def missing_bytes(self, name: str) -> int:
         """How many rows of an image column have no bytes."""
@@ -58,7 +58,7 @@ def open_shard(path: Path) -> Shard:
     """Open a Parquet or Arrow file.
 
     Raises:
-        InputError: it is not a regular file, or not such a file.
+        InputError: it is not a regular file, or not a readable Parquet or Arrow file.
     """
     refuse_pointer(path)
     shard: Shard
@@ -100,7 +100,7 @@ def is_binary(kind: pa.DataType) -> bool:
 
 
 def holds_objects(kind: pa.DataType) -> bool:
-    """Whether a column of a type is neither of plain values nor of lists of them."""
+    """Whether a type is neither a plain value nor a list of plain values."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return holds_objects(kind.value_type)
     return pa.types.is_nested(kind) or is_binary(kind)
@@ -111,10 +111,10 @@ def _has_path(kind: pa.DataType) -> bool:
 
 
 class ParquetShard:
-    """A Parquet file. Rows are read in batches, forwards; going back begins at the row group.
+    """A Parquet file, read forwards in batches; an earlier row starts its row group again.
 
     Args:
-        path: of the file.
+        path: the file.
     """
 
     def __init__(self, path: Path):
@@ -140,7 +140,7 @@ class ParquetShard:
         self._start, self._values = 0, pa.array([], pa.binary())  # first row and values of a batch
 
     def read_column(self, name: str) -> list[Any]:
-        """The values of a column; of an image struct, its paths."""
+        """The values of a column; for an image struct, its paths."""
         kind = self.schema.field(name).type
         with _parse_errors(self.path, "Parquet"):
             if not is_image_struct(kind):
@@ -193,7 +193,7 @@ class ArrowShard:
     """An Arrow file or stream, mapped into memory: only what is accessed is read.
 
     Args:
-        path: of the file.
+        path: the file.
     """
 
     def __init__(self, path: Path):
@@ -204,8 +204,8 @@ class ArrowShard:
             self._map = pa.memory_map(str(path))
             opened = pa.ipc.open_file(self._map) if is_file else pa.ipc.open_stream(self._map)
             self._table = opened.read_all()
-            # Arrow trusts the offsets in a file; wrong ones would end the process. This reads the
-            # offsets and the texts, not the images.
+            # Arrow trusts the offsets in a file; wrong ones would crash the process. Validation
+            # reads the offsets and the texts, but not the images.
             self._table.validate(full=True)
         self.schema = self._table.schema
         self.row_count = self._table.num_rows
@@ -215,13 +215,13 @@ class ArrowShard:
         if (name, leaf) not in self._leaves:
             column = self._table.column(name)
             if is_image_struct(column.type):
-                # Unlike `StructArray.field` it is null where the whole struct is.
+                # Unlike `StructArray.field`, the result is null where the struct is null.
                 column = pc.struct_field(column, [column.type.get_field_index(leaf)])
             self._leaves[name, leaf] = column
         return self._leaves[name, leaf]
 
     def read_column(self, name: str) -> list[Any]:
-        """The values of a column; of an image struct, its paths."""
+        """The values of a column; for an image struct, its paths."""
         kind = self.schema.field(name).type
         if is_image_struct(kind) and not _has_path(kind):
             return [None] * self.row_count
@@ -241,11 +241,11 @@ class ArrowShard:
         self._map.close()
 
 
-# === What the schema says of the columns ===
+# === Descriptions of the columns in the schema ===
 
 
 def features_of(schema: pa.Schema) -> dict[str, Any]:
-    """Column -> its description by the library `datasets`, from a schema; {} where it has none."""
+    """Column -> its description that `datasets` stored in a schema; {} if there are none."""
     try:
         stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = stored["info"]["features"]
@@ -255,7 +255,7 @@ def features_of(schema: pa.Schema) -> dict[str, Any]:
 
 
 def class_names_of(features: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Column -> class names, of the features that are a ClassLabel or a list of them."""
+    """Column -> class names, for features that are a ClassLabel or a list of them."""
     result = {}
     for name, feature in features.items():
         if isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
@@ -270,7 +270,7 @@ def class_names_of(features: dict[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def image_columns(schema: pa.Schema, features: dict[str, Any]) -> list[str]:
-    """The columns that hold images' bytes, by their type; not those declared as something else."""
+    """The columns declared as images; if there are none, those whose type can hold images."""
     columns = [
         field.name for field in schema if is_image_struct(field.type) or is_binary(field.type)
     ]
@@ -283,15 +283,15 @@ def image_columns(schema: pa.Schema, features: dict[str, Any]) -> list[str]:
 
 
 def as_names(values: Sequence[Any], names: Sequence[str], place: str) -> list[Any]:
-    """Replace class indices by names; -1 and None become None, lists stay lists.
+    """Replace class indices with names; -1 and None become None, lists stay lists.
 
     Args:
         values: [rows]; indices, None, or lists of these.
-        names: of the classes, by index.
+        names: the class names, by index.
         place: file and column, for messages.
 
     Raises:
-        InputError: an index is not one of a class.
+        InputError: an index has no class.
     """
     by_index: dict[Any, str | None] = {**dict(enumerate(names)), -1: None, None: None}
     try:

@@ -1,4 +1,4 @@
-"""What every reader returns, and how all of them open the user's files."""
+"""The result of every reader, and functions that all readers use to open the user's files."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,28 +20,29 @@ _LFS = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Source:
-    """One row per image, with the raw values as the source holds them.
+    """A table with one row per image, with the raw values of the source.
 
     Attributes:
         kind: one of KINDS.
         place: the file or folder that was read, for messages.
         frame: [rows], RangeIndex, every column of dtype object: str, int, float, bool, lists of
             these, and None where there is no value. Text formats have only str, and "" where the
-            cell is empty. The bytes of images are never in it.
+            cell is empty. It never holds the bytes of images.
         image: the column of image references.
-        embedded: whether the images are inside shards. A reference is then opaque; EmbeddedImages
-            reads it. Otherwise it is a path, as the source spells it, relative to `images`.
-        images: the folder that the paths are relative to; None where the images are embedded.
-        shards: the files of the embedded images, relative to `place` (or `place` itself where
-            that is a file), in the order of the rows; () where the images are not embedded.
+        embedded: whether the images are inside shards. If so, a reference is opaque, and
+            EmbeddedImages reads it. If not, it is a path relative to `images`, as the source
+            spells it.
+        images: the folder that the paths are relative to; None if the images are embedded.
+        shards: the files of the embedded images, in the order of the rows: paths relative to
+            `place`, or its name if it is a file. () if the images are not embedded.
         split: the column of splits if the source itself names them by folders, shards or its
-            layout; the values are those names, None where a row has no split.
-        class_names: column -> its classes in the order that the source itself defines. The frame
+            layout. The values are those names, or None for a row without a split.
+        class_names: column -> its classes, in the order that the source itself defines. The frame
             holds these names.
-        rows: str [rows], where a person finds each row, with the file's name where there are
-            several; None where a row is a file. `line 17` of a text file, from 1, is the row's
-            first line; `row 17` of Excel is from 1, as Excel shows it; `row 17` of other files is
-            from 0, as in references.
+        rows: str [rows], the place of each row for messages, with the file's name if there are
+            several files; None if each row is a file. `line 17` of a text file is the row's first
+            line, counted from 1. `row 17` of Excel is counted from 1, as in Excel; `row 17` of
+            other files is counted from 0, as in references.
         notes: what was recognised or skipped, one line each.
     """
 
@@ -76,7 +77,7 @@ def input_errors(path: Path) -> Iterator[None]:
 
 
 def near_sibling(path: Path) -> str:
-    """` Did you mean "…"?` with a name in the same folder, or which folder is missing."""
+    """A hint about a missing path: a similar name in its folder, or that its folder is missing."""
     if not path.parent.is_dir():
         return f" There is no folder {path.parent}."
     return near(path.name, sorted(entry.name for entry in path.parent.iterdir()))
@@ -104,7 +105,7 @@ def first_bytes(path: Path, count: int = 8) -> bytes:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise InputError for the small text that Git LFS leaves where a file was not downloaded."""
+    """Raise InputError for a Git LFS pointer, the short text that replaces a file before a pull."""
     if first_bytes(path, len(_LFS)) == _LFS:
         raise InputError(f"{path}: a Git LFS pointer, not the file; run `git lfs pull` first")
 
@@ -119,8 +120,8 @@ def one_line(error: object, most: int = 200) -> str:
 def walk_files(folder: Path, depth: int) -> list[str]:
     """Paths of all files of a folder, relative to it, sorted.
 
-    Hidden files and folders are skipped, and so are links to folders: a data set's own folder may
-    hold links to files (as the Hub's cache does), but never needs links to folders.
+    Hidden files, hidden folders and links to folders are skipped. Links to files are not: the Hub's
+    cache consists of them.
 
     Args:
         folder: where to begin.
@@ -183,7 +184,7 @@ def refuse_repeated(names: Sequence[str], where: str) -> None:
     """Raise InputError for the first column name that occurs twice.
 
     Args:
-        names: of the columns, in their order.
+        names: the column names, in order.
         where: the place for the message.
     """
     first: dict[str, int] = {}
@@ -197,7 +198,7 @@ def refuse_repeated(names: Sequence[str], where: str) -> None:
 
 
 def shorten(names: Iterable[str], most: int = 8) -> str:
-    """`a, b, c, … (12)`: the first names of a list, each quoted as a cell would be."""
+    """`a, b, c, … (12)`: the first names of a list, each cut to CELL characters, and the number."""
     listed = [shown(name, CELL)[1:-1] for name in names]
     more = f", … ({len(listed)})" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more

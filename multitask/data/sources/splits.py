@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-# What data sets call their splits; the names stay as they are, and mean nothing here.
+# Names that data sets give to their splits. They are recognised here, not interpreted.
 SPLIT_NAMES = (
     *("train", "training", "test", "testing", "eval", "evaluation"),
     *("validation", "valid", "val", "dev", "development"),
@@ -13,19 +13,19 @@ _WORD = re.compile(rf"(?:^|[^a-z0-9])({'|'.join(SPLIT_NAMES)})(?=$|[^a-z0-9])", 
 
 
 def is_split_name(name: str) -> bool:
-    """Whether a folder's name is that of a split; letter case is ignored."""
+    """Whether a folder's name is the name of a split; letter case is ignored."""
     return name.lower() in SPLIT_NAMES
 
 
 def split_of_path(path: str) -> str | None:
-    """The split that a file belongs to, from its own name or else from the nearest folder's.
+    """The split of a file, taken from its name or else from the nearest folder's name.
 
     Args:
         path: relative to the data set: `data/train-00000-of-00002.parquet`, `train/0000.parquet`,
             `test.parquet`.
 
     Returns:
-        The name as written; None where no part of the path is one.
+        The split's name as written; None if the path has none.
     """
     *folders, name = path.split("/")
     stem = name.rsplit(".", 1)[0]
@@ -40,7 +40,7 @@ def split_of_path(path: str) -> str | None:
 
 
 def missing_shards(paths: Iterable[str]) -> str | None:
-    """The name of the first shard that others announce (`-of-00002`) and that is not there."""
+    """The first shard that is missing from a numbered series (`…-00001-of-00002`), or None."""
     indices: dict[tuple[str, int, str], set[int]] = {}
     for path in paths:
         if match := re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(.*)", path):

@@ -33,7 +33,7 @@ DELIMITED_SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
 JSON_SUFFIXES, EXCEL_SUFFIXES = (".jsonl", ".ndjson", ".json"), (".xlsx", ".xlsm")
 TABLE_SUFFIXES = DELIMITED_SUFFIXES + JSON_SUFFIXES + EXCEL_SUFFIXES + PARQUET_SUFFIXES
 _ZIP, _OLD_OFFICE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
-_MOST_UNPACKED = 8 * MAX_TEXT_BYTES  # of a workbook, so that a small file cannot fill the memory
+_MOST_UNPACKED = 8 * MAX_TEXT_BYTES  # bytes of a workbook: a small file must not fill the memory
 
 
 def read_table(
@@ -44,10 +44,10 @@ def read_table(
     Args:
         place: the file.
         images: the folder that its paths are relative to; None: the folder of the table.
-        image_column: the column of images; None finds it.
+        image_column: the column of images; None: detect it.
 
     Raises:
-        InputError: the file is not such a table, or has no column of images.
+        InputError: the file is not a readable table, or has no column of images.
     """
     refuse_pointer(place)
     suffix, start = place.suffix.lower(), first_bytes(place)
@@ -70,7 +70,7 @@ def _reader(place: Path, suffix: str, start: bytes) -> Callable[[Path], RawTable
 def table_source(
     place: Path, table: RawTable, images: Path | None, image_column: str | None
 ) -> Source:
-    """Make a Source of a table whose images are files; InputError where it has no such column."""
+    """Make a Source of a table whose images are files; InputError if no column holds images."""
     folder = images or place.parent
     image, notes = find_image_column(table.frame, folder, place, image_column)
     frame = table.frame
@@ -92,10 +92,10 @@ def table_source(
 def read_excel(path: Path) -> RawTable:
     """Read the first sheet of a workbook that has rows; an empty cell is None.
 
-    Numbers stay numbers, dates become text, and of a formula the stored result is read.
+    Numbers stay numbers, and dates become text. A formula has its stored result.
 
     Raises:
-        InputError: the file is not such a workbook, or openpyxl is not installed.
+        InputError: the file is not a readable workbook, or openpyxl is not installed.
     """
     # calamine is ten times as fast, but reads a date before 1900 as a time of day.
     try:
@@ -109,12 +109,12 @@ def read_excel(path: Path) -> RawTable:
     _check_unpacked(path, data)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on styles and checks that are not read
+            warnings.simplefilter("ignore")  # about styles and validation, which are not read
             book = openpyxl.load_workbook(data, read_only=True, data_only=True)
             sheets = [(sheet.title, _sheet_rows(sheet)) for sheet in book.worksheets]
     except InputError:
         raise
-    except Exception as error:  # openpyxl documents none: KeyError, ValueError, ParseError, …
+    except Exception as error:  # undocumented: KeyError, ValueError, ParseError, …
         raise InputError(f"{path}: not a readable Excel file: {one_line(error)}") from None
     filled = [(title, rows) for title, rows in sheets if rows]
     if not filled:

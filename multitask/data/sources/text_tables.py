@@ -1,8 +1,8 @@
 """Read CSV, TSV and JSON Lines: encoding, delimiter, header and the line of each row.
 
-Python's `csv` module parses them: it is written in C, says at which line a quoted cell with line
-breaks begins, refuses an unclosed quotation mark, and keeps rows of another width. pandas fills
-such rows up, and Arrow's reader does not count lines inside cells.
+Python's `csv` module parses CSV and TSV. It is written in C, counts the lines inside quoted cells,
+refuses an unclosed quotation mark, and shows rows with a wrong number of cells. pandas pads such
+rows, and Arrow's reader does not count the lines inside cells.
 """
 
 import codecs
@@ -32,8 +32,8 @@ from multitask.data.sources.source import (
 from multitask.errors import InputError, shown
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-_SAMPLE_CHARS, _SAMPLE_ROWS = 2**18, 200  # what the delimiter is chosen by
-_BOMS = (  # UTF-32's begins like UTF-16's
+_SAMPLE_CHARS, _SAMPLE_ROWS = 2**18, 200  # the part of the file that the delimiter is chosen by
+_BOMS = (  # UTF-32 before UTF-16: the mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8 with a byte order mark"),
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
@@ -65,10 +65,10 @@ def decode(data: bytes, path: Path, *, western: bool) -> tuple[str, str]:
     Args:
         data: the whole file.
         path: for messages.
-        western: whether bytes that are not UTF-8 are read as Windows-1252.
+        western: whether text that is not UTF-8 is read as Windows-1252.
 
     Returns:
-        The text, and a note on its encoding; "" for plain UTF-8.
+        The text, and a note on its encoding, which is "" for plain UTF-8.
 
     Raises:
         InputError: the bytes are not text.
@@ -111,12 +111,12 @@ def sniff_delimiter(text: str, preferred: str = ",") -> str:
     """The delimiter that splits the first rows into the most columns, the same number in each.
 
     Args:
-        text: of the file.
-        preferred: taken first where several are equally good.
+        text: the content of the file.
+        preferred: the delimiter to choose among equally good ones.
 
     Returns:
-        One of DELIMITERS; where none splits all rows alike, the one that splits the first row
-        into the most cells, so that the message about unequal rows is about the right columns.
+        One of DELIMITERS. If none splits all rows alike, it is the one that splits the first row
+        into the most cells, so that the error about unequal rows counts the right cells.
     """
     lines = io.StringIO(text[:_SAMPLE_CHARS], newline="")
     sample = list(lines)
@@ -136,13 +136,13 @@ def sniff_delimiter(text: str, preferred: str = ",") -> str:
 
 
 def read_delimited(path: Path) -> RawTable:
-    """Read a CSV or TSV; every cell is a str, "" where it is empty.
+    """Read a CSV or TSV file; every cell is a str, "" where it is empty.
 
     100,000 rows of 9 columns take about a second.
 
     Raises:
-        InputError: the file is unreadable, empty, has only a header, or a row has another number
-            of cells; the message names the line.
+        InputError: the file is unreadable, is empty or has only a header, or a row has more or
+            fewer cells than the header; the message names the line.
     """
     text, encoding = decode(read_bytes(path), path, western=True)
     notes = [encoding] if encoding else []
@@ -204,9 +204,9 @@ def _check_header(header: list[str], path: Path, line: int) -> None:
 
 
 def _even_widths(records: list[list[str]], numbers: list[int], width: int, path: Path) -> None:
-    """Cut empty cells beyond the header off; raise InputError for any other row of its own width.
+    """Drop empty cells beyond the header; raise InputError for any other row of a wrong width.
 
-    Spreadsheets write such cells where one row was once longer.
+    Spreadsheets write such cells if a row was once longer.
     """
     if set(map(len, records)) == {width}:
         return
@@ -224,7 +224,7 @@ def _even_widths(records: list[list[str]], numbers: list[int], width: int, path:
 def _named_columns(
     header: list[str], columns: list[tuple[str, ...]], path: Path, notes: list[str]
 ) -> dict[str, tuple[str, ...]]:
-    """The columns by name, without an unnamed first column of row numbers and empty columns."""
+    """The columns by name; drops unnamed empty columns and an unnamed first column of numbers."""
     named = {}
     for number, (name, cells) in enumerate(zip(header, columns, strict=True), start=1):
         if name:
@@ -242,7 +242,7 @@ def _named_columns(
 
 
 def read_json_lines(path: Path) -> RawTable:
-    """Read JSON Lines: an object a line; a key that an object lacks is None.
+    """Read JSON Lines, one object per line; a key that an object lacks is None.
 
     Raises:
         InputError: the file is unreadable or empty, or a line is not a JSON object; the message
@@ -251,7 +251,7 @@ def read_json_lines(path: Path) -> RawTable:
     text, encoding = decode(read_bytes(path), path, western=False)
     notes = [encoding] if encoding else []
     if text.lstrip().startswith("["):
-        raise InputError(f"{path}: one JSON array; JSON Lines has one object a line")
+        raise InputError(f"{path}: it is one JSON array; JSON Lines has one object per line")
     numbers, objects = [], []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():

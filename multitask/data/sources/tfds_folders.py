@@ -1,4 +1,4 @@
-"""Read a data set that TFDS prepared: by its name, or a folder that TFDS wrote.
+"""Read a data set that TFDS prepared, by its name or by its folder.
 
 No code of the data set runs, and nothing is downloaded: the folder describes itself.
 """
@@ -34,9 +34,9 @@ PREFIX = "tfds:"
 _NAME = re.compile(r"(?P<name>\w+)(?:/(?P<config>[\w.+-]+))?(?::(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _FEATURES, _INFO = "features.json", "dataset_info.json"
-_OWN = "tensorflow_datasets."  # the package of its own features
-# A feature's class in both spellings that are read, and in the form of older versions. A feature
-# may have one of these names too; what is below it is no text then.
+_OWN = "tensorflow_datasets."  # the package of TFDS's own feature classes
+# The keys of a feature's class: two spellings, and one of older versions. A feature may itself have
+# such a name; its value is then not a string.
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
@@ -49,7 +49,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def prepared_folders(folder: Path) -> list[Path]:
-    """The folder itself, or those of versions in it or in its configurations; sorted."""
+    """The folder itself, or else the version folders in it or in its configurations, sorted."""
     if is_prepared(folder):
         return [folder]
     versions = _versions(folder)
@@ -72,7 +72,7 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def newest(folders: Sequence[Path], place: str) -> Path:
-    """The folder of the newest version; InputError where several configurations have one."""
+    """The folder of the newest version; InputError if there are several configurations."""
     parents = sorted({folder.parent.name for folder in folders})
     if len(parents) > 1:
         raise InputError(f"{place}: several configurations ({shorten(parents)}); name one")
@@ -84,7 +84,7 @@ def folder_of_name(place: str) -> Path:
     """The folder of `tfds:NAME[/CONFIG][:VERSION]` in TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-        InputError: the name has another form, or nothing is prepared under it.
+        InputError: the name has another form, or no such data set is prepared.
     """
     match = _NAME.fullmatch(place.removeprefix(PREFIX))
     if match is None:
@@ -137,7 +137,7 @@ def _plan(features: Any, plan: _Features, prefix: str = "") -> _Features:
     import tensorflow_datasets as tfds
 
     kinds = tfds.features
-    for key, feature in sorted(features.items()):  # their order in the file changes by itself
+    for key, feature in sorted(features.items()):  # their order in the file is arbitrary
         name = f"{prefix}{key}"
         inner = feature.feature if isinstance(feature, kinds.Sequence) else feature
         if isinstance(feature, kinds.FeaturesDict):
@@ -184,22 +184,21 @@ def read_tfds(place: Path, image_column: str | None = None) -> Source:
 
     Args:
         place: the folder with features.json.
-        image_column: the feature of images; None takes the only one.
+        image_column: the image feature; None: the only one.
 
     Raises:
-        InputError: the folder is damaged or incomplete, or there is no feature of images, or there
-            are several.
+        InputError: the folder is damaged or incomplete, or does not have exactly one image feature.
     """
     import tensorflow_datasets as tfds
 
     with input_errors(place):
-        check_regular(place)  # TFDS opens the descriptions itself
+        check_regular(place)  # TFDS opens these files itself
     _refuse_foreign(place / _FEATURES)
     try:
         info = tfds.builder_from_directory(place).info
         plan = _plan(info.features, _Features())
         shards = _shards(info.splits)
-    except Exception as error:  # TFDS documents none
+    except Exception as error:  # TFDS documents no exceptions
         raise InputError(f"{place}: not a readable TFDS folder: {one_line(error)}") from None
     image = _choose_image(plan.images, image_column, place)
     columns: dict[str, list[Any]] = {name: [] for name in plan.readers}
@@ -219,7 +218,7 @@ def read_tfds(place: Path, image_column: str | None = None) -> Source:
     frame.insert(1, split_column, pd.Series(split_values, dtype=object))
     notes = [f"TFDS {info.full_name}, {len(frame):,} rows, splits {shorten(info.splits)}"]
     if plan.skipped:
-        notes.append(f"features without plain values skipped: {shorten(plan.skipped)}")
+        notes.append(f"skipped features, which hold no plain values: {shorten(plan.skipped)}")
     return Source(
         TFDS,
         place,
@@ -235,7 +234,7 @@ def read_tfds(place: Path, image_column: str | None = None) -> Source:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Raise InputError for a class that is not TFDS's own: TFDS would import its module."""
+    """Raise InputError for a feature class from another package: TFDS would import its module."""
     try:
         todo = [json.loads(read_bytes(path))]
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -250,7 +249,7 @@ def _refuse_foreign(path: Path) -> None:
                 name = item.get(key, _OWN)
                 if isinstance(name, str) and not name.startswith(_OWN):
                     raise InputError(
-                        f"{path}: the feature class {shown(name)} is not one of TFDS and is not "
+                        f"{path}: the feature class {shown(name)} is not part of TFDS and is not "
                         "supported"
                     )
 
@@ -286,7 +285,7 @@ def _read_shard(
         if shard.row_count != expected_count:
             raise InputError(
                 f"{path}: {shard.row_count:,} records; {_INFO} says {expected_count:,}. The file "
-                "is incomplete or another version"
+                "is incomplete or from another version"
             )
         for example in shard.examples():
             for name, read in plan.readers.items():

@@ -1,6 +1,6 @@
-"""Files of records that TFDS wrote: ArrayRecord and TFRecord, each record a `tf.train.Example`.
+"""Read the files that TFDS wrote: ArrayRecord or TFRecord, each record a `tf.train.Example`.
 
-Neither is decoded by TensorFlow: TFDS has the classes of the Example itself.
+This does not need TensorFlow: TFDS has its own protobuf classes for the Example.
 """
 
 import itertools
@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from multitask.data.sources.source import input_errors, one_line, open_binary, refuse_pointer
 from multitask.errors import InputError
 
-_CHUNK = 16  # records that are in memory at once
-_LENGTH, _CHECKSUM = struct.Struct("<QI"), 4  # before a record: length and its sum; after it: a sum
+_CHUNK = 16  # records in memory at once
+_LENGTH = struct.Struct("<QI")  # before each record: its length, and the checksum of that
+_CHECKSUM = 4  # bytes after each record: its checksum
 
 
 class RecordFile(Protocol):
@@ -30,7 +31,7 @@ class RecordFile(Protocol):
 
 
 def example_of(record: bytes, place: str) -> Any:
-    """The features of a record, name -> Feature; InputError where it is not an Example."""
+    """The features of a record, name -> Feature; InputError if it is not an Example."""
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -47,10 +48,10 @@ def open_records(path: Path) -> RecordFile:
 
 
 class TfRecords:
-    """A TFRecord file. The position of each record is read first: 12 bytes of each.
+    """A TFRecord file. Opening it reads 12 bytes of each record, to find its position.
 
     Args:
-        path: of the file.
+        path: the file.
     """
 
     def __init__(self, path: Path):
@@ -69,7 +70,7 @@ class TfRecords:
             start, at = at + _LENGTH.size, at + _LENGTH.size + length + _CHECKSUM
             if at > size:
                 self._file.close()
-                raise InputError(f"{self.path}: damaged: cut off at byte {size:,}, or no TFRecord")
+                raise InputError(f"{self.path}: damaged: cut off at byte {size:,}, or not TFRecord")
             yield start, length
 
     def read(self, row: int) -> bytes:
@@ -88,20 +89,20 @@ class ArrayRecords:
     """An ArrayRecord file, read in chunks of consecutive records.
 
     Args:
-        path: of the file.
+        path: the file.
     """
 
     def __init__(self, path: Path):
         from array_record.python.array_record_module import ArrayRecordReader
 
         self.path = path
-        open_binary(path).close()  # a regular file, which the library can open without waiting
+        open_binary(path).close()  # refuses a pipe, on which the library would wait
         try:
             self._reader = ArrayRecordReader(str(path))
             if not self._reader.ok():
-                self._reader.close()  # raises what is wrong
+                self._reader.close()  # raises the error
             self.count = self._reader.num_records()
-        except Exception as error:  # the library documents none
+        except Exception as error:  # the library documents no exceptions
             raise InputError(f"{path}: not a readable ArrayRecord: {one_line(error)}") from None
         self._start, self._chunk = 0, [b""][:0]
 
@@ -111,7 +112,7 @@ class ArrayRecords:
             end = min(row + _CHUNK, self.count)
             try:
                 self._chunk = self._reader.read(row, end)
-            except Exception as error:  # the library documents none
+            except Exception as error:  # the library documents no exceptions
                 raise InputError(f"{self.path}: row {row}: damaged: {one_line(error)}") from None
             self._start = row
         return self._chunk[row - self._start]
@@ -125,7 +126,7 @@ class TfdsShard:
     """One open file, for EmbeddedImages.
 
     Args:
-        path: of the file.
+        path: the file.
     """
 
     def __init__(self, path: Path):

@@ -91,7 +91,7 @@ def test_several_levels_are_named(tree):
     ]
     assert source.notes == (
         "splits by folder: test, train",
-        "images in fewer folders than 2, which lack a class: 1 (first: 'test/Dots/c.jpg')",
+        "images fewer than 2 folders deep, which lack a class: 1 (first: 'test/Dots/c.jpg')",
         "images in deeper folders, whose names are not used: 1",
         "style: 2 classes, named by folders",
         "artist: 2 classes, named by folders",
@@ -102,7 +102,7 @@ def test_several_levels_are_named(tree):
 def test_levels_that_are_not_named_or_not_there(tree):
     place = tree("Cubism/Ann/a.jpg", "Cubism/b.jpg")
     assert refusal(place) == (
-        ".: its images are 2 folders deep ('Cubism/Ann/a.jpg'); name the meaning of each with "
+        ".: its images are 2 folders deep ('Cubism/Ann/a.jpg'); name each level with "
         "levels, from the top"
     )
     assert refusal(place, levels=["style", "artist", "year"]) == (
@@ -119,13 +119,14 @@ def test_levels_that_are_not_named_or_not_there(tree):
 
 def test_splits_mixed_with_something_else(tree):
     assert refusal(tree("train/x/a.jpg", "test/x/b.jpg", "extra/x/c.jpg")) == (
-        ".: test, train look like splits, extra do not; move these into a split, or elsewhere"
+        ".: test, train look like splits, extra do not; move the others into a split folder, or "
+        "elsewhere"
     )
 
 
 def test_images_in_splits_without_classes(tree):
     assert refusal(tree("train/a.jpg", "test/b.jpg")) == (
-        ".: its images are in no folder of a class, and there is no metadata.csv"
+        ".: its images are not in class folders, and there is no metadata.csv"
     )
 
 

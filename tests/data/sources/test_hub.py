@@ -29,7 +29,7 @@ def image_bytes(i):
 
 
 def table(first, count, *, features=FEATURES):
-    """Rows first, first + 1, …: style = row % 4 - 1, so that -1 (no style) is there."""
+    """Rows first, first + 1, … with style = row % 4 - 1, which includes -1 (no style)."""
     rows = range(first, first + count)
     arrays = {
         "image": pa.array([{"bytes": image_bytes(i), "path": f"{i}.png"} for i in rows], IMAGE),
@@ -67,7 +67,7 @@ def refusal(place, **options):
 
 
 def check(source, rows, splits):
-    """The rows of `table` with these numbers, in this order."""
+    """Check that a source has these rows of `table`, in this order."""
     assert (source.kind, source.image, source.embedded) == ("hub", "image", True)
     assert source.class_names == {"style": STYLES}
     assert source.frame["style"].tolist() == [style_of(i) for i in rows]
@@ -170,13 +170,13 @@ def test_classes_in_the_file_next_to_the_shards(tmp_path):
     check(open_source(tmp_path), range(5), ["train"] * 5)
 
 
-def test_other_binary_columns_are_no_images_where_one_is_declared(tmp_path):
+def test_other_binary_columns_are_not_images_if_one_is_declared(tmp_path):
     rows = table(0, 4).append_column("thumbnail", [[b"t"] * 4])
     write_parquet(tmp_path / "train.parquet", rows)
     source = open_source(tmp_path)
     assert source.image == "image"
     assert "thumbnail" not in source.frame
-    assert "columns without plain values skipped: thumbnail" in source.notes
+    assert "skipped columns, which hold no plain values: thumbnail" in source.notes
 
 
 def test_shards_with_paths_of_images(tmp_path):
@@ -255,9 +255,7 @@ def test_a_row_whose_struct_is_missing(tmp_path):
 def test_a_shard_that_is_missing(tmp_path):
     write_parquet(tmp_path / "data" / "train-00001-of-00003.parquet", table(0, 3))
     write_parquet(tmp_path / "data" / "train-00000-of-00003.parquet", table(0, 3))
-    assert refusal(tmp_path) == (
-        ".: no file data/train-00002-of-00003.parquet, which the names of the others announce"
-    )
+    assert refusal(tmp_path) == (".: the shard data/train-00002-of-00003.parquet is missing")
 
 
 def test_shards_that_differ(tmp_path):
@@ -269,7 +267,7 @@ def test_shards_that_differ(tmp_path):
     other = FEATURES | {"style": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}
     write_parquet(tmp_path / "train.parquet", table(0, 3, features=other))
     assert refusal(tmp_path) == (
-        "train.parquet: column 'style' names other classes than the first shard"
+        "train.parquet: column 'style' has other classes than the first shard"
     )
 
 
@@ -319,7 +317,8 @@ def test_damaged_shards(tmp_path, suffix):
         (
             "state.json",
             '{"_data_files": [], "_indices_data_files": [{"filename": "indices.arrow"}]}',
-            "state.json: an unfinished selection of rows; save it anew with datasets",
+            "state.json: it stores a selection of rows as indices; apply flatten_indices() of the "
+            "library datasets and save it again",
         ),
         ("state.json", '{"_data_files": []}', ".: no rows"),
         (
@@ -400,9 +399,9 @@ def test_what_datasets_writes_as_parquet(written, tmp_path):
 
 
 def test_columns_of_other_types(tmp_path):
-    """Wide texts, lists of classes, classes by number that are missing, and what is no plain value.
+    """Large strings, lists of classes, missing class indices, and values that are not plain.
 
-    Images that are not to be decoded are stored as others are.
+    Images with `decode=False` are stored like other images.
     """
     label = datasets.ClassLabel(names=list(STYLES))
     features = datasets.Features(
@@ -441,14 +440,14 @@ def test_columns_of_other_types(tmp_path):
         assert source.frame["style"].tolist() == [style_of(i) for i in rows]
         assert source.frame["title"].tolist() == [columns["title"][i] for i in rows]
         assert source.frame["year"].tolist() == [columns["year"][i] for i in rows]
-        assert "columns without plain values skipped: views" in source.notes
+        assert "skipped columns, which hold no plain values: views" in source.notes
         with EmbeddedImages(source) as images:
             read = dict(images.iterate(source.frame["image"]))
         assert list(read.values()) == [image_bytes(i) for i in rows]
 
 
 def test_an_image_folder_that_datasets_has_read(tmp_path):
-    """`to_parquet` stores where the files are, and `save_to_disk` the files."""
+    """`to_parquet` stores the paths of the files, and `save_to_disk` the files."""
     for i in range(12):
         file = tmp_path / "photos" / ("train", "test")[i % 2] / STYLES[i % 3] / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which column holds the images, and why none does."""
+"""Which column holds the images, and the error if none does."""
 
 import os
 
@@ -55,7 +55,7 @@ def test_the_usual_name_decides_between_two(table):
     assert open_source(table("thumb,file_name\na.jpg,b.jpg\n")).image == "file_name"
 
 
-def test_two_equal_columns_are_a_question(table):
+def test_two_equally_likely_columns_are_refused(table):
     place = table("front,back,style\na.jpg,b.jpg,x\n")
     assert refusal(place) == (
         "t.csv: several columns hold names of images (front, back); choose one with image_column"
@@ -77,7 +77,7 @@ def test_a_column_that_is_not_there(table):
 def test_addresses_are_refused_with_what_to_do(table, options):
     place = table("image,style\nhttps://a.org/1.jpg,x\nHTTP://a.org/2.jpg,y\n")
     assert refusal(place, **options) == (
-        "t.csv: column 'image' holds addresses ('https://a.org/1.jpg'), not files; download the "
+        "t.csv: column 'image' holds URLs ('https://a.org/1.jpg'), not files; download the "
         "images first, and write each file's path into a column"
     )
 
@@ -90,10 +90,10 @@ def test_addresses_and_files_in_one_table(table, tmp_path):
 
 def test_no_images_says_what_was_looked_for(table):
     start = (
-        "t.csv: no column of images: no values are files below ., and none are names such as "
-        "a.jpg. Columns: "
+        "t.csv: no column of images: no column holds files below ., or names such as a.jpg. "
+        "Columns: "
     )
-    end = " Name the column with image_column and its folder with images"
+    end = " Name the column with image_column and the folder of the images with images"
     assert refusal(table("id,style\n1,x\n2,y\n")) == f"{start}id, style.{end}"
     assert refusal(table("id,image\n1,x\n2,y\n")) == (
         f"{start}id, image. Column 'image' holds 'x'.{end}"
@@ -102,15 +102,15 @@ def test_no_images_says_what_was_looked_for(table):
         f"{start}id, Images. Column 'Images' holds 'x'.{end}"
     )
     assert refusal(table("id,scan\n1,x.jpg\n2,y\n")) == (
-        f"{start}id, scan. 50% of column 'scan' are such names.{end}"
+        f"{start}id, scan. 50% of the values of 'scan' are such names.{end}"
     )
 
 
 def test_values_without_their_suffix(table, tmp_path):
     place = table("id,style\n17,x\n18,y\n", ["18.png"])
     assert refusal(place, images=tmp_path / "photos") == (
-        "t.csv: no column of images: no values are files below photos, and none are names such as "
-        "a.jpg. Columns: id, style. '18' of column 'id' is a file with .png added; add it in the "
+        "t.csv: no column of images: no column holds files below photos, or names such as a.jpg. "
+        "Columns: id, style. With .png added, '18' of column 'id' is a file; add the suffix in the "
         "table"
     )
 
@@ -156,7 +156,7 @@ def test_values_that_no_file_system_has_as_names(table):
 
 
 def test_a_column_with_few_values_is_looked_at_as_a_whole(table):
-    """9,999 rows, of which one that no regular sample has holds an image."""
+    """9,999 rows; the only image is in a row that a regular sample skips."""
     lines = [f"{i}," for i in range(9_999)]
     lines[7_001] += "a.jpg"
     assert open_source(table("id,scan\n" + "\n".join(lines) + "\n")).image == "scan"

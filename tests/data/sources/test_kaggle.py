@@ -1,4 +1,4 @@
-"""Kaggle's WikiArt: lines of its two files, whose meaning is known by hand."""
+"""Kaggle's WikiArt: rows of its two files, with values checked by hand."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_classes_csv(tmp_path, as_file):
     assert source.rows.tolist() == ["line 2", "line 3", "line 4"]
     assert source.notes == (
         "Kaggle's WikiArt, classes.csv",
-        "its column genre is a list of styles, and is named style; rows that list several: 1",
+        "its column genre holds lists of styles and is read as style; rows with several: 1",
         'rows of the subset "uncertain artist", which have neither artist nor split: 1',
     )
 
@@ -59,8 +59,8 @@ def test_wclasses_csv_alone(tmp_path):
     ]
     assert source.notes == (
         "Kaggle's WikiArt, wclasses.csv",
-        "rows of artist 0, everybody else, which have no artist: 1",
-        "style by folder, which its numbers agree with",
+        "rows of artist 0 (all other artists), which have no label: 1",
+        "style is read from the folders, which agree with the numbers",
         "the file has no names for the numbers of artist, genre",
     )
 
@@ -70,7 +70,7 @@ def test_wclasses_csv_whose_folders_disagree(tmp_path):
     source = open_source(tmp_path / "wclasses.csv")
     assert source.frame["style"].tolist() == ["161", "150", "161"]
     assert source.notes[-2:] == (
-        "style by number, because the folders do not agree with the numbers",
+        "style is read from the numbers, which do not agree with the folders",
         "the file has no names for the numbers of artist, genre, style",
     )
 
@@ -88,7 +88,7 @@ def test_another_table_of_that_name(tmp_path):
 
 
 @pytest.mark.parametrize("cell", ["Cubism", "[1]", "['a'", "['a'] + ['b']", "[" * 900, "{}"])
-def test_a_cell_that_is_no_list(tmp_path, cell):
+def test_a_cell_that_is_not_a_list(tmp_path, cell):
     line = f'Cubism/a.jpg,ann,"{cell}",x,y,1,2,1,train\n'
     write(tmp_path, classes=HEADER + line)
     with pytest.raises(InputError) as caught:

@@ -1,4 +1,4 @@
-"""What a place is taken for, and what is said where it is nothing."""
+"""Which kind of source a place is, and the error for a place that is none."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_metadata_comes_before_shards_and_shards_before_folders(tmp_path):
             ["a.csv", "b.xlsx", "c.jpg"],
             ".: a folder with tables (a.csv, b.xlsx); give the path of one of them",
         ),
-        (["a.jpg", "b.PNG"], f".: it has 2 images in no folder of a class; {LOOKED_FOR}"),
+        (["a.jpg", "b.PNG"], f".: it has 2 images that are not in class folders; {LOOKED_FOR}"),
         (["notes.docx"], f".: it has notes.docx; {LOOKED_FOR}"),
         (
             ["x/notes.docx"],
@@ -63,7 +63,7 @@ def test_metadata_comes_before_shards_and_shards_before_folders(tmp_path):
         ),
     ],
 )
-def test_folders_that_are_no_source(tmp_path, files, line):
+def test_folders_that_are_not_a_source(tmp_path, files, line):
     put(tmp_path, *files)
     assert refusal(tmp_path) == line
 
@@ -127,7 +127,7 @@ def test_splits_in_paths(path, split):
     assert split_of_path(path) == split
 
 
-def test_announced_shards():
+def test_missing_shards():
     names = [f"a/x-{i:05}-of-00003.parquet" for i in (0, 2)]
     assert missing_shards(names) == "a/x-00001-of-00003.parquet"
     assert missing_shards([*names, "a/x-00001-of-00003.parquet"]) is None

@@ -1,4 +1,4 @@
-"""Excel and Parquet tables, and files that are no table; written by openpyxl, pandas, pyarrow."""
+"""Excel and Parquet tables, and files that are not tables; written by openpyxl, pandas, pyarrow."""
 
 import datetime
 import decimal
@@ -172,7 +172,7 @@ def test_a_parquet_table_of_paths(tmp_path):
     assert source.rows.tolist() == ["row 0", "row 1", "row 2"]
     assert source.notes[:2] == (
         "1 parquet file, 3 rows",
-        "columns without plain values skipped: box, __index_level_0__",
+        "skipped columns, which hold no plain values: box, __index_level_0__",
     )
 
 
@@ -272,7 +272,7 @@ def test_damage_in_the_middle_of_a_file(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_parquet_files_that_are_none(tmp_path):
+def test_parquet_files_that_are_not_parquet(tmp_path):
     place = tmp_path / "t.parquet"
     place.write_bytes(b"PAR1" + b"x" * 100)
     assert refusal(place).startswith("t.parquet: not a readable Parquet file: ")

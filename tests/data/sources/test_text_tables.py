@@ -1,4 +1,4 @@
-"""CSV, TSV and JSON Lines: every cell by hand, every refusal by its one line."""
+"""CSV, TSV and JSON Lines: every cell against a value written by hand, and each error line."""
 
 import json
 
@@ -231,7 +231,7 @@ def test_bad_csv_is_one_line(tmp_path, text, line):
     assert refusal(write(tmp_path / "t.csv", text)) == line
 
 
-def test_bytes_that_are_no_text(tmp_path):
+def test_bytes_that_are_not_text(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"image,a\nx.jpg,\x81\n")
     assert refusal(tmp_path / "t.csv") == (
         "t.csv: neither UTF-8 (byte 14) nor Windows-1252 text (byte 14); save it as UTF-8"
@@ -244,7 +244,7 @@ def test_bytes_that_are_no_text(tmp_path):
     ("text", "line"),
     [
         ("", "t.jsonl: the file is empty"),
-        ('[{"a": 1}]', "t.jsonl: one JSON array; JSON Lines has one object a line"),
+        ('[{"a": 1}]', "t.jsonl: it is one JSON array; JSON Lines has one object per line"),
         (
             '{"image": "a.jpg"}\n{"image": \n',
             "t.jsonl: line 2, column 11: not JSON: Expecting value",

@@ -115,7 +115,7 @@ def test_every_feature_is_a_column(folder):
     assert "grid" not in frame
     assert source.notes == (
         "TFDS paintings/1.2.0, 10 rows, splits train, test",
-        "features without plain values skipped: grid",
+        "skipped features, which hold no plain values: grid",
     )
 
 
@@ -185,13 +185,13 @@ def test_damaged_folders(tmp_path):
     data = shard.read_bytes()
     shard.write_bytes(data[:-30])
     assert refusal(folder) == (
-        f"{shard.name}: damaged: cut off at byte {len(data) - 30:,}, or no TFRecord"
+        f"{shard.name}: damaged: cut off at byte {len(data) - 30:,}, or not TFRecord"
     )
     first = 12 + int.from_bytes(data[:8], "little") + 4
     shard.write_bytes(data[first:])
     assert refusal(folder) == (
-        f"{shard.name}: 6 records; dataset_info.json says 7. The file is incomplete or another "
-        "version"
+        f"{shard.name}: 6 records; dataset_info.json says 7. The file is incomplete or from "
+        "another version"
     )
     shard.write_bytes(data[:12] + b"\xff" * (first - 12) + data[first:])
     assert refusal(folder).startswith(f"{shard.name}: row 0: damaged: ")
@@ -250,7 +250,7 @@ def test_no_module_is_imported_because_a_folder_names_it(tmp_path, monkeypatch, 
     old = '"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text"'
     change(folder / "features.json", old, f'"{key}": "evil_module.Text"')
     assert refusal(folder) == (
-        "features.json: the feature class 'evil_module.Text' is not one of TFDS and is not "
+        "features.json: the feature class 'evil_module.Text' is not part of TFDS and is not "
         "supported"
     )
 
