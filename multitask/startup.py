@@ -1,8 +1,11 @@
 """Importing TensorFlow without its start-up messages, which no setting switches off."""
 
+import contextlib
+import gc
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 
 from multitask.errors import InputError, expected, install
 from multitask.files import scratch, silent
@@ -32,13 +35,25 @@ def import_tensorflow(backend: str = BACKENDS[0]) -> None:
     # AutoGraph writes converted functions there; without room it would not convert them.
     with scratch() as folder:
         (folder / "probe").write_bytes(bytes(TEMPORARY_BYTES))
-    with silent():
+    with silent(), _without_collections():
         import tensorflow
 
         # Where CUDA is installed without a driver, the first look at the devices logs an error.
         tensorflow.config.list_physical_devices()
     if backend != "tensorflow":  # otherwise TensorFlow would reserve GPU memory without using it
         tensorflow.config.set_visible_devices([], "GPU")
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Collect no garbage: an import makes half a million objects and hardly any garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def import_tensorflow_once() -> None:

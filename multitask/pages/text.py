@@ -1,5 +1,6 @@
 """Names for plots and pages: one line, no control characters, cut to a width."""
 
+import functools
 import unicodedata
 
 # These also change the direction of the text that follows, e.g. of the counts after a name.
@@ -22,6 +23,11 @@ def shorten(text: str, limit: int, *, spaces: bool = True) -> str:
     text = str(text)
     if len(text) > 8 * limit:
         text = f"{text[: 4 * limit]}…{text[-4 * limit :]}"
+    return _one_line(text, limit, spaces)
+
+
+@functools.lru_cache(maxsize=2**14)  # a page has each of its names hundreds of times
+def _one_line(text: str, limit: int, spaces: bool) -> str:
     text = " ".join(text.replace("_", " " if spaces else "_").split())
     if len(text) <= limit and text.isascii() and text.isprintable():
         return text  # as nearly every name is; a page has tens of thousands

@@ -1,6 +1,7 @@
 """Rule 7: which policy an image gets, and what each operation does, against NumPy."""
 
 import colorsys
+import itertools
 
 import numpy as np
 import pytest
@@ -265,40 +266,39 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [
-        # Each kind of resizing and each kind of policy once; all pairs in the slow suite.
-        pytest.param(
-            name,
-            how,
-            marks=[]
-            if (name == "everything" or (name, how) in {("merged", "squash"), ("extremes", "crop")})
-            else pytest.mark.slow,
-        )
-        for name in POLICIES
-        for how in RESIZE_KINDS
-    ],
-)
-def test_as_the_plain_ops(name, how):
-    """On images with grey, black, white and pure colours, eagerly and inside `tf.data`."""
-    images = [source(258, 300), source(30, 40), source(9, 5)]
+def special_images():
+    """Images of several sizes, one of them with grey, black, white and pure colours."""
     special = [[0, 0, 0], [255, 255, 255], [128, 128, 128], [255, 0, 0], [0, 1, 0], [254, 255, 255]]
-    images.append(np.repeat(np.asarray(special, np.uint8), 12, axis=0).reshape(8, 9, 3))
-    row = tf.constant(POLICIES[name])
-    for image in images:
-        seeds = tf.data.Dataset.range(12).map(lambda i: tf.stack([7, tf.cast(i, tf.int32)]))
-        both = seeds.map(
-            lambda seed, image=image: (
-                seed,
-                augment_image(image, row, seed, size_px=SIZE_PX, how=how),
-                by_plain_ops(image, row, seed, how),
-            )
+    colours = np.repeat(np.asarray(special, np.uint8), 12, axis=0).reshape(8, 9, 3)
+    return [source(258, 300), source(30, 40), source(9, 5), colours]
+
+
+@pytest.mark.parametrize("how", RESIZE_KINDS)
+def test_as_the_plain_ops(how):
+    """Each policy on each image, eagerly and inside `tf.data`, whose one graph is traced once."""
+    images = special_images()
+    cases = list(itertools.product(POLICIES, range(len(images)), range(12)))
+
+    def examples():
+        for name, index, number in cases:
+            yield images[index], POLICIES[name], np.array([7, number], np.int32)
+
+    kinds = (([None, None, 3], tf.uint8), ([len(COLUMNS)], tf.float32), ([2], tf.int32))
+    both = tf.data.Dataset.from_generator(
+        examples, output_signature=tuple(tf.TensorSpec(*kind) for kind in kinds)
+    ).map(
+        lambda image, row, seed: (
+            augment_image(image, row, seed, size_px=SIZE_PX, how=how),
+            by_plain_ops(image, row, seed, how),
         )
-        for seed, got, expected in both:
-            np.testing.assert_allclose(got, expected, atol=ATOL, err_msg=str(seed.numpy()))
-        eager = augment_image(tf.constant(image), row, seed, size_px=SIZE_PX, how=how)
-        np.testing.assert_allclose(eager, got, atol=ATOL)
+    )
+    results = list(both.as_numpy_iterator())
+    for case, (got, expected) in zip(cases, results, strict=True):
+        np.testing.assert_allclose(got, expected, atol=ATOL, err_msg=str(case))
+    for (name, index, number), (got, _) in zip(cases, results, strict=True):
+        if number == 11:
+            eager = augment(images[index], POLICIES[name], (7, number), how)
+            np.testing.assert_allclose(eager, got, atol=ATOL, err_msg=f"{name} {index}")
 
 
 def test_the_draws_take_both_sides_of_every_chance():
