@@ -134,6 +134,7 @@ def _quantize(source: Source, path: Path) -> None:
             prepared,
             quantized,
             Reader(),
+            op_types_to_quantize=_quantizable(prepared),
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
             activation_type=quantization.QuantType.QUInt8,
@@ -160,6 +161,18 @@ def _litert(source: Source, folder: Path, quantize: str) -> str:
         for task, names in source.classes.items():
             archive.writestr(f"labels_{task}.txt", "\n".join(names) + "\n")
     return name
+
+
+def _quantizable(path: Path) -> list[str] | None:
+    """Return the kinds of nodes to quantize; None: all that ONNX Runtime can.
+
+    An unrolled recurrent layer has thousands of elementwise nodes without weights. The time of
+    quantizing grows with the square of their number, so that they stay in float32.
+    """
+    import onnx
+
+    unrolled = any("_cell" in node.name for node in onnx.load(path).graph.node)
+    return ["Conv", "Gemm", "MatMul"] if unrolled else None
 
 
 @dataclass(frozen=True)

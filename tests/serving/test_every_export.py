@@ -80,7 +80,7 @@ HEADS = {
 # Trunk -> a side that no stride divides, and how images are made to fit.
 TRUNK_KINDS = {
     "tiny": (33, "squash"),
-    "narrow": (47, "crop"),
+    "narrow": (33, "crop"),
     "narrow_v2": (35, "pad"),
     "narrow_convnext": (41, "crop"),
     LITE2: (37, "pad"),
