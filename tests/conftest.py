@@ -176,6 +176,21 @@ def tiny_trunk(monkeypatch):
     return "tiny"
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Plots are composed, but a blank image is written: tests/pages and tests/evaluation draw
+    them, which is half the time of an evaluation."""
+    from multitask.pages.canvas import Plot
+
+    def savefig(self, target, *, format, **options):
+        if format == "svg":
+            target.write('<svg viewBox="0 0 1 1"></svg>')
+        else:
+            Image.new("RGB", (8, 8)).save(target, format)
+
+    monkeypatch.setattr(Plot, "savefig", savefig)
+
+
 @pytest.fixture(scope="module")
 def untimed():
     """The speed of an export is measured over one batch, which half a second a batch size has not

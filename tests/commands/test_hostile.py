@@ -109,6 +109,7 @@ def test_killed_before_its_settings_were_written_a_run_is_taken_up(train, tmp_pa
     assert names == ["config.json", "logs", "models"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_killed_before_its_last_file_an_evaluation_is_done_again(train, tmp_path):
     results, model = tmp_path / "run" / "results", tmp_path / "run" / "models" / "best_model.keras"
     train(until="after run/results/metrics.json")
@@ -843,6 +844,7 @@ def test_no_message_quotes_more_than_a_cell(collection, capsys):
         assert "another-word" not in err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_was_allowed_once_is_evaluated_again(collection, records, capsys, tiny_trunk):
     """`--allow_outside` stays with the run; without it a run's paths are refused as a spec's."""
     data, run = collection / "data", collection / "run"
@@ -936,6 +938,7 @@ def test_the_smallest_collections_are_trained(collection, capsys, tiny_trunk, tr
     assert (collection / "run/results/report.html").is_file()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_command_reports_paths_in_another_spelling(collection, capsys, tiny_trunk):
     data, run = collection / "data", collection / "run"
     images = data / "images"
@@ -1056,6 +1059,7 @@ def spec_file(spec, folder):
     return folder / "spec.toml"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_temperature_of_few_images_is_1_and_everything_says_why(known, data, tmp_path, capsys):
     """The case: 3 images gave T = 0.05, which was used, and `auto` then advised what was done."""
     run = known.make_run(tmp_path / "run", data, tasks=("shade", "empty"), validation=0.15)

@@ -49,6 +49,7 @@ def test_it_writes_a_spec_that_loads_and_prints_each_guess(folder, capsys):
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_command_from_a_table_to_a_report(folder, tiny_trunk, capsys):
     data = ("--data=catalogue.csv", "--images=photos")
     main(["train", *data, "--workdir=run", *QUICK])

@@ -327,9 +327,10 @@ def test_settings_of_training_leave_the_exported_function_as_it_is(known):
             np.testing.assert_array_equal(values, result[0][name])
 
 
-@pytest.mark.parametrize("trunk", ["tiny", "narrow"])
-def test_in_float32_is_the_network_built_so(known, trunk):
-    spec = spec_of(known, trunk, precision="bfloat16")
+@pytest.mark.parametrize(("trunk", "heads"), [("tiny", tuple(HEADS)), ("narrow", ("plain",))])
+def test_in_float32_is_the_network_built_so(known, trunk, heads):
+    """Every kind of head on the smallest trunk, and a trunk of EfficientNet's own blocks."""
+    spec = spec_of(known, trunk, heads=heads, precision="bfloat16")
     network = build_network(spec, classes_of(known, spec))
     plain = override(spec, {"precision": "float32"})
     expected = build_network(plain, classes_of(known, spec))
