@@ -123,11 +123,10 @@ def find_similar(
     out = out or trained.run.results
     _check_queries(trained, queries, task)
     check_writable(out, field="out")
-    examiner = examiner_of(trained)
-    gallery = load_or_build(trained, examiner=examiner)
+    gallery = load_or_build(trained)
     name = task or SHARED
     _, vectors = embed_all(
-        examiner,
+        examiner_of(trained),
         [str(file) for file in queries],
         trained.spec,
         description="embedding queries",
