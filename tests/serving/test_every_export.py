@@ -38,7 +38,7 @@ def narrow_efficientnet(weights, input_shape, drop_connect_rate=0.2):
         **NARROW,
         width_coefficient=0.25,
         depth_coefficient=1.0,
-        blocks_args=DEFAULT_BLOCKS_ARGS[:2],
+        blocks_args=DEFAULT_BLOCKS_ARGS[:3],  # a map of 25 places for a GRU to read
         default_size=32,
         drop_connect_rate=drop_connect_rate,
         input_shape=input_shape,
