@@ -141,6 +141,7 @@ def load_or_build(trained: TrainedModel, *, examiner: Examiner | None = None) ->
 
     if gallery := read():
         return gallery
+    examiner = examiner or examiner_of(trained)  # reads the model file, which may be damaged
     check_writable(folder, field="workdir")
     folder.parent.mkdir(exist_ok=True)
     waiting = f"Another process is making {folder}; waiting for it …"
@@ -150,7 +151,7 @@ def load_or_build(trained: TrainedModel, *, examiner: Examiner | None = None) ->
             count = len(trained.training_table.rows(TRAIN))
             logger.info(f"Embedding {count:,} training images, once, into {folder} …")
             with replacing(folder) as temporary:
-                _build(temporary, trained, examiner or examiner_of(trained), fingerprint)
+                _build(temporary, trained, examiner, fingerprint)
             gallery = read()
     assert gallery is not None  # it has just been written
     return gallery
