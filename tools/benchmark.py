@@ -3,8 +3,8 @@
     python tools/benchmark.py input [--wikiart=DIR] [--out=FILE.json]
     python tools/benchmark.py start [--out=FILE.json]
     python tools/benchmark.py frozen [--out=FILE.json]
-    python tools/benchmark.py features [--out=FILE.json]
-    python tools/benchmark.py finetune [--out=FILE.json]
+    python tools/benchmark.py features [--trunk=NAME] [--out=FILE.json]
+    python tools/benchmark.py finetune [--trunk=NAME] [--out=FILE.json]
     python tools/benchmark.py step --timm_python=PYTHON [--out=FILE.json]
     python tools/benchmark.py similar [--out=FILE.json]
     python tools/benchmark.py export [--out=FILE.json]
@@ -939,6 +939,7 @@ def main(argv: list[str]) -> int:
     flags.DEFINE_string("out", None, "Write the rows to this JSON file too.", **to)
     flags.DEFINE_string("wikiart", None, "Folder with ArtGAN's wikiart_csv/.", **to)
     flags.DEFINE_string("timm_python", None, "A Python that has timm and PyTorch.", **to)
+    flags.DEFINE_string("trunk", None, "features, finetune: this trunk alone.", **to)
     flags.DEFINE_string("scratch", None, "Where to paint; default: the system's.", **to)
     flags.DEFINE_integer("originals", 480, "Large images.", lower_bound=96, **to)
     flags.DEFINE_integer("records", 50_000, "Small images.", lower_bound=2000, **to)

@@ -42,13 +42,17 @@ def _prepared(spec, scratch: str | None):
     return prepare(spec, data)
 
 
+def _trunks(values: flags.FlagValues) -> tuple[str, ...]:
+    return (values.trunk,) if values.trunk else TRUNKS
+
+
 # === features ===
 
 
 def measure_features(values: flags.FlagValues) -> list[dict]:
     """Features of the frozen trunk, read from records, against the library alone and TensorFlow."""
     with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
-        return [row for trunk in TRUNKS for row in _features_of(trunk, scratch)]
+        return [row for trunk in _trunks(values) for row in _features_of(trunk, scratch)]
 
 
 def _with_reading(infer, prepared, spec, *, view: int = 0) -> float:
@@ -111,7 +115,7 @@ def _features_of(trunk: str, scratch: str) -> list[dict]:
 def measure_finetune(values: flags.FlagValues) -> list[dict]:
     """An epoch of `finetune` with the last 60 layers trained: on cached maps, and through all."""
     with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
-        return [row for trunk in TRUNKS for row in _finetune_of(trunk, scratch)]
+        return [row for trunk in _trunks(values) for row in _finetune_of(trunk, scratch)]
 
 
 def _finetune_of(trunk: str, scratch: str) -> list[dict]:
