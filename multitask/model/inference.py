@@ -37,7 +37,7 @@ CHUNK = 4  # images that one core computes at a time; more do not fit its cache
 FEW = 2000  # images; for fewer, converting a network takes longer than it saves
 MOST_WORKERS = 16  # each needs memory for its own images
 AHEAD = 2  # batches that are computed before the one that is waited for has been used
-TOLERANCE = 1e-4  # of the difference to Keras, in units of the output's RMS
+TOLERANCE = 1e-4  # norm of the difference to Keras, in norms of the output
 
 
 class Inference:
@@ -212,9 +212,9 @@ def _converted(
     if like is not None:
         images = np.random.default_rng(0).uniform(0, 255, (CHUNK, *network.input_shape[1:]))
         expected = like(images.astype(np.float32))
-        difference = np.abs(inference(images) - expected).max() / np.sqrt(np.mean(expected**2))
+        difference = np.linalg.norm(inference(images) - expected) / np.linalg.norm(expected)
         if not difference <= TOLERANCE:
-            raise ValueError(f"it differs from Keras by {difference:.1g} of the RMS")
+            raise ValueError(f"it differs from Keras by {difference:.1g} of the norm")
     return inference
 
 
