@@ -160,7 +160,9 @@ def check_workdir(workdir: Path, spec: DataSpec, *, kind: str = "run", **setting
             )
         return False
     config = _read_config(workdir, kind)
-    before = config["spec"] | {name: config.get(name) for name in settings}
+    # Parsed, so that a field that is newer than the run has its default.
+    before = parse_spec(config["spec"], source=str(workdir / "config.json")).to_dict()
+    before |= {name: config.get(name) for name in settings}
     refuse_other_settings(workdir, before, spec.to_dict() | settings, kind=kind)
     return True
 

@@ -192,6 +192,18 @@ def test_a_run_of_before_color_profiles_goes_on_without_them(tmp_path, tiny_spec
     assert check_workdir(tmp_path / "run", tiny_spec(convert_profiles=False))
 
 
+def test_a_run_of_before_other_new_fields_goes_on_with_their_defaults(tmp_path, tiny_spec):
+    start_run(tmp_path / "run", tiny_spec(), tmp_path)
+    config = json.loads((tmp_path / "run/config.json").read_text(encoding="utf-8"))
+    del config["spec"]["features"]["runtime"]
+    del config["spec"]["phases"]["finetune"]["cache"]
+    (tmp_path / "run/config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert check_workdir(tmp_path / "run", tiny_spec())
+    other = tiny_spec(features={"runtime": "litert"})
+    with pytest.raises(InputError, match=r"features\.runtime: 'auto' before, 'litert' now"):
+        check_workdir(tmp_path / "run", other)
+
+
 def test_the_data_folder_is_kept_whole(tmp_path, tiny_spec, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start_run(tmp_path / "run", tiny_spec(), type(tmp_path)("data"))

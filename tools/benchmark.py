@@ -466,6 +466,15 @@ def seconds_a_step(model, batches: Iterable, steps: int) -> float:
     return float(np.median(np.diff(times.ends)[1:]))
 
 
+def phase_maker(network, spec, phase: str, classes, steps: int) -> Callable:
+    """A function that prepares a phase, with class weights of 1."""
+    from multitask.learning.phases import prepare_phase
+
+    weights = {task: np.ones(len(names), np.float32) for task, names in classes.items()}
+    options = {"class_weights": weights, "steps_per_epoch": steps}
+    return functools.partial(prepare_phase, network, spec, phase, **options)
+
+
 def measure_frozen(values: flags.FlagValues) -> list[dict]:
     """An epoch of phase `heads`, on cached features and not, at the size of WikiArt."""
     from multitask.spec import parse_spec
@@ -487,7 +496,6 @@ def measure_heads(spec, data: Path, heads: str) -> list[dict]:
     from multitask.data.records import prepare
     from multitask.learning import optimizers
     from multitask.learning.features import Features, cache_features
-    from multitask.learning.phases import prepare_phase
     from multitask.model.network import build_network
     from multitask.spec import override
 
@@ -495,14 +503,7 @@ def measure_heads(spec, data: Path, heads: str) -> list[dict]:
     prepared = prepare(spec, data)
     classes = prepared.table.classes
     network = build_network(spec, classes)
-    phase_model = functools.partial(
-        prepare_phase,
-        network,
-        spec,
-        "heads",
-        class_weights={t: np.ones(len(names), np.float32) for t, names in classes.items()},
-        steps_per_epoch=steps,
-    )
+    phase_model = phase_maker(network, spec, "heads", classes, steps)
 
     def computed(these) -> tuple[Features, int, float]:
         start = time.perf_counter()

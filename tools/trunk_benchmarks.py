@@ -123,7 +123,6 @@ def _finetune_of(trunk: str, scratch: str) -> list[dict]:
     from multitask.learning.extensions import NO_EXTENSIONS
     from multitask.learning.features import cache_maps
     from multitask.learning.frozen_maps import finetune_cut
-    from multitask.learning.phases import prepare_phase
     from multitask.model.inference import fast_inference
     from multitask.model.network import build_network
 
@@ -138,14 +137,7 @@ def _finetune_of(trunk: str, scratch: str) -> list[dict]:
     maps = cache_maps(cut, prepared, spec, first_epoch=0)
     infer = fast_inference(cut.below, images=IMAGES)
     computing = max(_with_reading(infer, prepared, spec, view=1) for _ in range(2))
-    phase = functools.partial(
-        prepare_phase,
-        network,
-        spec,
-        "finetune",
-        class_weights={t: np.ones(len(names), np.float32) for t, names in classes.items()},
-        steps_per_epoch=100,
-    )
+    phase = common.phase_maker(network, spec, "finetune", classes, 100)
 
     def step(model, batches) -> float:
         return common.seconds_a_step(model, batches, STEPS) / spec.batch_size
@@ -247,7 +239,6 @@ def our_step(trunk: str, depth: str) -> float:
     """Images per second of a training step on one batch, the best of seven."""
     import tensorflow as tf
 
-    from multitask.learning.phases import prepare_phase
     from multitask.model.network import build_network
     from multitask.spec import Kind
 
@@ -256,10 +247,7 @@ def our_step(trunk: str, depth: str) -> float:
     task = spec.tasks[0].model_copy(update={"head": Kind(kind="linear")})
     spec = spec.model_copy(update={"tasks": (task,)})
     classes = {task.name: tuple(map(str, range(60)))}
-    weights = {task.name: np.ones(60, np.float32)}
-    model = prepare_phase(
-        build_network(spec, classes), spec, "finetune", class_weights=weights, steps_per_epoch=100
-    ).model
+    model = common.phase_maker(build_network(spec, classes), spec, "finetune", classes, 100)().model
     rng = np.random.default_rng(0)
     images = rng.uniform(0, 255, (32, 224, 224, 3)).astype(np.float32)
     labels = {task.name: rng.integers(0, 60, 32).astype(np.int32)}

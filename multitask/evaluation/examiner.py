@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from multitask.model.inference import FEW, TENSORFLOW, Inference, fast_inference
+from multitask.model.inference import FEW, TENSORFLOW, Inference, fast_inference, is_usable
 from multitask.model.network import VECTORS, examined_heads, examined_model, trunk_and_heads
 from multitask.runtimes.libraries import AUTO
 from multitask.trained import TrainedModel
@@ -75,5 +75,9 @@ class Examiner:
 
 
 def examiner_of(trained: TrainedModel) -> Examiner:
-    """Return the examiner of a run's model."""
-    return Examiner(trained.network, runtime=trained.spec.features.runtime)
+    """Return the examiner of a run's model.
+
+    The library that the run names may be missing where the model is evaluated.
+    """
+    runtime = trained.spec.features.runtime
+    return Examiner(trained.network, runtime=runtime if is_usable(runtime) else AUTO)

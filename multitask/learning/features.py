@@ -98,6 +98,7 @@ class _Part:
         first_view: first view of a training image, as `view_dataset` counts them.
         views: number of its views.
         flag: turns the cache off.
+        title: of the output, for the log.
     """
 
     network: keras.Model
@@ -107,6 +108,7 @@ class _Part:
     first_view: int
     views: int
     flag: str
+    title: str
 
     @property
     def fingerprint(self) -> str:
@@ -169,6 +171,7 @@ def _trunk_part(network: keras.Model, prepared: PreparedData, spec: DataSpec) ->
         0,
         1 + spec.features.views,
         "--cache_features=off",
+        "features of the frozen trunk",
     )
 
 
@@ -227,6 +230,7 @@ def _cut_part(cut: Cut, prepared: PreparedData, spec: DataSpec, first_epoch: int
         1 + first_epoch,
         views,
         "--cache_finetune=off",
+        f"maps of the first {cut.layers} layers, up to {cut.name}",
     )
 
 
@@ -309,7 +313,7 @@ def _cached(
                 facts = {"trunk": spec.trunk.name, "image_size": spec.image_size}
                 facts |= {"shape": part.shape, RUNTIME: infer.runtime}
                 write_json(folder / FACTS_FILE, facts | counts)
-    logger.info(f"Features of the frozen trunk: {folder}")
+    logger.info(f"{part.title[0].upper()}{part.title[1:]}: {folder}")
     return [np.load(folder / f"{split}.npy", mmap_mode="r") for split in counts]
 
 
@@ -336,7 +340,7 @@ def _reserve(folder: Path, part: _Part, prepared: PreparedData, spec: DataSpec) 
         raise
     shape_text = "×".join(map(str, shape))
     logger.info(
-        f"Computing the frozen trunk's features, {shape_text} {dtype.name} per image: "
+        f"Computing {part.title}, {shape_text} {dtype.name} per image: "
         f"{sum(counts.values()):,} in all, {size_text(needed)} in {folder}"
     )
     return done
@@ -372,7 +376,8 @@ def _compute(
 ) -> None:
     """Compute the missing rows; keep `done` up to date, in memory and on disk."""
     progress, counts = {RUNTIME: infer.runtime}, part.counts(prepared)
-    logger.info(f"The trunk runs in {RUNTIMES[infer.runtime].described}")
+    if infer.runtime != TENSORFLOW:
+        logger.info(f"The trunk runs in {RUNTIMES[infer.runtime].described}")
     with progress_bar("features", sum(counts.values()), initial=sum(done.values())) as bar:
         for split, count in counts.items():
             target = np.lib.format.open_memmap(folder / f"{split}.npy", "r+")

@@ -15,6 +15,7 @@ from multitask.data.table import TRAIN
 from multitask.learning.checkpoints import Progress
 from multitask.learning.extensions import Extensions
 from multitask.learning.features import has_room_for_maps
+from multitask.learning.placement import ONE_DEVICE, Placement
 from multitask.model.cut import Cut, cut_trunk
 from multitask.model.inference import FEW
 from multitask.model.network import trunk_and_heads
@@ -56,6 +57,7 @@ def phase_cut(
     spec: DataSpec,
     progress: Progress,
     extensions: Extensions,
+    placement: Placement = ONE_DEVICE,
 ) -> Cut | None:
     """Return the cut below which the current phase caches maps; None if it does not.
 
@@ -65,7 +67,11 @@ def phase_cut(
         return None
     cut = finetune_cut(network, spec, extensions)
     if not (progress.phase_epoch or progress.step):
-        progress.on_maps = cut is not None and _is_worth_caching(cut, prepared, spec, progress)
+        # Several processes might decide differently: each may have another disk.
+        decides = spec.phases.finetune.cache == "on" or placement.shard.count == 1
+        progress.on_maps = (
+            cut is not None and decides and _is_worth_caching(cut, prepared, spec, progress)
+        )
     return cut if progress.on_maps else None
 
 

@@ -278,7 +278,7 @@ def _train_phase(
         progress.phase, progress.phase_epoch, progress.step = phase, 0, 0
         seed_phase(spec, phase)
     cached = phase == PHASES[0] and wants_cache(spec, extensions)
-    cut = phase_cut(network, prepared, spec, progress, extensions)
+    cut = phase_cut(network, prepared, spec, progress, extensions, placement)
     rows = len(table.rows(TRAIN)) + (extensions.extra_rows.count(table) if cached else 0)
     steps = -(-rows // spec.batch_size)
     with placement.scope():

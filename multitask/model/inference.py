@@ -179,8 +179,8 @@ def _convertible(network: keras.Model) -> bool:
 
 
 def is_usable(runtime: str) -> bool:
-    """Whether a library of RUNTIMES, and what converts networks for it, is installed."""
-    return _missing_extra(runtime) is None
+    """Whether a library, and what converts networks for it, is installed; AUTO always is."""
+    return runtime == AUTO or _missing_extra(runtime) is None
 
 
 def _missing_extra(runtime: str) -> str | None:

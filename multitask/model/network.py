@@ -169,29 +169,13 @@ def trunk_and_heads(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Mo
     return trunk, {task_of[network]: network for network in networks if network in task_of}
 
 
-def embedding_model(model: keras.Model, tasks: Sequence[str] | None = None) -> keras.Model:
-    """Build a model of the embeddings, the inputs of the logits, with one pass of the trunk.
-
-    Args:
-        model: from `connect` or `load_network`; its layers are shared.
-        tasks: names of tasks; None: all.
-
-    Returns:
-        A model from `image` to {SHARED: the pooled features float32 [batch, channels], task: the
-        input of the head's logits float32 [batch, width], …}.
-    """
-    trunk, heads = trunk_and_heads(model)
-    image = keras.Input(trunk.input_shape[1:], name=IMAGE)
-    heads = {task: heads[task] for task in (heads if tasks is None else tasks)}
-    return keras.Model(image, _vectors(trunk(image), heads))
-
-
 def examined_model(model: keras.Model) -> keras.Model:
     """Build a model of all outputs that an evaluation needs, with one pass of the trunk.
 
     Returns:
-        A model from `image` to {ANSWERS: {task: logits}, VECTORS: as in `embedding_model`,
-        FEATURES: the trunk's output}.
+        A model from `image` to {ANSWERS: {task: logits}, VECTORS: {SHARED: the pooled
+        features float32 [batch, channels], task: the input of the head's logits float32 [batch,
+        width], …}, FEATURES: the trunk's output}.
     """
     trunk, heads = trunk_and_heads(model)
     image = keras.Input(trunk.input_shape[1:], name=IMAGE)

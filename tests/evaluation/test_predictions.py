@@ -2,13 +2,15 @@
 
 import csv
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from multitask.data.table import load_table
-from multitask.evaluation.examiner import Examiner, compiled
+from multitask.evaluation.examiner import Examiner, compiled, examiner_of
 from multitask.evaluation.predictions import Predictions, predict_split
+from multitask.runtimes.libraries import RUNTIMES
 from multitask.spec import MISSING, InputError
 
 
@@ -35,6 +37,27 @@ def test_the_compiled_model_is_the_model(known):
         assert list(outputs) == list(expected)
         for task in expected:
             np.testing.assert_allclose(outputs[task], expected[task], atol=1e-5)
+
+
+def test_by_another_library_and_where_it_is_missing(test_set, known, data, monkeypatch):
+    """The same predictions and embeddings; a run whose library is missing is evaluated all the
+    same."""
+    spec = known.colour_spec(features={"runtime": "onnxruntime"})
+    trained = SimpleNamespace(network=known.colour_model(), spec=spec)
+    table, images = load_table(spec, data.folder), data.folder / spec.images
+    for installed in (True, False):
+        if not installed:
+            gone = dataclasses.replace(RUNTIMES["onnxruntime"], module="gone")
+            monkeypatch.setitem(RUNTIMES, "onnxruntime", gone)
+        examiner = examiner_of(trained)
+        result, _ = predict_split(examiner, table, spec, images, batch_size=7, max_missing=1)
+        used = "tensorflow" if examiner._trunk is None else examiner._trunk.runtime
+        assert used == ("onnxruntime" if installed else "tensorflow")
+        np.testing.assert_array_equal(result.paths, test_set[0].paths)
+        for name, vectors in test_set[0].vectors.items():
+            np.testing.assert_allclose(result.vectors[name], vectors, atol=1e-5)
+        for task, values in test_set[0].probabilities.items():
+            np.testing.assert_allclose(result.probabilities[task], values, atol=1e-5)
 
 
 def test_every_readable_image_once_in_the_order_of_the_table(test_set, data, known):

@@ -8,6 +8,7 @@ import tensorflow as tf
 from logged import logged
 
 from multitask.annexes.extensions import build_extensions
+from multitask.data.order import Shard
 from multitask.data.pipeline import evaluation_dataset, training_dataset
 from multitask.data.records import prepare
 from multitask.data.table import TRAIN, VALIDATION
@@ -16,6 +17,7 @@ from multitask.learning.checkpoints import Progress
 from multitask.learning.extensions import Extensions
 from multitask.learning.features import cache_maps
 from multitask.learning.frozen_maps import finetune_cut, phase_cut
+from multitask.learning.placement import Placement
 from multitask.learning.training import train
 from multitask.model.cut import cut_trunk
 from multitask.model.network import build_network, trunk_and_heads
@@ -161,7 +163,7 @@ def test_a_phase_that_was_stopped_goes_on_to_the_same_bits(made, tmp_path, monke
         lines = []
         with logged(lines):
             again = trained(spec, data, workdir)
-        assert not any(line.startswith("Computing the frozen") for line in lines)
+        assert not any(line.startswith("Computing maps") for line in lines)
         columns = whole[0].columns.difference(["seconds", "images_per_second"])
         pd.testing.assert_frame_equal(again[0][columns], whole[0][columns])
         assert again[1].keys() == whole[1].keys()
@@ -213,6 +215,27 @@ def test_auto_caches_where_it_pays(made, monkeypatch, changes, patches, cached):
     assert (cut is not None) is cached
     progress.phase = "heads"
     assert phase_cut(network, prepared, spec, progress, extensions) is None
+
+
+def test_auto_does_not_let_several_processes_decide_differently(made, monkeypatch):
+    monkeypatch.setattr(frozen_maps, "LEAST_SHARE", 0.1)
+    monkeypatch.setattr(frozen_maps, "FEW", 0)
+    for option, cached in (("auto", False), ("on", True)):
+        spec, data = made(phases__finetune__cache=option)
+        prepared = prepare(spec, data, progress=False)
+        progress, several = Progress(phase="finetune"), Placement(Shard(0, 2, 2))
+        network = new_network(spec, prepared.table)
+        cut = phase_cut(network, prepared, spec, progress, Extensions(), several)
+        assert (cut is not None) is progress.on_maps is cached
+
+
+def test_the_log_says_where_the_trunk_is_cut(made):
+    lines = []
+    with logged(lines):
+        maps_of(made)
+    (line,) = [line for line in lines if line.startswith("Computing ")]
+    # The frozen block is the input, two layers of scaling, and three of the block itself.
+    assert line.startswith("Computing maps of the first 6 layers, up to block1a_activation, 8×8×6 ")
 
 
 @pytest.mark.parametrize(

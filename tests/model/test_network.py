@@ -14,7 +14,7 @@ from multitask.model.network import (
     computing_in,
     connect,
     connect_features,
-    embedding_model,
+    examined_heads,
     examined_model,
     load_network,
     parameter_table,
@@ -405,7 +405,7 @@ def test_embeddings_are_what_the_logits_are_made_of(kind, loaded, images, tmp_pa
     trunk, heads = trunk_and_heads(model)
     connect_features(heads)  # which gives layers a second place, and must not matter
     model(images, training=True)  # so that the statistics are not those of the start
-    result = embedding_model(model)(images, training=False)
+    result = examined_model(model)(images, training=False)["vectors"]
     logits = model(images, training=False)
     assert list(result) == [SHARED, *CLASSES]
     features = trunk(images, training=False)
@@ -428,9 +428,12 @@ def test_an_examined_model_gives_all_in_one_pass(images):
     result = examined_model(model)(images, training=False)
     for task, logits in model(images, training=False).items():
         np.testing.assert_allclose(result["answers"][task], logits, rtol=1e-5, atol=1e-6)
-    for name, vectors in embedding_model(model)(images, training=False).items():
-        np.testing.assert_allclose(result["vectors"][name], vectors, rtol=1e-5, atol=1e-6)
     trunk = trunk_and_heads(model)[0]
+    from_features = examined_heads(model)(trunk(images, training=False), training=False)
+    for kind in ("answers", "vectors"):
+        assert list(from_features[kind]) == list(result[kind])
+        for name, values in from_features[kind].items():
+            np.testing.assert_allclose(result[kind][name], values, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
         result["features"], trunk(images, training=False), rtol=1e-5, atol=1e-6
     )
@@ -438,7 +441,7 @@ def test_an_examined_model_gives_all_in_one_pass(images):
 
 def test_embeddings_share_the_weights_and_run_the_trunk_once(images):
     model = small_network(make_spec())
-    embedding = embedding_model(model)
+    embedding = examined_model(model)
     trunk, _heads = trunk_and_heads(model)
     assert [layer for layer in embedding.layers if layer is trunk] == [trunk]
     kept = {id(w) for w in model.weights}
@@ -449,7 +452,7 @@ def test_embeddings_share_the_weights_and_run_the_trunk_once(images):
 def test_embeddings_of_bfloat16_are_float32(images):
     with computing_in("bfloat16"):
         model = small_network(make_spec(head="residual_se"))
-    result = embedding_model(model)(images, training=False)
+    result = examined_model(model)(images, training=False)["vectors"]
     assert {keras.backend.standardize_dtype(x.dtype) for x in result.values()} == {"float32"}
 
 

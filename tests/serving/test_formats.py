@@ -23,7 +23,7 @@ from multitask.__main__ import main
 from multitask.data.decode import resize_image
 from multitask.errors import RunError
 from multitask.evaluation.attention import activation_maps
-from multitask.model.network import build_network, embedding_model, trunk_and_heads
+from multitask.model.network import build_network, examined_model, trunk_and_heads
 from multitask.run import start_run
 from multitask.runtimes import converters
 from multitask.runtimes.libraries import RUNTIMES
@@ -264,7 +264,7 @@ def test_every_kind_of_head(random_run, known):
     folder = export(run, formats=FORMATS)
     images = np.random.default_rng(0).uniform(0, 255, (3, 64, 64, 3)).astype(np.float32)
     reference = model(images, training=False)
-    shared = embedding_model(model)(images)[SHARED]
+    shared = examined_model(model)(images, training=False)["vectors"][SHARED]
     # The two constants of the normalisation are no inputs.
     session = onnxruntime.InferenceSession(folder / "colours.onnx")
     assert [i.name for i in session.get_inputs()] == ["image"]
