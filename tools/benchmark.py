@@ -86,7 +86,7 @@ def painted(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
 def paint_set(folder: Path, *, count: int, size: tuple[int, int], distinct: int) -> Path:
     """`count` files in ArtGAN's layout (links to `distinct` images), all of them trained on."""
     rng, files = np.random.default_rng(0), []
-    for number in tqdm(range(distinct), desc="painting", leave=False):
+    for number in tqdm(range(distinct), desc="painting", leave=False, disable=None):
         files.append(folder / "painted" / f"{number}.jpg")
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         painted(rng, size).save(files[-1], quality=90)

@@ -130,7 +130,9 @@ def map_files(
     # AUTOTUNE would need longer than a whole shard of records to reach all cores.
     cores = os.cpu_count()
     dataset = dataset.map(read_small, cores, deterministic=True).unbatch()
-    return dataset.map(load, cores, deterministic=True).ignore_errors()
+    dataset = dataset.map(load, cores, deterministic=True).ignore_errors()
+    # Without a buffer, all cores wait while the caller works on one image.
+    return dataset.prefetch(READ_TOGETHER)
 
 
 def read_reduced(path: Path, *, target_px: int) -> np.ndarray | None:

@@ -15,6 +15,8 @@ order of an epoch is therefore a permutation of all records, not of a buffer, an
 are not read.
 """
 
+import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +45,9 @@ EXCLUDED, NEAR_DUPLICATES = "excluded.csv", "near_duplicates.csv"
 gcs_utils._is_gcs_disabled = True
 
 
+Example = tuple[int, dict[str, Any]]  # its index in the shard, and its features
+
+
 @dataclass(frozen=True)
 class RecordShard:
     """The images of one shard of records; a call yields their examples. Beam sends it to workers.
@@ -67,7 +72,7 @@ class RecordShard:
     convert_profiles: bool
     done: Callable[[int], Any] | None = None
 
-    def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def __call__(self) -> Iterator[Example]:
         """Yield (index, example) of the readable images, in order."""
         names = [os.path.join(self.image_dir, path) for path in self.paths]
         processed = 0
@@ -90,6 +95,30 @@ class RecordShard:
         image = decode_image(data, target_px=self.shorter_px)
         image = reduce_image(image, shorter_px=self.shorter_px)
         return tf.io.encode_jpeg(image, quality=self.quality)
+
+
+def split_stream(
+    examples: Iterator[Example], starts: Sequence[int]
+) -> list[Callable[[], Iterator[Example]]]:
+    """Divide a stream of examples into parts, which are to be read in order, each to its end.
+
+    Args:
+        examples: with increasing indices.
+        starts: int [parts + 1], the index at which each part starts, and the end of the last.
+
+    Returns:
+        A function for each part, which returns its examples, with indices from 0 in the part.
+    """
+    ahead: list[Example] = []  # the first example of a later part
+
+    def part(start: int, stop: int) -> Iterator[Example]:
+        for index, example in itertools.chain(ahead[:], examples):
+            ahead[:] = [(index, example)] if index >= stop else []
+            if ahead:
+                return
+            yield index - start, example
+
+    return [functools.partial(part, *bounds) for bounds in itertools.pairwise(starts)]
 
 
 def decode_record(data: tf.Tensor) -> tf.Tensor:
@@ -196,7 +225,9 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
     def _log_download_done(self) -> None:
         """Log nothing, for the same reason."""
 
-    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[RecordShard]]:
+    def _shard_iterators_per_split(
+        self, dl_manager: Any
+    ) -> dict[str, Sequence[Callable[[], Iterator[Example]]]]:
         del dl_manager  # nothing is downloaded
         # The smaller split comes first: with Beam, TFDS runs the shards of earlier splits again.
         return {
@@ -205,29 +236,35 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
             if len(self.table.rows(split))
         }
 
-    def _shards(self, split: str) -> list[RecordShard]:
+    def _shards(self, split: str) -> Sequence[Callable[[], Iterator[Example]]]:
         rows = self.table.rows(split)
-        return [
-            RecordShard(
-                self.table.tasks,
-                self.table.paths[part].tolist(),
-                self.table.labels[part],
-                str(self.image_dir),
-                self._spec.reduced_px,
-                self._spec.records.quality,
-                self._spec.convert_profiles,
-                self._bar.update if self._bar is not None else None,
-            )
-            for part in np.array_split(rows, math.ceil(len(rows) / SHARD_IMAGES))
-        ]
+        parts = np.array_split(rows, math.ceil(len(rows) / SHARD_IMAGES))
+        if self._with_beam:
+            return [self._record_shard(part) for part in parts]
+        # One stream for all shards: the cores go on decoding while a shard is written.
+        starts = np.cumsum([0, *map(len, parts)]).tolist()
+        return split_stream(self._record_shard(rows)(), starts)
+
+    def _record_shard(self, rows: np.ndarray) -> RecordShard:
+        return RecordShard(
+            self.table.tasks,
+            self.table.paths[rows].tolist(),
+            self.table.labels[rows],
+            str(self.image_dir),
+            self._spec.reduced_px,
+            self._spec.records.quality,
+            self._spec.convert_profiles,
+            self._bar.update if self._bar is not None else None,
+        )
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         """Write the records and the CSVs; TFDS renames the folder once it is complete."""
         total = int((self.table.splits != TEST).sum())
-        with_beam = download_config is not None and download_config.beam_runner is not None
-        hidden = with_beam or not self._progress
+        # Beam's workers are other processes.
+        self._with_beam = download_config is not None and download_config.beam_runner is not None
+        hidden = self._with_beam or not self._progress
         with progress_bar("preparing records", total, hidden=hidden) as bar:
-            self._bar = None if with_beam else bar  # Beam's workers are other processes
+            self._bar = None if self._with_beam else bar
             super()._download_and_prepare(dl_manager, download_config)
         reasons = self._unreadable_images(total)
         table = drop_paths(self.table, pd.DataFrame(reasons.items(), columns=["path", "reason"]))

@@ -241,6 +241,23 @@ def test_metadata_state_what_they_were_made_from(there):
     ]  # no validation split was requested, and the test set is not in the records
 
 
+@pytest.mark.parametrize(
+    ("indices", "parts"),
+    [
+        (range(7), [[0, 1, 2], [0, 1], [0, 1]]),
+        ([0, 3, 6], [[0], [0], [1]]),  # the others cannot be read
+        ([1, 2], [[1, 2], [], []]),
+        ([5], [[], [], [0]]),
+        ([], [[], [], []]),
+    ],
+)
+def test_a_stream_is_divided_into_shards(indices, parts):
+    stream = iter([(index, {"path": index}) for index in indices])
+    shards = [list(read()) for read in records_builder.split_stream(stream, [0, 3, 5, 7])]
+    assert [[index for index, _ in shard] for shard in shards] == parts
+    assert [example["path"] for shard in shards for _, example in shard] == list(indices)
+
+
 def test_many_shards_are_one_split(there, parts):
     whole = quiet(*there)
     assert len(content(whole.folder)) == 1
