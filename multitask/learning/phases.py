@@ -10,7 +10,9 @@ import numpy as np
 
 from multitask.backend import has_strategy, jit_compile, synchronise_batchnorm
 from multitask.learning.balancer import LossBalancer
+from multitask.learning.batchnorm import fuse_batchnorm
 from multitask.learning.checkpoints import restore_variables
+from multitask.learning.depthwise import use_fast_depthwise_gradient
 from multitask.learning.engine import MultitaskModel
 from multitask.learning.extensions import NO_EXTENSIONS, Extensions
 from multitask.learning.losses import build_losses
@@ -92,6 +94,7 @@ def prepare_phase(
         cut: train on maps of the layers below this cut of the trunk.
         extensions: the extensions of the spec.
     """
+    use_fast_depthwise_gradient()
     trunk, heads = trunk_and_heads(network)
     layers = len(trunk.layers)
     frozen = layers if phase == PHASES[0] else merged_frozen_count(spec, trunk)
@@ -99,6 +102,7 @@ def prepare_phase(
     heads = {task: heads[task] for task in spec.task_names}
     groups = network_groups(spec, trunk, heads)
     synchronise_batchnorm(network, has_strategy())
+    fuse_batchnorm(network)
     extra = extensions.extra_loss
     projection = extra.projection() if extra else None
     if cached:
