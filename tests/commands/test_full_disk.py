@@ -131,6 +131,7 @@ def errors(ended) -> list[str]:
 
 def assert_one_line(ended, case: SmallDiskCase) -> None:
     assert ended.status == 1, ended
+    assert len(errors(ended)) == 1, ended.err
     (line,) = errors(ended)
     assert line.startswith(str(case.disk.folder))
     assert ": no room on the disk (" in line
@@ -193,6 +194,7 @@ def test_a_disk_that_is_read_only(case, name):
     ended = case.run(name)
     case.disk.remount("rw")
     assert ended.status == 1, ended
+    assert len(errors(ended)) == 1, ended.err
     (line,) = errors(ended)
     assert line.startswith(f"{case.disk.folder}")
     assert line.endswith(
