@@ -94,15 +94,13 @@ def prepare_phase(
         cut: train on maps of the layers below this cut of the trunk.
         extensions: the extensions of the spec.
     """
-    use_fast_depthwise_gradient()
     trunk, heads = trunk_and_heads(network)
     layers = len(trunk.layers)
     frozen = layers if phase == PHASES[0] else merged_frozen_count(spec, trunk)
     freeze_trunk(trunk, frozen, batchnorm_trains=batchnorm_trains(spec.trunk))
     heads = {task: heads[task] for task in spec.task_names}
     groups = network_groups(spec, trunk, heads)
-    synchronise_batchnorm(network, has_strategy())
-    fuse_batchnorm(network)
+    _use_fast_operations(network)
     extra = extensions.extra_loss
     projection = extra.projection() if extra else None
     if cached:
@@ -130,6 +128,12 @@ def prepare_phase(
         jit_compile=jit_compile(),
     )
     return PhaseModel(model, connect(trunk, heads), frozen, factor)
+
+
+def _use_fast_operations(network: keras.Model) -> None:
+    synchronise_batchnorm(network, has_strategy())
+    fuse_batchnorm(network)
+    use_fast_depthwise_gradient()
 
 
 def _balancer_group(balancer: LossBalancer, spec: DataSpec) -> dict[str, ParameterGroup]:
