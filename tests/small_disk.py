@@ -48,7 +48,9 @@ class Disk:
         rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         argv = ["unshare", "--mount", *rights, sys.executable, __file__, str(folder), str(size)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self._process = subprocess.Popen(argv, text=True, **pipes)
+        # JAX, where it is installed, sets this on import; a command of a shell does not have it.
+        environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+        self._process = subprocess.Popen(argv, text=True, env=environment, **pipes)
         if not self._process.stdout.readline():
             raise OSError(" ".join(self._process.communicate()[1].split()))
         self.folder = folder
