@@ -20,6 +20,7 @@ A threshold for an accuracy needs `min_answered` images at or above it.
   threshold for 90 % in 2.5 % of the samples. With a minimum of 10 images it would be 14 %.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ import pandas as pd
 import scipy.optimize
 
 from multitask import metrics
+from multitask.open_set import Rejection, fit_rejection, open_probabilities
 
 CALIBRATION = "calibration.json"  # in results/
 TEMPERATURES = (0.05, 20.0)
@@ -103,13 +105,16 @@ class Calibration:
         fitted_on: number of labelled images of the validation split.
         reason: why no temperature was fitted or used; None if one was.
         steps: "calibrated" and "raw" -> ascending (threshold, accuracy, coverage): each is the
-            lowest confidence that reaches its accuracy.
+            lowest confidence that reaches its accuracy. Of an open task, they are those of the
+            answers that name a class, over all validation images.
+        rejection: of an open task; None: the task is not open.
     """
 
     temperature: float = 1.0
     fitted_on: int = 0
     steps: dict[str, tuple[tuple[float, float, float], ...]] | None = None
     reason: str | None = None
+    rejection: Rejection | None = None
 
     def threshold(self, accuracy: float, *, calibrated: bool = True) -> float | None:
         """The lowest confidence that reaches an accuracy; None if too few images support one."""
@@ -150,7 +155,12 @@ class Calibration:
 
     def _answered(self, step: tuple[float, float, float]) -> int:
         """The number of validation images at or above a step's confidence."""
-        return round(step[2] * self.fitted_on)
+        return round(step[2] * self._images)
+
+    @property
+    def _images(self) -> int:
+        """The number of validation images that the steps are from."""
+        return self.fitted_on + (self.rejection.others if self.rejection else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """The calibration as JSON."""
@@ -159,6 +169,7 @@ class Calibration:
             "fitted_on": self.fitted_on,
             "reason": self.reason,
             "steps": {kind: [list(step) for step in s] for kind, s in (self.steps or {}).items()},
+            **({"rejection": self.rejection.to_dict()} if self.rejection else {}),
         }
 
     @classmethod
@@ -178,7 +189,32 @@ class Calibration:
         reason = content.get("reason")  # files of older versions have none
         if not isinstance(reason, str | None):
             raise ValueError(f"reason {reason!r}")
-        return cls(temperature, int(content["fitted_on"]), steps, reason)
+        rejection = content.get("rejection")  # only open tasks have one
+        return cls(
+            temperature,
+            int(content["fitted_on"]),
+            steps,
+            reason,
+            None if rejection is None else Rejection.from_dict(rejection),
+        )
+
+    def answers(
+        self, probabilities: np.ndarray, scores: np.ndarray | None, *, calibrated: bool = True
+    ) -> np.ndarray:
+        """Add the probability of `other` to those of the classes, if the task is open.
+
+        Args:
+            probabilities: float [n, classes], already divided by the temperature or not.
+            scores: float [n], of `open_set.known_scores`; not used if the task is not open.
+            calibrated: whether the fitted rejection is used, or that of the training.
+
+        Returns:
+            float [n, classes], or [n, classes + 1] with `other` last.
+        """
+        if self.rejection is None or scores is None:
+            return probabilities
+        rejection = self.rejection if calibrated else Rejection()
+        return open_probabilities(probabilities, rejection.known(scores))
 
 
 def _kind(calibrated: bool) -> str:
@@ -262,36 +298,63 @@ def _at_bound(temperature: float, labels: np.ndarray, probabilities: np.ndarray)
     return min(ends) <= least + LIKELIHOOD_ROUNDING
 
 
-def calibrate(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
-    """Estimate temperature and thresholds of one task from its labelled validation images.
+def calibrate(
+    labels: np.ndarray, probabilities: np.ndarray, scores: np.ndarray | None = None
+) -> Calibration:
+    """Estimate temperature and thresholds of one task from its validation images.
 
     Args:
-        labels: int [n].
+        labels: int [n], of labelled images; of an open task, also OTHER_LABEL.
         probabilities: float [n, classes], of a softmax.
+        scores: float [n], of `open_set.known_scores`; None: the task is not open.
     """
-    temperature, reason = usable_temperature(labels, probabilities)
+    labelled = labels >= 0
+    temperature, reason = usable_temperature(labels[labelled], probabilities[labelled])
+    rejection = None
+    if scores is not None:
+        rejection = fit_rejection(scores[labelled], scores[~labelled])
+    fitted = Calibration(temperature, int(labelled.sum()), None, reason, rejection)
     steps: dict[str, tuple[tuple[float, float, float], ...]] = {}
     for kind, values in (
         ("calibrated", scale_probabilities(probabilities, temperature)),
         ("raw", probabilities),
     ):
-        curve = metrics.coverage_curve(values.max(axis=1), values.argmax(axis=1) == labels)
+        answers = fitted.answers(values, scores, calibrated=kind == "calibrated")
+        curve = answer_curve(labels, answers, classes=probabilities.shape[1])
         curve = curve[curve["answered"] >= MIN_ANSWERED]
         better = curve["accuracy"] > curve["accuracy"].cummax().shift(fill_value=-1.0)
         chosen = curve.loc[better, ["threshold", "accuracy", "coverage"]]
         steps[kind] = tuple((float(t), float(a), float(c)) for t, a, c in chosen.to_numpy())
-    return Calibration(temperature, len(labels), steps, reason)
+    return dataclasses.replace(fitted, steps=steps)
+
+
+def answer_curve(labels: np.ndarray, answers: np.ndarray, *, classes: int) -> pd.DataFrame:
+    """Compute `metrics.coverage_curve` of the answers that name a class, over all images.
+
+    Args:
+        labels: int [n]; an image with a negative one has none of the classes.
+        answers: float [n, classes or more]; further columns name no class.
+        classes: number of classes.
+    """
+    predicted = answers.argmax(axis=1)
+    named = predicted < classes
+    curve = metrics.coverage_curve(answers.max(axis=1)[named], (predicted == labels)[named])
+    return curve.assign(coverage=curve["answered"] / max(len(labels), 1))
 
 
 def calibration_metrics(
-    calibration: Calibration, labels: np.ndarray, probabilities: np.ndarray
+    calibration: Calibration,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    scores: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Measure a calibration on the test set, for `metrics.json`.
 
     Args:
         calibration: from `calibrate`, estimated on other images.
-        labels: int [n], of the test set.
+        labels: int [n], of the test set; of an open task, also OTHER_LABEL.
         probabilities: float [n, classes], raw.
+        scores: float [n], as for `calibrate`.
 
     Returns:
         temperature, fitted_on, reason; ece, nll and reliability (rows of `metrics.reliability`),
@@ -304,20 +367,19 @@ def calibration_metrics(
         "fitted_on": calibration.fitted_on,
         "reason": calibration.reason,
     }
-    if not len(labels):
+    labelled = labels >= 0
+    if not labelled.any():
         return content
-    ways = {
-        "raw": probabilities,
-        "calibrated": scale_probabilities(probabilities, calibration.temperature),
-    }
+    calibrated = scale_probabilities(probabilities, calibration.temperature)
+    ways = {"raw": probabilities[labelled], "calibrated": calibrated[labelled]}
     for name, measure in (
         ("ece", metrics.expected_calibration_error),
         ("nll", mean_nll),
         ("reliability", _reliability),
     ):
-        content[name] = {kind: measure(labels, values) for kind, values in ways.items()}
-    calibrated = ways["calibrated"]
-    curve = metrics.coverage_curve(calibrated.max(axis=1), calibrated.argmax(axis=1) == labels)
+        content[name] = {kind: measure(labels[labelled], values) for kind, values in ways.items()}
+    answers = calibration.answers(calibrated, scores)
+    curve = answer_curve(labels, answers, classes=probabilities.shape[1])
     places = np.unique(np.linspace(0, len(curve) - 1, 101).round().astype(int))
     content["coverage"] = [
         {name: float(row[name]) for name in ("threshold", "coverage", "accuracy")}

@@ -58,6 +58,8 @@ __all__ = [
 ]
 
 MISSING = -1  # the label of an image without a label for the task
+OTHER_LABEL = -2  # the label of an image that has none of the task's classes, see `unlabelled`
+OTHER_ANSWER = "other"  # the answer of a task that knows such images
 TFDS_PREFIX = "tfds:"  # of the name of a prepared data set, in place of a path
 NO_TEST_SET = "no test set"  # the text of every output for a task without a test set
 PHASES = ("heads", "finetune")
@@ -88,6 +90,18 @@ def field_of(owner: str, field: str) -> str:
         field: a name that the program defines, without a slash.
     """
     return f"{owner[1:]}_{field}" if owner.startswith("_") else f"{owner}/{field}"
+
+
+def is_labelled(labels: Any) -> Any:
+    """Whether labels are classes: neither MISSING nor OTHER_LABEL.
+
+    Args:
+        labels: int, or an array or tensor of ints.
+
+    Returns:
+        bool of the same shape.
+    """
+    return labels >= 0
 
 
 # === Messages ===

@@ -3,6 +3,7 @@
 The flags' help and docs/options.md are generated from the descriptions.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -101,6 +102,46 @@ class TableOptions(Fields):
     )
 
 
+class OtherOptions(Fields):
+    """The images that have none of the classes of a task whose `unlabelled` is `other`."""
+
+    weight: NonNegative = Field(
+        1.0, description="weight of the rejection loss, relative to the loss of the task's labels"
+    )
+    exclude: str | None = Field(
+        None,
+        description="regular expression over the paths: images without a label that may have a "
+        "class of the task all the same; they count as unlabelled",
+    )
+    group: str | None = Field(
+        None,
+        description="regular expression over the paths whose first `(…)` is what other images have "
+        "in the place of a class, such as their painter; `held_out` needs it",
+    )
+    held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of these groups that do not teach rejection, so that the report can say "
+        "how well groups are rejected that training never showed as other",
+    )
+
+    @pydantic.field_validator("exclude", "group")
+    @classmethod
+    def _pattern(cls, value: str | None, info: pydantic.ValidationInfo) -> str | None:
+        try:
+            groups = re.compile(value or "").groups
+        except re.error as error:
+            raise ValueError(f"is not a regular expression ({error})") from None
+        if value and info.field_name == "group" and not groups:
+            raise ValueError("has no `(…)`, which says what of a path is the group")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _groups_to_hold_out(self) -> "OtherOptions":
+        if self.held_out and not self.group:
+            raise ValueError("held_out: needs `group`, the groups that are held out")
+        return self
+
+
 class Task(Fields):
     """A task: its files or its column, its head and the settings of its training."""
 
@@ -174,6 +215,24 @@ class Task(Fields):
         "one for each class",
     )
     augment: Augmentation = Field(Augmentation(), description="see augmentation")
+    unlabelled: Literal["unknown", "other"] = Field(
+        "unknown",
+        description="what an image is that has labels of other tasks and none of this one: of an "
+        "`unknown` class, or of none of the classes (`other`): it teaches the task to answer "
+        "`other`, and tests it",
+    )
+    other: OtherOptions = Field(OtherOptions(), description="with `unlabelled` = `other`")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the task can answer that an image has none of its classes."""
+        return self.unlabelled == "other"
+
+    @pydantic.model_validator(mode="after")
+    def _open_task(self) -> "Task":
+        if not self.is_open and self.other != OtherOptions():
+            raise ValueError('other: needs `unlabelled = "other"`')
+        return self
 
     @pydantic.model_validator(mode="after")
     def _files_or_column(self) -> "Task":
@@ -357,6 +416,15 @@ class DataSpec(Fields):
             raise ValueError("table.test: the column `split` names the test set; omit one of both")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _no_mixing_of_others(self) -> "DataSpec":
+        for index, task in enumerate(self.tasks):
+            if task.is_open and self.mix is not None:
+                raise ValueError(
+                    f'task[{index}] "{task.name}": unlabelled: "other" cannot be combined with mix'
+                )
+        return self
+
     @property
     def source_file(self) -> str:
         """The file of the spec."""
@@ -380,6 +448,11 @@ class DataSpec(Fields):
     def reading(self) -> dict[str, Any]:
         """The arguments of `pipeline.readable_images` that make a model's input of a file."""
         return self.resizing | {"convert_profiles": self.convert_profiles}
+
+    @property
+    def open_tasks(self) -> tuple[str, ...]:
+        """The names of the tasks that can answer that an image has none of their classes."""
+        return tuple(task.name for task in self.tasks if task.is_open)
 
     @property
     def task_names(self) -> tuple[str, ...]:

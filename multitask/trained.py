@@ -18,6 +18,7 @@ from multitask.data.label_files import classes_of
 from multitask.data.run_table import read_run_table
 from multitask.data.table import Table, merge_tables, sample_table, sample_without
 from multitask.files import read_json, replacing
+from multitask.open_set import Rejection
 from multitask.reading import sha256
 from multitask.results import is_complete, is_of_model
 from multitask.run import Run, name_in_run
@@ -147,7 +148,7 @@ class TrainedModel:
             }
 
         saved = self.read_results(CALIBRATION, parse)
-        return dict.fromkeys(self.spec.task_names, Calibration()) if saved is None else saved
+        return uncalibrated(self.spec) if saved is None else saved
 
     def read_results(self, name: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
         """Read a JSON file of results/ if it belongs to this model.
@@ -177,6 +178,21 @@ class TrainedModel:
     def is_evaluated(self) -> bool:
         """Whether results/ holds the complete evaluation of this model."""
         return is_complete(self.run, self.digest)
+
+
+def uncalibrated(spec: DataSpec, reason: str | None = None) -> dict[str, Calibration]:
+    """Task -> a calibration that changes nothing; an open task rejects as it was trained.
+
+    Args:
+        spec: the tasks.
+        reason: why nothing was fitted.
+    """
+    return {
+        task.name: Calibration(
+            reason=reason, rejection=Rejection(reason=reason) if task.is_open else None
+        )
+        for task in spec.tasks
+    }
 
 
 def open_trained(run: Run, model_file: Path | None = None) -> TrainedModel:

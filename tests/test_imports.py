@@ -25,6 +25,7 @@ FLOORS = (
     ("results",),
     ("bootstrap",),
     ("metrics", "retrieval"),
+    ("open_set",),
     ("calibration",),
     ("pages",),
     ("data",),

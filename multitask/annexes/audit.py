@@ -32,7 +32,7 @@ from multitask.data.near_duplicates import (
 from multitask.data.records import default_records_dir
 from multitask.data.table import MISSING_FILE, TEST, TRAIN, Table, merge_tables
 from multitask.pages import audit_page
-from multitask.spec import MISSING, DataSpec, InputError, field_of
+from multitask.spec import DataSpec, InputError, field_of, is_labelled
 
 # With fewer training labels, the usual validation share of 5 % has no image of the class. A test
 # set of about half the size of the training set has fewer than ten, so the class's F1 is chance.
@@ -129,7 +129,7 @@ class Audit:
             readable: count only images that can be read.
         """
         table = self.table
-        dropped = (table.splits == TRAIN) & (table.labels == MISSING).all(axis=1)
+        dropped = (table.splits == TRAIN) & ~is_labelled(table.labels).any(axis=1)
         if readable:
             dropped |= pd.Index(table.paths).isin(self.unusable["path"])
         return table.drop(dropped, "").counts().loc[[TRAIN, TEST]]
@@ -157,7 +157,7 @@ class Audit:
         Leaking and contradictory labels count too.
         """
         table = self.table
-        listed = table.labels != MISSING
+        listed = is_labelled(table.labels)
         index = pd.Index(table.paths)
         for frame in (table.findings.leaks, table.findings.contradictory):
             columns = [table.tasks.index(task) for task in frame["task"]]
@@ -288,7 +288,7 @@ class Audit:
         return {
             task: names[label]
             for (task, names), label in zip(self.table.classes.items(), labels, strict=True)
-            if label != MISSING
+            if is_labelled(label)
         }
 
     def named(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -400,7 +400,7 @@ def audit_data_set(
 
 def _differing(table: Table, pairs: pd.DataFrame) -> list[str]:
     first, second = (table.labels[pairs[side].to_numpy()] for side in ("first", "second"))
-    differ = (first != second) & (first != MISSING) & (second != MISSING)
+    differ = (first != second) & is_labelled(first) & is_labelled(second)
     tasks = np.asarray(table.tasks, object)
     return [", ".join(tasks[row]) for row in differ]
 

@@ -6,7 +6,7 @@ import keras
 from keras import layers, ops
 
 from multitask.learning.extensions import ExtraLoss
-from multitask.spec import MISSING, DataSpec, SpecError
+from multitask.spec import DataSpec, SpecError, is_labelled
 
 EXCLUDED = -1e9  # exp of it is 0, and unlike -inf it has a gradient
 
@@ -35,7 +35,7 @@ def supervised_contrastive_loss(labels: Any, embeddings: Any, *, temperature: fl
     similarities = ops.matmul(embeddings, ops.transpose(embeddings)) / temperature
 
     index = ops.arange(ops.shape(labels)[0])
-    labelled = labels != MISSING
+    labelled = is_labelled(labels)
     others = labelled[None, :] & (index[:, None] != index[None, :])
     positives = ops.cast(others & (labels[:, None] == labels[None, :]), "float32")
     # For an anchor without others the sum is meaningless, but no positive then uses it.

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from multitask.learning.extensions import BatchTransform
 from multitask.learning.losses import MaskedLoss
-from multitask.spec import MISSING, DataSpec, InputError, check_kind
+from multitask.spec import DataSpec, InputError, check_kind, is_labelled
 
 # Below 0.05, nearly every sample is 0 or 1, and nothing is mixed.
 Alpha = Annotated[float, Field(ge=0.05, le=20)]
@@ -143,7 +143,7 @@ def sample_partners(labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         int32 [batch]: every image is the partner of one image, or of itself if alone in its group.
     """
     count = tf.shape(labels)[0]
-    group = tf.raw_ops.UniqueV2(x=labels != MISSING, axis=[0]).idx
+    group = tf.raw_ops.UniqueV2(x=is_labelled(labels), axis=[0]).idx
     cycle = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
     cycle = tf.gather(cycle, tf.argsort(tf.gather(group, cycle), stable=True))  # group by group
     group = tf.gather(group, cycle)
@@ -212,7 +212,7 @@ def mix_batch(
     partner = tf.where(share > 0, partner, own)
     pair = tf.stack([labels, tf.gather(labels, partner)], axis=2)
     weights = tf.stack([1 - share, share], axis=1)[:, None]
-    return images, pair, tf.where(pair == MISSING, 0.0, weights)
+    return images, pair, tf.where(is_labelled(pair), weights, 0.0)
 
 
 class MixedLoss(MaskedLoss):

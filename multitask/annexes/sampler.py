@@ -13,7 +13,7 @@ from pydantic import Field
 
 from multitask.data.order import SHUFFLED, RowOrder, epoch_key
 from multitask.data.table import TRAIN, Table
-from multitask.spec import MISSING, DataSpec, check_kind
+from multitask.spec import DataSpec, check_kind, is_labelled
 
 Power = Annotated[float, Field(ge=0, le=1)]
 
@@ -56,7 +56,7 @@ def balanced(labels: np.ndarray, *, power: Power = 0.5) -> np.ndarray:
     """
     factors = np.full(labels.shape, np.nan)
     for column, task_labels in enumerate(labels.T):
-        known = task_labels != MISSING
+        known = is_labelled(task_labels)
         counts = np.bincount(task_labels[known], minlength=1)
         of_rows = (known.sum() / counts[task_labels[known]]) ** power
         factors[known, column] = of_rows / of_rows.mean() if len(of_rows) else of_rows
@@ -137,6 +137,6 @@ def class_shares(labels: np.ndarray, classes: int, probabilities: np.ndarray) ->
     Returns:
         float64 [classes], sum 1; all 0 where no row has a label.
     """
-    known = labels != MISSING
+    known = is_labelled(labels)
     shares = np.bincount(labels[known], probabilities[known], minlength=classes)
     return shares / max(shares.sum(), np.finfo(float).tiny)

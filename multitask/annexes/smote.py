@@ -7,7 +7,7 @@ import numpy as np
 
 from multitask.data.table import TRAIN, Table
 from multitask.learning.extensions import NO_ROWS, ExtraRows
-from multitask.spec import MISSING, DataSpec, InputError, install
+from multitask.spec import MISSING, DataSpec, InputError, install, is_labelled
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Smote(ExtraRows):
         no_rows, no_labels = super().make(features, labels)
         rows, row_labels = [no_rows], [no_labels]
         for column, name in enumerate(self.tasks):
-            known = np.flatnonzero(labels[:, column] != MISSING)
+            known = np.flatnonzero(is_labelled(labels[:, column]))
             wanted = smote_counts(np.bincount(labels[known, column]), self.share)
             for label, extra in wanted.items():
                 own = known[labels[known, column] == label]

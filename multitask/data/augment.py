@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from multitask.data.decode import resize_crop
-from multitask.spec import MISSING, Augmentation
+from multitask.spec import Augmentation, is_labelled
 
 # The columns of a policy row; a factor's range (1, 1) and a brightness of 0 change nothing.
 COLUMNS = (
@@ -66,7 +66,7 @@ def image_policies(
         without any label has the neutral policy.
     """
     task_policies = np.stack([policy_row(augmentation) for augmentation in augmentations])
-    sets, index = np.unique(labels != MISSING, axis=0, return_inverse=True)
+    sets, index = np.unique(is_labelled(labels), axis=0, return_inverse=True)
     neutral = policy_row(Augmentation())
     policies = [merge_policies(task_policies[tasks]) if tasks.any() else neutral for tasks in sets]
     return np.stack(policies), index.reshape(-1).astype(np.int32)

@@ -102,6 +102,7 @@ def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> L
         notes,
         frozenset(validation),
         dict(zip(rows.paths, rows.units.tolist(), strict=True)),
+        {task: [*itertools.compress(rows.paths, c.ambiguous)] for task, c in columns.items()},
     )
 
 

@@ -60,12 +60,14 @@ class ColumnLabels:
         labels: int32 [rows]; MISSING (-1) where a row has no label.
         notes: what was excluded or replaced, one line each.
         counts: what the column holds.
+        ambiguous: bool [rows]: no label, because the cell holds several values.
     """
 
     classes: tuple[str, ...]
     labels: np.ndarray
     notes: tuple[str, ...]
     counts: ColumnCounts
+    ambiguous: np.ndarray
 
 
 def label_column(
@@ -124,10 +126,9 @@ def label_column(
         *_class_notes(counts, classes, min_examples, join),
         *_spelling_notes(counts, classes),
     ]
-    prefix = task or column
-    return ColumnLabels(
-        tuple(classes), labels, tuple(f"{prefix}: {note}" for note in notes), counts
-    )
+    notes = [f"{task or column}: {note}" for note in notes]
+    ambiguous = np.array([cell.value is None and bool(cell.several) for cell in read], bool)
+    return ColumnLabels(tuple(classes), labels, tuple(notes), counts, ambiguous[codes])
 
 
 def _check_options(

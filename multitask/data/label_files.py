@@ -57,6 +57,7 @@ class LabelledRows:
         notes: what was skipped, converted, excluded and drawn, one line each.
         validation: paths of the images that a table names as validation.
         units: path -> the number of its unit, which stays on one side of a split; {} for lists.
+        ambiguous: task -> paths that are in no row of the task, and may have a class all the same.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -65,6 +66,7 @@ class LabelledRows:
     notes: list[str]
     validation: frozenset[str] = frozenset()
     units: dict[str, int] = field(default_factory=dict)
+    ambiguous: dict[str, list[str]] = field(default_factory=dict)
 
 
 def read_lists(spec: DataSpec, data_dir: Path, *, strict: bool) -> LabelledRows:

@@ -20,7 +20,7 @@ from multitask.data.order import SHUFFLED, UNSHARDED, RowOrder, Shard, batch_pla
 from multitask.data.records import PreparedData
 from multitask.data.records_builder import decode_record
 from multitask.data.table import TRAIN, Table
-from multitask.spec import MISSING, DataSpec
+from multitask.spec import MISSING, DataSpec, is_labelled
 
 # (images, labels [batch, tasks], seed) -> (images, labels [batch, tasks, …], weights)
 Transform = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
@@ -54,7 +54,7 @@ def targets(
 
 def _weights(labels: tf.Tensor) -> tf.Tensor:
     """Return the labels' weights: float32, 0 or 1 (rule 10)."""
-    return tf.cast(labels != MISSING, tf.float32)
+    return tf.cast(is_labelled(labels), tf.float32)
 
 
 def _by_task(tasks: tuple[str, ...], values: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -52,7 +52,7 @@ from multitask.data.table import (
 from multitask.disk import RETRY_HINT, check_room, size_text, writing
 from multitask.files import check_writable, locked
 from multitask.reading import check_regular
-from multitask.spec import NO_TEST_SET, DataSpec, InputError, install
+from multitask.spec import MISSING, NO_TEST_SET, DataSpec, InputError, install
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def table_fingerprint(spec: DataSpec, merged: Table, sampled: Table, sizes: np.n
     digest.update(json.dumps(options).encode())
     for table in (merged, sampled):
         digest.update("\n".join(table.paths).encode() + "\n".join(table.splits).encode())
-        digest.update(table.labels.astype("<i4").tobytes())
+        digest.update(np.maximum(table.labels, MISSING).astype("<i4").tobytes())
     digest.update(sizes.astype("<i8").tobytes())
     return digest.hexdigest()
 

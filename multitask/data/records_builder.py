@@ -34,7 +34,7 @@ from multitask.console import progress_bar
 from multitask.data.decode import decode_image, reduce_image
 from multitask.data.image_files import find_unusable, map_files, why_unreadable
 from multitask.data.table import TEST, TRAIN, VALIDATION, Table, drop_paths
-from multitask.spec import DataSpec
+from multitask.spec import MISSING, DataSpec
 
 # Version of what a record folder holds and how it is made; a new version makes new records.
 VERSION = "2.0.0"
@@ -83,7 +83,8 @@ class RecordShard:
             convert_profiles=self.convert_profiles,
         )
         for index, image in images.as_numpy_iterator():
-            label = dict(zip(self.tasks, self.labels[index].tolist(), strict=True))
+            labels = np.maximum(self.labels[index], MISSING)  # TFDS has no other negative label
+            label = dict(zip(self.tasks, labels.tolist(), strict=True))
             yield int(index), {"image": image, "path": self.paths[index], "label": label}
             if self.done:
                 self.done(int(index) + 1 - processed)

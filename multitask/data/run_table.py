@@ -13,7 +13,7 @@ from multitask.data.lists import read_labels_as
 from multitask.data.table import Table, merge_tables
 from multitask.files import replacing
 from multitask.run import saved_spec
-from multitask.spec import DataSpec
+from multitask.spec import OTHER_LABEL, DataSpec, is_labelled
 
 RUN_TABLE = "table.csv"
 
@@ -46,7 +46,11 @@ def write_run_table(table: Table, workdir: Path) -> None:
     """Write the merged table of a run: path, split, group, and each task's class by name."""
     columns = {"path": table.paths, "split": table.splits, "group": table.units}
     for column, (task, names) in enumerate(table.classes.items()):
-        columns[f"{task}/label"] = np.asarray([*names, ""], object)[table.labels[:, column]]
+        labels = table.labels[:, column]
+        places = np.where(is_labelled(labels), labels, len(names))
+        columns[f"{task}/label"] = np.asarray([*names, ""], object)[places]
+        if (labels == OTHER_LABEL).any():
+            columns[f"{task}/other"] = np.where(labels == OTHER_LABEL, 1, 0)
     with replacing(workdir / RUN_TABLE) as temporary:
         pd.DataFrame(columns).to_csv(temporary, index=False)
 
@@ -70,9 +74,12 @@ def read_run_table(spec: DataSpec, workdir: Path) -> Table | None:
     columns = ("path", "split", "group", *(f"{task}/label" for task in classes))
     remedy = "the same `multitask train` writes it again"
     frame = read_frame(path, columns, remedy, dtype=str, keep_default_na=False)
-    labels = [
-        read_labels_as(frame[f"{t}/label"], names, names=True) for t, names in classes.items()
-    ]
+    labels = []
+    for task, names in classes.items():
+        named = np.asarray(read_labels_as(frame[f"{task}/label"], names, names=True))
+        if f"{task}/other" in frame:
+            named = np.where(frame[f"{task}/other"] == "1", OTHER_LABEL, named)
+        labels.append(named)
     return Table(
         classes,
         frame["path"].to_numpy(object),

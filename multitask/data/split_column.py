@@ -11,7 +11,7 @@ from multitask.data.cells import clean_text, column_cells, is_empty, named_count
 from multitask.data.groups import leaking_rows
 from multitask.data.splitting import SPLITS, TEST, TRAIN, VALIDATION
 from multitask.errors import InputError, quoted
-from multitask.spec import MISSING
+from multitask.spec import is_labelled
 
 ALIASES = {
     TRAIN: ("train", "training", "learn"),
@@ -106,7 +106,7 @@ def class_counts(
     for column, (task, names) in enumerate(classes.items()):
         counts = {
             split: np.bincount(
-                labels[(splits == split) & (labels[:, column] != MISSING), column],
+                labels[(splits == split) & is_labelled(labels[:, column]), column],
                 minlength=len(names),
             )
             for split in SPLITS

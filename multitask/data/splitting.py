@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.utils.class_weight import compute_class_weight
 
-from multitask.spec import MISSING
+from multitask.spec import MISSING, is_labelled
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 
@@ -69,7 +69,7 @@ def validation_rows(
     rank = np.random.default_rng([seed, 2]).permutation(len(labels))
     # Each class of each task is a group; a row of the table is in at most one group per task.
     groups_of_row = labels + np.cumsum([0, *class_counts[:-1]])
-    groups_of_row[(labels == MISSING) | ~train[:, None]] = MISSING
+    groups_of_row[~is_labelled(labels) | ~train[:, None]] = MISSING
     groups = [
         np.flatnonzero((groups_of_row == group).any(axis=1)) for group in range(sum(class_counts))
     ]

@@ -16,13 +16,14 @@ from multitask.data.collection import read_collection
 from multitask.data.draw import draw_rows
 from multitask.data.label_files import LabelledRows, read_lists
 from multitask.data.matching import Match, match_files
+from multitask.data.others import check_classes, label_others, without_held_out
 from multitask.data.splitting import SPLITS as SPLITS  # re-exported with the table
 from multitask.data.splitting import TEST as TEST
 from multitask.data.splitting import TRAIN as TRAIN
 from multitask.data.splitting import VALIDATION as VALIDATION
 from multitask.data.splitting import subset_labels, validation_rows
 from multitask.files import check_is_folder
-from multitask.spec import MISSING, DataSpec, InputError, field_of, shown
+from multitask.spec import MISSING, DataSpec, InputError, field_of, is_labelled, shown
 
 # Why an image is excluded. The first reason comes from merging, the next two are known before
 # sampling, and the last two come from sampling. Any other reason is why a file is unreadable.
@@ -76,7 +77,8 @@ class Table:
     Attributes:
         classes: task -> its class names, ordered by index.
         paths: str [rows], relative to the image folder, sorted.
-        labels: int32 [rows, tasks]; MISSING (-1) where the task has no label.
+        labels: int32 [rows, tasks]; MISSING (-1) where the task has no label, OTHER_LABEL (-2)
+            where an open task knows that the image has none of its classes.
         splits: str [rows], each one of SPLITS.
         notes: exclusions and repairs with their reasons, one line each.
         excluded: path -> reason, of the images that are in the CSVs and not in the table.
@@ -111,9 +113,9 @@ class Table:
         return pd.Index(self.paths).get_indexer(np.asarray(paths, object))
 
     def labels_of(self, task: str, split: str) -> np.ndarray:
-        """int32 [n]: the labels of a task in a split, without the missing ones."""
+        """int32 [n]: the labels of a task in a split, without negative ones."""
         labels = self.labels[self.splits == split, self.tasks.index(task)]
-        return labels[labels != MISSING]
+        return labels[is_labelled(labels)]
 
     def drop(self, rows: np.ndarray, reasons: str | Sequence[str], *notes: str) -> "Table":
         """Return the table without some rows, whose images become excluded images.
@@ -227,7 +229,7 @@ def _one_row_per_path(frame: pd.DataFrame) -> tuple[pd.DataFrame, Findings, list
         The rows, the findings in them, and the notes.
     """
     notes, task = [], frame["task"].iloc[0] if len(frame) else ""
-    safe, known = frame["unsafe"] == "", frame["label"] != MISSING
+    safe, known = frame["unsafe"] == "", is_labelled(frame["label"])
     unsafe = frame[~safe].rename(columns={"unsafe": "reason"})
     unknown = frame[safe & ~known]
     frame = frame[safe & known]
@@ -272,15 +274,25 @@ def merge_tables(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> Tabl
     read = read_lists if spec.table is None else read_collection
     rows = read(spec, data_dir, strict=strict)
     frames, findings, notes = dict(rows.frames), [Findings(rows.files)], list(rows.notes)
+    for task in spec.tasks:
+        check_classes(task, rows.classes[task.name], place=spec.place(task.name, "unlabelled"))
+    listed = {}
     matches = _find_matches(
         frames.values(), data_dir / spec.images, by_letters=spec.match == "letters"
     )
     for task in spec.tasks:
         frame, spelling = _match_paths(frames[task.name], matches)
+        ambiguous = [_file_path(path, matches) for path in rows.ambiguous.get(task.name, ())]
+        listed[task.name] = {*frame["path"], *ambiguous}
         frames[task.name], row_findings, row_notes = _one_row_per_path(frame)
         findings += [spelling, row_findings]
         notes += row_notes
     paths, labels, is_test, leaks, leak_notes = _merge_frames(frames)
+    for column, task in enumerate(spec.tasks):
+        labels[:, column], other_notes = label_others(
+            task, labels[:, column], paths, listed[task.name]
+        )
+        notes += other_notes
     merged = _join([*findings, Findings(leaks=leaks)])
     notes += leak_notes + describe_respelt(merged)
     nowhere = sorted(set(merged.unknown["path"]) - set(paths))
@@ -326,7 +338,7 @@ def _merge_frames(
         labels[rows, column] = frame["label"]
         test_labels[rows, column] = frame["split"] == TEST
     is_test = np.asarray(test_labels.any(axis=1))
-    leaked = is_test[:, None] & ~test_labels & (labels != MISSING)
+    leaked = is_test[:, None] & ~test_labels & is_labelled(labels)
     notes = []
     if leaked.any():
         cost = ", ".join(
@@ -339,7 +351,7 @@ def _merge_frames(
     labels[leaked] = MISSING
     leaks = pd.concat(frames.values())
     leaks = leaks[leaks["path"].isin(paths[leaked.any(axis=1)])].sort_values("path", kind="stable")
-    leaks = leaks[(leaks["split"] == TEST) | (leaks["label"] != MISSING)]
+    leaks = leaks[(leaks["split"] == TEST) | is_labelled(leaks["label"])]
     return paths, labels, is_test, leaks, notes
 
 
@@ -376,7 +388,7 @@ def subset_table(table: Table, shares: Mapping[str, float], *, seed: int) -> Tab
     train = table.splits == TRAIN
     task_shares = [shares[task] for task in table.tasks]
     labels = subset_labels(table.labels, train, table.class_counts, task_shares, seed=seed)
-    kept = ~train | (labels != MISSING).any(axis=1)
+    kept = ~train | is_labelled(labels).any(axis=1)
     text = ", ".join(f"{task} {share:g}" for task, share in shares.items())
     note = f"subset ({text}): {int((kept & train).sum())} of {int(train.sum())} training images"
     return replace(table, labels=labels).drop(~kept, NOT_SAMPLED, note)
@@ -417,7 +429,7 @@ def sample_table(spec: DataSpec, table: Table) -> Table:
         InputError: no training image is left, or none for a task.
     """
     # An image whose only label was contradictory or leaked is useless for training.
-    useless = (table.splits == TRAIN) & (table.labels == MISSING).all(axis=1)
+    useless = (table.splits == TRAIN) & ~is_labelled(table.labels).any(axis=1)
     table = table.drop(useless, NO_LABEL)
     table = subset_table(table, {task.name: task.subset for task in spec.tasks}, seed=spec.seed)
     table = hold_out_validation(table, spec.validation, seed=spec.seed)
@@ -430,7 +442,10 @@ def sample_table(spec: DataSpec, table: Table) -> Table:
                 "images, missing files and contradictions are excluded); add rows, or exclude the "
                 "task with --tasks"
             )
-    return table
+    train = table.rows(TRAIN)
+    labels = table.labels.copy()
+    labels[train] = without_held_out(spec, labels[train], table.paths[train])
+    return replace(table, labels=labels)
 
 
 def load_table(spec: DataSpec, data_dir: Path, *, excluded: pd.DataFrame | None = None) -> Table:

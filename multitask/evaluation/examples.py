@@ -12,7 +12,7 @@ from multitask.evaluation.gallery import Gallery, normalised
 from multitask.evaluation.neighbours import nearest
 from multitask.evaluation.predictions import Predictions
 from multitask.model.network import FEATURES, trunk_and_heads
-from multitask.spec import MISSING, SHARED
+from multitask.spec import SHARED, is_labelled
 from multitask.trained import TrainedModel
 
 WRONG, RIGHT = 12, 6  # shown predictions of a task
@@ -90,7 +90,7 @@ def similar_examples(gallery: Gallery, predictions: Predictions) -> list[dict[st
     Returns:
         Dicts of path, labels (a text) and neighbours: dicts of path, distance and labels.
     """
-    labelled = np.flatnonzero((predictions.labels != MISSING).any(axis=1))
+    labelled = np.flatnonzero(is_labelled(predictions.labels).any(axis=1))
     if not len(labelled):
         return []
     rows = labelled[np.unique(np.linspace(0, len(labelled) - 1, QUERIES).astype(int))]
@@ -116,4 +116,4 @@ def similar_examples(gallery: Gallery, predictions: Predictions) -> list[dict[st
 
 def _label_text(gallery: Gallery, labels: np.ndarray) -> str:
     pairs = zip(gallery.classes.values(), labels, strict=True)
-    return ", ".join(names[label].replace("_", " ") for names, label in pairs if label != MISSING)
+    return ", ".join(names[label].replace("_", " ") for names, label in pairs if is_labelled(label))

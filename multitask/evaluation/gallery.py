@@ -27,7 +27,7 @@ from multitask.evaluation.examiner import Examiner, examiner_of
 from multitask.files import check_writable, locked, read_json, replacing, write_json
 from multitask.model.network import VECTORS
 from multitask.reading import check_regular
-from multitask.spec import MISSING, SHARED, DataSpec, InputError
+from multitask.spec import SHARED, DataSpec, InputError, is_labelled
 from multitask.trained import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Gallery:
     def label_names(self, row: int) -> dict[str, str]:
         """Task -> class name of an image; "-" without a label of the task."""
         return {
-            task: "-" if label == MISSING else names[label]
+            task: names[label] if is_labelled(label) else "-"
             for (task, names), label in zip(self.classes.items(), self.labels[row], strict=True)
         }
 

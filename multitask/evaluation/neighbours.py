@@ -19,7 +19,7 @@ from multitask.evaluation.gallery import Gallery, embed_all, load_or_build, norm
 from multitask.evaluation.predictions import Predictions
 from multitask.files import check_writable
 from multitask.pages import image_sheets
-from multitask.spec import MISSING, SHARED, InputError, expected, field_of
+from multitask.spec import MISSING, SHARED, InputError, expected, field_of, is_labelled
 from multitask.trained import TrainedModel
 
 BLOCK_NUMBERS = 2**24  # similarities held at once
@@ -213,12 +213,12 @@ def class_distances(gallery: Gallery, predictions: Predictions) -> dict[str, np.
     """
     class_distances = {}
     for column, (task, names) in enumerate(gallery.classes.items()):
-        labelled = gallery.labels[:, column] != MISSING
+        labelled = is_labelled(gallery.labels[:, column])
         centres = np.zeros((len(names), gallery.vectors[task].shape[1]), np.float32)
         np.add.at(centres, gallery.labels[labelled, column], gallery.loaded(task)[labelled])
         present = np.bincount(gallery.labels[labelled, column], minlength=len(names)) > 0
         labels = predictions.labels[:, column]
-        measured = (labels != MISSING) & present[labels]
+        measured = is_labelled(labels) & present[labels]
         distances = np.full(len(labels), np.nan, np.float32)
         vectors = normalised(predictions.vectors[task][measured])
         distances[measured] = 1 - (vectors * normalised(centres)[labels[measured]]).sum(axis=1)
@@ -252,8 +252,8 @@ def retrieval_quality(
     shared = gallery.loaded(SHARED)
     quality = {}
     for column, task in enumerate(gallery.classes):
-        query_rows = np.flatnonzero(labels[:, column] != MISSING)
-        gallery_rows = np.flatnonzero(gallery.labels[:, column] != MISSING)
+        query_rows = np.flatnonzero(is_labelled(labels[:, column]))
+        gallery_rows = np.flatnonzero(is_labelled(gallery.labels[:, column]))
         place = np.full(len(gallery.paths), -1)
         place[gallery_rows] = np.arange(len(gallery_rows))
         excluded_places = [place[excluded[row]] for row in query_rows]

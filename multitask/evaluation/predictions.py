@@ -19,7 +19,8 @@ from multitask.data.table import TEST, Table
 from multitask.evaluation.examiner import Examiner
 from multitask.files import replacing
 from multitask.model.network import ANSWERS, VECTORS
-from multitask.spec import MISSING, DataSpec, InputError, field_of
+from multitask.open_set import known_scores
+from multitask.spec import MISSING, DataSpec, InputError, field_of, is_labelled
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Predictions:
             and a temperature could not restore them.
         vectors: SHARED and each task -> float32 [n, width], the embeddings; empty with test-time
             augmentation.
+        scores: open task -> float64 [n], of `open_set.known_scores`.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -41,6 +43,7 @@ class Predictions:
     labels: np.ndarray
     probabilities: dict[str, np.ndarray]
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
 
     def labels_of(self, task: str) -> np.ndarray:
         """The labels of a task, int32 [n]; MISSING if an image has none in this split."""
@@ -48,7 +51,7 @@ class Predictions:
 
     def labelled(self, task: str) -> np.ndarray:
         """Whether an image has a label of the task, bool [n]."""
-        return self.labels_of(task) != MISSING
+        return is_labelled(self.labels_of(task))
 
     def predicted(self, task: str) -> np.ndarray:
         """The most probable class, int [n]; on a tie, the lowest index."""
@@ -63,15 +66,31 @@ class Predictions:
         rows = np.flatnonzero(self.labelled(task))
         return rows, self.labels_of(task)[rows], self.probabilities[task][rows]
 
+    def examples(self, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Rows, labels, probabilities and scores of the images that a task is to answer.
+
+        Of an open task, these include the images with OTHER_LABEL; otherwise they are those of
+        `labelled_examples`, and the scores are None.
+        """
+        if task not in self.scores:
+            return *self.labelled_examples(task), None
+        rows = np.flatnonzero(self.labels_of(task) != MISSING)
+        return (
+            rows,
+            self.labels_of(task)[rows],
+            self.probabilities[task][rows],
+            self.scores[task][rows],
+        )
+
     def excluding(self, paths: Iterable[str]) -> "Predictions":
         """The predictions without those of some images."""
         kept = ~pd.Index(self.paths).isin(list(paths))
-        probabilities, vectors = (
+        probabilities, vectors, scores = (
             {name: values[kept] for name, values in arrays.items()}
-            for arrays in (self.probabilities, self.vectors)
+            for arrays in (self.probabilities, self.vectors, self.scores)
         )
         return Predictions(
-            self.classes, self.paths[kept], self.labels[kept], probabilities, vectors
+            self.classes, self.paths[kept], self.labels[kept], probabilities, vectors, scores
         )
 
     def frame(self) -> pd.DataFrame:
@@ -155,9 +174,9 @@ def predict_split(
         InputError: too many images are unreadable, or all of them.
     """
     rows = table.rows(split)
-    rows = rows[(table.labels[rows] != MISSING).any(axis=1)]
+    rows = rows[is_labelled(table.labels[rows]).any(axis=1)]
     names = file_names(table, rows, image_dir)
-    outputs = _Outputs(table.tasks, temperatures or {}, views)
+    outputs = _Outputs(table.tasks, temperatures or {}, views, spec.open_tasks)
     read = outputs.collect(names, examiner, spec, batch_size)
     unread = np.setdiff1d(np.arange(len(names)), read)
     reasons = [why_unreadable(names[i]) or "could not be read" for i in unread]
@@ -175,7 +194,12 @@ def predict_split(
     probabilities, vectors = outputs.arrays() if len(names) else _empty_arrays(examiner, table)
     rows = rows[read]
     predictions = Predictions(
-        table.classes, table.paths[rows], table.labels[rows], probabilities, vectors
+        table.classes,
+        table.paths[rows],
+        table.labels[rows],
+        probabilities,
+        vectors,
+        {task: np.concatenate([np.zeros(0), *values]) for task, values in outputs.scores.items()},
     )
     return predictions, unreadable
 
@@ -184,11 +208,16 @@ class _Outputs:
     """The outputs of a model, collected batch by batch."""
 
     def __init__(
-        self, tasks: Sequence[str], temperatures: Mapping[str, float], views: Callable | None
+        self,
+        tasks: Sequence[str],
+        temperatures: Mapping[str, float],
+        views: Callable | None,
+        open_tasks: Sequence[str],
     ):
         self.temperatures, self.views = temperatures, views
         self.probabilities: dict[str, list[np.ndarray]] = {task: [] for task in tasks}
         self.vectors: dict[str, list[np.ndarray]] = {}
+        self.scores: dict[str, list[np.ndarray]] = {task: [] for task in open_tasks}
 
     def collect(
         self, names: list[str], examiner: Examiner, spec: DataSpec, batch_size: int
@@ -222,6 +251,8 @@ class _Outputs:
             logits = [np.asarray(view[ANSWERS][task], np.float64) for view in outputs]
             temperature = self.temperatures.get(task, 1.0)
             batches.append(np.mean([softmax(one / temperature, axis=-1) for one in logits], axis=0))
+            if task in self.scores:
+                self.scores[task].append(np.mean([known_scores(one) for one in logits], axis=0))
         if not self.views:
             for name, values in outputs[0][VECTORS].items():
                 self.vectors.setdefault(name, []).append(np.asarray(values))

@@ -14,6 +14,7 @@ from multitask.data.table import describe_respelt
 from multitask.evaluation.examiner import examiner_of
 from multitask.evaluation.gallery import Gallery, load_or_build, normalised
 from multitask.evaluation.neighbours import retrieval_quality
+from multitask.evaluation.open_sets import evaluate_open_tasks
 from multitask.evaluation.predictions import Predictions, predict_split
 from multitask.evaluation.result_files import write_results
 from multitask.evaluation.summary import summary_lines
@@ -127,7 +128,7 @@ def _measure(
     """
     table, training_table = trained.test_table, trained.training_table
     predictions, unreadable = predict(table)
-    calibrations = fit_calibrations(predict, training_table)
+    calibrations = fit_calibrations(predict, training_table, trained.spec)
     near_duplicates, metrics_without = None, None
     if exclude_near_duplicates:
         leaked = leaking_images(trained.near_duplicates, test=True)
@@ -135,6 +136,8 @@ def _measure(
         metrics_without = evaluate_tasks(predictions.excluding(near_duplicates), training_table)
     task_metrics = evaluate_tasks(predictions, training_table)
     details = detailed_metrics(predictions, training_table, calibrations)
+    if open_set := evaluate_open_tasks(predictions, calibrations, trained.spec):
+        details["open_set"] = open_set
     if tta:
         temperatures = {task: one.temperature for task, one in calibrations.items()}
         augmented, _ = predict(table, views=TTA[tta], temperatures=temperatures)

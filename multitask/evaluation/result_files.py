@@ -16,7 +16,7 @@ from multitask.evaluation.gallery import Gallery
 from multitask.evaluation.neighbours import class_distances
 from multitask.evaluation.predictions import Predictions, read_predictions
 from multitask.evaluation.task_metrics import calibrated_confidences, flat_metrics
-from multitask.evaluation.task_plots import PLOTS, PlotSource, thumbnail
+from multitask.evaluation.task_plots import OPEN_SET, PLOTS, PlotSource, thumbnail
 from multitask.files import replacing, write_json
 from multitask.pages.report_page import write_page
 from multitask.run import Run, package_versions
@@ -109,12 +109,20 @@ def _metrics_content(trained: TrainedModel, evaluation: "Evaluation") -> dict[st
 
 
 def _write_predictions(evaluation: "Evaluation", folder: Path, gallery: Gallery | None) -> None:
-    """Write `predictions.csv` with the calibrated confidences and the distances to the class."""
+    """Write `predictions.csv` with calibrated confidences and distances to the class.
+
+    Of an open task, it also has the probability that the image has one of its classes.
+    """
     predictions = evaluation.predictions
     confidences = calibrated_confidences(predictions, evaluation.calibrations)
     columns = {
         field_of(task, "calibrated_confidence"): confidence
         for task, confidence in confidences.items()
+    }
+    columns |= {
+        field_of(task, "known"): rejection.known(predictions.scores[task]).astype(np.float32)
+        for task, calibration in evaluation.calibrations.items()
+        if (rejection := calibration.rejection) and task in predictions.scores
     }
     if gallery:
         distances = class_distances(gallery, predictions)
@@ -134,7 +142,10 @@ def _write_task_files(source: PlotSource) -> None:
         temporary.write_text(text, encoding="utf-8")
     with replacing(folder / f"outliers_{task}.csv") as temporary:
         source.outliers.to_csv(temporary, index=False)
+    open_tasks = source.evaluation.details.get("open_set", {})
     for kind, draw in PLOTS.items():
+        if kind == OPEN_SET and task not in open_tasks:
+            continue
         draw(folder / f"{kind}_{task}.png", source)
 
 

@@ -19,7 +19,11 @@ def summary_lines(evaluation: "Evaluation") -> list[str]:
             f"Without the {count:,} test images that show the same painting as a training image:",
             *_table_lines(evaluation.metrics_without_near_duplicates or {})[1:],
         ]
-    more = [*_calibration_lines(evaluation), *_tta_lines(evaluation)]
+    more = [
+        *_calibration_lines(evaluation),
+        *_tta_lines(evaluation),
+        *_open_set_lines(evaluation),
+    ]
     lines += [""] * bool(more) + more
     if len(evaluation.unreadable):
         lines.append(f"test images excluded: {count_reasons(evaluation.unreadable['reason'])}")
@@ -74,6 +78,29 @@ def _calibration_lines(evaluation: "Evaluation") -> list[str]:
         if values["reason"]
     ]
     return lines
+
+
+def _open_set_lines(evaluation: "Evaluation") -> list[str]:
+    """The line on each open task: how well images of none of its classes are rejected."""
+    lines = []
+    for task, values in evaluation.details.get("open_set", {}).items():
+        others, new = values["others"], values["new"]
+        lines.append(
+            f"{task}: {others['images']:,} test images have none of its classes: "
+            f"{_rejection_text(others)}"
+        )
+        if new and new["auroc"] is not None:
+            lines[-1] += (
+                f"; {new['images']:,} of them are of groups that training never showed as "
+                f"other: {_rejection_text(new)}"
+            )
+    return lines
+
+
+def _rejection_text(values: dict[str, Any]) -> str:
+    if values["auroc"] is None:
+        return "no test image has a label to compare with"
+    return f"AUROC {values['auroc']:.3f}, FPR at 95 % TPR {values['fpr95']:.3f}"
 
 
 def _tta_lines(evaluation: "Evaluation") -> list[str]:

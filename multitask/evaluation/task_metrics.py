@@ -18,7 +18,8 @@ from multitask.calibration import (
 from multitask.data.table import TEST, TRAIN, VALIDATION, Table
 from multitask.evaluation.predictions import Predictions
 from multitask.evaluation.task_pairs import agreement, contradictions, dependence
-from multitask.spec import InputError
+from multitask.spec import DataSpec, InputError
+from multitask.trained import uncalibrated
 
 logger = logging.getLogger(__name__)
 
@@ -76,25 +77,24 @@ def flat_metrics(task_metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str,
     }
 
 
-def fit_calibrations(predict: Callable, training_table: Table) -> dict[str, Calibration]:
+def fit_calibrations(
+    predict: Callable, training_table: Table, spec: DataSpec
+) -> dict[str, Calibration]:
     """Calibrate each task on the validation split.
 
     Args:
         predict: `predict_split` of the model, with a table, `split` and `max_missing`.
         training_table: the table that the run trained on.
+        spec: its tasks.
     """
     if not len(training_table.rows(VALIDATION)):
-        none = Calibration(reason="there is no validation split")
-        return dict.fromkeys(training_table.tasks, none)
+        return uncalibrated(spec, "there is no validation split")
     try:
         predictions, _ = predict(training_table, split=VALIDATION, max_missing=1.0)
     except InputError as error:
         logger.info(f"Not calibrated: {error}")
-        none = Calibration(reason="no validation image can be read")
-        return dict.fromkeys(training_table.tasks, none)
-    return {
-        task: calibrate(*predictions.labelled_examples(task)[1:]) for task in predictions.classes
-    }
+        return uncalibrated(spec, "no validation image can be read")
+    return {task: calibrate(*predictions.examples(task)[1:]) for task in predictions.classes}
 
 
 def calibrated_confidences(
@@ -142,7 +142,7 @@ def detailed_metrics(
         "classes": class_metrics,
         "confusion": confusions,
         "calibration": {
-            task: calibration_metrics(calibration, *predictions.labelled_examples(task)[1:])
+            task: calibration_metrics(calibration, *predictions.examples(task)[1:])
             for task, calibration in calibrations.items()
         },
         "task_pairs": {

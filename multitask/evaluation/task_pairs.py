@@ -10,7 +10,7 @@ import numpy as np
 
 from multitask.data.table import TRAIN, Table
 from multitask.evaluation.predictions import Predictions
-from multitask.spec import MISSING
+from multitask.spec import is_labelled
 
 # A pair of classes without a common training image is reported if each has this many training
 # images with labels of both tasks.
@@ -70,7 +70,7 @@ def joint_counts(table: Table, first: str, second: str) -> np.ndarray:
     labels = table.labels[table.rows(TRAIN)]
     columns = [table.tasks.index(task) for task in (first, second)]
     pairs = labels[:, columns]
-    pairs = pairs[(pairs != MISSING).all(axis=1)]
+    pairs = pairs[is_labelled(pairs).all(axis=1)]
     counts = np.zeros([len(table.classes[task]) for task in (first, second)], np.int64)
     np.add.at(counts, tuple(pairs.T), 1)
     return counts

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 from pydantic import Field
 
-from multitask.spec import MISSING, DataSpec, check_kind
+from multitask.spec import OTHER_LABEL, DataSpec, check_kind, is_labelled
 
 Gamma = Annotated[float, Field(ge=0)]
 Alpha = Annotated[float, Field(gt=0)]
@@ -41,7 +41,7 @@ def focal_loss(
         float32 [batch], nats; exactly 0 where the label is missing.
     """
     labels = ops.cast(labels, "int32")
-    labelled = ops.cast(labels != MISSING, "float32")
+    labelled = ops.cast(is_labelled(labels), "float32")
     known = ops.maximum(labels, 0)  # -1 is not an index; its loss is multiplied by 0
     classes = ops.shape(logits)[-1]
     target = ops.one_hot(known, classes) * (1 - label_smoothing) + label_smoothing / classes
@@ -76,14 +76,20 @@ class MaskedLoss:
         function: one of LOSSES.
         class_weights: float32 [classes].
         options: keyword arguments of the function.
+        rejection: weight of the rejection loss of an open task; 0: there is none.
     """
 
     def __init__(
-        self, function: Callable[..., Any], class_weights: np.ndarray, options: dict[str, Any]
+        self,
+        function: Callable[..., Any],
+        class_weights: np.ndarray,
+        options: dict[str, Any],
+        rejection: float = 0.0,
     ):
         self.function = function
         self.class_weights = class_weights
         self.options = options
+        self.rejection = rejection
 
     def example_losses(self, labels: Any, logits: Any) -> Any:
         """Return each example's loss, float32 [batch]."""
@@ -104,9 +110,45 @@ class MaskedLoss:
         return ops.sum(losses * weights), ops.sum(ops.cast(weights, "float32"))
 
     def __call__(self, labels: Any, logits: Any, weights: Any) -> Any:
-        """Return the mean over the labelled examples, float32 []; arguments as in `total`."""
+        """Return the mean over the labelled examples, float32 []; arguments as in `total`.
+
+        The rejection loss is not part of it.
+        """
         total, count = self.total(labels, logits, weights)
         return total / ops.maximum(count, 1.0)
+
+
+def rejection_sums(labels: Any, logits: Any) -> tuple[Any, Any, Any, Any]:
+    """Sum the rejection loss over the labelled examples and over those with OTHER_LABEL.
+
+    The score of an example is its free energy, the logarithm of the sum of exp(logit) (Liu et al.
+    2020, eq. 4). It is trained as the logit of "has one of the classes": the classes compete with
+    a further class of logit 0, and no weight is added to the head.
+
+    Args:
+        labels: int32 [batch]; an example with MISSING does not count.
+        logits: float32 [batch, classes].
+
+    Returns:
+        Four float32 scalars: the sum of the loss, nats, and the number of examples, of each kind.
+    """
+    labels = ops.cast(labels, "int32")
+    score = ops.logsumexp(ops.cast(logits, "float32"), axis=-1)
+    known = ops.cast(is_labelled(labels), "float32")
+    other = ops.cast(labels == OTHER_LABEL, "float32")
+    return (
+        ops.sum(known * ops.softplus(-score)),
+        ops.sum(known),
+        ops.sum(other * ops.softplus(score)),
+        ops.sum(other),
+    )
+
+
+def rejection_mean(sums: tuple[Any, Any, Any, Any]) -> Any:
+    """Return the mean of the two kinds' means, so that the more frequent kind counts no more."""
+    known, known_count, other, other_count = sums
+    known, other = known / ops.maximum(known_count, 1.0), other / ops.maximum(other_count, 1.0)
+    return (known + other) / 2
 
 
 def build_losses(spec: DataSpec, class_weights: dict[str, np.ndarray]) -> dict[str, MaskedLoss]:
@@ -123,5 +165,6 @@ def build_losses(spec: DataSpec, class_weights: dict[str, np.ndarray]) -> dict[s
     for task in spec.tasks:
         options = check_kind(task.loss, LOSSES, place=spec.place(task.name, "loss"))
         function = LOSSES[task.loss.kind]
-        losses[task.name] = MaskedLoss(function, class_weights[task.name], options)
+        rejection = task.other.weight if task.is_open else 0.0
+        losses[task.name] = MaskedLoss(function, class_weights[task.name], options, rejection)
     return losses

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from multitask.spec import MISSING
+from multitask.spec import is_labelled
 
 
 class MacroF1(keras.metrics.Metric):
@@ -27,7 +27,7 @@ class MacroF1(keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Count a batch: labels and weights [batch], logits [batch, classes]."""
         labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
-        weight = ops.cast(labels != MISSING, "float32")
+        weight = ops.cast(is_labelled(labels), "float32")
         if sample_weight is not None:
             weight *= ops.cast(ops.reshape(sample_weight, (-1,)), "float32")
         true = ops.one_hot(ops.maximum(labels, 0), self.classes) * weight[:, None]
@@ -53,7 +53,7 @@ class LabelCount(keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Count the labels [batch] that are not missing."""
         labels = ops.cast(y_true, "int32")
-        self.total.assign_add(ops.sum(ops.cast(labels != MISSING, "float32")))
+        self.total.assign_add(ops.sum(ops.cast(is_labelled(labels), "float32")))
 
     def result(self) -> Any:
         """Return the number of labels, float32 []."""

@@ -21,7 +21,7 @@ from multitask.run import open_run as open_workdir
 from multitask.runtimes.libraries import AUTO
 from multitask.serving import answers, predictor
 from multitask.serving.predictor import Predictor
-from multitask.spec import MISSING, SHARED, field_of
+from multitask.spec import SHARED, field_of, is_labelled
 from multitask.startup import import_tensorflow_once
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class ImageModel:
         rows = [
             {"image": name, "rank": rank, "distance": distance, "path": gallery.paths[place]}
             | {
-                field_of(task, "label"): None if label == MISSING else names[label]
+                field_of(task, "label"): names[label] if is_labelled(label) else None
                 for (task, names), label in zip(
                     gallery.classes.items(), gallery.labels[place], strict=True
                 )

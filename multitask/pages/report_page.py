@@ -17,6 +17,7 @@ from multitask.console import progress_bar
 from multitask.pages.class_plots import f1_order
 from multitask.pages.curves import calibration_panels, history_panels
 from multitask.pages.image_sheets import data_uri
+from multitask.pages.open_set_plots import open_set_panels
 from multitask.pages.render import render
 from multitask.pages.text import shorten
 from multitask.spec import NO_TEST_SET, field_of
@@ -226,6 +227,9 @@ def write_page(
         **_task_pairs(content["task_pairs"], tasks, album),
         "history": {task: history_panels(history, task=task) for task in tasks},
         "calibration": {task: calibration_panels(content["calibration"][task]) for task in tasks},
+        "open_set": {
+            task: open_set_panels(content.get("open_set", {}).get(task)) for task in tasks
+        },
         "by_task": {task: _classes_of(content, task, labelled[task], tasks) for task in tasks},
     }
     confused = _confused(values["by_task"], labelled, album)

@@ -29,7 +29,8 @@ IMAGE = "image"
 # The SavedModel's signatures of encoded and of decoded images.
 SIGNATURE, PIXELS = "serving_default", "pixels"
 # Kinds of a task's outputs.
-KINDS = ("attention", "classes", EMBEDDING, "label", "logits", "probabilities")
+KNOWN = "known"
+KINDS = ("attention", "classes", EMBEDDING, KNOWN, "label", "logits", "probabilities")
 Infer = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 

@@ -25,7 +25,7 @@ from multitask.files import silent
 from multitask.metrics import classification_metrics
 from multitask.runtimes.libraries import RUNTIMES, Infer, SavedModel, output_of, speed
 from multitask.serving.formats import FLOAT32, FORMATS
-from multitask.spec import MISSING, InputError
+from multitask.spec import InputError, is_labelled
 
 BATCH = 16
 BYTES_CHECKED = 32  # images that the SavedModel decodes itself, rounded up to whole batches
@@ -302,7 +302,7 @@ def _same_top1(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _entry(actual: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    known = labels != MISSING
+    known = is_labelled(labels)
     metrics: dict[str, Any] = dict.fromkeys(METRICS)
     if np.isfinite(actual).all():
         metrics = classification_metrics(labels[known], actual[known], classes=actual.shape[1])

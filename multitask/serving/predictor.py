@@ -6,7 +6,7 @@ TensorFlow is imported only where a model or an option needs it.
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from scipy.special import softmax
 from multitask.calibration import Calibration
 from multitask.data.image_limits import RESIZE_KINDS
 from multitask.files import read_json, silent
+from multitask.open_set import known_scores
 from multitask.reading import check_regular, sha256
 from multitask.run import Run
 from multitask.runtimes.choice import fastest_runtime
 from multitask.runtimes.libraries import AUTO, EMBEDDING, RUNTIMES, output_of, usable_runtimes
-from multitask.spec import InputError
+from multitask.spec import OTHER_ANSWER, InputError
 from multitask.trained import open_trained
 
 FORMAT = 4  # version of classes.json; incremented when older readers would misread it
@@ -33,7 +34,7 @@ class Predictor:
     """A model that predicts the tasks of images.
 
     Attributes:
-        classes: task -> class names.
+        classes: task -> class names; of an open task, OTHER_ANSWER is the last.
         infer: image float32 [batch, size, size, 3] in 0..255 -> {`{task}_logits`: float32
             [batch, classes], EMBEDDING: float32 [batch, width] if the artifact has it}.
         runtime: the library that runs it, for display.
@@ -76,7 +77,8 @@ class Predictor:
             images: float32 [n, size, size, 3], of the model's size.
 
         Returns:
-            Task -> float32 [n, classes].
+            Task -> float32 [n, classes]; of an open task, the last column is the probability that
+            an image has none of its classes.
         """
         return self.answer(images)[0]
 
@@ -93,9 +95,14 @@ class Predictor:
         probabilities = {}
         for task, calibration in self.calibrations.items():
             temperature = calibration.temperature if self.calibrated else 1.0
+            logits = [output[output_of(task, "logits")].astype(np.float64) for output in outputs]
             each = [
-                softmax(output[output_of(task, "logits")].astype(np.float64) / temperature, axis=-1)
-                for output in outputs
+                calibration.answers(
+                    softmax(one / temperature, axis=-1),
+                    known_scores(one),
+                    calibrated=self.calibrated,
+                )
+                for one in logits
             ]
             probabilities[task] = np.mean(each, axis=0).astype(np.float32)
         return probabilities, None if self.tta else outputs[0].get(EMBEDDING)
@@ -247,7 +254,7 @@ def load_export(
                 field="model",
             )
     return Predictor(
-        content["classes"],
+        _answers_of(content["classes"], content["calibration"]),
         infer,
         chosen.described,
         content["calibration"],
@@ -257,6 +264,16 @@ def load_export(
         content["convert_profiles"],
         identity,
     )
+
+
+def _answers_of(
+    classes: Mapping[str, Sequence[str]], calibrations: Mapping[str, Calibration]
+) -> dict[str, tuple[str, ...]]:
+    """Task -> the names of its answers: its classes, and OTHER_ANSWER if it is open."""
+    return {
+        task: (*names, OTHER_ANSWER) if calibrations[task].rejection else tuple(names)
+        for task, names in classes.items()
+    }
 
 
 def load_best(run: Run, *, model_file: Path | None = None) -> Predictor:
@@ -272,7 +289,7 @@ def load_best(run: Run, *, model_file: Path | None = None) -> Predictor:
     trained = open_trained(run, model_file)
     answer = numbers(trained.network, trained.calibrations)
     return Predictor(
-        trained.classes,
+        _answers_of(trained.classes, trained.calibrations),
         lambda image: {name: x.numpy() for name, x in answer(tf.constant(image)).items()},
         RUNTIMES["tensorflow"].described,
         trained.calibrations,

@@ -11,8 +11,15 @@ from multitask.calibration import Calibration
 from multitask.data.decode import decode_image, resize_image
 from multitask.evaluation.attention import activation_maps
 from multitask.model.network import ANSWERS, FEATURES, VECTORS, examined_model, trunk_and_heads
-from multitask.runtimes.libraries import EMBEDDING, IMAGE, PIXELS, SIGNATURE, output_of
-from multitask.spec import SHARED
+from multitask.runtimes.libraries import (
+    EMBEDDING,
+    IMAGE,
+    KNOWN,
+    PIXELS,
+    SIGNATURE,
+    output_of,
+)
+from multitask.spec import OTHER_ANSWER, SHARED
 
 PIXELS_UINT8, EMBED, ATTENTION = "pixels_uint8", "embed", "attention"
 
@@ -27,7 +34,9 @@ def numbers(model: keras.Model, calibrations: Mapping[str, Calibration]) -> Any:
     Returns:
         A tf.function from `image`, float32 [batch, size, size, 3] in 0..255, to
         `{task}_probabilities` float32 [batch, classes] (calibrated), `{task}_logits` of the same
-        shape (not calibrated) and `embedding` float32 [batch, width] (the pooled features).
+        shape (not calibrated) and `embedding` float32 [batch, width] (the pooled features). Of an
+        open task also `{task}_known` float32 [batch]: the probability that the image has one of
+        the classes; `{task}_probabilities` are those given that it has.
     """
     examined = examined_model(model)
 
@@ -66,7 +75,8 @@ def signatures(
           `{task}_attention` float32 [batch, h, w] in 0..1, Grad-CAM of the predicted class.
 
         The first three return the outputs of `numbers` (SIGNATURE without the embedding), and
-        `{task}_classes` string [classes] and `{task}_label` string [batch], the most probable.
+        `{task}_classes` string [classes] and `{task}_label` string [batch], the most probable
+        class, or OTHER_ANSWER where it is more probable that the image has none of them.
     """
     resizer = _Resizer(model.input_shape[1], how, reduced_px)
     trunk, heads = trunk_and_heads(model)
@@ -134,9 +144,12 @@ def _prediction_functions(
         for task, class_names in classes.items():
             names = tf.constant(class_names)
             outputs[output_of(task, "classes")] = names
-            outputs[output_of(task, "label")] = tf.gather(
-                names, tf.argmax(outputs[output_of(task, "logits")], axis=-1)
-            )
+            label = tf.gather(names, tf.argmax(outputs[output_of(task, "logits")], axis=-1))
+            if calibrations[task].rejection:
+                known = outputs[output_of(task, KNOWN)]
+                highest = tf.reduce_max(outputs[output_of(task, "probabilities")], axis=-1)
+                label = tf.where(known * highest >= 1 - known, label, OTHER_ANSWER)
+            outputs[output_of(task, "label")] = label
         return outputs
 
     @tf.function(input_signature=[_encoded_images()])
@@ -201,4 +214,8 @@ def _outputs(values: dict, calibrations: Mapping[str, Calibration]) -> dict[str,
         outputs[output_of(task, "probabilities")] = tf.nn.softmax(
             logits / calibrations[task].temperature
         )
+        if rejection := calibrations[task].rejection:
+            score = tf.reduce_logsumexp(logits, axis=-1)
+            known = tf.sigmoid(rejection.slope * score + rejection.offset)
+            outputs[output_of(task, KNOWN)] = known
     return outputs

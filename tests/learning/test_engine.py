@@ -359,3 +359,27 @@ def test_a_contrastive_loss_without_any_label_is_0():
     inputs[PROJECTED] = np.zeros((3, WIDTH), np.float32)  # of no direction
     result = evaluated(model, inputs, {t: np.full(3, -1, np.int32) for t in CLASSES}, 3)
     assert result["loss"] == result["contrastive_loss/shape"] == 0
+
+
+def test_the_rejection_loss_is_added_with_its_weight():
+    classes = {"colour": 5, "shape": 3}
+    rng = np.random.default_rng(3)
+    labels = {
+        "colour": np.array([0, -2, 4, -1, -2, 2, -2]),
+        "shape": np.array([0, 1, 2, 0, 1, -1, 1]),
+    }
+    inputs = {
+        task: rng.normal(0, 2, (7, count)).astype(np.float32) for task, count in classes.items()
+    }
+    plain = losses_of(classes)
+    opened = dict(plain)
+    opened["colour"] = MaskedLoss(cross_entropy, NO_WEIGHTS["colour"], {}, rejection=0.5)
+    closed_value = evaluated(given_logits(classes, losses=plain), inputs, labels, 7)
+    open_value = evaluated(given_logits(classes, losses=opened), inputs, labels, 7)
+    total = np.exp(inputs["colour"].astype(np.float64)).sum(axis=1)
+    known, other = labels["colour"] >= 0, labels["colour"] == -2
+    expected = (np.log1p(1 / total)[known].mean() + np.log1p(total)[other].mean()) / 2
+    assert open_value["loss"] - closed_value["loss"] == pytest.approx(0.5 * expected, rel=1e-4)
+    # Metrics are those of the labelled images.
+    for name in ("top1/colour", "macro_f1/colour", "labelled/colour", "loss/shape"):
+        assert open_value[name] == closed_value[name]

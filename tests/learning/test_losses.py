@@ -13,8 +13,10 @@ from multitask.learning.losses import (
     build_losses,
     cross_entropy,
     focal_loss,
+    rejection_mean,
+    rejection_sums,
 )
-from multitask.spec import SpecError
+from multitask.spec import OTHER_LABEL, SpecError
 
 CLASSES = 5
 RNG = np.random.default_rng(7)
@@ -165,6 +167,43 @@ def test_one_rare_label_keeps_its_class_weight():
     plain = MaskedLoss(cross_entropy, ONES, {})
     got = float(loss(labels, LOGITS[:3], weight))
     assert got == pytest.approx(2 * float(plain(labels, LOGITS[:3], weight)))
+
+
+# === Rejection ===
+
+
+def rejection_by_hand(labels, logits):
+    """The mean over the known of -log p(known), and over the others of -log(1 - p(known))."""
+    logits = np.asarray(logits, np.float64)
+    known = np.exp(logits).sum(axis=1) / (1 + np.exp(logits).sum(axis=1))
+    losses = np.where(labels >= 0, -np.log(known), -np.log(1 - known))
+    kinds = [losses[labels >= 0], losses[labels == OTHER_LABEL]]
+    return sum(kind.mean() if len(kind) else 0.0 for kind in kinds) / 2
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, -2, 1, -1, -2, -2], [1, 0, 2, -1, -1, 3], [-2] * 6, [-1] * 6]
+)
+def test_the_rejection_loss_by_hand(labels):
+    labels = np.array(labels)
+    logits = np.random.default_rng(0).normal(0, 2, (6, 4)).astype(np.float32)
+    result = rejection_mean(rejection_sums(labels, logits))
+    assert float(result) == pytest.approx(rejection_by_hand(labels, logits), rel=1e-5)
+
+
+def test_large_logits_do_not_overflow():
+    logits = np.array([[200.0, -200.0], [200.0, 0.0], [-200.0, -200.0]], np.float32)
+    known, _, other, _ = rejection_sums(np.array([0, -2, -2]), logits)
+    assert float(known) == pytest.approx(0, abs=1e-6)
+    assert float(other) == pytest.approx(200)
+
+
+def test_an_image_of_no_class_does_not_count_in_the_loss_of_the_classes():
+    loss = MaskedLoss(cross_entropy, CLASS_WEIGHTS, {})
+    labels = np.array([0, 1, -1])
+    weight = np.array([1.0, 1, 0])
+    others = np.array([0, 1, -2])
+    assert float(loss(others, LOGITS[:3], weight)) == float(loss(labels, LOGITS[:3], weight))
 
 
 # === From a spec ===
