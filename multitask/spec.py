@@ -371,7 +371,10 @@ def _unknown_field(field: str, name: str, known: Iterable[str]) -> SpecError:
 
 
 def select_tasks(spec: DataSpec, names: Iterable[str]) -> DataSpec:
-    """The spec with only the named tasks, in the spec's order."""
+    """The spec with only the named tasks, in the spec's order.
+
+    A task alone is not open: no image without a label of it is listed.
+    """
     names = list(names)
     for name in names:
         if name not in spec.task_names:
@@ -381,6 +384,8 @@ def select_tasks(spec: DataSpec, names: Iterable[str]) -> DataSpec:
             )
     raw = spec.to_dict()
     raw["task"] = [task for task in raw["task"] if task["name"] in names]
+    if len(raw["task"]) == 1:  # nothing lists an image that has no label of the only task
+        raw["task"][0] |= {"unlabelled": "unknown", "other": {}}
     if not raw["task"]:
         raise SpecError(f"name at least one of: {', '.join(spec.task_names)}", field="tasks")
     return parse_spec(raw, source=spec.source_file)

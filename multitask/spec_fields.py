@@ -417,8 +417,13 @@ class DataSpec(Fields):
         return self
 
     @pydantic.model_validator(mode="after")
-    def _no_mixing_of_others(self) -> "DataSpec":
+    def _open_tasks(self) -> "DataSpec":
         for index, task in enumerate(self.tasks):
+            if task.is_open and len(self.tasks) == 1:
+                raise ValueError(
+                    f'task[{index}] "{task.name}": unlabelled: "other" needs a further task, whose '
+                    "lists name the other images"
+                )
             if task.is_open and self.mix is not None:
                 raise ValueError(
                     f'task[{index}] "{task.name}": unlabelled: "other" cannot be combined with mix'

@@ -16,7 +16,7 @@ from multitask.spec import MISSING, OTHER_ANSWER, OTHER_LABEL, DataSpec, InputEr
 
 
 def label_others(
-    task: Task, labels: np.ndarray, paths: np.ndarray, listed: Iterable[str]
+    task: Task, labels: np.ndarray, paths: np.ndarray, listed: Iterable[str], *, place: str
 ) -> tuple[np.ndarray, list[str]]:
     """Give the images that have none of an open task's classes the label OTHER_LABEL.
 
@@ -25,9 +25,13 @@ def label_others(
         labels: int32 [rows] of the task; MISSING where an image has none.
         paths: str [rows].
         listed: paths that the task's files list, with whatever label.
+        place: the place of `unlabelled`, for messages.
 
     Returns:
         int32 [rows], and the notes.
+
+    Raises:
+        InputError: there is no such image.
     """
     if not task.is_open:
         return labels, []
@@ -35,7 +39,10 @@ def label_others(
     excluded = others & matching(task.other.exclude, paths)
     others &= ~excluded
     if not others.any():
-        return labels, [f"{task.name}: every image has a label, so none teaches what is other"]
+        raise InputError(
+            f'{place}: "other": every image has a label of this task, so that none can teach it '
+            "what is other"
+        )
     note = f"{task.name}: {int(others.sum()):,} images have none of its classes ({OTHER_ANSWER})"
     if excluded.any():
         note += f"; {int(excluded.sum()):,} more may have one (other.exclude)"

@@ -289,8 +289,9 @@ def merge_tables(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> Tabl
         notes += row_notes
     paths, labels, is_test, leaks, leak_notes = _merge_frames(frames)
     for column, task in enumerate(spec.tasks):
+        place = spec.place(task.name, "unlabelled")
         labels[:, column], other_notes = label_others(
-            task, labels[:, column], paths, listed[task.name]
+            task, labels[:, column], paths, listed[task.name], place=place
         )
         notes += other_notes
     merged = _join([*findings, Findings(leaks=leaks)])

@@ -8,7 +8,7 @@ from multitask.data.table import Table
 from multitask.run import package_versions
 from multitask.serving.agreement import BOUNDS, rounding_line
 from multitask.serving.formats import FORMATS
-from multitask.spec import NO_TEST_SET, DataSpec
+from multitask.spec import NO_TEST_SET, OTHER_ANSWER, DataSpec
 from multitask.trained import TrainedModel
 
 
@@ -129,6 +129,14 @@ def _confidence(calibrations: Mapping[str, Calibration]) -> Iterator[str]:
         else:
             reason = f" ({calibration.reason})" if calibration.reason else ""
             yield f"- {task}: not calibrated{reason}"
+        if rejection := calibration.rejection:
+            how = (
+                "as trained" if rejection.reason else f"fitted on {rejection.others:,} other images"
+            )
+            yield (
+                f"- {task} answers `{OTHER_ANSWER}` for an image that has none of its classes; the "
+                f"probability of that is {how}"
+            )
     yield ""
 
 

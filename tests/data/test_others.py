@@ -8,7 +8,7 @@ from specs import lists_of, spec_of
 from multitask.data.others import held_out
 from multitask.data.run_table import read_run_table, with_class_names, write_run_table
 from multitask.data.table import TEST, TRAIN, VALIDATION, load_table, merge_tables
-from multitask.spec import MISSING, OTHER_LABEL, InputError, parse_spec
+from multitask.spec import MISSING, OTHER_LABEL, InputError, load_spec, parse_spec, select_tasks
 
 
 def open_spec(*, tasks=("artist", "style"), other=None, **fields):
@@ -137,14 +137,14 @@ def test_validation_images_of_held_out_groups_are_other(tiny_data):
 )
 def test_wrong_options_are_one_line(fields, message):
     with pytest.raises(InputError) as error:
-        spec_of({"name": "artist", **fields})
+        spec_of({"name": "artist", **fields}, "style")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_mixing_is_refused():
     with pytest.raises(InputError, match='"other" cannot be combined with mix'):
-        spec_of({"name": "artist", "unlabelled": "other"}, mix={"kind": "mixup"})
+        open_spec(mix={"kind": "mixup"})
 
 
 def test_a_class_called_other_is_refused(data):
@@ -154,11 +154,30 @@ def test_a_class_called_other_is_refused(data):
         merge_tables(open_spec(max_unknown=0.5), data)
 
 
-def test_where_every_image_has_a_label_it_is_said(tiny_data):
-    folder = tiny_data(images=False)
-    table = load_table(open_spec(tasks=("style",)), folder)
-    assert (table.labels >= 0).all()
-    assert any("every image has a label" in note for note in table.notes)
+def test_without_any_other_image_it_is_one_line(tiny_data):
+    rows = {
+        "style_train": [(f"Dots/{i}.jpg", i % 3) for i in range(6)],
+        "style_val": [("v.jpg", 0)],
+    }
+    rows |= {"artist_train": [(f"Dots/{i}.jpg", 0) for i in range(6)], "artist_val": [("v.jpg", 0)]}
+    folder = tiny_data(rows=rows, images=False)
+    with pytest.raises(InputError) as error:
+        merge_tables(open_spec(), folder)
+    assert str(error.value) == (
+        'toy.toml: task[0] "artist": unlabelled: "other": every image has a label of this task, so '
+        "that none can teach it what is other"
+    )
+
+
+def test_a_task_alone_is_not_open():
+    with pytest.raises(InputError, match='unlabelled: "other" needs a further task'):
+        open_spec(tasks=("artist",))
+    other = {"group": "/(p)", "held_out": 0.5}
+    alone = select_tasks(open_spec(other=other), ["artist"])
+    assert alone == select_tasks(
+        spec_of(*lists_of(("artist", "style"), "wikiart_csv"), validation=0.0), ["artist"]
+    )
+    assert select_tasks(load_spec("wikiart"), ["artist", "genre"]).open_tasks == ("artist",)
 
 
 # === One table ===
