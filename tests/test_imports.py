@@ -25,7 +25,7 @@ FLOORS = (
     ("results",),
     ("bootstrap",),
     ("metrics", "retrieval"),
-    ("calibration",),
+    ("calibration", "conformal"),
     ("pages",),
     ("data",),
     ("runtimes",),
@@ -150,7 +150,7 @@ def test_only_commands_know_absl_flags(path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("metrics", "retrieval", "calibration", "bootstrap"),
+        *("metrics", "retrieval", "calibration", "conformal", "bootstrap"),
         *("spec", "disk", "files", "run", "results"),
     ],
 )
