@@ -34,6 +34,7 @@ PENALTY, FREE_RANKS = 0.01, 2
 STORED = 1000  # distinct scores of a table; more are thinned
 ROUNDING = 1e-9  # of a product that is a whole number in exact arithmetic
 SHOWN_COVERAGES = (0.8, 0.9, 0.95)  # in the report
+HEADLINE = 0.9  # of SHOWN_COVERAGES: on the console and in the plots
 
 
 def class_scores(probabilities: np.ndarray) -> np.ndarray:
@@ -265,6 +266,16 @@ class Conformal:
         """
         tables = {task: ScoreTable.from_dict(content["tasks"][task]) for task in tasks}
         return cls(tables, ScoreTable.from_dict(content["joint"]))
+
+
+def without_images(tasks: Iterable[str]) -> Conformal:
+    """The scores of a validation split without images, which promise no coverage.
+
+    Example:
+        >>> without_images(["shade"]).tasks["shade"].images
+        0
+    """
+    return Conformal(dict.fromkeys(tasks, ScoreTable()), ScoreTable())
 
 
 def why_too_few(table: ScoreTable, coverage: float, *, joint: bool = False) -> str | None:

@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 
 from multitask.calibration import Calibration
+from multitask.conformal import Conformal
 from multitask.data.near_duplicates import leaking_images
 from multitask.data.table import describe_respelt
+from multitask.evaluation.coverage import coverage_metrics
 from multitask.evaluation.examiner import examiner_of
 from multitask.evaluation.gallery import Gallery, load_or_build, normalised
 from multitask.evaluation.neighbours import retrieval_quality
@@ -39,6 +41,7 @@ class Evaluation:
         predictions: of every readable test image.
         metrics: task -> the metrics of `evaluate_tasks`.
         calibrations: task -> its calibration, estimated on the validation split.
+        conformal: the scores of the validation split, for sets of classes.
         details: the rest of `metrics.json`, JSON-ready.
         unreadable: path and reason of the test images that could not be read.
         near_duplicates: paths of the test images that show the same painting as a training image;
@@ -50,6 +53,7 @@ class Evaluation:
     predictions: Predictions
     metrics: dict[str, dict[str, Any]]
     calibrations: dict[str, Calibration]
+    conformal: Conformal
     details: dict[str, Any]
     unreadable: pd.DataFrame
     near_duplicates: tuple[str, ...] | None = None
@@ -108,7 +112,7 @@ def evaluate(
     with collect_written_files() as written:
         write_results(trained, evaluation, examiner=examiner, gallery=gallery)
     write_record(run, digest, written)
-    trained.calibrations = evaluation.calibrations
+    trained.calibrations, trained.conformal = evaluation.calibrations, evaluation.conformal
     for line in summary_lines(evaluation):
         logger.info(line)
     return evaluation
@@ -127,7 +131,7 @@ def _measure(
     """
     table, training_table = trained.test_table, trained.training_table
     predictions, unreadable = predict(table)
-    calibrations = fit_calibrations(predict, training_table)
+    calibrations, conformal = fit_calibrations(predict, training_table)
     near_duplicates, metrics_without = None, None
     if exclude_near_duplicates:
         leaked = leaking_images(trained.near_duplicates, test=True)
@@ -135,6 +139,7 @@ def _measure(
         metrics_without = evaluate_tasks(predictions.excluding(near_duplicates), training_table)
     task_metrics = evaluate_tasks(predictions, training_table)
     details = detailed_metrics(predictions, training_table, calibrations)
+    details["conformal"] = coverage_metrics(predictions, calibrations, conformal)
     if tta:
         temperatures = {task: one.temperature for task, one in calibrations.items()}
         augmented, _ = predict(table, views=TTA[tta], temperatures=temperatures)
@@ -143,6 +148,7 @@ def _measure(
         predictions,
         task_metrics,
         calibrations,
+        conformal,
         details,
         unreadable,
         near_duplicates,

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from multitask.data.image_files import count_reasons
+from multitask.evaluation.coverage import coverage_lines
 from multitask.spec import NO_TEST_SET
 
 if TYPE_CHECKING:
@@ -19,7 +20,11 @@ def summary_lines(evaluation: "Evaluation") -> list[str]:
             f"Without the {count:,} test images that show the same painting as a training image:",
             *_table_lines(evaluation.metrics_without_near_duplicates or {})[1:],
         ]
-    more = [*_calibration_lines(evaluation), *_tta_lines(evaluation)]
+    more = [
+        *_calibration_lines(evaluation),
+        *coverage_lines(evaluation.details["conformal"]),
+        *_tta_lines(evaluation),
+    ]
     lines += [""] * bool(more) + more
     if len(evaluation.unreadable):
         lines.append(f"test images excluded: {count_reasons(evaluation.unreadable['reason'])}")

@@ -14,7 +14,7 @@ from multitask.data.image_files import read_reduced
 from multitask.evaluation.architecture import architecture_nodes
 from multitask.evaluation.predictions import Predictions
 from multitask.evaluation.task_metrics import LOW_CONFIDENCE
-from multitask.pages import class_plots, curves, diagram, image_sheets
+from multitask.pages import class_plots, coverage_plots, curves, diagram, image_sheets
 from multitask.pages.canvas import Target
 from multitask.trained import TrainedModel
 
@@ -129,9 +129,15 @@ def _outliers(target: Target, source: PlotSource) -> None:
     )
 
 
+def _coverage(target: Target, source: PlotSource) -> None:
+    of_task = source.evaluation.details["conformal"]["tasks"][source.task]
+    coverage_plots.coverage(target, of_task, task=source.task)
+
+
 PLOTS: dict[str, Callable[[Target, PlotSource], None]] = {
     "confusion_matrix": _confusion_matrix,
     "f1_scores": _f1_scores,
+    "coverage": _coverage,
     "training_history": _training_history,
     "model_architecture": _architecture,
     "outliers": _outliers,

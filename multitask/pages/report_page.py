@@ -15,6 +15,7 @@ from jinja2.utils import htmlsafe_json_dumps
 
 from multitask.console import progress_bar
 from multitask.pages.class_plots import f1_order
+from multitask.pages.coverage_plots import coverage_panels
 from multitask.pages.curves import calibration_panels, history_panels
 from multitask.pages.image_sheets import data_uri
 from multitask.pages.render import render
@@ -226,6 +227,7 @@ def write_page(
         **_task_pairs(content["task_pairs"], tasks, album),
         "history": {task: history_panels(history, task=task) for task in tasks},
         "calibration": {task: calibration_panels(content["calibration"][task]) for task in tasks},
+        "sets": {task: coverage_panels(content["conformal"]["tasks"][task]) for task in tasks},
         "by_task": {task: _classes_of(content, task, labelled[task], tasks) for task in tasks},
     }
     confused = _confused(values["by_task"], labelled, album)
