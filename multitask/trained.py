@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 
 from multitask.calibration import CALIBRATION, Calibration
+from multitask.conformal import Conformal
 from multitask.data.label_files import classes_of
 from multitask.data.run_table import read_run_table
 from multitask.data.table import Table, merge_tables, sample_table, sample_without
@@ -149,6 +150,16 @@ class TrainedModel:
 
         saved = self.read_results(CALIBRATION, parse)
         return uncalibrated(self.spec) if saved is None else saved
+
+    @cached_property
+    def conformal(self) -> Conformal | None:
+        """The scores for sets of classes that `evaluate` saved; None if it saved none."""
+
+        def parse(content: dict[str, Any]) -> Conformal | None:
+            saved = content.get("conformal")  # files of older versions have none
+            return None if saved is None else Conformal.from_dict(saved, self.spec.task_names)
+
+        return self.read_results(CALIBRATION, parse)
 
     def read_results(self, name: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
         """Read a JSON file of results/ if it belongs to this model.

@@ -152,6 +152,8 @@ def test_the_run_holds_all_that_is_promised(workdir):
             f"training_history_{task}.png",
             f"outliers_{task}.csv",
             f"outliers_{task}.png",
+            f"coverage_{task}.csv",
+            f"coverage_{task}.png",
             "report.html",
         ):
             assert (workdir / "results" / name).stat().st_size > 0

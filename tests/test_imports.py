@@ -25,7 +25,7 @@ FLOORS = (
     ("results",),
     ("bootstrap",),
     ("metrics", "retrieval"),
-    ("open_set",),
+    ("open_set", "conformal"),
     ("calibration",),
     ("pages",),
     ("data",),
@@ -151,7 +151,7 @@ def test_only_commands_know_absl_flags(path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("metrics", "retrieval", "calibration", "bootstrap"),
+        *("metrics", "retrieval", "calibration", "conformal", "bootstrap"),
         *("spec", "disk", "files", "run", "results"),
     ],
 )

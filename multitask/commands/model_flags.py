@@ -82,3 +82,40 @@ def thresholds_of(model: "Predictor", min_confidence: tuple[bool, float]) -> dic
     )
     note(f"Thresholds: {', '.join(parts)}")
     return thresholds
+
+
+def check_coverage(values: flags.FlagValues) -> None:
+    """Check --coverage and --joint, before a model is loaded.
+
+    Raises:
+        InputError: not a coverage, or --joint without it.
+    """
+    if values.coverage is None:
+        if values.joint:
+            raise InputError("--joint: needs --coverage, such as --coverage=0.9")
+    elif not 0 < values.coverage < 1:
+        raise InputError(
+            f"--coverage: {values.coverage:g}: expected a number between 0 and 1, such as 0.9"
+        )
+
+
+def set_thresholds_of(values: flags.FlagValues, model: "Predictor") -> dict[str, float] | None:
+    """Return the thresholds of the sets of classes, and print what they promise; None: no sets.
+
+    Args:
+        values: of the command, with --coverage and --joint.
+        model: its validation split determines the thresholds.
+    """
+    if values.coverage is None:
+        return None
+    from multitask.conformal import coverage_interval
+
+    thresholds = model.set_thresholds(values.coverage, joint=values.joint)
+    assert model.conformal is not None  # otherwise it raises
+    tables = {"all tasks": model.conformal.joint} if values.joint else model.conformal.tasks
+    parts = []
+    for name, table in tables.items():
+        low, high = coverage_interval(table.images, values.coverage)
+        parts.append(f"{name} {low:.3f} to {high:.3f} (from {table.images:,} images)")
+    note(f"Sets of coverage {values.coverage:g}; 95 % range: {', '.join(parts)}")
+    return thresholds

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from multitask.commands.model_flags import confidence, define_model_flags, thresholds_of
+from multitask.commands.model_flags import (
+    check_coverage,
+    confidence,
+    define_model_flags,
+    set_thresholds_of,
+    thresholds_of,
+)
 from multitask.commands.spec_flags import define_allow_outside
 from multitask.console import log_to_stderr, note
 from multitask.spec import InputError, expected
@@ -49,6 +55,20 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_boolean("resume", False, "with --out: continue an interrupted prediction", **to)
     define_model_flags(values, "with --model: ", f", for {MANY:,} images or more")
+    flags.DEFINE_float(
+        "coverage",
+        None,
+        "also give a set of classes for each task that holds the right class with this "
+        "probability, such as 0.9",
+        **to,
+    )
+    flags.DEFINE_boolean(
+        "joint",
+        False,
+        "with --coverage: the sets of all tasks together hold all right classes with that "
+        "probability",
+        **to,
+    )
     flags.DEFINE_enum(
         "tta",
         None,
@@ -57,6 +77,14 @@ def define_flags(values: flags.FlagValues) -> None:
         **to,
     )
     flags.DEFINE_integer("batch_size", 16, "images in a batch", lower_bound=1, **to)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rules:
+    """What makes an answer of probabilities: task -> confidence, and task -> threshold of a set."""
+
+    confidences: Mapping[str, float]
+    sets: Mapping[str, float] | None
 
 
 def _check_out(out: Path) -> None:
@@ -83,6 +111,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         _check_out(out)
     elif values.resume:
         raise InputError("--resume: needs --out; without it no predictions are stored")
+    check_coverage(values)
 
     import_tensorflow()
     from multitask.serving.predict import find_images
@@ -90,12 +119,12 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     log_to_stderr()
     files = find_images(left)
     model = _load_model(values, measure=len(files) >= MANY)
-    thresholds = thresholds_of(model, min_confidence)
+    rules = _Rules(thresholds_of(model, min_confidence), set_thresholds_of(values, model))
     if out:
-        _predict_to_file(values, out, model, files, thresholds)
+        _predict_to_file(values, out, model, files, rules)
         return
     readable = 0
-    for file, predictions in _predictions(model, files, values.batch_size, thresholds):
+    for file, predictions in _predictions(model, files, values.batch_size, rules):
         if not isinstance(predictions, str):
             readable += 1
             print("\n".join(_answer_lines(file, predictions)), flush=True)
@@ -117,7 +146,7 @@ def _load_model(values: flags.FlagValues, *, measure: bool) -> "Predictor":
 
 
 def _predictions(
-    model: "Predictor", files: Sequence[str], batch_size: int, thresholds: Mapping[str, float]
+    model: "Predictor", files: Sequence[str], batch_size: int, rules: _Rules
 ) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Yield each file with task -> `answers.answer`, or with the reason, which is also printed."""
     from multitask.serving import predict
@@ -131,7 +160,12 @@ def _predictions(
         yield (
             file,
             {
-                task: answer(probabilities, model.classes[task], min_confidence=thresholds[task])
+                task: answer(
+                    probabilities,
+                    model.classes[task],
+                    min_confidence=rules.confidences[task],
+                    set_threshold=rules.sets[task] if rules.sets else None,
+                )
                 for task, probabilities in result.items()
             },
         )
@@ -148,7 +182,7 @@ def _predict_to_file(
     out: Path,
     model: "Predictor",
     all_files: Sequence[str],
-    thresholds: Mapping[str, float],
+    rules: _Rules,
 ) -> None:
     from multitask.serving.answers import UNCERTAIN
     from multitask.serving.prediction_files import PredictionFile
@@ -156,11 +190,15 @@ def _predict_to_file(
     settings = {
         "model": model.identity,
         "runtime": model.runtime,
-        "min_confidence": thresholds,
+        "min_confidence": rules.confidences,
         "calibrated": values.calibrated,
         "tta": values.tta,
     }
-    prediction_file = PredictionFile(out, settings, model.classes, resume=values.resume)
+    if rules.sets:
+        settings |= {"coverage": values.coverage, "joint": values.joint}
+    prediction_file = PredictionFile(
+        out, settings, model.classes, resume=values.resume, sets=bool(rules.sets)
+    )
     files = [file for file in all_files if not prediction_file.has(file)]
     done = len(all_files) - len(files)
     if done:
@@ -170,19 +208,24 @@ def _predict_to_file(
     )
     readable, start_s = 0, time.perf_counter()
     uncertain: Counter[str] = Counter()
+    set_sizes: Counter[str] = Counter()
     try:
-        for file, predictions in _predictions(model, files, values.batch_size, thresholds):
+        for file, predictions in _predictions(model, files, values.batch_size, rules):
             prediction_file.add(file, predictions)
             if not isinstance(predictions, str):
                 readable += 1
                 uncertain.update(t for t, p in predictions.items() if p["answer"] == UNCERTAIN)
+                set_sizes.update({t: len(p.get("set", ())) for t, p in predictions.items()})
     finally:
         prediction_file.close()
     seconds = time.perf_counter() - start_s
     prediction_file.finish()
     rate = f", {readable / seconds:.0f} a second" if readable else ""
     note(f"{readable:,} predicted{rate}; {len(files) - readable:,} cannot be read")
-    if any(thresholds.values()) and readable:
+    if rules.sets and readable:
+        sizes = (f"{task} {set_sizes[task] / readable:.1f}" for task in model.classes)
+        note(f"Classes in a set: {', '.join(sizes)}")
+    if any(rules.confidences.values()) and readable:
         shares = (f"{task} {uncertain[task] / readable:.1%}" for task in model.classes)
         note(f"Uncertain: {', '.join(shares)}")
     note(f"Written: {out}")

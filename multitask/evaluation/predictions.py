@@ -20,7 +20,15 @@ from multitask.evaluation.examiner import Examiner
 from multitask.files import replacing
 from multitask.model.network import ANSWERS, VECTORS
 from multitask.open_set import known_scores
-from multitask.spec import MISSING, DataSpec, InputError, field_of, is_labelled
+from multitask.spec import (
+    MISSING,
+    OTHER_ANSWER,
+    OTHER_LABEL,
+    DataSpec,
+    InputError,
+    field_of,
+    is_labelled,
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,20 @@ class Predictions:
             self.probabilities[task][rows],
             self.scores[task][rows],
         )
+
+    def answer_labels(self, task: str) -> np.ndarray:
+        """The right answers of a task, int32 [n]; of an open task, OTHER_LABEL is the last class.
+
+        They are the columns of `Calibration.answers`.
+        """
+        labels = self.labels_of(task)
+        if task not in self.scores:
+            return labels
+        return np.where(labels == OTHER_LABEL, len(self.classes[task]), labels)
+
+    def answer_names(self, task: str) -> tuple[str, ...]:
+        """The names of a task's answers, by the labels of `answer_labels`."""
+        return self.classes[task] + (OTHER_ANSWER,) * (task in self.scores)
 
     def excluding(self, paths: Iterable[str]) -> "Predictions":
         """The predictions without those of some images."""

@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 
 from multitask.calibration import Calibration
+from multitask.conformal import Conformal
 from multitask.data.near_duplicates import leaking_images
 from multitask.data.table import describe_respelt
+from multitask.evaluation.coverage import coverage_metrics
 from multitask.evaluation.examiner import examiner_of
 from multitask.evaluation.gallery import Gallery, load_or_build, normalised
 from multitask.evaluation.neighbours import retrieval_quality
@@ -40,6 +42,7 @@ class Evaluation:
         predictions: of every readable test image.
         metrics: task -> the metrics of `evaluate_tasks`.
         calibrations: task -> its calibration, estimated on the validation split.
+        conformal: the scores of the validation split, for sets of classes.
         details: the rest of `metrics.json`, JSON-ready.
         unreadable: path and reason of the test images that could not be read.
         near_duplicates: paths of the test images that show the same painting as a training image;
@@ -51,6 +54,7 @@ class Evaluation:
     predictions: Predictions
     metrics: dict[str, dict[str, Any]]
     calibrations: dict[str, Calibration]
+    conformal: Conformal
     details: dict[str, Any]
     unreadable: pd.DataFrame
     near_duplicates: tuple[str, ...] | None = None
@@ -109,7 +113,7 @@ def evaluate(
     with collect_written_files() as written:
         write_results(trained, evaluation, examiner=examiner, gallery=gallery)
     write_record(run, digest, written)
-    trained.calibrations = evaluation.calibrations
+    trained.calibrations, trained.conformal = evaluation.calibrations, evaluation.conformal
     for line in summary_lines(evaluation):
         logger.info(line)
     return evaluation
@@ -128,7 +132,7 @@ def _measure(
     """
     table, training_table = trained.test_table, trained.training_table
     predictions, unreadable = predict(table)
-    calibrations = fit_calibrations(predict, training_table, trained.spec)
+    calibrations, conformal = fit_calibrations(predict, training_table, trained.spec)
     near_duplicates, metrics_without = None, None
     if exclude_near_duplicates:
         leaked = leaking_images(trained.near_duplicates, test=True)
@@ -138,6 +142,7 @@ def _measure(
     details = detailed_metrics(predictions, training_table, calibrations)
     if open_set := evaluate_open_tasks(predictions, calibrations, trained.spec):
         details["open_set"] = open_set
+    details["conformal"] = coverage_metrics(predictions, calibrations, conformal)
     if tta:
         temperatures = {task: one.temperature for task, one in calibrations.items()}
         augmented, _ = predict(table, views=TTA[tta], temperatures=temperatures)
@@ -146,6 +151,7 @@ def _measure(
         predictions,
         task_metrics,
         calibrations,
+        conformal,
         details,
         unreadable,
         near_duplicates,

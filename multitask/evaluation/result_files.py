@@ -10,6 +10,7 @@ import pandas as pd
 from multitask import metrics
 from multitask.calibration import CALIBRATION
 from multitask.data.image_files import read_frame
+from multitask.evaluation.coverage import class_table
 from multitask.evaluation.examiner import Examiner
 from multitask.evaluation.examples import attention_examples, similar_examples
 from multitask.evaluation.gallery import Gallery
@@ -51,6 +52,7 @@ def write_results(
         {
             "model": trained.name,
             "tasks": {task: one.to_dict() for task, one in evaluation.calibrations.items()},
+            "conformal": evaluation.conformal.to_dict(),
         },
     )
     load = functools.partial(thumbnail, trained.image_dir)
@@ -58,6 +60,9 @@ def write_results(
     for task in predictions.classes:
         _write_task_files(PlotSource(trained, evaluation, task, history))
         _write_class_tables(folder, predictions, task)
+        with replacing(folder / f"coverage_{task}.csv") as temporary:
+            of_task = evaluation.details["conformal"]["tasks"][task]
+            class_table(of_task).to_csv(temporary, index=False)
     content = _metrics_content(trained, evaluation)
     write_json(folder / "metrics.json", content)
     with replacing(folder / "report.html") as temporary:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from multitask.data.image_files import count_reasons
+from multitask.evaluation.coverage import coverage_lines
 from multitask.spec import NO_TEST_SET
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ def summary_lines(evaluation: "Evaluation") -> list[str]:
         ]
     more = [
         *_calibration_lines(evaluation),
-        *_tta_lines(evaluation),
         *_open_set_lines(evaluation),
+        *coverage_lines(evaluation.details["conformal"]),
+        *_tta_lines(evaluation),
     ]
     lines += [""] * bool(more) + more
     if len(evaluation.unreadable):

@@ -15,7 +15,9 @@ from multitask.calibration import (
     calibration_metrics,
     scale_probabilities,
 )
+from multitask.conformal import Conformal, without_images
 from multitask.data.table import TEST, TRAIN, VALIDATION, Table
+from multitask.evaluation.coverage import conformal_of
 from multitask.evaluation.predictions import Predictions
 from multitask.evaluation.task_pairs import agreement, contradictions, dependence
 from multitask.spec import DataSpec, InputError
@@ -79,8 +81,8 @@ def flat_metrics(task_metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str,
 
 def fit_calibrations(
     predict: Callable, training_table: Table, spec: DataSpec
-) -> dict[str, Calibration]:
-    """Calibrate each task on the validation split.
+) -> tuple[dict[str, Calibration], Conformal]:
+    """Calibrate each task, and the sets of classes, on the validation split.
 
     Args:
         predict: `predict_split` of the model, with a table, `split` and `max_missing`.
@@ -88,13 +90,18 @@ def fit_calibrations(
         spec: its tasks.
     """
     if not len(training_table.rows(VALIDATION)):
-        return uncalibrated(spec, "there is no validation split")
+        none = uncalibrated(spec, "there is no validation split")
+        return none, without_images(training_table.tasks)
     try:
         predictions, _ = predict(training_table, split=VALIDATION, max_missing=1.0)
     except InputError as error:
         logger.info(f"Not calibrated: {error}")
-        return uncalibrated(spec, "no validation image can be read")
-    return {task: calibrate(*predictions.examples(task)[1:]) for task in predictions.classes}
+        none = uncalibrated(spec, "no validation image can be read")
+        return none, without_images(training_table.tasks)
+    calibrations = {
+        task: calibrate(*predictions.examples(task)[1:]) for task in predictions.classes
+    }
+    return calibrations, conformal_of(predictions, calibrations)
 
 
 def calibrated_confidences(

@@ -14,7 +14,14 @@ from multitask.data.image_files import read_reduced
 from multitask.evaluation.architecture import architecture_nodes
 from multitask.evaluation.predictions import Predictions
 from multitask.evaluation.task_metrics import LOW_CONFIDENCE
-from multitask.pages import class_plots, curves, diagram, image_sheets, open_set_plots
+from multitask.pages import (
+    class_plots,
+    coverage_plots,
+    curves,
+    diagram,
+    image_sheets,
+    open_set_plots,
+)
 from multitask.pages.canvas import Target
 from multitask.trained import TrainedModel
 
@@ -134,10 +141,16 @@ def _open_set(target: Target, source: PlotSource) -> None:
     open_set_plots.open_set(target, values, task=source.task)
 
 
+def _coverage(target: Target, source: PlotSource) -> None:
+    of_task = source.evaluation.details["conformal"]["tasks"][source.task]
+    coverage_plots.coverage(target, of_task, task=source.task)
+
+
 OPEN_SET = "open_set"  # the plot of open tasks alone
 PLOTS: dict[str, Callable[[Target, PlotSource], None]] = {
     "confusion_matrix": _confusion_matrix,
     "f1_scores": _f1_scores,
+    "coverage": _coverage,
     "training_history": _training_history,
     "model_architecture": _architecture,
     "outliers": _outliers,

@@ -56,8 +56,8 @@ class RunEvaluation:
         """Draw a plot of the report.
 
         Args:
-            kind: `confusion_matrix`, `f1_scores`, `training_history`, `model_architecture` or
-                `outliers`.
+            kind: `confusion_matrix`, `f1_scores`, `coverage`, `training_history`,
+                `model_architecture` or `outliers`.
             task: name of the task.
 
         Returns:

@@ -126,7 +126,12 @@ class ImageModel:
         return f"ImageModel({counts} classes; {self.size_px} px; {self.runtime})"
 
     def predict(
-        self, images: Images, *, min_confidence: float | Mapping[str, float] = 0.0
+        self,
+        images: Images,
+        *,
+        min_confidence: float | Mapping[str, float] = 0.0,
+        coverage: float | None = None,
+        joint: bool = False,
     ) -> "PredictionTable":
         """Predict all tasks of images.
 
@@ -134,16 +139,24 @@ class ImageModel:
             images: one image or several.
             min_confidence: an answer with a lower confidence is `uncertain`; one number, or
                 task -> number, as from `thresholds`.
+            coverage: also give a set of classes for each task that holds the right class with this
+                probability, in (0, 1).
+            joint: with a coverage: the sets of all tasks together hold all right classes with that
+                probability.
 
         Returns:
             One row per image, in order: `path`; `error`, the reason if the image cannot be read;
             and for each task, such as `style`: `style/predicted`, and the three most probable
-            classes, `style/1` with `style/1_probability`, and so on.
+            classes, `style/1` with `style/1_probability`, and so on. With a coverage also
+            `style/set`, the list of the classes in the set, most probable first, and
+            `style/set_size`.
 
         Raises:
-            InputError: a confidence outside 0 to 1, or an unknown task.
+            InputError: a confidence outside 0 to 1, an unknown task, or a coverage that the
+                validation split of the model cannot promise.
         """
         least = self._least_confidences(min_confidence)
+        sets = self._set_thresholds(coverage, joint)
         rows: list[dict[str, Any]] = []
         thumbnails: list[Image.Image | None] = []
         for name, original, outputs in self._outputs(images):
@@ -152,12 +165,18 @@ class ImageModel:
                 thumbnails.append(None)
                 continue
             predicted = {
-                task: answers.answer(outputs[0][task], names, min_confidence=least[task])
+                task: answers.answer(
+                    outputs[0][task],
+                    names,
+                    min_confidence=least[task],
+                    set_threshold=sets.get(task),
+                )
                 for task, names in self.classes.items()
             }
             rows.append(answers.row(name, predicted))
             thumbnails.append(original if len(thumbnails) < SHOWN_ROWS else None)
-        table = PredictionTable(rows, columns=list(answers.columns(self.classes)))
+        columns = answers.columns(self.classes, sets=bool(sets))
+        table = PredictionTable(rows, columns=list(columns))
         table.tasks, table.thumbnails = tuple(self.classes), tuple(thumbnails)
         return table
 
@@ -324,6 +343,14 @@ class ImageModel:
             if not (0 <= value <= 1 or value == np.inf):
                 raise InputError(f"{value}: expected a number from 0 to 1", field="min_confidence")
         return dict.fromkeys(self.classes, 0.0) | least
+
+    def _set_thresholds(self, coverage: float | None, joint: bool) -> dict[str, float]:
+        """Task -> threshold of its set of classes; empty without a coverage."""
+        if coverage is not None:
+            return self._model.set_thresholds(coverage, joint=joint)
+        if joint:
+            raise InputError("needs a coverage, such as 0.9", field="joint")
+        return {}
 
     def _training_images(self) -> "Gallery":
         """The embedded training images of the model's run."""

@@ -15,6 +15,7 @@ from jinja2.utils import htmlsafe_json_dumps
 
 from multitask.console import progress_bar
 from multitask.pages.class_plots import f1_order
+from multitask.pages.coverage_plots import coverage_panels
 from multitask.pages.curves import calibration_panels, history_panels
 from multitask.pages.image_sheets import data_uri
 from multitask.pages.open_set_plots import open_set_panels
@@ -230,6 +231,7 @@ def write_page(
         "open_set": {
             task: open_set_panels(content.get("open_set", {}).get(task)) for task in tasks
         },
+        "sets": {task: coverage_panels(content["conformal"]["tasks"][task]) for task in tasks},
         "by_task": {task: _classes_of(content, task, labelled[task], tasks) for task in tasks},
     }
     confused = _confused(values["by_task"], labelled, album)

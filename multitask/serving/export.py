@@ -154,6 +154,8 @@ def _source(trained: TrainedModel, tasks: tuple[str, ...]) -> tuple[Source, kera
         "calibration": {task: one.to_dict() for task, one in calibrations.items()},
         "model": trained.digest,
     }
+    if trained.conformal is not None:
+        description["conformal"] = trained.conformal.of_tasks(tasks).to_dict()
     source = Source(
         name=spec.name,
         # ONNX and LiteRT have no bfloat16 convolutions, and all formats must agree.

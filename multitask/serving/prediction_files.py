@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from multitask.disk import writing
 from multitask.files import parse_json, replacing
 from multitask.run import refuse_other_settings
-from multitask.serving.answers import columns, row
+from multitask.serving.answers import SEPARATOR, columns, row
 from multitask.spec import InputError
 
 ROWS = 10_000  # in a row group of Parquet
@@ -33,6 +33,7 @@ class PredictionFile:
         settings: the settings that the predictions depend on; JSON.
         classes: task -> class names.
         resume: continue an interrupted prediction.
+        sets: whether the predictions have sets of classes.
 
     Attributes:
         done: names of the images that have a record.
@@ -48,8 +49,9 @@ class PredictionFile:
         classes: Mapping[str, Sequence[str]],
         *,
         resume: bool,
+        sets: bool = False,
     ):
-        self.path, self.classes = path, classes
+        self.path, self.columns = path, columns(classes, sets=sets)
         self.partial = path.with_name(path.name + ".partial")
         self.done: set[str] = set()
         if not self.partial.exists() or not self.partial.stat().st_size:
@@ -126,6 +128,7 @@ class PredictionFile:
                 task: {
                     "answer": prediction["answer"],
                     "top": [{"name": n, "probability": p} for n, p in prediction["top"]],
+                    **({"set": prediction["set"]} if "set" in prediction else {}),
                 }
                 for task, prediction in result.items()
             }
@@ -144,7 +147,7 @@ class PredictionFile:
         """Convert the partial file to the final one."""
         self.close()
         with replacing(self.path, retry_hint=RESUME) as temporary:
-            WRITERS[self.path.suffix.lower()](temporary, self._records, self.classes)
+            WRITERS[self.path.suffix.lower()](temporary, self._records, self.columns)
         os.unlink(self.partial)
 
     def _records(self) -> Iterator[str]:
@@ -171,26 +174,37 @@ def _row(line: str) -> dict[str, Any]:
 
 
 Records = Callable[[], Iterator[str]]
+Columns = Mapping[str, type]
 
 
-def _write_csv(path: Path, records: Records, classes: Mapping[str, Sequence[str]]) -> None:
+def _write_csv(path: Path, records: Records, kinds: Columns) -> None:
+    def cells(line: str) -> dict[str, Any]:
+        values = _row(line)
+        lists = {name: SEPARATOR.join(v) for name, v in values.items() if isinstance(v, list)}
+        return values | lists
+
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns(classes), lineterminator="\n")
+        writer = csv.DictWriter(file, kinds, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(map(_row, records()))
+        writer.writerows(map(cells, records()))
 
 
-def _write_json_lines(path: Path, records: Records, classes: Mapping[str, Sequence[str]]) -> None:
+def _write_json_lines(path: Path, records: Records, kinds: Columns) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(records())
 
 
-def _write_parquet(path: Path, records: Records, classes: Mapping[str, Sequence[str]]) -> None:
+def _write_parquet(path: Path, records: Records, kinds: Columns) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    kinds = {str: pyarrow.string(), float: pyarrow.float32()}
-    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in columns(classes).items()])
+    types = {
+        str: pyarrow.string(),
+        float: pyarrow.float32(),
+        int: pyarrow.int32(),
+        list: pyarrow.list_(pyarrow.string()),
+    }
+    schema = pyarrow.schema([(name, types[kind]) for name, kind in kinds.items()])
     with parquet.ParquetWriter(path, schema) as writer:
         rows: list[dict[str, Any]] = []
         for line in records():

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import softmax
 
 from multitask.calibration import Calibration
+from multitask.conformal import Conformal
 from multitask.data.image_limits import RESIZE_KINDS
 from multitask.files import read_json, silent
 from multitask.open_set import known_scores
@@ -46,6 +47,8 @@ class Predictor:
         identity: a text that differs for different models.
         calibrated: whether probabilities are scaled by the temperature.
         tta: one of test_time.TTA; None: the plain image.
+        conformal: the scores of the validation split; None if an evaluation of an older version,
+            or none, measured the model.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -59,6 +62,7 @@ class Predictor:
     identity: str
     calibrated: bool = True
     tta: str | None = None
+    conformal: Conformal | None = None
 
     @property
     def resizing(self) -> dict[str, Any]:
@@ -142,6 +146,28 @@ class Predictor:
             )
         return thresholds
 
+    def set_thresholds(self, coverage: float, *, joint: bool = False) -> dict[str, float]:
+        """Look up the thresholds of sets of classes, as `Conformal.thresholds`.
+
+        Raises:
+            InputError: not a coverage, too few validation images to promise it, no scores, or
+                other probabilities than those that the scores were computed from.
+        """
+        for option, other in (("tta", self.tta), ("nocalibrated", not self.calibrated)):
+            if other:
+                raise InputError(
+                    f"{coverage:g}: not with {option}; the sets are fitted on the calibrated "
+                    "probabilities of the plain image",
+                    field="coverage",
+                )
+        if self.conformal is None:
+            raise InputError(
+                f"{coverage:g}: this model has no scores for sets of classes; `multitask evaluate` "
+                "computes them, and the next `multitask export` includes them",
+                field="coverage",
+            )
+        return self.conformal.thresholds(coverage, joint=joint)
+
 
 def read_export(folder: Path) -> dict[str, Any]:
     """Read and check `classes.json` of an export.
@@ -150,7 +176,8 @@ def read_export(folder: Path) -> dict[str, Any]:
         folder: of the export.
 
     Returns:
-        Its content, with classes as tuples, `Calibration` objects, and the export's `identity`.
+        Its content, with classes as tuples, `Calibration` and `Conformal` objects, and the export's
+        `identity`.
 
     Raises:
         InputError: not an export, or of another version.
@@ -169,9 +196,7 @@ def read_export(folder: Path) -> dict[str, Any]:
         classes = {task: tuple(names) for task, names in content["classes"].items()}
         if not all(isinstance(name, str) for names in classes.values() for name in names):
             raise ValueError("a class has no name")
-        calibrations = {
-            task: Calibration.from_dict(content["calibration"][task]) for task in classes
-        }
+        fitted = _fitted_on_validation(content, tuple(classes))
         size_px, how = int(content["image_size"]), content["resize"]
         reduced_px = int(content["reduced_px"])
         if not 1 <= size_px <= LARGEST_PX:
@@ -196,12 +221,22 @@ def read_export(folder: Path) -> dict[str, Any]:
     return {
         **content,
         "classes": classes,
-        "calibration": calibrations,
+        **fitted,
         "image_size": size_px,
         "reduced_px": reduced_px,
         "convert_profiles": content.get("convert_profiles") is True,  # earlier ones lack it
         "artifacts": artifacts,
         "identity": identity,
+    }
+
+
+def _fitted_on_validation(content: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+    scores = content.get("conformal")  # earlier exports lack it
+    return {
+        "calibration": {
+            task: Calibration.from_dict(content["calibration"][task]) for task in tasks
+        },
+        "conformal": None if scores is None else Conformal.from_dict(scores, tasks),
     }
 
 
@@ -263,6 +298,7 @@ def load_export(
         content["reduced_px"],
         content["convert_profiles"],
         identity,
+        conformal=content["conformal"],
     )
 
 
@@ -298,4 +334,5 @@ def load_best(run: Run, *, model_file: Path | None = None) -> Predictor:
         run.spec.reduced_px,
         run.spec.convert_profiles,
         trained.digest,
+        conformal=trained.conformal,
     )

@@ -22,6 +22,7 @@ from multitask.spec import InputError
 from multitask.trained import open_trained
 
 IMAGES = ("model_architecture", "confusion_matrix", "f1_scores", "training_history", "outliers")
+IMAGES += ("coverage",)
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +229,7 @@ def test_the_results_have_no_other_file(evaluated, known):
         wanted |= {f"{kind}_{task}.png" for kind in IMAGES}
         wanted |= {f"classification_report_{task}.txt"}
         wanted |= {f"{kind}_{task}.csv" for kind in ("outliers", "classes", "confusion")}
+        wanted |= {f"coverage_{task}.csv"}
     assert {path.name for path in run.results.iterdir()} == wanted
 
 

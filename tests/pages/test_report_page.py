@@ -13,6 +13,7 @@ import pytest
 from multitask.bootstrap import FEWEST_EXAMPLES
 from multitask.calibration import Calibration
 from multitask.data.table import TRAIN, Table
+from multitask.evaluation.coverage import conformal_of, coverage_metrics
 from multitask.evaluation.predictions import Predictions, read_predictions
 from multitask.evaluation.report import evaluate
 from multitask.evaluation.task_metrics import detailed_metrics, evaluate_tasks, flat_metrics
@@ -138,6 +139,8 @@ def write_big_page(folder, known, classes, count, paths=None, more=None):
     content = {"test_images": count, "unusable_test_images": 0, "model": "m", "versions": {}}
     content |= flat_metrics(evaluate_tasks(predictions, training_table))
     content |= detailed_metrics(predictions, training_table, calibrations)
+    conformal = conformal_of(predictions, calibrations)
+    content["conformal"] = coverage_metrics(predictions, calibrations, conformal)
     predictions.save(folder)
     spec = known.colour_spec().to_dict()
     spec["task"] = [{"name": task} for task in classes]

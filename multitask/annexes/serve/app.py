@@ -34,6 +34,7 @@ from multitask.annexes.serve.schemas import (
 from multitask.annexes.serve.uploads import UploadLimits, Uploads, busy
 from multitask.data.decode import error_text
 from multitask.data.image_limits import MAX_PIXELS, OVER_LIMIT
+from multitask.errors import InputError
 from multitask.pages.render import render
 from multitask.serving.predictor import Predictor
 
@@ -90,6 +91,7 @@ class _PredictionService:
     async def predict(self, request: Request, options: Options) -> Prediction:
         """Read, decode and answer the image of a request."""
         self._check(request, options)
+        sets = self._set_thresholds(options)
         async with contextlib.AsyncExitStack() as held:
             data = await held.enter_async_context(self.uploads.body(request))
             # Counted only after the upload, so that slow uploads do not block other requests.
@@ -103,7 +105,7 @@ class _PredictionService:
                 await held.aclose()
                 output = await self.batcher(image)
                 fields = await _in_thread(
-                    self._readers, self.inference.describe, image, output, options.similar
+                    self._readers, self.inference.describe, image, output, options.similar, sets
                 )
             finally:
                 self._pending -= 1
@@ -124,6 +126,17 @@ class _PredictionService:
                 415, f"Content-Type: {kind or 'none'}; send the image itself as {CONTENT_TYPES[0]}"
             )
         self._refuse_if_busy()
+
+    def _set_thresholds(self, options: Options) -> dict[str, float] | None:
+        """Task -> threshold of its set of classes; None if no sets are requested."""
+        if options.coverage is None:
+            if options.joint:
+                raise HTTPException(422, "joint: needs coverage, such as coverage=0.9")
+            return None
+        try:
+            return self.inference.predictor.set_thresholds(options.coverage, joint=options.joint)
+        except InputError as error:
+            raise HTTPException(422, str(error)) from None
 
     def _refuse_if_busy(self) -> None:
         if self._pending >= self.limits.pending:

@@ -164,7 +164,11 @@ class Inference:
         ]
 
     def describe(
-        self, image: DecodedImage, output: ModelOutput, similar_count: int
+        self,
+        image: DecodedImage,
+        output: ModelOutput,
+        similar_count: int,
+        sets: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
         """Return the fields `tasks` and `similar` of a `Prediction`.
 
@@ -172,18 +176,27 @@ class Inference:
             image: the decoded image.
             output: of the model for this image.
             similar_count: number of similar images to search; 0: `similar` is None.
+            sets: task -> threshold of its set of classes; None: no sets.
         """
         similar = None
         if similar_count and callable(self.similar) and output.embedding is not None:
             matches = self.similar(output.embedding, similar_count)
             similar = [SimilarImage(**match) for match in matches]
-        tasks = {task: self._task_answer(task, image, output) for task in output.probabilities}
+        tasks = {
+            task: self._task_answer(task, image, output, sets[task] if sets else None)
+            for task in output.probabilities
+        }
         return {"tasks": tasks, "similar": similar}
 
-    def _task_answer(self, task: str, image: DecodedImage, output: ModelOutput) -> TaskAnswer:
+    def _task_answer(
+        self, task: str, image: DecodedImage, output: ModelOutput, set_threshold: float | None
+    ) -> TaskAnswer:
         threshold = self.thresholds[task]
         prediction = answer(
-            output.probabilities[task], self.predictor.classes[task], min_confidence=threshold
+            output.probabilities[task],
+            self.predictor.classes[task],
+            min_confidence=threshold,
+            set_threshold=set_threshold,
         )
         overlay_url = None
         if output.attention and image.preview is not None:
@@ -195,6 +208,7 @@ class Inference:
             uncertain=confidence < threshold,
             confidence=confidence,
             top=[Candidate(name=name, probability=p) for name, p in prediction["top"]],
+            set=prediction.get("set"),
             attention=overlay_url,
         )
 

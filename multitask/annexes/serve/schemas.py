@@ -19,6 +19,18 @@ class Options(BaseModel):
     similar: int = Field(
         0, ge=0, le=MAX_SIMILAR, description="number of nearest training images to show"
     )
+    coverage: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="also give a set of classes for each task that holds the right class with this "
+        "probability",
+    )
+    joint: bool = Field(
+        False,
+        description="with coverage: the sets of all tasks together hold all right classes with "
+        "that probability",
+    )
 
 
 class Candidate(BaseModel):
@@ -35,6 +47,9 @@ class TaskAnswer(BaseModel):
     uncertain: bool = Field(description="whether the confidence is below the threshold")
     confidence: float = Field(description="the highest probability")
     top: list[Candidate] = Field(description="the most probable classes, at most three")
+    set: list[str] | None = Field(
+        description="the classes of the set, most probable first; null without coverage"
+    )
     attention: str | None = Field(
         description="data URL of a JPEG: the image, coloured where the model looked"
     )
