@@ -35,7 +35,7 @@ PENALTY, FREE_RANKS = 0.01, 2
 STORED = 1000  # distinct scores of a table; more are thinned
 ROUNDING = 1e-9  # of a product that is a whole number in exact arithmetic
 SHOWN_COVERAGES = (0.8, 0.9, 0.95)  # in the report
-HEADLINE = 0.9  # of SHOWN_COVERAGES: on the console and in the plots
+HEADLINE = 0.9  # of SHOWN_COVERAGES: on the console, in the plots and on the server's page
 
 
 def class_scores(probabilities: np.ndarray) -> np.ndarray:

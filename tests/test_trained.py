@@ -153,11 +153,14 @@ def test_calibrations_are_those_of_the_evaluation(known, data, tmp_path):
     evaluation = evaluate(model, similar=False)
     assert model.calibrations == evaluation.calibrations
     assert open_trained(run).calibrations == evaluation.calibrations
+    assert model.conformal == open_trained(run).conformal == evaluation.conformal
+    assert evaluation.conformal.tasks["shade"].images > 0
     assert model.is_evaluated()
     # They are of the best model alone.
     other = run.best_model_of("shade")
     other.write_bytes(run.best_model.read_bytes())
     assert open_trained(run, other).calibrations["shade"] == Calibration()
+    assert open_trained(run, other).conformal is None
     (run.results / CALIBRATION).write_text("{}")
     with pytest.raises(InputError, match=r"calibration.json: not what `multitask evaluate` writes"):
         _ = open_trained(run).calibrations

@@ -1,7 +1,9 @@
 """Predictions from Python: the answers that are known, for every kind of input and runtime."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -130,6 +132,40 @@ def test_thresholds(museum, images, expected):
     assert not (table["warmth/predicted"] == "uncertain").any()
     everything = model.predict(images, min_confidence=1.0)
     assert (everything[["shade/predicted", "warmth/predicted"]] == "uncertain").all(axis=None)
+
+
+def test_sets_of_classes(museum, expected, images, capsys):
+    """By the formula, from the scores that the evaluation wrote; and as the command."""
+    model = mt.load_model("runs/first/export")
+    content = json.loads(Path("runs/first/results/calibration.json").read_text())
+    table = model.predict(images, coverage=0.7)
+    for task in model.classes:
+        scores, counts = (content["conformal"]["tasks"][task][k] for k in ("scores", "counts"))
+        rank = int(np.ceil(round(0.7 * (counts[-1] + 1), 9)))
+        threshold = next(s for s, count in zip(scores, counts, strict=True) if count >= rank)
+        assert content["tasks"][task]["temperature"] == 1  # of so few images
+        for row, names in zip(expected[task], table[f"{task}/set"], strict=True):
+            order = np.argsort(-row)
+            before = np.cumsum(row[order]) - row[order]
+            before += 0.01 * np.maximum(np.arange(len(row)) - 1, 0)
+            kept = [model.classes[task][i] for i in order[before <= threshold + 1e-6]]
+            assert names == kept
+        assert table[f"{task}/set_size"].tolist() == [len(s) for s in table[f"{task}/set"]]
+    assert len(set(table["shade/set_size"])) > 1
+    joint = model.predict(images, coverage=0.7, joint=True)
+    assert (joint["shade/set_size"] >= table["shade/set_size"]).all()
+
+    from multitask.__main__ import main
+
+    main(["predict", "--model=runs/first/export", "--coverage=0.7", "--out=a.parquet", "a.png"])
+    written = pd.read_parquet("a.parquet")
+    of_file = model.predict("a.png", coverage=0.7)
+    assert list(written.columns) == list(of_file.columns)
+    assert list(written["shade/set"][0]) == of_file["shade/set"][0]
+    for wrong, field in (({"coverage": 0.999}, "coverage"), ({"joint": True}, "joint")):
+        with pytest.raises(mt.InputError) as raised:
+            model.predict(images, **wrong)
+        assert raised.value.field == field
 
 
 def test_similar_images_are_the_nearest_colours(museum, images, data):

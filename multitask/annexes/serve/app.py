@@ -32,6 +32,7 @@ from multitask.annexes.serve.schemas import (
     Problem,
 )
 from multitask.annexes.serve.uploads import UploadLimits, Uploads, busy
+from multitask.conformal import HEADLINE
 from multitask.data.decode import error_text
 from multitask.data.image_limits import MAX_PIXELS, OVER_LIMIT
 from multitask.errors import InputError
@@ -217,6 +218,7 @@ def build_app(
         limits={"upload_bytes": limits.upload.bytes, "pixels": limits.pixels},
         attention=unavailable.get("attention"),
         similar=unavailable.get("similar"),
+        coverage=_shown_coverage(predictor),
     )
     headers = {**HEADERS, "Content-Security-Policy": content_security_policy(page)}
     app = FastAPI(
@@ -230,6 +232,15 @@ def build_app(
     _add_error_handlers(app, headers)
     _add_routes(app, service, page, Health(model=name, runtime=predictor.runtime))
     return app
+
+
+def _shown_coverage(predictor: Predictor) -> float | None:
+    """The coverage of the sets of classes that the page shows; None if the model promises none."""
+    try:
+        predictor.set_thresholds(HEADLINE)
+    except InputError:
+        return None
+    return HEADLINE
 
 
 def _add_error_handlers(app: FastAPI, headers: Mapping[str, str]) -> None:

@@ -29,6 +29,7 @@ from PIL import Image
 
 from multitask.__main__ import main
 from multitask.annexes.serve.neighbours import load_attention, similar_images
+from multitask.conformal import Conformal, ScoreTable
 from multitask.run import start_run
 from multitask.serving.export import export
 from multitask.serving.predictor import load_export
@@ -310,6 +311,11 @@ def test_what_is_no_image_is_one_line(port, body, status, line):
         ("similar=-1", "similar: Input should be greater than or equal to 0"),
         ("similar=x&attention=7", "attention: .*; similar: .*"),
         ("simlar=3", "simlar: Extra inputs are not permitted"),
+        ("coverage=1", "coverage: Input should be less than 1"),
+        ("coverage=0", "coverage: Input should be greater than 0"),
+        ("coverage=nan", "coverage: Input should be .*"),
+        ("joint=true", "joint: needs coverage, such as coverage=0.9"),
+        ("coverage=0.9", "coverage: 0.9: this model has no scores for sets of classes; .*"),
     ],
 )
 def test_wrong_options_are_named(port, query, line):
@@ -514,6 +520,38 @@ def test_a_failure_of_the_model_is_reported_and_passes(predictor, everything, er
 # === What it knows, and what not ===
 
 
+def test_sets_of_classes(predictor, everything, known):
+    """By thresholds: of 9 scores, coverage .8 is the eighth; jointly, below the ninth."""
+    tables = {task: ScoreTable.of(np.arange(1, 10) / 20) for task in known.CLASSES}
+    promising = dataclasses.replace(
+        predictor, conformal=Conformal(tables, ScoreTable.of(np.full(9, 0.9)))
+    )
+    colour = (90, 120, 60)
+    assert "set" in ask_for_tasks(plain(colour), promising, everything, "similar=0")["shade"]
+    for query, below in (("coverage=0.8", 0.4001), ("coverage=0.8&joint=true", 0.45)):
+        tasks = ask_for_tasks(plain(colour), promising, everything, query)
+        for task, (row,) in known.answers(np.array([colour])).items():
+            order = np.argsort(-row)
+            before = (
+                np.cumsum(row[order]) - row[order] + 0.01 * np.maximum(np.arange(len(row)) - 1, 0)
+            )
+            expected = [
+                known.CLASSES[task][i] for i, s in zip(order, before, strict=True) if s < below
+            ]
+            assert tasks[task]["set"] == expected, (task, query)
+    with serving(build_app(promising, **everything)) as port:
+        assert '"coverage": 0.9,' in ask(port, path="/", method="GET")[2]  # the page shows sets
+        message = refused(port, plain(colour), path="/predict?coverage=0.95")[1]
+        assert message.startswith("coverage: 0.95: shade: 9 validation images have a label; they")
+
+
+def ask_for_tasks(data, predictor, everything, query):
+    with serving(build_app(predictor, **everything)) as port:
+        status, _, message = ask(port, data, path=f"/predict?{query}")
+    assert status == 200
+    return message["tasks"]
+
+
 def test_unavailable_options_give_their_reason(predictor, everything, folder):
     lacking = everything | {"attention": "it takes an A", "similar": "start with B"}
     with serving(build_app(predictor, **lacking)) as port:
@@ -524,6 +562,7 @@ def test_unavailable_options_give_their_reason(predictor, everything, folder):
         page = ask(port, path="/", method="GET")[2]
         assert "Where the model looked is not available: it takes an A" in page
         assert "Not available: start with B" in page
+        assert '"coverage": null,' in page  # the model was not evaluated
         assert ask(port, plain((1, 2, 3)))[0] == 200
     blind = dataclasses.replace(
         predictor, infer=lambda x: {k: v for k, v in predictor.infer(x).items() if k[:3] != "emb"}
@@ -612,7 +651,7 @@ def test_the_document_says_all_of_predict(port):
     assert options["attention"]["default"] is False
     assert (options["similar"]["minimum"], options["similar"]["maximum"]) == (0, 10)
     assert set(document["components"]["schemas"]["TaskAnswer"]["required"]) == {
-        "answer", "uncertain", "confidence", "top", "attention",
+        "answer", "uncertain", "confidence", "top", "set", "attention",
     }  # fmt: skip
 
 
