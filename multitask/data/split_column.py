@@ -15,8 +15,8 @@ from multitask.spec import MISSING
 
 ALIASES = {
     TRAIN: ("train", "training", "learn"),
-    VALIDATION: ("validation", "valid", "val", "dev"),
-    TEST: ("test", "testing", "eval", "holdout"),
+    VALIDATION: ("validation", "valid", "val", "dev", "development"),
+    TEST: ("test", "testing", "eval", "evaluation", "holdout"),
 }
 EXCLUDED = ""  # the split of a row that is in none
 _SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}

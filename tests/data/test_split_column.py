@@ -21,8 +21,8 @@ def frame_of(**columns):
     ("values", "split"),
     [
         (("train", "Training", " LEARN ", "train"), "train"),
-        (("validation", "valid", "VAL", "dev"), "validation"),
-        (("test", "Testing", "eval", "hold-out", "Hold out"), "test"),
+        (("validation", "valid", "VAL", "dev", "Development"), "validation"),
+        (("test", "Testing", "eval", "Evaluation", "hold-out", "Hold out"), "test"),
         (("uncertain artist", "", None, np.nan, "trainee", "1"), ""),
     ],
 )
@@ -44,7 +44,8 @@ def test_other_values_are_excluded_counted_and_named():
 def test_a_column_without_test_rows_is_noted():
     _, notes = read_splits(frame_of(s=["train", "val"]), "s")
     assert notes == [
-        "s: no row is a test row (test, testing, eval, holdout), so there is no test set"
+        "s: no row is a test row (test, testing, eval, evaluation, holdout), so there is no test "
+        "set"
     ]
 
 

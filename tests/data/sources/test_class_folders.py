@@ -60,7 +60,9 @@ def test_one_level_of_folders(tree):
     )
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("Training", "val"), ("train", "dev")])
+@pytest.mark.parametrize(
+    "names", [("train", "test"), ("Training", "val"), ("train", "dev"), ("learn", "Holdout")]
+)
 def test_splits_above_the_classes(tree, names):
     first, second = names
     source = open_source(tree(f"{first}/x/a.jpg", f"{first}/y/b.jpg", f"{second}/x/c.jpg"))
