@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from multitask.data.lists import read_labels_as
+from multitask.data.splitting import TRAIN, VALIDATION
 from multitask.data.table import Table, merge_tables
 from multitask.files import replacing
 from multitask.run import saved_spec
 from multitask.spec import DataSpec
 
 RUN_TABLE = "table.csv"
+_DRAWN = "drawn"  # tables of earlier versions lack it, and list drawn validation images as train
 
 
 def with_class_names(spec: DataSpec, data_dir: Path, workdir: Path) -> DataSpec:
@@ -42,9 +44,24 @@ def with_class_names(spec: DataSpec, data_dir: Path, workdir: Path) -> DataSpec:
     return spec.model_copy(update={"tasks": tasks})
 
 
-def write_run_table(table: Table, workdir: Path) -> None:
-    """Write the merged table of a run: path, split, group, and each task's class by name."""
-    columns = {"path": table.paths, "split": table.splits, "group": table.units}
+def write_run_table(table: Table, used: Table, workdir: Path) -> None:
+    """Write the merged table of a run: path, split, drawn, group, and each task's class by name.
+
+    Args:
+        table: the merged table, before the validation split is drawn.
+        used: the table that the run trains on. Its drawn validation images are marked in the
+            column `drawn`, so that the merged table can be read back.
+        workdir: the run's folder.
+    """
+    validation = np.zeros(len(table), bool)
+    validation[table.find(used.paths[used.splits == VALIDATION])] = True
+    drawn = validation & (table.splits == TRAIN)
+    columns = {
+        "path": table.paths,
+        "split": np.where(drawn, VALIDATION, table.splits),
+        _DRAWN: np.where(drawn, "yes", ""),
+        "group": table.units,
+    }
     for column, (task, names) in enumerate(table.classes.items()):
         columns[f"{task}/label"] = np.asarray([*names, ""], object)[table.labels[:, column]]
     with replacing(workdir / RUN_TABLE) as temporary:
@@ -73,10 +90,13 @@ def read_run_table(spec: DataSpec, workdir: Path) -> Table | None:
     labels = [
         read_labels_as(frame[f"{t}/label"], names, names=True) for t, names in classes.items()
     ]
+    splits = frame["split"].to_numpy(object)
+    if _DRAWN in frame:
+        splits[(frame[_DRAWN] == "yes").to_numpy()] = TRAIN
     return Table(
         classes,
         frame["path"].to_numpy(object),
         np.stack(labels, axis=1).astype(np.int32),
-        frame["split"].to_numpy(object),
+        splits,
         units=frame["group"].to_numpy().astype(np.int64),
     )

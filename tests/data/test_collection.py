@@ -240,7 +240,7 @@ def test_a_run_keeps_its_classes_and_its_splits(museum, tmp_path):
     assert [task.class_names for task in first.tasks] == [made.SCHOOLS, made.PERIODS]
     merged = merge_tables(first, museum.folder)
     write_config(workdir, first, museum.folder, fingerprint="x")
-    write_run_table(merged, workdir)
+    write_run_table(merged, load_table(first, museum.folder), workdir)
     # The collection is corrected and grows; the run goes on with its own classes.
     frame = made.rows()
     frame.loc[frame["period"] == "", "period"] = "ancient"
@@ -260,6 +260,29 @@ def test_a_run_keeps_its_classes_and_its_splits(museum, tmp_path):
     for name in ("paths", "labels", "splits", "units"):
         np.testing.assert_array_equal(getattr(kept, name), getattr(merged, name))
     assert kept.classes == merged.classes
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_table_of_a_run_names_its_validation_images(museum, tmp_path, named):
+    frame = made.rows().assign(
+        part=["train"] * 20 + ["val" if named else "train"] * 8 + ["test"] * 12
+    )
+    spec = spec_of({"split": "part"}, validation=0.2)
+    spec = with_class_names(spec, museum(frame), tmp_path / "run")
+    merged, used = (read(spec, museum.folder) for read in (merge_tables, load_table))
+    (tmp_path / "run").mkdir()
+    write_run_table(merged, used, tmp_path / "run")
+    written = pd.read_csv(tmp_path / "run/table.csv").set_index("path")["split"]
+    assert written.to_dict() == dict(zip(used.paths, used.splits, strict=True))
+    assert (written == VALIDATION).sum() == (8 if named else 6)  # or 28 / 5, rounded
+    kept = read_run_table(spec, tmp_path / "run")
+    assert kept.splits.tolist() == merged.splits.tolist()
+    # A run of before this column was written.
+    written = pd.read_csv(tmp_path / "run/table.csv", dtype=str, keep_default_na=False)
+    written.assign(split=merged.splits).drop(columns="drawn").to_csv(
+        tmp_path / "run/table.csv", index=False
+    )
+    assert read_run_table(spec, tmp_path / "run").splits.tolist() == merged.splits.tolist()
 
 
 # === Refused ===
