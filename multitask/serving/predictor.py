@@ -185,7 +185,7 @@ def read_export(folder: Path) -> dict[str, Any]:
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError
     ) as error:  # fmt: skip
-        raise InputError(f"{folder}: not an export of multitask ({error})", field="model") from None
+        raise InputError(f"{folder}: {_what_instead(folder, error)}", field="model") from None
     return {
         **content,
         "classes": classes,
@@ -196,6 +196,15 @@ def read_export(folder: Path) -> dict[str, Any]:
         "artifacts": artifacts,
         "identity": identity,
     }
+
+
+def _what_instead(folder: Path, error: Exception) -> str:
+    """What a folder is that is not an export."""
+    if (folder / "export" / "classes.json").is_file():
+        return f"a run; name its export, {folder / 'export'}"
+    if (folder / "config.json").is_file():
+        return "a run, not an export; `multitask export` makes one of it"
+    return f"not an export of multitask ({error})"
 
 
 def load_export(
