@@ -91,24 +91,6 @@ def test_one_command_from_every_form_to_a_report(form, tmp_path, write_image, ti
         assert all(f">{name}<" in report for name in classes)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("form", "classes"), [("hub", 300), ("parquet", 1000)])
-def test_one_command_for_many_classes(form, classes, tmp_path, tiny_trunk):
-    place, frame = made.make_large(form, tmp_path, classes)
-    main(["train", f"--data={place}", f"--workdir={tmp_path / 'run'}", *QUICK])
-    results = json.loads((tmp_path / "run/results/metrics.json").read_text())
-    # One of the four images of each painter is test; top-1 of noise is that of chance.
-    assert results["metrics"]["painter/labelled"] == classes
-    assert results["metrics"]["painter/top1"] < 0.1
-    kept = pd.read_csv(tmp_path / "run/table.csv", keep_default_na=False)
-    assert sorted(kept["painter/label"]) == sorted(frame["painter"])
-    tested = kept[kept["split"] == "test"]
-    assert sorted(tested["painter/label"]) == sorted(set(frame["painter"]))
-    page = (tmp_path / "run/results/report.html").read_text(encoding="utf-8")
-    assert f"{classes:,} classes" in page
-    assert "Élève n° 0299" in page
-
-
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
