@@ -188,6 +188,8 @@ def prepare(
         raise InputError(f"{image_dir}: there is no such folder of images")
     sizes = image_sizes(merged.paths, image_dir)
     present = merged.drop(sizes < 0, MISSING_FILE)
+    if spec.table is not None and remedy == REMEDY:
+        remedy += ", or name their folder (images)"
     refuse = functools.partial(
         refuse_missing, total=len(merged), image_dir=image_dir, max_missing=spec.max_missing,
         remedy=remedy, allow=allow,

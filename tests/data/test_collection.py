@@ -313,11 +313,15 @@ def test_a_wrong_spec(table, tasks, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"table": {"image": "fil"}}, '{}/catalogue.csv: no column "fil". Expected one of: all, '),
+        (
+            {"table": {"image": "fil"}},
+            'museum.toml: table.image: {}/catalogue.csv: no column "fil". Expected ',
+        ),
         ({"tasks": ("shool",)}, 'museum.toml: task[0] "shool": column'),
         ({"table": {"split": "objct"}}, "museum.toml: table.split"),
         ({"table": {"group": "objct", "test": 0.2}}, "museum.toml: table.group"),
         ({"table": {"group": "all", "test": 0.2}}, "museum.toml: table.test: 0.2: all 40 labelled"),
+        ({"table": {"group": "all", "split": "part"}}, "museum.toml: table.group: no training im"),
         ({"table": {"file": "catalog.csv"}}, "{}/catalog.csv: no such file"),
         ({"tasks": ("nothing",)}, 'museum.toml: task[0] "nothing": column: "nothing": none of 40'),
         ({"tasks": ("all",)}, 'museum.toml: task[0] "all": column: "all": only one value'),
@@ -326,7 +330,7 @@ def test_a_wrong_spec(table, tasks, message):
     ],
 )
 def test_wrong_columns_are_one_line(museum, changes, message):
-    frame = made.rows().assign(all="x", nothing="")
+    frame = made.rows().assign(all="x", nothing="", part=["train", "test"] * 20)
     frame["link"] = "https://museum.example/" + frame["file"]
     folder = museum(frame)
     line = refusal(lambda: merge_tables(spec_of(**changes), folder))

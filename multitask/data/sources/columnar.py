@@ -261,7 +261,7 @@ def _with_paths(
         notes.append(f"images: column {shown(image, CELL)}, which holds paths instead of bytes")
     else:
         image, notes = find_image_column(frame, folder, place, image_column)
-    frame[image], note = relative_to(folder, frame[image])
+    frame[image], note = relative_to(folder, place, frame[image])
     return replace(
         source,
         frame=frame,

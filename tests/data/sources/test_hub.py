@@ -494,7 +494,7 @@ def test_an_image_folder_that_datasets_has_read(tmp_path):
     for split in data:
         data[split].to_parquet(tmp_path / "parquet" / f"{split}.parquet")
     assert refusal(tmp_path / "parquet") == (
-        f"images: column 'image' holds absolute paths, all below {photos} and none below .; "
+        f"images: .: column 'image' holds absolute paths, all below {photos} and none below .; "
         "name the folder that they are in"
     )
     expected = sorted(

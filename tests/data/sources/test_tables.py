@@ -208,13 +208,14 @@ def test_a_parquet_table_with_bytes(tmp_path, struct, group):
 def test_a_choice_between_columns_of_bytes(tmp_path):
     pq.write_table(pa.table({"front": [b"f"], "back": [b"b"], "n": [1]}), tmp_path / "t.parquet")
     assert refusal(tmp_path / "t.parquet") == (
-        "t.parquet: several columns hold images (front, back); choose one with image_column"
+        "image_column: t.parquet: several columns hold images (front, back); choose one"
     )
     source = open_source(tmp_path / "t.parquet", image_column="back")
     assert list(source.frame) == ["back", "n"]
     assert EmbeddedImages(source).read(source.frame["back"].iloc[0]) == b"b"
     assert refusal(tmp_path / "t.parquet", image_column="bock") == (
-        't.parquet: no column "bock". Expected one of: back, front, n. Did you mean "back"?'
+        'image_column: t.parquet: no column "bock". Expected one of: back, front, n. '
+        'Did you mean "back"?'
     )
 
 
