@@ -39,6 +39,7 @@ from multitask.data.records_builder import (
     RecordsBuilder,
     config_name,
 )
+from multitask.data.split_column import class_counts, describe_class_counts
 from multitask.data.table import (
     MISSING_FILE,
     TEST,
@@ -336,6 +337,9 @@ def describe_table(table: Table) -> list[str]:
     lines = [f"  {note}" for note in table.notes]
     if table.excluded:
         lines.append(f"  excluded images: {count_reasons(table.excluded.values())} ({EXCLUDED})")
+    if table.units is not None:  # a collection, whose splits may be drawn here
+        counts = class_counts(table.classes, table.labels, table.splits)
+        lines += [f"  {line}" for line in describe_class_counts(counts)]
     lines += [f"  {task}: {NO_TEST_SET}" for task in table.without_test]
     for task in table.tasks:
         labels = table.labels_of(task, TRAIN)

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from multitask.data import near_duplicates
 from multitask.data.draft import draft_spec
 from multitask.data.extracted import INDEX
+from multitask.data.records import describe_table
 from multitask.data.run_table import read_run_table, with_class_names, write_run_table
 from multitask.data.table import TEST, TRAIN, VALIDATION, load_table, merge_tables
 from multitask.run import write_config
@@ -227,6 +228,19 @@ def test_a_group_on_both_sides_of_a_named_split_is_not_trained_on(museum):
     assert "4 images of train belong to the same image or group as one of test" in "\n".join(
         table.notes
     )
+
+
+def test_the_classes_of_each_split_are_shown(museum):
+    table = load_table(spec_of({"test": 0.2, "group": "object"}, validation=0.2), museum.folder)
+    split = pd.Series(table.splits, table.paths)
+    frame = made.rows().assign(split=lambda rows: rows["file"].map(split))
+    for task, classes in zip(made.TASKS, (made.SCHOOLS, made.PERIODS), strict=True):
+        counts = pd.crosstab(frame[task], frame["split"])[["train", "validation", "test"]]
+        texts = {name: "/".join(map(str, counts.loc[name])) for name in classes}
+        (line,) = [x for x in describe_table(table) if x.startswith(f"  {task}, images in ")]
+        start, _, listed = line.partition(": ")
+        assert start == f"  {task}, images in train/validation/test"
+        assert dict(part[1:].split('" ') for part in listed.split(", ")) == texts
 
 
 # === What a run keeps ===
