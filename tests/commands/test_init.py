@@ -188,6 +188,20 @@ def test_levels_are_named_by_the_flag(tmp_path, write_image, monkeypatch, capsys
     assert line == f"--tasks: {'' if tasks else 'tree: '}{end}"
 
 
+def test_a_spec_in_another_folder_than_its_table(folder, capsys):
+    """As `tune` writes it."""
+    main(["init", "catalogue.csv", "--images=photos", "--out=mine.toml"])
+    capsys.readouterr()
+    (folder / "best").mkdir()
+    (folder / "mine.toml").rename(folder / "best" / "mine.toml")
+    assert wrong(capsys, "prepare", "--spec=best/mine.toml") == (
+        "best/catalogue.csv: no such file or folder. The paths of best/mine.toml start at its "
+        "folder; --data_dir names another one"
+    )
+    main(["prepare", "--spec=best/mine.toml", "--data_dir=.", "--image_size=32"])
+    assert "Prepared: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("old", "new", "start"),
     [
