@@ -65,13 +65,7 @@ def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> L
     options = spec.table
     assert options is not None
     image_dir = data_dir / spec.images
-    try:
-        source = open_table(options, data_dir, image_dir)
-    except InputError as error:
-        if error.field not in _FIELDS:
-            raise
-        text = str(error).removeprefix(f"{error.field}: ")
-        raise InputError(text, field=spec.place(None, _FIELDS[error.field])) from None
+    source = _open_source(spec, data_dir)
     notes = list(source.notes)
     if not source.embedded and not _is_same(source.images, image_dir):
         raise InputError(
@@ -111,6 +105,18 @@ def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> L
         frozenset(validation),
         dict(zip(rows.paths, rows.units.tolist(), strict=True)),
     )
+
+
+def _open_source(spec: DataSpec, data_dir: Path) -> Source:
+    """Open the table of a spec; an error about an argument names the field that sets it."""
+    assert spec.table is not None
+    try:
+        return open_table(spec.table, data_dir, data_dir / spec.images)
+    except InputError as error:
+        if error.field not in _FIELDS:
+            raise
+        text = str(error).removeprefix(f"{error.field}: ")
+        raise InputError(text, field=spec.place(None, _FIELDS[error.field])) from None
 
 
 def open_table(options: TableOptions, data_dir: Path, image_dir: Path | None) -> Source:

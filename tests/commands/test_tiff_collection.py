@@ -49,15 +49,15 @@ def test_train_similar_export_and_predict(folder, tiny_trunk, capsys):
     assert "40 TIFF" in capsys.readouterr().out
     kept = pd.read_csv(folder / "run/table.csv", keep_default_na=False).set_index("path")
     query = kept.index[kept["split"] == "train"][0]
-    found = []
+    nearest = []
     for kind in ("tiff", "png"):
         main(["similar", "--workdir=run", f"--query={kind}/photos/{query}"])
         lines = capsys.readouterr().out.splitlines()
-        found.append([line.split() for line in lines if line.lstrip()[:1].isdigit()])
-    assert found[0] == found[1]
+        nearest.append([line.split() for line in lines if line.lstrip()[:1].isdigit()])
+    assert nearest[0] == nearest[1]
     school = kept.loc[query, "school/label"]
-    assert found[0][0][:4] == ["1", "0.0000", query, school]
-    assert [row[0] for row in found[0]] == list("12345")
+    assert nearest[0][0][:4] == ["1", "0.0000", query, school]
+    assert [row[0] for row in nearest[0]] == list("12345")
 
     main(["export", "--workdir=run", "--format=litert"])
     for kind in ("tiff", "png"):

@@ -70,7 +70,7 @@ def test_folders_that_are_not_a_source(tmp_path, files, line):
     assert refusal(tmp_path) == line
 
 
-def test_tables_beside_class_folders_are_named(tmp_path):
+def test_tables_next_to_class_folders_are_noted(tmp_path):
     put(tmp_path, "photos/a.jpg", "Catalogue.CSV", ".hidden.csv")
     assert open_source(tmp_path).notes[-1] == (
         "tables beside the folders, which are not read: Catalogue.CSV"
