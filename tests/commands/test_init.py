@@ -157,9 +157,7 @@ def test_what_the_guesses_leave_open_is_a_warning(folder, capsys):
     assert line == '--tasks: "empty": none of 40 rows has a value ("" 40); choose another column'
 
 
-def test_class_folders_without_a_test_folder_are_drawn_and_noted(
-    tmp_path, write_image, capsys
-):
+def test_class_folders_without_a_test_folder_are_drawn_and_noted(tmp_path, write_image, capsys):
     for number in range(24):
         split, style = ("Training", "Validation")[number % 3 == 0], ("a", "b")[number % 2]
         write_image(tmp_path / "tree" / split / style / f"{number}.png", seed=number)
