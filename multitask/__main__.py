@@ -143,8 +143,10 @@ def _call(module: ModuleType, values: flags.FlagValues, left: list[str]) -> None
         text = str(error).removeprefix(f"{error.field}: ")
         if flag is None or (flag not in values and error.field in OVERRIDES.values()):
             raise
-        if flag not in values:  # an argument that this command takes without a flag
-            raise InputError(text) from None
+        if flag not in values:
+            if not flag.isidentifier():  # a place in a spec, such as `a.toml: task[0]: column`
+                raise
+            raise InputError(text) from None  # an argument that this command takes without a flag
         field = "" if flag == error.field else f" (field {error.field})"
         raise InputError(f"--{flag}: {text}{field}") from None
 

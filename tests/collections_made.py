@@ -45,44 +45,6 @@ def make(form, folder, write_image, photos=None):
     return _MAKERS[form](folder, photos), photos
 
 
-def make_large(form, folder, classes, views=4):
-    """Write a collection of noise with many classes: `painter`, and `century`, one of three.
-
-    Args:
-        form: "hub" (Parquet by `datasets`) or "parquet" (paths in a table by pandas).
-        classes: the number of painters.
-        views: the number of images of each.
-
-    Returns:
-        The path of the collection, and the frame: file, painter, century.
-    """
-    import datasets
-    from PIL import Image
-
-    noise = np.random.default_rng(0)
-    files = [f"{number:05}.png" for number in range(classes * views)]
-    frame = pd.DataFrame({"file": files})
-    frame["painter"] = [f"Élève n° {number % classes:04}" for number in range(len(files))]
-    frame["century"] = [("15th", "16th", "17th")[number % 3] for number in range(len(files))]
-    (folder / "photos").mkdir()
-    for file in files:
-        image = Image.fromarray(noise.integers(0, 256, (12, 12, 3)).astype(np.uint8))
-        image.resize((36, 36)).save(folder / "photos" / file)
-    if form == "parquet":
-        place = folder / "photos" / "catalogue.parquet"
-        frame.to_parquet(place)
-        return place, frame
-    place = folder / "museum"
-    (place / "data").mkdir(parents=True)
-    data = datasets.Dataset.from_pandas(frame).class_encode_column("painter")
-    paths = [str(folder / "photos" / file) for file in files]
-    data = data.add_column("image", paths).cast_column("image", datasets.Image())
-    data.save_to_disk(folder / "saved")  # which embeds the files
-    data = datasets.load_from_disk(folder / "saved")
-    data.to_parquet(place / "data" / "train-00000-of-00001.parquet")
-    return place, frame
-
-
 def _csv(folder, photos):
     rows().to_csv(folder / "catalogue.csv", index=False, sep=";", encoding="cp1252")
     return {"place": str(folder / "catalogue.csv"), "images": folder / "photos"}

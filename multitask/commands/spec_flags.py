@@ -3,6 +3,7 @@
 The help of a flag that overrides a field is the description of the field.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from multitask.spec import (
+    TFDS_PREFIX,
     DataSpec,
     InputError,
     load_spec,
@@ -209,6 +211,7 @@ def resolve_data(
         else:
             check_needed(values, left, command, needed)
             data_dir = Path(spec.source_file).parent
+            _check_table(spec, data_dir)
         return _overridden(values, spec, values.tasks), data_dir
     if values.data_dir is not None:
         raise InputError(
@@ -218,6 +221,19 @@ def resolve_data(
     draft = draft_of_flags(values, values.data)
     draft.log()
     return _overridden(values, draft.spec(values.data), None), draft.data_dir
+
+
+def _check_table(spec: DataSpec, data_dir: Path) -> None:
+    """Raise InputError if the table is not there: `tune` writes a spec to another folder."""
+    from multitask.data.sources.source import near_sibling
+
+    assert spec.table is not None
+    place = data_dir / spec.table.file
+    if not spec.table.file.startswith(TFDS_PREFIX) and not os.path.lexists(place):
+        raise InputError(
+            f"{place}: no such file or folder.{near_sibling(place)} The paths of "
+            f"{spec.source_file} start at its folder; --data_dir names another one"
+        )
 
 
 def _refuse_collection_flags(values: flags.FlagValues, *allowed: str) -> None:

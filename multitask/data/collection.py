@@ -30,6 +30,8 @@ from multitask.spec import MISSING, TFDS_PREFIX, DataSpec, InputError, Task, sho
 from multitask.spec_fields import TableOptions
 
 _NUMBER = re.compile(r"(?:line|row) (\d+)")  # the number of a row in its file
+# Argument of `open_source` -> the field of the spec that sets it.
+_FIELDS = {"image_column": "table.image", "levels": "table.levels", "images": "images"}
 
 
 @dataclass
@@ -63,7 +65,7 @@ def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> L
     options = spec.table
     assert options is not None
     image_dir = data_dir / spec.images
-    source = open_table(options, data_dir, image_dir)
+    source = _open_source(spec, data_dir)
     notes = list(source.notes)
     if not source.embedded and not _is_same(source.images, image_dir):
         raise InputError(
@@ -78,7 +80,7 @@ def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> L
         notes += column.notes
     classes = {task: column.classes for task, column in columns.items()}
     notes += _split(spec, rows, labels)
-    notes += _keep_units_together(rows)
+    notes += _keep_units_together(spec, rows)
     unlabelled = int((labels == MISSING).all(axis=1).sum())
     if unlabelled:
         notes.append(f"{unlabelled:,} of {len(labels):,} images have no label of any task")
@@ -104,6 +106,18 @@ def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> L
         dict(zip(rows.paths, rows.units.tolist(), strict=True)),
         {task: [*itertools.compress(rows.paths, c.ambiguous)] for task, c in columns.items()},
     )
+
+
+def _open_source(spec: DataSpec, data_dir: Path) -> Source:
+    """Open the table of a spec; an error about an argument names the field that sets it."""
+    assert spec.table is not None
+    try:
+        return open_table(spec.table, data_dir, data_dir / spec.images)
+    except InputError as error:
+        if error.field not in _FIELDS:
+            raise
+        text = str(error).removeprefix(f"{error.field}: ")
+        raise InputError(text, field=spec.place(None, _FIELDS[error.field])) from None
 
 
 def open_table(options: TableOptions, data_dir: Path, image_dir: Path | None) -> Source:
@@ -279,10 +293,13 @@ def _split(spec: DataSpec, rows: _Rows, labels: np.ndarray) -> list[str]:
     return [*drawn.notes, f"test set: {int(drawn.rows.sum()):,} of {len(labels):,} images, drawn"]
 
 
-def _keep_units_together(rows: _Rows) -> list[str]:
+def _keep_units_together(spec: DataSpec, rows: _Rows) -> list[str]:
     """Exclude images whose group is also in another split.
 
     A group with test images keeps only these; otherwise, one with validation images keeps these.
+
+    Raises:
+        InputError: no training image is left.
     """
     notes = []
     for inner, outer in ((TRAIN, TEST), (VALIDATION, TEST), (TRAIN, VALIDATION)):
@@ -294,7 +311,10 @@ def _keep_units_together(rows: _Rows) -> list[str]:
             )
             rows.splits[leaking] = EXCLUDED
     if not (rows.splits == TRAIN).any():
-        raise InputError("no training image is left: every group has an image in another split")
+        raise InputError(
+            "no training image is left: every group has an image in another split",
+            field=spec.place(None, "table.group" if spec.table and spec.table.group else "table"),
+        )
     return notes
 
 

@@ -29,7 +29,7 @@ _SUFFIX = re.compile(
 )
 _URL = re.compile(r"(https?|ftp|s3|gs)://|www\.", re.IGNORECASE)
 _HASH = re.compile(r"[0-9a-f]{8,128}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _WHOLE = re.compile(r"-?\d{1,9}")
 _WORD = re.compile(r"[^\W\d_]+")
 _YEAR = re.compile(r"(?<!\d)(1\d{3}|20\d{2})(?!\d)|centur|\d{4}-\d\d-\d\d", re.IGNORECASE)
@@ -64,6 +64,8 @@ _NOT_VISIBLE = _words("""
 _OBJECTS = _words("""
     object objects artwork work painting item record inventory accession group sheet lot
     identifier id
+    objekt objektnummer inventar inventarnummer inventarnr inventaire inventario inventaris
+    inventarisnummer objet oggetto
 """)
 _YES_NO = {"true", "false", "yes", "no", "y", "n"}
 

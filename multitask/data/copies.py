@@ -16,6 +16,7 @@ from multitask.data.image_kinds import SUFFIXES
 from multitask.data.label_files import LabelledRows, read_lists
 from multitask.data.matching import fold, letters
 from multitask.data.sources import Source, open_source
+from multitask.data.sources.class_folders import LevelsNeededError
 from multitask.data.sources.image_column import USUAL, has_image_suffix
 from multitask.data.table import Table, merge_tables
 from multitask.files import check_is_folder
@@ -120,8 +121,11 @@ def _describe(table: Table, copy: Path, root: Path) -> list[str]:
 
 def _extract(rows: LabelledRows, copy: Path, root: Path) -> None:
     """Write the images inside a copy's files to the folders of the lists."""
-    source = open_source(copy)
-    if not source.embedded:
+    try:
+        source = open_source(copy)
+    except LevelsNeededError:  # folders of images, but not those of the lists
+        source = None
+    if source is None or not source.embedded:
         first = next(_folder(path) for frame in rows.frames.values() for path in frame["path"])
         raise InputError(
             f"{copy}: has neither the folders of the lists ({first}, …) nor files with images "

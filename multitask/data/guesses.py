@@ -34,7 +34,9 @@ Role = Literal["image", "split", "group", "task", "none"]
 DETERMINED = 0.98  # one task determines another if it does so in at least this share of the rows
 # Words in values that may mean "no label", although they are not among MISSING_VALUES.
 _VAGUE = re.compile(
-    r"\b(un(known|identified|determined)|anonym\w*|not (known|applicable|specified)|tbd|various)\b",
+    r"\b(un(known|identified|determined)|not (known|applicable|specified)|tbd|various"
+    r"|an[oó]n[iy]e?m\w*|unbekannt\w*|onbekend\w*|inconnu\w*|sconosciut\w|desconocid\w*"
+    r"|desconhecid\w*)\b",
     re.IGNORECASE,
 )
 _LONGEST_NAME = 40  # characters of a task's name
@@ -298,15 +300,16 @@ def _make_tasks(
             result = label_column(
                 frame,
                 column,
-                place=f"tasks: {quoted(column)}",
+                place=quoted(column),
                 several=several_as,
                 separator=held.separator,
                 min_examples=fewest,
             )
         except InputError as error:
+            reason = str(error).removeprefix(f"{error.field}: ")
             if named:
-                raise
-            refused[column] = str(error).removeprefix(f"{error.field}: ")
+                raise InputError(f"{quoted(column)}: {reason}", field="tasks") from None
+            refused[column] = reason
             continue
         labels[name] = result
         values = result.counts.values
@@ -331,7 +334,7 @@ def _make_tasks(
 
 
 def _column_warnings(columns: Sequence[ColumnGuess], tasks: Sequence[TaskGuess]) -> list[str]:
-    """Warn of columns with one value, and of classes with one example."""
+    """Warn of columns with one value, classes with one example, and classes like "unknown"."""
     warnings = [
         f"column {quoted(column.name)}: {column.reason}"
         for column in columns
@@ -344,6 +347,11 @@ def _column_warnings(columns: Sequence[ColumnGuess], tasks: Sequence[TaskGuess])
                 f"task {quoted(task.name)}: {len(single):,} of {len(task.classes):,} classes have "
                 f"one example ({named_counts(single)}), too few to train and to evaluate; raise "
                 "min_examples"
+            )
+        if task.vague:
+            warnings.append(
+                f'task {quoted(task.name)}: classes that may mean "no label": '
+                f"{named_counts(task.vague)}; if so, add them to missing"
             )
     return warnings
 

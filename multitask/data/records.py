@@ -39,6 +39,7 @@ from multitask.data.records_builder import (
     RecordsBuilder,
     config_name,
 )
+from multitask.data.split_column import class_counts, describe_class_counts
 from multitask.data.table import (
     MISSING_FILE,
     TEST,
@@ -188,6 +189,8 @@ def prepare(
         raise InputError(f"{image_dir}: there is no such folder of images")
     sizes = image_sizes(merged.paths, image_dir)
     present = merged.drop(sizes < 0, MISSING_FILE)
+    if spec.table is not None and remedy == REMEDY:
+        remedy += ", or name their folder (images)"
     refuse = functools.partial(
         refuse_missing, total=len(merged), image_dir=image_dir, max_missing=spec.max_missing,
         remedy=remedy, allow=allow,
@@ -334,6 +337,9 @@ def describe_table(table: Table) -> list[str]:
     lines = [f"  {note}" for note in table.notes]
     if table.excluded:
         lines.append(f"  excluded images: {count_reasons(table.excluded.values())} ({EXCLUDED})")
+    if table.units is not None:  # a collection, whose splits may be drawn here
+        counts = class_counts(table.classes, table.labels, table.splits)
+        lines += [f"  {line}" for line in describe_class_counts(counts)]
     lines += [f"  {task}: {NO_TEST_SET}" for task in table.without_test]
     for task in table.tasks:
         labels = table.labels_of(task, TRAIN)

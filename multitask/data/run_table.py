@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from multitask.data.lists import read_labels_as
+from multitask.data.splitting import TRAIN, VALIDATION
 from multitask.data.table import Table, merge_tables
 from multitask.files import replacing
 from multitask.run import saved_spec
 from multitask.spec import OTHER_LABEL, DataSpec, is_labelled
 
 RUN_TABLE = "table.csv"
+_DRAWN = "drawn"  # tables of earlier versions lack it, and list drawn validation images as train
 
 
 def with_class_names(spec: DataSpec, data_dir: Path, workdir: Path) -> DataSpec:
@@ -42,15 +44,30 @@ def with_class_names(spec: DataSpec, data_dir: Path, workdir: Path) -> DataSpec:
     return spec.model_copy(update={"tasks": tasks})
 
 
-def write_run_table(table: Table, workdir: Path) -> None:
-    """Write the merged table of a run: path, split, group, and each task's class by name."""
-    columns = {"path": table.paths, "split": table.splits, "group": table.units}
+def write_run_table(table: Table, used: Table, workdir: Path) -> None:
+    """Write the merged table of a run: path, split, drawn, group, and each task's class by name.
+
+    Args:
+        table: the merged table, before the validation split is drawn.
+        used: the table that the run trains on. Its drawn validation images are marked in the
+            column `drawn`, so that the merged table can be read back.
+        workdir: the run's folder.
+    """
+    validation = np.zeros(len(table), bool)
+    validation[table.find(used.paths[used.splits == VALIDATION])] = True
+    drawn = validation & (table.splits == TRAIN)
+    columns = {
+        "path": table.paths,
+        "split": np.where(drawn, VALIDATION, table.splits),
+        _DRAWN: np.where(drawn, "yes", ""),
+        "group": table.units,
+    }
     for column, (task, names) in enumerate(table.classes.items()):
         labels = table.labels[:, column]
         places = np.where(is_labelled(labels), labels, len(names))
         columns[f"{task}/label"] = np.asarray([*names, ""], object)[places]
         if (labels == OTHER_LABEL).any():
-            columns[f"{task}/other"] = np.where(labels == OTHER_LABEL, 1, 0)
+            columns[f"{task}/other"] = np.where(labels == OTHER_LABEL, "yes", "")
     with replacing(workdir / RUN_TABLE) as temporary:
         pd.DataFrame(columns).to_csv(temporary, index=False)
 
@@ -78,12 +95,15 @@ def read_run_table(spec: DataSpec, workdir: Path) -> Table | None:
     for task, names in classes.items():
         named = np.asarray(read_labels_as(frame[f"{task}/label"], names, names=True))
         if f"{task}/other" in frame:
-            named = np.where(frame[f"{task}/other"] == "1", OTHER_LABEL, named)
+            named = np.where(frame[f"{task}/other"] == "yes", OTHER_LABEL, named)
         labels.append(named)
+    splits = frame["split"].to_numpy(object)
+    if _DRAWN in frame:
+        splits[(frame[_DRAWN] == "yes").to_numpy()] = TRAIN
     return Table(
         classes,
         frame["path"].to_numpy(object),
         np.stack(labels, axis=1).astype(np.int32),
-        frame["split"].to_numpy(object),
+        splits,
         units=frame["group"].to_numpy().astype(np.int64),
     )

@@ -15,8 +15,8 @@ from multitask.spec import is_labelled
 
 ALIASES = {
     TRAIN: ("train", "training", "learn"),
-    VALIDATION: ("validation", "valid", "val", "dev"),
-    TEST: ("test", "testing", "eval", "holdout"),
+    VALIDATION: ("validation", "valid", "val", "dev", "development"),
+    TEST: ("test", "testing", "eval", "evaluation", "holdout"),
 }
 EXCLUDED = ""  # the split of a row that is in none
 _SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
@@ -113,3 +113,22 @@ def class_counts(
         }
         parts.append(pd.DataFrame({"task": task, "class": list(names), **counts}))
     return pd.concat(parts, ignore_index=True)
+
+
+def describe_class_counts(counts: pd.DataFrame, most: int = 8) -> list[str]:
+    """A line per task: the largest classes with their images in each split.
+
+    Args:
+        counts: of `class_counts`.
+        most: the number of classes to name.
+    """
+    lines = []
+    for task, of_task in counts.groupby("task", sort=False):
+        order = of_task[list(SPLITS)].sum(axis=1).sort_values(ascending=False, kind="stable").index
+        named = [
+            f"{quoted(row['class'])} {'/'.join(str(row[split]) for split in SPLITS)}"
+            for _, row in of_task.loc[order[:most]].iterrows()
+        ]
+        more = f" and {len(of_task) - most:,} more" if len(of_task) > most else ""
+        lines.append(f"{task}, images in {'/'.join(SPLITS)}: {', '.join(named)}{more}")
+    return lines

@@ -211,7 +211,7 @@ def _prepare(run: Run, records_dir: Path | None, placement: Placement) -> Prepar
     with replacing(run.workdir / "excluded.csv") as temporary:
         prepared.table.excluded_frame().to_csv(temporary, index=False)
     if run.spec.table is not None:
-        write_run_table(prepared.merged, run.workdir)
+        write_run_table(prepared.merged, prepared.table, run.workdir)
     if prepared.near_duplicates is not None:
         with replacing(run.workdir / NEAR_DUPLICATES) as temporary:
             prepared.near_duplicates.to_csv(temporary, index=False)

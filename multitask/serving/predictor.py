@@ -217,7 +217,7 @@ def read_export(folder: Path) -> dict[str, Any]:
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError
     ) as error:  # fmt: skip
-        raise InputError(f"{folder}: not an export of multitask ({error})", field="model") from None
+        raise InputError(f"{folder}: {_what_instead(folder, error)}", field="model") from None
     return {
         **content,
         "classes": classes,
@@ -238,6 +238,15 @@ def _fitted_on_validation(content: Mapping[str, Any], tasks: Sequence[str]) -> d
         },
         "conformal": None if scores is None else Conformal.from_dict(scores, tasks),
     }
+
+
+def _what_instead(folder: Path, error: Exception) -> str:
+    """What a folder is that is not an export."""
+    if (folder / "export" / "classes.json").is_file():
+        return f"a run; name its export, {folder / 'export'}"
+    if (folder / "config.json").is_file():
+        return "a run, not an export; `multitask export` makes one of it"
+    return f"not an export of multitask ({error})"
 
 
 def load_export(

@@ -91,24 +91,6 @@ def test_one_command_from_every_form_to_a_report(form, tmp_path, write_image, ti
         assert all(f">{name}<" in report for name in classes)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("form", "classes"), [("hub", 300), ("parquet", 1000)])
-def test_one_command_for_many_classes(form, classes, tmp_path, tiny_trunk):
-    place, frame = made.make_large(form, tmp_path, classes)
-    main(["train", f"--data={place}", f"--workdir={tmp_path / 'run'}", *QUICK])
-    results = json.loads((tmp_path / "run/results/metrics.json").read_text())
-    # One of the four images of each painter is test; top-1 of noise is that of chance.
-    assert results["metrics"]["painter/labelled"] == classes
-    assert results["metrics"]["painter/top1"] < 0.1
-    kept = pd.read_csv(tmp_path / "run/table.csv", keep_default_na=False)
-    assert sorted(kept["painter/label"]) == sorted(frame["painter"])
-    tested = kept[kept["split"] == "test"]
-    assert sorted(tested["painter/label"]) == sorted(set(frame["painter"]))
-    page = (tmp_path / "run/results/report.html").read_text(encoding="utf-8")
-    assert f"{classes:,} classes" in page
-    assert "Élève n° 0299" in page
-
-
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
@@ -134,7 +116,11 @@ def test_wrong_calls_are_one_line(folder, capsys, argv, line):
     ("flags", "start"),
     [
         (["--tasks=shool"], "--tasks: "),
-        (["--image_column=fil"], ""),
+        (
+            ["--image_column=fil"],
+            '--image_column: catalogue.csv: no column "fil". Expected one of: ',
+        ),
+        (["--tasks=file,school"], '--tasks: "file" is the column of the images'),
         (["--split_column=school"], "--split_column: "),
         (["--split_column=schol"], '--split_column: unknown column "schol". Expected one of: '),
         (["--group=objct"], "--group: "),
@@ -148,3 +134,94 @@ def test_wrong_columns_are_one_line(folder, capsys, flags, start):
     argv = ["init", "catalogue.csv", *images, "--out=mine.toml", *flags]
     assert wrong(capsys, *argv).startswith(start)
     assert not (folder / "mine.toml").exists()
+
+
+def test_what_the_guesses_leave_open_is_a_warning(folder, capsys):
+    """Images that are not there, cells of several values, a value that may mean "no label"."""
+    frame = made.rows().assign(maker=["Ann", "Bo", "Ann | Bo", "unbekannt"] * 10, empty="")
+    frame.to_csv("catalogue.csv", index=False)
+    main(["init", "catalogue.csv", "--images=photos", "--out=a.toml"])
+    out = capsys.readouterr().out
+    assert "\n  maker: 3 classes, 30 labels; 10 images with several values have no label\n" in out
+    assert 'task "maker": classes that may mean "no label": "unbekannt" 10; if so, add them' in out
+    assert "were looked for" not in out
+    for file in list((folder / "photos").iterdir())[:21]:
+        file.unlink()
+    main(["init", "catalogue.csv", "--images=photos", "--out=b.toml"])
+    out = capsys.readouterr().out
+    assert "  images: 21 of 40 that were looked for are not in photos (first: '" in out
+    assert "'); name the folder of the images (images)\n" in out
+    line = wrong(
+        capsys, "init", "catalogue.csv", "--images=photos", "--out=c.toml", "--tasks=empty"
+    )
+    assert line == '--tasks: "empty": none of 40 rows has a value ("" 40); choose another column'
+
+
+def test_class_folders_without_a_test_folder_are_drawn_and_noted(tmp_path, write_image, capsys):
+    for number in range(24):
+        split, style = ("Training", "Validation")[number % 3 == 0], ("a", "b")[number % 2]
+        write_image(tmp_path / "tree" / split / style / f"{number}.png", seed=number)
+    main(["init", str(tmp_path / "tree"), f"--out={tmp_path / 'a.toml'}"])
+    line = (
+        "  the splits of the source (Training, Validation) have no test set: 20% of all images are "
+        "drawn as the test set, and these splits are not used\n"
+    )
+    assert line in capsys.readouterr().out
+    assert tomllib.loads((tmp_path / "a.toml").read_text())["table"]["test"] == 0.2
+    for place in ("Validation", "Testing"):
+        (tmp_path / "tree/Validation").rename(tmp_path / "tree" / place)
+        main(["init", str(tmp_path / "tree"), f"--out={tmp_path / f'{place}.toml'}"])
+        assert (line in capsys.readouterr().out) == (place == "Validation")
+    table = tomllib.loads((tmp_path / "Testing.toml").read_text())["table"]
+    assert (table["split"], table.get("test")) == ("split", None)
+
+
+@pytest.mark.parametrize(("tasks", "end"), [
+    ([], "its images are 2 folders deep ('Dutch/early/00_0.png'); name each level, from the top, "
+         "such as style,artist"),
+    (["--tasks=a,b,c"], "3 names (a, b, c), but the images in tree are only 2 folders deep"),
+])  # fmt: skip
+def test_levels_are_named_by_the_flag(tmp_path, write_image, monkeypatch, capsys, tasks, end):
+    made.make("folders", tmp_path, write_image)
+    monkeypatch.chdir(tmp_path)
+    line = wrong(capsys, "init", "tree", "--out=a.toml", *tasks)
+    assert line == f"--tasks: {'' if tasks else 'tree: '}{end}"
+
+
+def test_a_spec_in_another_folder_than_its_table(folder, capsys):
+    """As `tune` writes it."""
+    main(["init", "catalogue.csv", "--images=photos", "--out=mine.toml"])
+    capsys.readouterr()
+    (folder / "best").mkdir()
+    (folder / "mine.toml").rename(folder / "best" / "mine.toml")
+    assert wrong(capsys, "prepare", "--spec=best/mine.toml") == (
+        "best/catalogue.csv: no such file or folder. The paths of best/mine.toml start at its "
+        "folder; --data_dir names another one"
+    )
+    main(["prepare", "--spec=best/mine.toml", "--data_dir=.", "--image_size=32"])
+    assert "Prepared: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "start"),
+    [
+        ('column = "school"', 'column = "shool"',
+         'mine.toml: task[0] "school": column: unknown column "shool". Expected one of: '),
+        ('column = "school"', 'column = "school"\nmin_examples = 100',
+         'mine.toml: task[0] "school": min_examples: 100: 0 classes have at least 100 examples'),
+        ('image = "file"', 'image = "fil"',
+         'mine.toml: table.image: catalogue.csv: no column "fil". Expected one of: '),
+        ('group = "object"', 'group = "objct"', 'mine.toml: table.group: unknown column "objct"'),
+        ("test = 0.2", 'split = "school"',
+         'mine.toml: table.split: "school": no row is a training row (train, training, learn); '),
+    ],
+)  # fmt: skip
+def test_a_wrong_line_of_the_spec_is_named(folder, capsys, old, new, start):
+    """The place in the spec stands before what is wrong there, on the console too."""
+    main(["init", "catalogue.csv", "--images=photos", "--out=mine.toml"])
+    capsys.readouterr()
+    text = (folder / "mine.toml").read_text(encoding="utf-8")
+    assert text.count(f"\n{old}\n") == 1
+    (folder / "mine.toml").write_text(text.replace(f"\n{old}\n", f"\n{new}\n"), encoding="utf-8")
+    line = wrong(capsys, "prepare", "--spec=mine.toml")
+    assert line.startswith(start), line

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from multitask.data import near_duplicates
 from multitask.data.draft import draft_spec
 from multitask.data.extracted import INDEX
+from multitask.data.records import describe_table
 from multitask.data.run_table import read_run_table, with_class_names, write_run_table
 from multitask.data.table import TEST, TRAIN, VALIDATION, load_table, merge_tables
 from multitask.run import write_config
@@ -229,6 +230,19 @@ def test_a_group_on_both_sides_of_a_named_split_is_not_trained_on(museum):
     )
 
 
+def test_the_classes_of_each_split_are_shown(museum):
+    table = load_table(spec_of({"test": 0.2, "group": "object"}, validation=0.2), museum.folder)
+    split = pd.Series(table.splits, table.paths)
+    frame = made.rows().assign(split=lambda rows: rows["file"].map(split))
+    for task, classes in zip(made.TASKS, (made.SCHOOLS, made.PERIODS), strict=True):
+        counts = pd.crosstab(frame[task], frame["split"])[["train", "validation", "test"]]
+        texts = {name: "/".join(map(str, counts.loc[name])) for name in classes}
+        (line,) = [x for x in describe_table(table) if x.startswith(f"  {task}, images in ")]
+        start, _, listed = line.partition(": ")
+        assert start == f"  {task}, images in train/validation/test"
+        assert dict(part[1:].split('" ') for part in listed.split(", ")) == texts
+
+
 # === What a run keeps ===
 
 
@@ -240,7 +254,7 @@ def test_a_run_keeps_its_classes_and_its_splits(museum, tmp_path):
     assert [task.class_names for task in first.tasks] == [made.SCHOOLS, made.PERIODS]
     merged = merge_tables(first, museum.folder)
     write_config(workdir, first, museum.folder, fingerprint="x")
-    write_run_table(merged, workdir)
+    write_run_table(merged, load_table(first, museum.folder), workdir)
     # The collection is corrected and grows; the run goes on with its own classes.
     frame = made.rows()
     frame.loc[frame["period"] == "", "period"] = "ancient"
@@ -260,6 +274,29 @@ def test_a_run_keeps_its_classes_and_its_splits(museum, tmp_path):
     for name in ("paths", "labels", "splits", "units"):
         np.testing.assert_array_equal(getattr(kept, name), getattr(merged, name))
     assert kept.classes == merged.classes
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_table_of_a_run_names_its_validation_images(museum, tmp_path, named):
+    frame = made.rows().assign(
+        part=["train"] * 20 + ["val" if named else "train"] * 8 + ["test"] * 12
+    )
+    spec = spec_of({"split": "part"}, validation=0.2)
+    spec = with_class_names(spec, museum(frame), tmp_path / "run")
+    merged, used = (read(spec, museum.folder) for read in (merge_tables, load_table))
+    (tmp_path / "run").mkdir()
+    write_run_table(merged, used, tmp_path / "run")
+    written = pd.read_csv(tmp_path / "run/table.csv").set_index("path")["split"]
+    assert written.to_dict() == dict(zip(used.paths, used.splits, strict=True))
+    assert (written == VALIDATION).sum() == (8 if named else 6)  # or 28 / 5, rounded
+    kept = read_run_table(spec, tmp_path / "run")
+    assert kept.splits.tolist() == merged.splits.tolist()
+    # A run of before this column was written.
+    written = pd.read_csv(tmp_path / "run/table.csv", dtype=str, keep_default_na=False)
+    written.assign(split=merged.splits).drop(columns="drawn").to_csv(
+        tmp_path / "run/table.csv", index=False
+    )
+    assert read_run_table(spec, tmp_path / "run").splits.tolist() == merged.splits.tolist()
 
 
 # === Refused ===
@@ -290,11 +327,15 @@ def test_a_wrong_spec(table, tasks, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"table": {"image": "fil"}}, '{}/catalogue.csv: no column "fil". Expected one of: all, '),
+        (
+            {"table": {"image": "fil"}},
+            'museum.toml: table.image: {}/catalogue.csv: no column "fil". Expected ',
+        ),
         ({"tasks": ("shool",)}, 'museum.toml: task[0] "shool": column'),
         ({"table": {"split": "objct"}}, "museum.toml: table.split"),
         ({"table": {"group": "objct", "test": 0.2}}, "museum.toml: table.group"),
         ({"table": {"group": "all", "test": 0.2}}, "museum.toml: table.test: 0.2: all 40 labelled"),
+        ({"table": {"group": "all", "split": "part"}}, "museum.toml: table.group: no training im"),
         ({"table": {"file": "catalog.csv"}}, "{}/catalog.csv: no such file"),
         ({"tasks": ("nothing",)}, 'museum.toml: task[0] "nothing": column: "nothing": none of 40'),
         ({"tasks": ("all",)}, 'museum.toml: task[0] "all": column: "all": only one value'),
@@ -303,7 +344,7 @@ def test_a_wrong_spec(table, tasks, message):
     ],
 )
 def test_wrong_columns_are_one_line(museum, changes, message):
-    frame = made.rows().assign(all="x", nothing="")
+    frame = made.rows().assign(all="x", nothing="", part=["train", "test"] * 20)
     frame["link"] = "https://museum.example/" + frame["file"]
     folder = museum(frame)
     line = refusal(lambda: merge_tables(spec_of(**changes), folder))

@@ -161,6 +161,7 @@ def test_a_small_table():
         (np.arange(200) % 150 + 129, "none", "not consecutive"),
         (np.arange(200) % 27 * 10, "none", "not consecutive"),
         (np.arange(200) / 7, "none", "decimals"),
+        ([f"{i % 70},{i % 7}" for i in range(200)], "none", "decimals"),
         (1500 + np.arange(200) % 150, "none", "dates"),
         ([f"{1500 + i % 50}-{1501 + i % 50}" for i in range(200)], "none", "dates"),
         (["12 May 1890", "ca. 1650", "early 16th century", "1889-03-02"] * 50, "none", "dates"),
@@ -225,6 +226,10 @@ def test_the_group_is_an_identifier_that_some_rows_share():
     guesses = guess_columns(frame)
     assert guesses.group == "object_id"
     assert reason(guesses, "object date") == reason(guesses, "object begin date") == "dates"
+    # Numbers that could be years, in a column that names objects.
+    frame["Inventar-Nr."] = np.repeat(np.arange(100) + 1800, 2)
+    assert guess_columns(frame.drop(columns="object_id")).group == "Inventar-Nr."
+    frame = frame.drop(columns="Inventar-Nr.")
     # A column whose values do not repeat is an identifier.
     frame["object_id"] = np.arange(200) + 5000
     guesses = guess_columns(frame.drop(columns="other"))
@@ -297,6 +302,18 @@ def test_classes_of_one_example_are_named():
     ]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["unbekannt", "Maler unbekannt", "Inconnu", "autor desconocido", "Onbekend", "anoniem",
+     "Anónimo", "Anonyme", "Pittore sconosciuto", "Unidentified artist"],
+)  # fmt: skip
+def test_classes_that_may_mean_no_label_are_named(name):
+    frame = pairs(maker=[name, "Ann", "Bo", "Connie Anomaly"] * 50)
+    assert guess_columns(frame).warnings == (
+        f'task "maker": classes that may mean "no label": "{name}" 50; if so, add them to missing',
+    )
+
+
 def test_leaks_between_the_splits_are_named():
     frame = pairs(
         split=["train"] * 150 + ["test"] * 50,
@@ -318,7 +335,7 @@ def test_a_guess_that_leaves_one_class_is_not_a_task():
     assert [task.name for task in guesses.tasks] == ["style"]
     assert {guess.name: guess.role for guess in guesses.columns}["words"] == "none"
     assert guesses.columns[-1].reason == 'only one value: "red" 100; a task needs at least 2'
-    with pytest.raises(InputError, match=r'^tasks: "words": column: "words": only one value'):
+    with pytest.raises(InputError, match=r'^tasks: "words": only one value'):
         guess_columns(pairs(words=[["red"], ["red", "blue"]] * 100), tasks=["words"])
 
 
@@ -358,7 +375,7 @@ def test_a_guess_that_leaves_one_class_is_not_a_task():
         (
             pairs(style=["a"] * 200),
             {"tasks": ["style"]},
-            'tasks: "style": column: "style": only one value: "a" 200; a task needs at least 2',
+            'tasks: "style": only one value: "a" 200; a task needs at least 2',
         ),
         (
             pairs(style=["a", "b"] * 100),

@@ -223,7 +223,7 @@ def test_the_table_of_a_run_keeps_them(collection, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     spec = with_class_names(spec, folder, workdir)
-    write_run_table(table, workdir)
+    write_run_table(table, table, workdir)
     kept = read_run_table(spec, workdir)
     assert kept.paths.tolist() == table.paths.tolist()
     assert np.array_equal(kept.labels, table.labels)

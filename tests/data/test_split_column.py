@@ -5,7 +5,12 @@ import pandas as pd
 import pytest
 
 from multitask.data.groups import join_units, leaking_rows, read_groups
-from multitask.data.split_column import class_counts, describe_leaks, read_splits
+from multitask.data.split_column import (
+    class_counts,
+    describe_class_counts,
+    describe_leaks,
+    read_splits,
+)
 from multitask.data.table import SPLITS
 from multitask.spec import InputError
 
@@ -21,8 +26,8 @@ def frame_of(**columns):
     ("values", "split"),
     [
         (("train", "Training", " LEARN ", "train"), "train"),
-        (("validation", "valid", "VAL", "dev"), "validation"),
-        (("test", "Testing", "eval", "hold-out", "Hold out"), "test"),
+        (("validation", "valid", "VAL", "dev", "Development"), "validation"),
+        (("test", "Testing", "eval", "Evaluation", "hold-out", "Hold out"), "test"),
         (("uncertain artist", "", None, np.nan, "trainee", "1"), ""),
     ],
 )
@@ -44,7 +49,8 @@ def test_other_values_are_excluded_counted_and_named():
 def test_a_column_without_test_rows_is_noted():
     _, notes = read_splits(frame_of(s=["train", "val"]), "s")
     assert notes == [
-        "s: no row is a test row (test, testing, eval, holdout), so there is no test set"
+        "s: no row is a test row (test, testing, eval, evaluation, holdout), so there is no test "
+        "set"
     ]
 
 
@@ -132,3 +138,15 @@ def test_class_counts_are_those_of_pandas():
         ours = counts[counts["task"] == task]
         for split in SPLITS:
             assert ours[split].tolist() == table.loc[0:, split].tolist()
+
+
+def test_the_largest_classes_of_a_task_are_one_line():
+    counts = pd.DataFrame(
+        [("style", f"s{i}", i, 1, 2) for i in range(10)] + [("genre", "a, b\n", 1200, 0, 30)],
+        columns=["task", "class", *SPLITS],
+    )
+    assert describe_class_counts(counts, most=3) == [
+        'style, images in train/validation/test: "s9" 9/1/2, "s8" 8/1/2, "s7" 7/1/2 and 7 more',
+        'genre, images in train/validation/test: "a, b\\n" 1200/0/30',
+    ]
+    assert describe_class_counts(counts.head(10), most=10)[0].endswith('"s1" 1/1/2, "s0" 0/1/2')

@@ -705,6 +705,20 @@ def test_an_export_that_is_none_is_one_line(run, mixed, tmp_path, capsys, change
     assert err.count("\n") == 1
 
 
+def test_a_run_in_the_place_of_its_export_is_named(run, tmp_path, mixed, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(run.workdir, workdir)
+    assert stopped(f"--model={workdir}", mixed[0][0]) == 2
+    assert capsys.readouterr().err == (
+        f"--model: {workdir}: a run; name its export, {workdir / 'export'}\n"
+    )
+    shutil.rmtree(workdir / "export")
+    assert stopped(f"--model={workdir}", mixed[0][0]) == 2
+    assert capsys.readouterr().err == (
+        f"--model: {workdir}: a run, not an export; `multitask export` makes one of it\n"
+    )
+
+
 def test_a_run_without_a_model_or_classes(run, known, tmp_path, mixed, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(run.workdir, workdir)

@@ -127,7 +127,8 @@ def _level_names(
         if depth > 1:
             raise LevelsNeededError(
                 f"{place}: its images are {depth} folders deep ({shown(example)}); name each "
-                "level with levels, from the top"
+                "level, from the top, such as style,artist",
+                field="levels",
             )
         return ("class",)
     refuse_repeated(levels, "levels")

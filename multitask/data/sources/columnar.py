@@ -1,7 +1,7 @@
 """Make a Source from Parquet or Arrow files: a table in one file, or the shards of a data set."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ class ShardFile:
         name: the path relative to the data set's folder, or the name of a single file.
         path: the path to open.
         split: the split of its rows; None if unknown.
+        constants: column -> the value of all its rows, for columns that the file itself lacks.
     """
 
     name: str
     path: Path
     split: str | None = None
+    constants: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -103,10 +105,12 @@ def read_shards(
         rows=_row_names(files, counts),
         notes=_notes(columns, files, len(frame)),
     )
+    for name in [name for name in files[0].constants if name not in frame]:
+        frame[name] = _of_files(counts, [file.constants[name] for file in files])
     if files[0].split is not None or len({file.split for file in files}) > 1:
         split = free_name("split", frame.columns)
-        names = [f.split for f, count in zip(files, counts, strict=True) for _ in range(count)]
-        source = replace(source, frame=frame.assign(**{split: object_column(names)}), split=split)
+        frame = frame.assign(**{split: _of_files(counts, [file.split for file in files])})
+        source = replace(source, frame=frame, split=split)
     if columns.image and missing < len(frame):
         return _with_references(source, columns, files, counts, missing)
     return _with_paths(source, columns, images, image_column)
@@ -115,6 +119,12 @@ def read_shards(
 def object_column(values: Sequence[Any]) -> pd.Series:
     """A column of dtype object."""
     return pd.Series(values, dtype=object)
+
+
+def _of_files(counts: Sequence[int], values: Sequence[Any]) -> pd.Series:
+    """A column with one value for all rows of each file."""
+    pairs = zip(values, counts, strict=True)
+    return object_column([value for value, count in pairs for _ in range(count)])
 
 
 # === Columns ===
@@ -128,21 +138,22 @@ def _plan(
     names = list(shard.schema.names)
     if image_column is not None and image_column not in names:
         raise InputError(
-            f"{place}: no column {quoted(image_column)}. {expected(image_column, names)}"
+            f"{place}: no column {quoted(image_column)}. {expected(image_column, names)}",
+            field="image_column",
         )
     if image_column is None and len(embedded) > 1:
         raise InputError(
-            f"{place}: several columns hold images ({shorten(embedded)}); "
-            "choose one with image_column"
+            f"{place}: several columns hold images ({shorten(embedded)}); choose one",
+            field="image_column",
         )
     image = embedded[0] if embedded and image_column is None else image_column
     if image is not None and not _holds_bytes(shard, image):
         image = None
     skipped = [
-        field.name
-        for field in shard.schema
-        if field.name != image
-        and (shards.holds_objects(field.type) or field.name.startswith(_INDEX))
+        column.name
+        for column in shard.schema
+        if column.name != image
+        and (shards.holds_objects(column.type) or column.name.startswith(_INDEX))
     ]
     kept = [name for name in names if name not in (*skipped, image)]
     return _Columns(place, image, kept, skipped, shards.class_names_of(features))
@@ -250,7 +261,7 @@ def _with_paths(
         notes.append(f"images: column {shown(image, CELL)}, which holds paths instead of bytes")
     else:
         image, notes = find_image_column(frame, folder, place, image_column)
-    frame[image], note = relative_to(folder, frame[image])
+    frame[image], note = relative_to(folder, place, frame[image])
     return replace(
         source,
         frame=frame,

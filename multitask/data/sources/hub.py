@@ -4,9 +4,11 @@ The library `datasets` is not needed: the files are Parquet, Arrow and JSON.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from multitask.data.sources.columnar import ShardFile, read_shards
 from multitask.data.sources.shards import ARROW_SUFFIXES, PARQUET_SUFFIXES
@@ -15,7 +17,9 @@ from multitask.data.sources.splits import missing_shards, split_of_path
 from multitask.errors import InputError
 from multitask.spec import why_unsafe
 
-_DEPTH = 3  # levels of folders to search for shards, as in `default/train/0000.parquet`
+_DEPTH = 5  # levels of folders to search for shards, as in `default/train/0000.parquet`
+_PARTITION = re.compile(r"([^=]+)=(.*)")  # a folder of partitioned Parquet: `style=Cubism`
+_NULL = "__HIVE_DEFAULT_PARTITION__"  # its value where a row has none
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 
 
@@ -52,8 +56,12 @@ def read_hub(place: Path, *, images: Path | None = None, image_column: str | Non
         files, features = _saved(place)
     else:
         names = shard_paths(place)
-        _refuse_several(place, names)
-        files = [ShardFile(name, place / name, split_of_path(name)) for name in names]
+        plain, partitions = _partitioned(place, names)
+        _refuse_several(place, plain)
+        files = [
+            ShardFile(name, place / name, split_of_path(path), constants)
+            for name, path, constants in zip(names, plain, partitions, strict=True)
+        ]
         features = _stated_features(place)
     names = [file.name for file in files]
     if absent := missing_shards(names):
@@ -61,6 +69,38 @@ def read_hub(place: Path, *, images: Path | None = None, image_column: str | Non
     return read_shards(
         HUB, place, files, features=features, images=images, image_column=image_column
     )
+
+
+def _partitioned(
+    place: Path, names: Sequence[str]
+) -> tuple[list[str], list[dict[str, str | None]]]:
+    """Read the columns of partitioned Parquet (pandas, Spark) from folders such as `style=Cubism`.
+
+    Args:
+        place: the data set, for messages.
+        names: the paths of the shards below it.
+
+    Returns:
+        For each shard, its path without these folders; and column -> value of all its rows.
+
+    Raises:
+        InputError: the shards do not all have the same columns in their folders.
+    """
+    plain, partitions = [], []
+    for name in names:
+        *folders, file = name.split("/")
+        matches = [_PARTITION.fullmatch(folder) for folder in folders]
+        pairs = [(unquote(match[1]), unquote(match[2])) for match in matches if match]
+        partitions.append({key: None if value == _NULL else value for key, value in pairs})
+        rest = [folder for folder, match in zip(folders, matches, strict=True) if not match]
+        plain.append("/".join([*rest, file]))
+    for name, columns in zip(names, partitions, strict=True):
+        if list(columns) != list(partitions[0]):
+            raise InputError(
+                f"{place}: the folders of {name} name the columns {shorten(columns) or 'none'}, "
+                f"those of {names[0]} {shorten(partitions[0]) or 'none'}"
+            )
+    return plain, partitions
 
 
 def _refuse_several(place: Path, names: Sequence[str]) -> None:

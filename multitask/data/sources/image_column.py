@@ -1,6 +1,7 @@
 """Find the column of a table whose values are image files."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ _LOOKED_AT, _SAMPLE = 2000, 200  # values of a column to read, and distinct ones
 _HINTS = 10  # distinct values to try with a suffix added
 _LEAST_FILES = 0.05  # least share of files for a column of images
 _CLEAR = 0.5  # share that counts as clear; a column with this share of the best one's is a rival
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # C:\ or \\server
 _URLS = ("http://", "https://", "ftp://", "s3://", "gs://", "data:")
 
 
@@ -97,7 +99,10 @@ def find_image_column(
     """
     if given is not None:
         if given not in frame.columns:
-            raise InputError(f"{place}: no column {quoted(given)}. {expected(given, frame)}")
+            raise InputError(
+                f"{place}: no column {quoted(given)}. {expected(given, frame)}",
+                field="image_column",
+            )
         _refuse_urls(_look(frame, given, folder), place)
         return given, []
     columns = [_look(frame, name, folder) for name in frame.columns]
@@ -114,7 +119,8 @@ def find_image_column(
         if not usual:
             raise InputError(
                 f"{place}: several columns hold {'files' if files else 'names of images'} "
-                f"({shorten(likely)}); choose one with image_column"
+                f"({shorten(likely)}); choose one",
+                field="image_column",
             )
         likely = [column for column in likely if column.lower() == usual[0]]
     how = "its values are files" if files else "its values are names of images"
@@ -157,11 +163,27 @@ def _no_column(columns: Sequence[_Column], folder: Path, place: Path) -> str:
         text += f" {partly.names:.0%} of the values of {shown(partly.name, CELL)} are such names."
     elif usual:
         text += f" Column {shown(usual[0].name, CELL)} holds {shown(usual[0].first, CELL)}."
-    return f"{text} Name the column with image_column and the folder of the images with images"
+    return f"{text} Name the column (image_column), or the folder of the images (images)"
 
 
-def relative_to(folder: Path, values: pd.Series) -> tuple[pd.Series, str]:
+def _refuse_drives(folder: Path, place: Path, values: pd.Series) -> None:
+    """Raise InputError if all paths are absolute paths of Windows, which mean nothing here."""
+    texts = [value for value in values if isinstance(value, str) and value]
+    if os.sep == "/" and texts and all(map(_DRIVE.match, texts)):
+        raise InputError(
+            f"{place}: column {shown(values.name, CELL)} holds absolute paths of Windows "
+            f"({shown(texts[0], CELL)}); replace them by paths below {folder}, the folder of the "
+            "images"
+        )
+
+
+def relative_to(folder: Path, place: Path, values: pd.Series) -> tuple[pd.Series, str]:
     """Make absolute paths below a folder relative to it.
+
+    Args:
+        folder: the folder of the images.
+        place: the table, for messages.
+        values: the column of the images.
 
     Returns:
         The column, and a note; "" if nothing changed.
@@ -169,6 +191,7 @@ def relative_to(folder: Path, values: pd.Series) -> tuple[pd.Series, str]:
     Raises:
         InputError: all paths are absolute, and none is below the folder.
     """
+    _refuse_drives(folder, place, values)
     prefixes = {f"{root}/" for root in (folder, folder.absolute(), folder.resolve())}
     prefixes = {prefix for prefix in prefixes if prefix.startswith("/")}
     changed = [
@@ -182,8 +205,8 @@ def relative_to(folder: Path, values: pd.Series) -> tuple[pd.Series, str]:
     if texts and not count and all(text.startswith("/") for text in texts):
         above = os.path.commonpath([os.path.dirname(text) for text in texts])
         raise InputError(
-            f"column {shown(values.name, CELL)} holds absolute paths, all below {above} and none "
-            f"below {folder}; name the folder that they are in",
+            f"{place}: column {shown(values.name, CELL)} holds absolute paths, all below {above} "
+            f"and none below {folder}; name the folder that they are in",
             field="images",
         )
     note = f"{count:,} absolute paths below {folder} made relative to it" if count else ""

@@ -1,6 +1,8 @@
 """Open a source: recognise its kind, and read it."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from multitask.data.image_kinds import SUFFIXES
@@ -8,6 +10,8 @@ from multitask.data.sources import class_folders, hub, kaggle, tables, tfds_fold
 from multitask.data.sources.source import Source, input_errors, near_sibling, shorten
 from multitask.errors import InputError, quoted
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # Path made one slash of two
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LOOKED_FOR = (
     "classes.csv of Kaggle's WikiArt, features.json (TFDS), state.json (save_to_disk), Parquet or "
     "Arrow shards, metadata.csv or .jsonl, and folders of images"
@@ -75,11 +79,26 @@ def _open(
     if place.is_dir():
         return _open_folder(place, images, image_column, levels)
     if not place.exists() and not place.is_symlink():
+        _refuse_remote(place)
         raise InputError(f"{place}: no such file or folder.{near_sibling(place)}")
     _refuse_levels(levels, "a table")
     if recognised := kaggle.recognise(place):
         return kaggle.read_kaggle(*recognised, place, images)
     return tables.read_table(place, images=images, image_column=image_column)
+
+
+def _refuse_remote(place: Path) -> None:
+    """Raise InputError for a URL, or what looks like the name of a data set of the Hub."""
+    if _URL.match(str(place)):
+        raise InputError(
+            f"{place}: a URL; nothing is downloaded here. Download it, and give the path of the "
+            "file or folder"
+        )
+    if _HUB_NAME.fullmatch(str(place)) and not place.parent.exists() and not place.suffix:
+        raise InputError(
+            f"{place}: no such folder. A data set of the Hugging Face Hub has to be on disk: "
+            "download it, and give its folder"
+        )
 
 
 def _refuse_levels(levels: Sequence[str] | None, what: str) -> None:
@@ -101,7 +120,29 @@ def _open_folder(
     if hub.is_saved(place) or hub.shard_paths(place):
         return hub.read_hub(place, images=images, image_column=image_column)
     _refuse_other(place)
-    return class_folders.read_class_folders(place)
+    return _class_folders(place)
+
+
+def _class_folders(place: Path) -> Source:
+    """Read class folders; where tables lie beside them, say so: perhaps one of them is meant."""
+    listed = sorted(
+        entry.name
+        for entry in place.iterdir()
+        if entry.name.lower().endswith(tables.TABLE_SUFFIXES)
+        and not entry.name.startswith(".")
+        and entry.is_file()
+    )
+    if not listed:
+        return class_folders.read_class_folders(place)
+    try:
+        source = class_folders.read_class_folders(place)
+    except InputError as error:
+        text = str(error).removeprefix(f"{error.field}: ")
+        raise type(error)(
+            f"{text}; or give the path of a table in it ({shorten(listed)})", field=error.field
+        ) from None
+    note = f"tables beside the folders, which are not read: {shorten(listed)}"
+    return replace(source, notes=(*source.notes, note))
 
 
 def _refuse_other(place: Path) -> None:

@@ -1,13 +1,14 @@
 """Names of splits in names of folders and files."""
 
+import itertools
 import re
 from collections.abc import Iterable
 
-# Names that data sets give to their splits. They are recognised here, not interpreted.
-SPLIT_NAMES = (
-    *("train", "training", "test", "testing", "eval", "evaluation"),
-    *("validation", "valid", "val", "dev", "development"),
-)
+from multitask.data.split_column import ALIASES
+
+# Names that data sets give to their splits: those that a column of splits may hold. They are
+# recognised here, not interpreted.
+SPLIT_NAMES = tuple(itertools.chain(*ALIASES.values()))
 _SHARD = re.compile(r"(?:.*[-.])?(?P<split>[A-Za-z]\w*)-(?P<index>\d{5})-of-(?P<count>\d{5})")
 _WORD = re.compile(rf"(?:^|[^a-z0-9])({'|'.join(SPLIT_NAMES)})(?=$|[^a-z0-9])", re.IGNORECASE)
 

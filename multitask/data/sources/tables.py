@@ -74,7 +74,7 @@ def table_source(
     folder = images or place.parent
     image, notes = find_image_column(table.frame, folder, place, image_column)
     frame = table.frame
-    frame[image], note = relative_to(folder, frame[image])
+    frame[image], note = relative_to(folder, place, frame[image])
     return Source(
         TABLE,
         place,

@@ -267,12 +267,17 @@ def _choose_image(images: Sequence[str], given: str | None, place: Path) -> str:
     if given is not None:
         if given not in images:
             raise InputError(
-                f"{place}: no image feature {quoted(given)}. {expected(given, images)}"
+                f"{place}: no image feature {quoted(given)}. {expected(given, images)}",
+                field="image_column",
             )
         return given
-    if len(images) != 1:
-        what = f"several features are images ({shorten(images)}); choose one with image_column"
-        raise InputError(f"{place}: {what if images else 'no feature is an image'}")
+    if len(images) > 1:
+        raise InputError(
+            f"{place}: several features are images ({shorten(images)}); choose one",
+            field="image_column",
+        )
+    if not images:
+        raise InputError(f"{place}: no feature is an image")
     return images[0]
 
 

@@ -60,7 +60,9 @@ def test_one_level_of_folders(tree):
     )
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("Training", "val"), ("train", "dev")])
+@pytest.mark.parametrize(
+    "names", [("train", "test"), ("Training", "val"), ("train", "dev"), ("learn", "Holdout")]
+)
 def test_splits_above_the_classes(tree, names):
     first, second = names
     source = open_source(tree(f"{first}/x/a.jpg", f"{first}/y/b.jpg", f"{second}/x/c.jpg"))
@@ -102,8 +104,8 @@ def test_several_levels_are_named(tree):
 def test_levels_that_are_not_named_or_not_there(tree):
     place = tree("Cubism/Ann/a.jpg", "Cubism/b.jpg")
     assert refusal(place) == (
-        ".: its images are 2 folders deep ('Cubism/Ann/a.jpg'); name each level with "
-        "levels, from the top"
+        "levels: .: its images are 2 folders deep ('Cubism/Ann/a.jpg'); name each level, from "
+        "the top, such as style,artist"
     )
     assert refusal(place, levels=["style", "artist", "year"]) == (
         "levels: 3 names (style, artist, year), but the images in . are only 2 folders deep"

@@ -5,6 +5,7 @@ import json
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -290,6 +291,40 @@ def test_several_data_sets_in_one_folder(tmp_path):
     check(open_source(tmp_path / "styles"), [*range(3), *range(3)], ["test"] * 3 + ["train"] * 3)
 
 
+def test_partitioned_parquet_of_pandas(tmp_path):
+    """Its folders are columns: `style=Cubism`. The files themselves lack them."""
+    frame = pd.DataFrame(
+        {
+            "image": [{"bytes": image_bytes(i), "path": f"{i}.png"} for i in range(12)],
+            "style": ["Cubism", "Öl / Tempera", "a=b 100%"] * 4,
+            "maker": (["Ann"] * 3 + [None] * 3) * 2,
+            "split": ["train"] * 8 + ["test"] * 4,
+        }
+    )
+    frame.to_parquet(tmp_path / "p", partition_cols=["style", "maker", "split"])
+    assert not list((tmp_path / "p").glob("*.parquet"))
+    source = open_source(tmp_path / "p")
+    assert (source.kind, source.split) == ("hub", None)
+    read = source.frame.set_index("image.path")
+    written = frame.assign(path=[f"{i}.png" for i in range(12)]).set_index("path")
+    assert sorted(read.index) == sorted(written.index)
+    for column in ("style", "maker", "split"):
+        expected = written[column].astype(object).where(written[column].notna(), None)
+        assert read[column].to_dict() == expected.to_dict()
+    with EmbeddedImages(source) as images:
+        for path, reference in read["image"].items():
+            assert images.read(reference) == image_bytes(int(path.removesuffix(".png")))
+
+
+def test_partitions_of_several_kinds_are_refused(tmp_path):
+    for name in ("style=a/x", "maker=b/style=c/x"):
+        write_parquet(tmp_path / f"{name}.parquet", table(0, 3))
+    assert refusal(tmp_path) == (
+        ".: the folders of style=a/x.parquet name the columns style, those of "
+        "maker=b/style=c/x.parquet maker, style"
+    )
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_damaged_shards(tmp_path, suffix):
     place = tmp_path / f"train.{suffix}"
@@ -459,7 +494,7 @@ def test_an_image_folder_that_datasets_has_read(tmp_path):
     for split in data:
         data[split].to_parquet(tmp_path / "parquet" / f"{split}.parquet")
     assert refusal(tmp_path / "parquet") == (
-        f"images: column 'image' holds absolute paths, all below {photos} and none below .; "
+        f"images: .: column 'image' holds absolute paths, all below {photos} and none below .; "
         "name the folder that they are in"
     )
     expected = sorted(

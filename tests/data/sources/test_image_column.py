@@ -58,18 +58,19 @@ def test_the_usual_name_decides_between_two(table):
 def test_two_equally_likely_columns_are_refused(table):
     place = table("front,back,style\na.jpg,b.jpg,x\n")
     assert refusal(place) == (
-        "t.csv: several columns hold names of images (front, back); choose one with image_column"
+        "image_column: t.csv: several columns hold names of images (front, back); choose one"
     )
     assert open_source(place, image_column="back").image == "back"
     place = table("front,back,style\na.jpg,b.jpg,x\n", ["a.jpg", "b.jpg"])
     assert refusal(place, images=place.parent / "photos") == (
-        "t.csv: several columns hold files (front, back); choose one with image_column"
+        "image_column: t.csv: several columns hold files (front, back); choose one"
     )
 
 
 def test_a_column_that_is_not_there(table):
     assert refusal(table("image,style\na.jpg,x\n"), image_column="imagge") == (
-        't.csv: no column "imagge". Expected one of: image, style. Did you mean "image"?'
+        'image_column: t.csv: no column "imagge". Expected one of: image, style. '
+        'Did you mean "image"?'
     )
 
 
@@ -80,6 +81,13 @@ def test_addresses_are_refused_with_what_to_do(table, options):
         "t.csv: column 'image' holds URLs ('https://a.org/1.jpg'), not files; download the "
         "images first, and write each file's path into a column"
     )
+
+
+@pytest.mark.parametrize("start", ["C:\\\\", "d:/", "\\\\\\\\nas\\\\"])
+def test_absolute_paths_of_windows_are_refused(table, start):
+    line = refusal(table(f"image,style\n{start}a.jpg,x\n{start}b.jpg,y\n"))
+    assert line.startswith("t.csv: column 'image' holds absolute paths of Windows (")
+    assert line.endswith("; replace them by paths below ., the folder of the images")
 
 
 def test_addresses_and_files_in_one_table(table, tmp_path):
@@ -93,7 +101,7 @@ def test_no_images_says_what_was_looked_for(table):
         "t.csv: no column of images: no column holds files below ., or names such as a.jpg. "
         "Columns: "
     )
-    end = " Name the column with image_column and the folder of the images with images"
+    end = " Name the column (image_column), or the folder of the images (images)"
     assert refusal(table("id,style\n1,x\n2,y\n")) == f"{start}id, style.{end}"
     assert refusal(table("id,image\n1,x\n2,y\n")) == (
         f"{start}id, image. Column 'image' holds 'x'.{end}"
@@ -126,7 +134,7 @@ def test_absolute_paths_below_the_folder_become_relative(table, tmp_path):
 def test_absolute_paths_of_another_folder_are_refused_with_that_folder(table, tmp_path):
     place = table("image\n/data/museum/a.jpg\n/data/museum/b/c.jpg\n", ["a.jpg"])
     assert refusal(place, images=tmp_path / "photos") == (
-        "images: column 'image' holds absolute paths, all below /data/museum and none below "
+        "images: t.csv: column 'image' holds absolute paths, all below /data/museum and none below "
         "photos; name the folder that they are in"
     )
 

@@ -1,6 +1,8 @@
 """Which kind of source a place is, and the error for a place that is none."""
 
 import json
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -66,6 +68,39 @@ def test_metadata_comes_before_shards_and_shards_before_folders(tmp_path):
 def test_folders_that_are_not_a_source(tmp_path, files, line):
     put(tmp_path, *files)
     assert refusal(tmp_path) == line
+
+
+def test_tables_next_to_class_folders_are_noted(tmp_path):
+    put(tmp_path, "photos/a.jpg", "Catalogue.CSV", ".hidden.csv")
+    assert open_source(tmp_path).notes[-1] == (
+        "tables beside the folders, which are not read: Catalogue.CSV"
+    )
+    put(tmp_path, "photos/2020/b.jpg")
+    assert refusal(tmp_path) == (
+        "levels: .: its images are 2 folders deep ('photos/2020/b.jpg'); name each level, from the "
+        "top, such as style,artist; or give the path of a table in it (Catalogue.CSV)"
+    )
+
+
+@pytest.mark.parametrize(
+    "place", ["https://museum.example/catalogue.csv", "s3://bucket/a", "hf://datasets/huggan/x"]
+)
+def test_a_url_is_refused_with_what_to_do(place):
+    with pytest.raises(InputError, match=r": a URL; nothing is downloaded here\. Download it, and"):
+        open_source(Path(place))
+
+
+def test_a_name_of_the_hub_is_refused_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = (
+        "huggan/wikiart: no such folder. A data set of the Hugging Face Hub has to be on disk: "
+        "download it, and give its folder"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
+        open_source(Path("huggan/wikiart"))
+    put(tmp_path, "huggan/wikiarts/x/a.jpg")  # a folder of that name may be misspelled
+    with pytest.raises(InputError, match=r'^huggan/wikiart: .*Did you mean "wikiarts"\?$'):
+        open_source(Path("huggan/wikiart"))
 
 
 def test_choices_that_a_source_does_not_offer(tmp_path):

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import os
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from multitask.data.draft import draft_spec
 from multitask.data.sources import EmbeddedImages, open_source, tables
 from multitask.errors import InputError
 
@@ -208,13 +210,14 @@ def test_a_parquet_table_with_bytes(tmp_path, struct, group):
 def test_a_choice_between_columns_of_bytes(tmp_path):
     pq.write_table(pa.table({"front": [b"f"], "back": [b"b"], "n": [1]}), tmp_path / "t.parquet")
     assert refusal(tmp_path / "t.parquet") == (
-        "t.parquet: several columns hold images (front, back); choose one with image_column"
+        "image_column: t.parquet: several columns hold images (front, back); choose one"
     )
     source = open_source(tmp_path / "t.parquet", image_column="back")
     assert list(source.frame) == ["back", "n"]
     assert EmbeddedImages(source).read(source.frame["back"].iloc[0]) == b"b"
     assert refusal(tmp_path / "t.parquet", image_column="bock") == (
-        't.parquet: no column "bock". Expected one of: back, front, n. Did you mean "back"?'
+        'image_column: t.parquet: no column "bock". Expected one of: back, front, n. '
+        'Did you mean "back"?'
     )
 
 
@@ -332,3 +335,36 @@ def test_structs_of_bytes_alone(tmp_path, suffix):
     assert list(source.frame) == ["image"]
     with EmbeddedImages(source) as images:
         assert [data for _, data in images.iterate(source.frame["image"].tolist())] == [b"a", b"b"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_table_of_100_000_rows_is_read_in_seconds(tmp_path, form):
+    """From the file to the spec: 6 to 8 s of CPU time where this was written."""
+    numbers, random = np.arange(100_000), np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "file": [f"rooms/{i % 200:03}/{i:06}.jpg" for i in numbers],
+            "inventory": [f"SK-A-{i // 2}" for i in numbers],
+            "title": [f"A view of the town number {i} with a river" for i in numbers],
+            "style": random.choice([f"style {k}" for k in range(27)], len(numbers)),
+            "artist": random.choice([f"artist {k}" for k in range(900)], len(numbers)),
+            "support": random.choice(["oil | canvas", "oil", "canvas", "ink"], len(numbers)),
+        }
+    )
+    place = tmp_path / f"t.{form}"
+    if form == "csv":
+        frame.to_csv(place, index=False, sep=";")
+    elif form == "jsonl":
+        frame.to_json(place, orient="records", lines=True)
+    else:
+        frame.to_parquet(place)
+    start = time.process_time()
+    guesses = draft_spec(str(place)).guesses
+    assert time.process_time() - start < 30
+    assert (guesses.rows, guesses.group) == (100_000, "inventory")
+    assert {task.column: task.classes for task in guesses.tasks} == {
+        "style": frame["style"].value_counts().to_dict(),
+        "artist": frame["artist"].value_counts().to_dict(),
+        "support": frame["support"].value_counts().drop("oil | canvas").to_dict(),
+    }

@@ -168,9 +168,9 @@ def test_the_newest_version_and_several_configurations(tmp_path):
 def test_images_must_be_one_feature(tmp_path):
     two = prepare(tmp_path, "array_record", name="two", two=True)
     assert refusal(two) == (
-        ".: several features are images (back, image); choose one with image_column"
+        "image_column: .: several features are images (back, image); choose one"
     )
-    assert refusal(two, image_column="bak").startswith('.: no image feature "bak".')
+    assert refusal(two, image_column="bak").startswith('image_column: .: no image feature "bak".')
     source = open_source(two, image_column="back")
     years = source.frame["year"].tolist()
     with EmbeddedImages(source) as images:
