@@ -428,7 +428,7 @@ def sample_table(spec: DataSpec, table: Table) -> Table:
             raise InputError(
                 f"{spec.place(task, 'train')}: no training label of this task is left (test "
                 "images, missing files and contradictions are excluded); add rows, or exclude the "
-                "task with --tasks"
+                "task with `tasks`"
             )
     return table
 

@@ -407,7 +407,7 @@ def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(csv.DictWriter, "writerows", full_disk)
-    with pytest.raises(DiskError, match=r"no room on the disk .* with --resume"):
+    with pytest.raises(DiskError, match=r"no room on the disk .* with `resume`"):
         answers.finish()
     assert path.read_text() == "older"
     monkeypatch.undo()

@@ -6,7 +6,8 @@ from pathlib import Path
 from multitask.data.image_kinds import SUFFIXES
 from multitask.data.sources import class_folders, hub, kaggle, tables, tfds_folders
 from multitask.data.sources.source import Source, input_errors, near_sibling, shorten
-from multitask.errors import InputError, quoted
+from multitask.errors import InputError, counted, quoted
+from multitask.files import check_image_folder
 
 _LOOKED_FOR = (
     "classes.csv of Kaggle's WikiArt, features.json (TFDS), state.json (save_to_disk), Parquet or "
@@ -42,8 +43,8 @@ def open_source(
         >>> source.frame[source.image].iloc[0]  # doctest: +SKIP
         'rooms/a.jpg'
     """
-    if images is not None and not images.is_dir():
-        raise InputError(f"{images}: there is no such folder of images", field="images")
+    if images is not None:
+        check_image_folder(images, field="images")
     with input_errors(place):
         source = _open(place, images, image_column, levels)
         if strict:
