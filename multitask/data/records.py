@@ -277,7 +277,7 @@ def _make(
         images = counted(count, "image")
         check_room(above, needed, what=images, retry_hint=again)
         logger.info(
-            f"Preparing {count:,} images (shorter side at most {shorter_px} px, about "
+            f"Preparing {images} (shorter side at most {shorter_px} px, about "
             f"{size_text(needed)}) in {folder.parent} …"
         )
         if spec.exclude_near_duplicates:
@@ -301,8 +301,8 @@ def _report_older_records(spec: DataSpec, above: Path) -> None:
     )
     if older:
         logger.info(
-            f"Not used: {len(older):,} folders of records that an older version of this program "
-            f"made (first: {older[0]}); remove them to free their space"
+            f"Not used: {counted(len(older), 'folder')} of records that an older version of this "
+            f"program made (first: {older[0]}); remove them to free their space"
         )
 
 

@@ -616,7 +616,7 @@ def test_records_of_an_older_version_are_named(tiny_data, tiny_spec):
     with logged() as lines:
         assert quiet(spec, data).fresh
     (line,) = [line for line in lines if "older version" in line]
-    assert line.startswith("Not used: 1 folders of records")
+    assert line.startswith("Not used: 1 folder of records")
     assert str(older) in line
 
 

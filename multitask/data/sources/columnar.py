@@ -19,7 +19,7 @@ from multitask.data.sources.source import (
     plain_column,
     shorten,
 )
-from multitask.errors import InputError, expected, quoted, shown
+from multitask.errors import InputError, counted, expected, quoted, shown
 
 _INDEX = "__index_level_"  # prefix of the columns in which pandas stores a frame's index
 
@@ -197,8 +197,8 @@ def _row_names(files: Sequence[ShardFile], counts: Sequence[int]) -> pd.Series:
 
 
 def _notes(columns: _Columns, files: Sequence[ShardFile], rows: int) -> tuple[str, ...]:
-    kinds = sorted({file.path.suffix.lower().lstrip(".") for file in files})
-    notes = [f"{len(files):,} {'/'.join(kinds)} file{'s' * (len(files) > 1)}, {rows:,} rows"]
+    kind = "/".join(sorted({file.path.suffix.lower().lstrip(".") for file in files}))
+    notes = [f"{counted(len(files), f'{kind} file')}, {counted(rows, 'row')}"]
     if columns.skipped:
         notes.append(f"skipped columns, which hold no plain values: {shorten(columns.skipped)}")
     return tuple(notes)

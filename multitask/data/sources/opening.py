@@ -118,5 +118,9 @@ def _refuse_other(place: Path) -> None:
             f"{place}: a folder with tables ({shorten(listed)}); give the path of one of them"
         )
     images = sum(name.lower().endswith(SUFFIXES) for name in names)
-    has = f"{images:,} images that are not in class folders" if images else shorten(names)
+    has = (
+        f"{counted(images, 'image that is', 'images that are')} not in class folders"
+        if images
+        else shorten(names)
+    )
     raise InputError(f"{place}: it has {has}; looked for {_LOOKED_FOR}")
