@@ -227,7 +227,7 @@ def test_the_console_names_a_bounded_number_of_rare_classes(tiny_data, tiny_spec
     (data / "wikiart").mkdir()
     result = audit(tiny_spec(tasks=("style",)), data)
     lines = summary(result)
-    assert sum("training labels, fewer than 20" in line for line in lines) == RARE_LISTED
+    assert sum("has 1 training label, fewer than 20" in line for line in lines) == RARE_LISTED
     assert (
         "  and 280 more classes with fewer than 20: audit.json has all under rare_classes" in lines
     )

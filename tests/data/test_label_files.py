@@ -285,7 +285,7 @@ def test_a_task_without_a_test_set(tiny_data, tiny_spec, text):
 @pytest.mark.parametrize("text", ["", "path,class\n"])
 def test_a_task_without_training_rows_is_refused(tiny_data, tiny_spec, text):
     data = tiny_data(images=False, rows={"style_train": text})
-    message = r'style_train.csv: no training rows, .* "style" .*--tasks'
+    message = r'style_train.csv: no training rows, .* "style" .*`tasks`'
     with pytest.raises(InputError, match=message):
         merge_tables(tiny_spec(), data)
     table = merge_tables(tiny_spec(), data, strict=False)

@@ -370,7 +370,7 @@ def test_predictions_that_cannot_be_resumed_are_one_line(tmp_path):
     content = partial.read_bytes()
     changed = {**SETTINGS, "min_confidence": {"shade": 0.6}}
     cases = [
-        (SETTINGS, False, content, "continue it with --resume, or remove the file"),
+        (SETTINGS, False, content, "continue it with `resume`, or remove the file"),
         (changed, True, content, "min_confidence.shade: 0.5 before, 0.6 now"),
         (SETTINGS, True, b"path,error\n", "line 1 is not a valid record"),
         (SETTINGS, True, content + b"[]\n", "line 3 is not a valid record"),
