@@ -131,8 +131,8 @@ def _flags_help(values: flags.FlagValues) -> str:
 
 
 def _call(module: ModuleType, values: flags.FlagValues, left: list[str]) -> None:
-    """Run a command; reword an InputError about a field to name the flag that sets it."""
-    from multitask.commands.spec_flags import OVERRIDES
+    """Run a command; reword errors about a field of the spec to name the flag that sets it."""
+    from multitask.commands.spec_flags import OVERRIDES, with_flags
 
     try:
         module.main(values, left)
@@ -140,6 +140,7 @@ def _call(module: ModuleType, values: flags.FlagValues, left: list[str]) -> None
         flag = next(
             (flag for flag, field in OVERRIDES.items() if field == error.field), error.field
         )
+        error.args = (with_flags(str(error), values),)
         text = str(error).removeprefix(f"{error.field}: ")
         if flag is None or (flag not in values and error.field in OVERRIDES.values()):
             raise
@@ -149,6 +150,9 @@ def _call(module: ModuleType, values: flags.FlagValues, left: list[str]) -> None
             raise InputError(text) from None  # an argument that this command takes without a flag
         field = "" if flag == error.field else f" (field {error.field})"
         raise InputError(f"--{flag}: {text}{field}") from None
+    except RunError as error:
+        error.args = (with_flags(str(error), values),)
+        raise
 
 
 def _terminated(number: int, frame: object) -> None:

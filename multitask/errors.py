@@ -60,6 +60,15 @@ def quoted(name: Any) -> str:
     return f'"{text[1:-1] if text[-1] == text[0] else text[1:]}"'
 
 
+def counted(n: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, and its verb if both forms have one.
+
+    >>> counted(1, "epoch"), counted(1200, "class is", "classes are")
+    ('1 epoch', '1,200 classes are')
+    """
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
 def near(word: str, choices: Iterable[str]) -> str:
     """Return ` Did you mean "…"?`; an empty text if no choice is similar."""
     matches = difflib.get_close_matches(str(word)[:LONGEST_WORD], list(choices), n=1)

@@ -289,6 +289,17 @@ def check_is_folder(folder: Path, *, field: str) -> None:
         raise InputError(f"{folder}: is not a folder", field=field)
 
 
+def check_image_folder(folder: Path, *, field: str) -> None:
+    """Raise InputError if there is no such folder.
+
+    Args:
+        folder: of the images.
+        field: the argument that names the folder, or the place of the field in the spec.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder of images", field=field)
+
+
 def check_writable(folder: Path, *, field: str) -> Path:
     """Check that a folder can be written to or created.
 

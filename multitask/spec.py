@@ -261,7 +261,7 @@ def refuse_outside(spec: DataSpec, *, allowed: bool) -> None:
         if not allowed:
             raise SpecError(
                 f"{place}: {shown(path)}: {reason}; name a path inside the data folder, or allow "
-                "it with --allow_outside"
+                "it with `allow_outside`"
             )
 
 

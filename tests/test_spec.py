@@ -744,7 +744,7 @@ def test_a_path_that_leaves_the_data_is_refused_unless_allowed(field):
             refuse_outside(spec, allowed=False)
         place = "images" if field == "images" else f'task[1] "style": {field.split(".")[-1]}'
         assert str(caught.value).startswith(f"s.toml: {place}: {path!r}: ")
-        assert "--allow_outside" in str(caught.value)
+        assert "`allow_outside`" in str(caught.value)
         refuse_outside(spec, allowed=True)
     spec = parse_spec(changed(field, "a\nb"), source="s.toml")
     for allowed in (False, True):

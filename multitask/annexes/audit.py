@@ -31,8 +31,9 @@ from multitask.data.near_duplicates import (
 )
 from multitask.data.records import default_records_dir
 from multitask.data.table import MISSING_FILE, TEST, TRAIN, Table, merge_tables
+from multitask.files import check_image_folder
 from multitask.pages import audit_page
-from multitask.spec import DataSpec, InputError, field_of, is_labelled
+from multitask.spec import DataSpec, field_of, is_labelled
 
 # With fewer training labels, the usual validation share of 5 % has no image of the class. A test
 # set of about half the size of the training set has fewer than ten, so the class's F1 is chance.
@@ -367,8 +368,7 @@ def audit_data_set(
     """
     table = merge_tables(spec, data_dir, strict=False)
     image_dir = data_dir / spec.images
-    if not image_dir.is_dir():
-        raise InputError(f"{image_dir}: there is no such folder of images")
+    check_image_folder(image_dir, field=spec.place(None, "images"))
     cache = hash_cache(spec, records_dir or default_records_dir(data_dir))
     with conversions_logged():
         hashes, reasons = scan_images(table.paths, image_dir, cache=cache, progress=progress)

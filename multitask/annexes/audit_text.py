@@ -6,6 +6,7 @@ import pandas as pd
 
 from multitask.annexes.audit import RARE, Audit, imbalance, rare_classes
 from multitask.data.table import TEST, TRAIN
+from multitask.errors import counted
 from multitask.pages.audit_page import name_tasks
 from multitask.spec import NO_TEST_SET
 
@@ -18,7 +19,7 @@ def summary(audit: Audit) -> list[str]:
     lines.append(_pair_line(audit))
     if len(audit.mojibake):
         where = ", ".join(f"{n:,} {w}" for w, n in audit.mojibake["file"].value_counts().items())
-        lines.append(f"Mojibake: {len(audit.mojibake):,} paths ({where})")
+        lines.append(f"Mojibake: {counted(len(audit.mojibake), 'path')} ({where})")
     if audit.unnamed:
         more = ", …" * (len(audit.unnamed) > 1)
         lines.append(f"Images that no CSV names: {len(audit.unnamed):,} ({audit.unnamed[0]}{more})")
@@ -36,7 +37,7 @@ def _image_lines(audit: Audit) -> list[str]:
     sets = {name_tasks(tasks): count for tasks, count in audit.coverage().items()}
     width = max(map(len, sets), default=0)
     return [
-        f"{audit.spec.title or audit.spec.name}: {len(table):,} images in the CSVs, "
+        f"{audit.spec.title or audit.spec.name}: {counted(len(table), 'image')} in the CSVs, "
         f"{len(table) - len(audit.unusable):,} readable in {audit.image_dir}",
         *_section("Rows of the CSVs", rows),
         "",
@@ -61,13 +62,13 @@ def _class_lines(audit: Audit) -> list[str]:
         lines.append(f"  {task}: {ends['ratio']:.1f} : 1 ({large} {most:,}, {small} {least:,})")
     rare = rare_classes(classes)
     lines += [
-        f"  {row.task}: {row.name} has {row.train} training labels, fewer than {RARE}"
+        f"  {row.task}: {row.name} has {counted(row.train, 'training label')}, fewer than {RARE}"
         for row in rare.head(RARE_LISTED).itertuples()
     ]
     if len(rare) > RARE_LISTED:
         lines.append(
-            f"  and {len(rare) - RARE_LISTED:,} more classes with fewer than {RARE}: audit.json "
-            "has all under rare_classes"
+            f"  and {counted(len(rare) - RARE_LISTED, 'more class', 'more classes')} with fewer "
+            f"than {RARE}: audit.json has all under rare_classes"
         )
     return lines + [f"  {task}: {NO_TEST_SET}" for task in audit.table.without_test]
 
@@ -77,8 +78,8 @@ def _leak_lines(audit: Audit) -> Sequence[str]:
         return ()
     tasks = ", ".join(f"{task} {count:,}" for task, count in audit.leaks_by_test_task().items())
     title = (
-        f"Leaks: {audit.findings['leaks']:,} images are test for one task (by that task: {tasks}) "
-        "and train for another. Training without them:"
+        f"Leaks: {counted(audit.findings['leaks'], 'image is', 'images are')} test for one task "
+        f"(by that task: {tasks}) and train for another. Training without them:"
     )
     return _section(title, audit.leak_cost())
 
@@ -87,11 +88,13 @@ def _pair_line(audit: Audit) -> str:
     splits = audit.pairs[["first_split", "second_split"]]
     between = int((splits["first_split"] != splits["second_split"]).sum())
     within = splits["first_split"][splits["first_split"] == splits["second_split"]]
+    differing = int((audit.pairs["labels_differ"] != "").sum())
     return (
-        f"Near-duplicates: {len(audit.pairs):,} pairs; {between:,} between train and test "
-        f"({len(audit.seen):,} test images), {int((within == TRAIN).sum()):,} within train, "
+        f"Near-duplicates: {counted(len(audit.pairs), 'pair')}; {between:,} between train and test "
+        f"({counted(len(audit.seen), 'test image')}), {int((within == TRAIN).sum()):,} within "
+        "train, "
         f"{int((within == TEST).sum()):,} within test; "
-        f"{int((audit.pairs['labels_differ'] != '').sum()):,} pairs have different labels"
+        f"{counted(differing, 'pair has', 'pairs have')} different labels"
     )
 
 

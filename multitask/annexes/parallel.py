@@ -66,8 +66,8 @@ class Parallel(Placement):
         for field, is_set in unsupported.items():
             if is_set:
                 raise SpecError(
-                    f"{spec.place(None, field)}: --distribute=mirrored does not support it with "
-                    "TensorFlow; remove it, or train on one device or with --backend=jax"
+                    f"{spec.place(None, field)}: `distribute=mirrored` does not support it with "
+                    "TensorFlow; remove it, or train on one device or with `backend=jax`"
                 )
 
     def feed(self, batches: tf.data.Dataset) -> tf.data.Dataset:
@@ -172,8 +172,8 @@ def build_placement(
         except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(
                 "multihost: the processes do not find each other "
-                f"({' '.join(str(error).split())[:200]}); give --coordinator=HOST:PORT, "
-                "--process_count and --process_index",
+                f"({' '.join(str(error).split())[:200]}); give `coordinator=HOST:PORT`, "
+                "`process_count` and `process_index`",
                 field="distribute",
             ) from None
     devices = keras.distribution.list_devices()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from multitask.data.table import TRAIN, Table
+from multitask.errors import counted
 from multitask.learning.extensions import NO_ROWS, ExtraRows
 from multitask.spec import MISSING, DataSpec, InputError, install, is_labelled
 
@@ -74,8 +75,8 @@ class Smote(ExtraRows):
                 row_labels.append(new_labels)
             if wanted:
                 logger.info(
-                    f"  {name}: SMOTE adds {sum(wanted.values()):,} examples to "
-                    f"{len(wanted)} rare classes"
+                    f"  {name}: SMOTE adds {counted(sum(wanted.values()), 'example')} to "
+                    f"{counted(len(wanted), 'rare class', 'rare classes')}"
                 )
         return np.concatenate(rows), np.concatenate(row_labels)
 

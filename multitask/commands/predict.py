@@ -28,6 +28,7 @@ from multitask.commands.model_flags import (
 )
 from multitask.commands.spec_flags import define_allow_outside
 from multitask.console import log_to_stderr, note
+from multitask.errors import counted
 from multitask.spec import InputError, expected
 from multitask.startup import import_tensorflow
 
@@ -203,9 +204,7 @@ def _predict_to_file(
     done = len(all_files) - len(files)
     if done:
         note(f"Resuming: {done:,} of {len(all_files):,} images have predictions")
-    note(
-        f"Predicting {len(files):,} {'image' if len(files) == 1 else 'images'} with {model.runtime}"
-    )
+    note(f"Predicting {counted(len(files), 'image')} with {model.runtime}")
     readable, start_s = 0, time.perf_counter()
     uncertain: Counter[str] = Counter()
     set_sizes: Counter[str] = Counter()
@@ -235,4 +234,4 @@ def _predict_to_file(
 
 def _require_readable(readable: int, files: Sequence[str]) -> None:
     if not readable:
-        raise InputError(f"none of the {len(files)} images can be read")
+        raise InputError("none of the images can be read")

@@ -4,6 +4,7 @@ The help of a flag that overrides a field is the description of the field.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,6 +118,26 @@ def define_spec_flags(values: flags.FlagValues, overrides: Iterable[str] = OVERR
         define = _DEFINE.get(field.annotation, flags.DEFINE_string)
         shown = "subset of each task" if field.place == "task.subset" else field.place
         define(flag, None, f"{field.description.replace('`', '')} (field {shown})", **to)
+
+
+def with_flags(text: str, values: flags.FlagValues) -> str:
+    """Replace the settings in a message by the flags of the command that set them.
+
+    Args:
+        text: a message, with fields of the spec and arguments in backticks, such as `records_dir`
+            or `features.cache=off`. What no flag sets stays as it is.
+        values: the flags of the command.
+
+    Returns:
+        The message, with `--records_dir` and `--cache_features=off` instead, without backticks.
+    """
+    names = {field: flag for flag, field in OVERRIDES.items()}
+
+    def flag(setting: re.Match[str]) -> str:
+        name = names.get(setting[1], setting[1])
+        return f"--{name}{setting[2]}" if name in values else setting[0]
+
+    return re.sub(r"`([a-z_.]+)((?:=[^`\s]+)?)`", flag, text)
 
 
 def define_collection_flags(values: flags.FlagValues, condition: str = "") -> None:

@@ -26,6 +26,7 @@ from multitask.data.matching import match_files
 from multitask.data.sources import Source, open_source
 from multitask.data.split_column import EXCLUDED, class_counts, read_splits
 from multitask.data.splitting import TEST, TRAIN, VALIDATION
+from multitask.errors import counted
 from multitask.spec import MISSING, TFDS_PREFIX, DataSpec, InputError, Task, shown
 from multitask.spec_fields import TableOptions
 
@@ -89,7 +90,10 @@ def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> L
         lacking = counts[(counts["task"] == task) & (counts[TRAIN] == 0)]["class"].tolist()
         if lacking:
             names = ", ".join(shown(name) for name in lacking[:3])
-            notes.append(f"{task}: {len(lacking):,} classes have no training image ({names})")
+            notes.append(
+                f"{task}: {counted(len(lacking), 'class has', 'classes have')} no training image "
+                f"({names})"
+            )
     frames = {
         task: _frame(task, options.file, rows, labels[:, index])
         for index, task in enumerate(classes)
@@ -167,7 +171,7 @@ def _rows_of(
         written = extract_images(source, names, image_dir)
         there = np.array([path is not None for path in written], bool)
         if not there.all():
-            notes.append(f"{int((~there).sum()):,} rows have no image bytes")
+            notes.append(f"{counted(int((~there).sum()), 'row has', 'rows have')} no image bytes")
         frame, splits = frame[there].reset_index(drop=True), splits[there]
         numbers, names = numbers[there], list(itertools.compress(names, there))
         paths, unsafe = [path for path in written if path is not None], [""] * len(names)
@@ -215,10 +219,9 @@ def _near_duplicates(
     sizes = Counter(group for group in groups if group is not None)
     if not sizes:
         return [None] * len(paths), ""
-    groups_text = f"{len(sizes):,} group{'s' * (len(sizes) > 1)}"
     note = (
-        f"near-duplicates: {sum(sizes.values()):,} images in {groups_text}, the largest of "
-        f"{max(sizes.values()):,}; each group is kept on one side of the split"
+        f"near-duplicates: {sum(sizes.values()):,} images in {counted(len(sizes), 'group')}, the "
+        f"largest of {max(sizes.values()):,}; each group is kept on one side of the split"
     )
     return [group_of.get(path) for path in paths], note
 
@@ -305,9 +308,10 @@ def _keep_units_together(spec: DataSpec, rows: _Rows) -> list[str]:
     for inner, outer in ((TRAIN, TEST), (VALIDATION, TEST), (TRAIN, VALIDATION)):
         leaking = leaking_rows(rows.named_units, rows.splits, inner=inner, outer=outer)
         if leaking.any():
+            one, many = f"image of {inner} belongs", f"images of {inner} belong"
             notes.append(
-                f"{int(leaking.sum()):,} images of {inner} belong to the same image or group as "
-                f"one of {outer} and are not used"
+                f"{counted(int(leaking.sum()), one, many)} to the same image or group as "
+                f"one of {outer}; not used"
             )
             rows.splits[leaking] = EXCLUDED
     if not (rows.splits == TRAIN).any():

@@ -12,6 +12,7 @@ from multitask.data.cells import cell_values, column_cells, distinct_cells, is_e
 from multitask.data.columns import MISSING_VALUES
 from multitask.data.split_column import EXCLUDED, split_of
 from multitask.data.table import TRAIN
+from multitask.errors import counted
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 1000  # values of a column that is guessed to be a task
 FEW_EXAMPLES = 10  # classes with fewer are hard to learn and to judge
@@ -275,7 +276,7 @@ def _value_reason(facts: ColumnFacts) -> str | None:
 
 
 def _identifier(facts: ColumnFacts, kind: str) -> str:
-    return f"identifier: {len(facts.values):,} {kind} in {facts.filled:,} rows"
+    return f"identifier: {len(facts.values):,} {kind} in {counted(facts.filled, 'row')}"
 
 
 def _count_reason(facts: ColumnFacts) -> str | None:
@@ -286,7 +287,7 @@ def _count_reason(facts: ColumnFacts) -> str | None:
     is_text = words >= _WORDS * facts.filled and facts.mean_rows < _WORDS
     if facts.filled and (is_text or repeated < facts.filled / 2):
         kind = "free text" if is_text else "names that hardly repeat"
-        return f"{kind}: {distinct:,} different values in {facts.filled:,} rows"
+        return f"{kind}: {counted(distinct, 'different value')} in {counted(facts.filled, 'row')}"
     if distinct > MOST_CLASSES and not has_long_tail(facts.values):
         return f"{distinct:,} different values, more than {MOST_CLASSES:,}"
     return None

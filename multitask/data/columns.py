@@ -16,7 +16,7 @@ from multitask.data.cells import (
     distinct_cells,
     named_counts,
 )
-from multitask.errors import InputError, expected, near, quoted
+from multitask.errors import InputError, counted, expected, near, quoted
 from multitask.spec import MISSING
 
 # Values that mean "no label", compared case-insensitively.
@@ -234,7 +234,8 @@ def _check_values(counts: ColumnCounts, place: str) -> None:
     values, several = counts.values, counts.several
     if not values and several:
         raise InputError(
-            f"no row has a single value ({sum(several.values()):,} rows hold several, first: "
+            "no row has a single value "
+            f"({counted(sum(several.values()), 'row holds', 'rows hold')} several, first: "
             f'{named_counts(several, 1)}); set several = "first"',
             field=place,
         )
@@ -266,8 +267,9 @@ def _choose_classes(
         names.add(OTHER)
     if len(names) < 2:
         raise InputError(
-            f"{min_examples}: {len(names)} classes have at least {min_examples:,} examples "
-            f"({named_counts(counts.examples)}); a task needs at least 2 classes",
+            f"{min_examples}: {counted(len(names), 'class has', 'classes have')} at least "
+            f"{counted(min_examples, 'example')} ({named_counts(counts.examples)}); a "
+            "task needs at least 2 classes",
             field=place,
         )
     return tuple(sorted(names))
@@ -306,7 +308,8 @@ def _map_notes(counts: ColumnCounts, renamed: Mapping[str, str]) -> list[str]:
     if counts.mapped:
         arrows = {f"{key} = {renamed[key]}": rows for key, rows in counts.mapped.items()}
         notes.append(
-            f"map replaces values in {sum(arrows.values()):,} rows ({named_counts(arrows)})"
+            f"map replaces values in {counted(sum(arrows.values()), 'row')} "
+            f"({named_counts(arrows)})"
         )
     absent = [key for key in renamed if key not in counts.mapped]
     if absent:
@@ -323,10 +326,11 @@ def _class_notes(
     notes = []
     if counts.rare:
         rows = sum(counts.values[name] for name in counts.rare)
-        effect = f"are joined as {quoted(OTHER)}" if join else "are excluded"
+        be = "is" if len(counts.rare) == 1 else "are"
+        effect = f"{be} joined as {quoted(OTHER)}" if join else f"{be} excluded"
         notes.append(
-            f"{len(counts.rare):,} classes with fewer than {min_examples:,} training examples "
-            f"{effect}, {rows:,} labels ({named_counts(counts.rare)})"
+            f"{counted(len(counts.rare), 'class', 'classes')} with fewer than {min_examples:,} "
+            f"training examples {effect}, {counted(rows, 'label')} ({named_counts(counts.rare)})"
         )
     if counts.unknown:
         rows = sum(counts.unknown.values())
@@ -336,8 +340,9 @@ def _class_notes(
             for value, count in list(counts.unknown.items())[:MOST_NAMED]
         )
         notes.append(
-            f"{rows:,} rows have one of {len(counts.unknown):,} unknown labels, not among the "
-            f"{len(classes):,} classes; {effect}: {first}"
+            f"{counted(rows, 'row has', 'rows have')} one of "
+            f"{counted(len(counts.unknown), 'unknown label')}, not among the {len(classes):,} "
+            f"classes; {effect}: {first}"
         )
     return notes
 
@@ -355,6 +360,6 @@ def _spelling_notes(counts: ColumnCounts, classes: Sequence[str]) -> list[str]:
         return []
     first = {name: counts.values.get(name, 0) for name in groups[0]}
     return [
-        f"{len(groups):,} classes have several spellings (first: {named_counts(first)}); map can "
-        "join them"
+        f"{counted(len(groups), 'class has', 'classes have')} several spellings (first: "
+        f"{named_counts(first)}); map can join them"
     ]

@@ -19,6 +19,7 @@ from multitask.data.sources import Source, open_source
 from multitask.data.sources.class_folders import LevelsNeededError
 from multitask.data.sources.image_column import USUAL, has_image_suffix
 from multitask.data.table import Table, merge_tables
+from multitask.errors import counted
 from multitask.files import check_is_folder
 from multitask.spec import MISSING, DataSpec, InputError, override, why_unsafe
 
@@ -106,7 +107,7 @@ def _describe(table: Table, copy: Path, root: Path) -> list[str]:
     kinds = {"same path": exact} if exact else {}
     kinds |= respelt["kind"].value_counts().to_dict() | {"missing": len(missing)}
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
-    lines = [f"{copy}: {len(table):,} images of the lists: {counts}"]
+    lines = [f"{copy}: {counted(len(table), 'image')} of the lists: {counts}"]
     if missing:
         more = ", …" if len(missing) > FIRST else ""
         lines.append(
@@ -210,8 +211,8 @@ def _names(
     unnamed = len(files) - sum(map(len, named.values()))
     if several or unnamed:
         logger.info(
-            f"  not matched: {several:,} images with the folder and name of another, {unnamed:,} "
-            "without a name or folder"
+            f"  not matched: {counted(several, 'image')} with the folder and name of another, "
+            f"{unnamed:,} without a name or folder"
         )
     return dict(images[0] for images in named.values() if len(images) == 1)
 

@@ -140,7 +140,7 @@ def check_out(out: Path, *, overwrite: bool) -> None:
     check_writable(out.parent, field="out")
     if out.exists() and not overwrite:
         raise InputError(
-            f"{out}: exists; replace it with --overwrite, or name another file", field="out"
+            f"{out}: exists; replace it with `overwrite`, or name another file", field="out"
         )
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from multitask.errors import InputError, quoted
+from multitask.errors import InputError, counted, quoted
 from multitask.spec import MISSING
 
 _EXCHANGES = 20_000_000  # largest number of tried exchanges times entries of the pool
@@ -236,11 +236,12 @@ def _check_pool(
         )
     wanted = max(1, round(share * rows))
     too_large = sizes > wanted
+    many = counted(int(too_large.sum()), "group has", "groups have")
     if rows - sizes[too_large].sum() < wanted / 2:
         largest = int(sizes.argmax())
         raise InputError(
-            f"{share:g}: {int(too_large.sum()):,} groups have more than the {wanted:,} images to "
-            f"draw (the largest, that of {quoted(pool.names[largest])}, has {sizes[largest]:,} of "
+            f"{share:g}: {many} more than the {counted(wanted, 'image')} to draw (the largest, "
+            f"that of {quoted(pool.names[largest])}, has {sizes[largest]:,} of "
             f"{rows:,}), and the others have only {rows - int(sizes[too_large].sum()):,}; group by "
             "another column, or change the share",
             field=place,
@@ -248,8 +249,8 @@ def _check_pool(
     notes = []
     if too_large.any():
         notes.append(
-            f"{int(too_large.sum()):,} groups have more than the {wanted:,} images to draw and "
-            f"stay in training, {int(sizes[too_large].sum()):,} images"
+            f"{many} more than the {counted(wanted, 'image')} to draw: kept in training, "
+            f"{counted(int(sizes[too_large].sum()), 'image')}"
         )
     for task in range(int(pool.task_of.max()) + 1):
         present = (pool.task_of == task) & (pool.rows_of > 0)

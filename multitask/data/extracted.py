@@ -9,6 +9,7 @@ from multitask.console import progress_bar
 from multitask.data.image_kinds import converted_kind, direct_kind
 from multitask.data.sources import EmbeddedImages, Source
 from multitask.disk import writing
+from multitask.errors import counted
 from multitask.files import check_writable, locked, read_json, replacing, write_json
 from multitask.spec import InputError
 
@@ -116,7 +117,7 @@ def _extract(
     references, paths = list(stems), {}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
-    logger.info(f"Writing {len(references):,} images of {source.place} to {folder} …")
+    logger.info(f"Writing {counted(len(references), 'image')} of {source.place} to {folder} …")
     with (
         writing(folder),
         EmbeddedImages(source) as images,

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, field
 
 from multitask.data.image_kinds import SUFFIXES
+from multitask.errors import counted
 
 SHOWN = 5  # suffixes that a message lists
 
@@ -43,18 +44,18 @@ class Skipped:
             shown += ["…"] * (len(names) > SHOWN)
             parts.append(f"{others:,} of another type ({', '.join(shown)})")
         if irregular := len(self.irregular):
-            what = "not a regular file" if irregular == 1 else "not regular files"
+            what = counted(irregular, "not a regular file", "not regular files")
             more = ", …" * (irregular > 1)
-            parts.append(f"{irregular:,} {what} ({self.irregular[0]}{more})")
+            parts.append(f"{what} ({self.irregular[0]}{more})")
         if self.hidden:
             parts.append(f"{self.hidden:,} hidden (names that begin with a dot)")
         if self.repeated:
-            what = "link" if self.repeated == 1 else "links"
-            parts.append(f"{self.repeated:,} {what} to a folder that was already read")
+            links = counted(self.repeated, "link")
+            parts.append(f"{links} to a folder that was already read")
         if dangling := len(self.dangling):
-            what = "link that leads" if dangling == 1 else "links that lead"
+            what = counted(dangling, "link that leads", "links that lead")
             more = ", …" * (dangling > 1)
-            parts.append(f"{dangling:,} {what} nowhere ({self.dangling[0]}{more})")
+            parts.append(f"{what} nowhere ({self.dangling[0]}{more})")
         return " ".join(", ".join(parts + self.unlisted).split())
 
     def line(self) -> str:

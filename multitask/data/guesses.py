@@ -27,7 +27,7 @@ from multitask.data.column_kinds import (
 from multitask.data.columns import ColumnLabels, label_column
 from multitask.data.groups import join_units, read_groups
 from multitask.data.split_column import describe_leaks, read_splits
-from multitask.errors import InputError, quoted
+from multitask.errors import InputError, counted, quoted
 from multitask.spec import MISSING
 
 Role = Literal["image", "split", "group", "task", "none"]
@@ -424,7 +424,9 @@ def _split_warnings(
         grouping.append(groups)
     repeated = len(references) - len(set(references))
     if repeated:
-        warnings.append(f"{repeated:,} rows repeat the image of an earlier row")
+        warnings.append(
+            f"{counted(repeated, 'row repeats', 'rows repeat')} the image of an earlier row"
+        )
     if split is not None:
         splits, notes = read_splits(frame, split, place="split")
         units = join_units(references, *grouping)

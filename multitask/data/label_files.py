@@ -94,7 +94,7 @@ def _read_task(
     if not rows[TRAIN].pairs:
         text = f'no training rows, so that the task "{task.name}" has nothing to learn from'
         if strict:
-            remedy = "add rows, or exclude the task with --tasks"
+            remedy = "add rows, or exclude the task with `tasks`"
             raise InputError(f"{data_dir / task.train}: {text}; {remedy}")
         notes.append(f"{Path(task.train).name}: {text}")
     named = {

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from multitask.errors import counted
 from multitask.spec import MISSING, InputError, near, shown
 
 MARK = "\ufeff"  # a byte order mark; joining two files leaves one inside the result
@@ -191,9 +192,10 @@ def _why_not_two(numbers: list[int], rows: list[list[str]]) -> str:
             if joined
             else 'a path with a comma needs double quotes: "a, b.jpg",3'
         )
-        return f"line {numbers[wrong]}: {counts[wrong]} cells, the other lines have 2; {cause}"
+        cells = counted(counts[wrong], "cell")
+        return f"line {numbers[wrong]}: {cells}, the other lines have 2; {cause}"
     used = len(_used(rows))
-    return f"expected two columns, `path,class`; found {used} column{'s' * (used != 1)}"
+    return f"expected two columns, `path,class`; found {counted(used, 'column')}"
 
 
 # === Classes: by index or by name ===

@@ -51,7 +51,8 @@ from multitask.data.table import (
     sample_without,
 )
 from multitask.disk import RETRY_HINT, check_room, size_text, writing
-from multitask.files import check_writable, locked
+from multitask.errors import counted
+from multitask.files import check_image_folder, check_writable, locked
 from multitask.reading import check_regular
 from multitask.spec import MISSING, NO_TEST_SET, DataSpec, InputError, install
 
@@ -60,7 +61,7 @@ logger = logging.getLogger(__name__)
 CHUNK = 64  # records that one call reads
 BYTES_PER_PIXEL = 0.4  # a generous bound for a painting as JPEG of quality 92
 REMEDY = "Put the images there"
-ALLOW = "allow them to be missing with --max_missing={share}"
+ALLOW = "allow them to be missing with `max_missing={share}`"
 _OLDER_VERSION = re.compile(rf"(?!{re.escape(VERSION)})\d+\.\d+\.\d+")
 ANEW = "remove its folder, and the records are prepared again"
 
@@ -185,8 +186,7 @@ def prepare(
     """
     records_dir = records_dir or default_records_dir(data_dir)
     merged, image_dir = merge_tables(spec, data_dir), data_dir / spec.images
-    if not image_dir.is_dir():
-        raise InputError(f"{image_dir}: there is no such folder of images")
+    check_image_folder(image_dir, field=spec.place(None, "images"))
     sizes = image_sizes(merged.paths, image_dir)
     present = merged.drop(sizes < 0, MISSING_FILE)
     if spec.table is not None and remedy == REMEDY:
@@ -276,10 +276,11 @@ def _make(
         count = int((builder.table.splits != TEST).sum())
         shorter_px = spec.reduced_px
         needed = count * shorter_px**2 * BYTES_PER_PIXEL
-        again = f"or name another folder with --records_dir, {RETRY_HINT}"
-        check_room(above, needed, what=f"{count:,} images", retry_hint=again)
+        again = f"or name another folder with `records_dir`, {RETRY_HINT}"
+        images = counted(count, "image")
+        check_room(above, needed, what=images, retry_hint=again)
         logger.info(
-            f"Preparing {count:,} images (shorter side at most {shorter_px} px, about "
+            f"Preparing {images} (shorter side at most {shorter_px} px, about "
             f"{size_text(needed)}) in {folder.parent} …"
         )
         if spec.exclude_near_duplicates:
@@ -303,8 +304,8 @@ def _report_older_records(spec: DataSpec, above: Path) -> None:
     )
     if older:
         logger.info(
-            f"Not used: {len(older):,} folders of records that an older version of this program "
-            f"made (first: {older[0]}); remove them to free their space"
+            f"Not used: {counted(len(older), 'folder')} of records that an older version of this "
+            f"program made (first: {older[0]}); remove them to free their space"
         )
 
 
@@ -312,7 +313,7 @@ def _beam_options(runner: str | None, options: Sequence[str]) -> dict[str, Any]:
     """Return the arguments for TFDS' DownloadConfig; none without a runner."""
     if runner is None:
         if options:
-            raise InputError("needs --beam_runner", field="beam_options")
+            raise InputError("needs `beam_runner`", field="beam_options")
         return {}
     try:
         from apache_beam.options.pipeline_options import PipelineOptions

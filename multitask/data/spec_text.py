@@ -8,6 +8,7 @@ from multitask.data.cells import named_counts
 from multitask.data.column_kinds import FEW_EXAMPLES
 from multitask.data.columns import MISSING_VALUES
 from multitask.data.guesses import ColumnGuess, Guesses, TaskGuess
+from multitask.errors import counted
 
 _WIDTH = 100  # characters of a line of comment
 _MOST_CLASSES = 8  # classes that a comment names
@@ -164,7 +165,10 @@ def _several_lines(task: TaskGuess) -> list[str]:
         lines += [f"separator = {quote_toml(task.separator)}"]
     if not task.several:
         return ['# several = "exclude"    # or "first": no image has several values', *lines]
-    lines += _comment(f"{task.several:,} images have several values: no label, or the first one.")
+    lines += _comment(
+        f"{counted(task.several, 'image has', 'images have')} several values: no label, or the "
+        "first one."
+    )
     if task.several_as == "first":
         return [*lines, 'several = "first"    # or "exclude"']
     return [*lines, '# several = "exclude"    # or "first"']

@@ -10,7 +10,7 @@ import pandas as pd
 from multitask.data.cells import clean_text, column_cells, is_empty, named_counts
 from multitask.data.groups import leaking_rows
 from multitask.data.splitting import SPLITS, TEST, TRAIN, VALIDATION
-from multitask.errors import InputError, quoted
+from multitask.errors import InputError, counted, quoted
 from multitask.spec import is_labelled
 
 ALIASES = {
@@ -81,9 +81,10 @@ def describe_leaks(units: np.ndarray, splits: np.ndarray, references: Sequence[s
     for inner, outer in ((TRAIN, TEST), (VALIDATION, TEST), (TRAIN, VALIDATION)):
         rows = np.flatnonzero(leaking_rows(units, splits, inner=inner, outer=outer))
         if len(rows):
+            one, many = f"{inner} image belongs", f"{inner} images belong"
             first = min(str(references[row]) for row in rows.tolist())
             notes.append(
-                f"leak: {len(rows):,} {inner} images belong to the same image or group as a "
+                f"leak: {counted(len(rows), one, many)} to the same image or group as a "
                 f"{outer} image (first: {quoted(first)})"
             )
     return notes

@@ -22,6 +22,7 @@ from multitask.data.splitting import TEST as TEST
 from multitask.data.splitting import TRAIN as TRAIN
 from multitask.data.splitting import VALIDATION as VALIDATION
 from multitask.data.splitting import subset_labels, validation_rows
+from multitask.errors import counted
 from multitask.files import check_is_folder
 from multitask.spec import MISSING, DataSpec, InputError, field_of, is_labelled, shown
 
@@ -202,12 +203,14 @@ def describe_respelt(findings: Findings) -> list[str]:
     notes = []
     if len(findings.respelt):
         paths = findings.respelt.drop_duplicates("path")
+        one = "path is spelled differently from its file"
+        many = "paths are spelled differently from their file"
         kinds = ", ".join(
             f"{kind} {count:,}" for kind, count in paths["kind"].value_counts().items()
         )
         first = paths.iloc[0]
         notes.append(
-            f"{len(paths):,} paths are spelled differently from their file, which is read "
+            f"{counted(len(paths), one, many)}, which is read "
             f"nevertheless ({kinds}; first: {Path(first['file']).name}: line {first['line']}: "
             f"{shown(first['path'])} is {shown(first['file_path'])})"
         )
@@ -215,9 +218,10 @@ def describe_respelt(findings: Findings) -> list[str]:
         paths = findings.ambiguous.drop_duplicates("path")
         first = paths.iloc[0]
         notes.append(
-            f"{len(paths):,} paths have no file, but are spelled like several files or like "
-            f"another path's file; none of these is read (first: {Path(first['file']).name}: line "
-            f"{first['line']}: {shown(first['path'])}: {first['candidates']})"
+            f"{counted(len(paths), 'path has no file, but is', 'paths have no file, but are')} "
+            "spelled like several files or like another path's file; none of these is read "
+            f"(first: {Path(first['file']).name}: line {first['line']}: "
+            f"{shown(first['path'])}: {first['candidates']})"
         )
     return notes
 
@@ -240,12 +244,15 @@ def _one_row_per_path(frame: pd.DataFrame) -> tuple[pd.DataFrame, Findings, list
     if len(contradictory):
         names = sorted(set(contradictory["path"]))
         notes.append(
-            f"{task}: {len(names)} images are listed with two labels "
-            f"and lose both ({', '.join(names[:3])})"
+            f"{task}: {counted(len(names), 'image is', 'images are')} listed with two labels "
+            f"and without one now ({', '.join(names[:3])})"
         )
     if len(repeated):
         count = repeated["path"].nunique()
-        notes.append(f"{task}: {count} images are listed more than once with the same label")
+        notes.append(
+            f"{task}: {counted(count, 'image is', 'images are')} listed more than once with the "
+            "same label"
+        )
     # A test row takes precedence over train rows: it is put last within its path.
     order = np.argsort(frame["split"] == TEST, kind="stable")
     frame = frame.iloc[order].drop_duplicates("path", keep="last")
@@ -345,9 +352,10 @@ def _merge_frames(
         cost = ", ".join(
             f"{task} {count}" for task, count in zip(frames, leaked.sum(axis=0), strict=True)
         )
+        images = counted(int(leaked.any(axis=1).sum()), "image is", "images are")
         notes.append(
-            f"{int(leaked.any(axis=1).sum())} images are test for one task and train for "
-            f"another; none is trained on (labels lost in training: {cost})"
+            f"{images} test for one task and train for another; none is trained on "
+            f"(labels lost in training: {cost})"
         )
     labels[leaked] = MISSING
     leaks = pd.concat(frames.values())
@@ -441,7 +449,7 @@ def sample_table(spec: DataSpec, table: Table) -> Table:
             raise InputError(
                 f"{spec.place(task, 'train')}: no training label of this task is left (test "
                 "images, missing files and contradictions are excluded); add rows, or exclude the "
-                "task with --tasks"
+                "task with `tasks`"
             )
     train = table.rows(TRAIN)
     labels = table.labels.copy()

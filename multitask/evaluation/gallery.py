@@ -23,6 +23,7 @@ from multitask.data.image_files import image_sizes
 from multitask.data.pipeline import file_names, readable_images
 from multitask.data.table import TRAIN
 from multitask.disk import check_room, reserve
+from multitask.errors import counted
 from multitask.evaluation.examiner import Examiner, examiner_of
 from multitask.files import check_writable, locked, read_json, replacing, write_json
 from multitask.model.network import VECTORS
@@ -197,7 +198,7 @@ def _build(
     rows = table.rows(TRAIN)
     names = file_names(table, rows, image_dir)
     needed = 2 * len(rows) * sum(examiner.widths.values())
-    check_room(folder.parent, needed, what=f"embeddings of {len(rows):,} images")
+    check_room(folder.parent, needed, what=f"embeddings of {counted(len(rows), 'image')}")
     folder.mkdir()
     arrays = {
         name: np.lib.format.open_memmap(

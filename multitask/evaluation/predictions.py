@@ -212,7 +212,7 @@ def predict_split(
         allow="allow them to be missing with `multitask evaluate --max_missing={share}`",
     )
     if len(names) and not len(read):
-        raise InputError(f"{image_dir}: none of the {len(names)} {split} images can be read")
+        raise InputError(f"{image_dir}: none of the {split} images can be read ({len(names):,})")
     probabilities, vectors = outputs.arrays() if len(names) else _empty_arrays(examiner, table)
     rows = rows[read]
     predictions = Predictions(

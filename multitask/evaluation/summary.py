@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from multitask.data.image_files import count_reasons
+from multitask.errors import counted
 from multitask.evaluation.coverage import coverage_lines
 from multitask.spec import NO_TEST_SET
 
@@ -53,7 +54,8 @@ def _table_lines(task_metrics: dict[str, dict[str, Any]]) -> list[str]:
         absent = values["classes"] - values["classes_present"]
         if absent:
             lines[-1] += (
-                f"   (over {values['classes_present']:,} classes; {absent:,} have no test set)"
+                f"   (over {counted(values['classes_present'], 'class', 'classes')}; "
+                f"{counted(absent, 'has', 'have')} no test set)"
             )
     return lines
 

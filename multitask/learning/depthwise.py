@@ -18,22 +18,20 @@ OPERATION = "DepthwiseConv2dNative"
 ONEDNN_COLUMNS = 3  # up to this width oneDNN has a kernel of its own, which is faster
 
 
-def use_fast_depthwise_gradient() -> bool:
+def use_fast_depthwise_gradient() -> None:
     """Replace TensorFlow's gradient of depthwise convolutions in this process.
 
-    Returns:
-        Whether it is replaced: on a CPU with Keras on TensorFlow, and while TensorFlow keeps its
-        gradients where this file expects them (a private attribute).
+    Nothing changes on accelerators and other backends, and where TensorFlow does not keep its
+    gradients where this file expects them (a private attribute).
     """
     if not on_tensorflow() or has_accelerator():
-        return False
+        return
     try:
         entry = framework_ops.gradient_registry._registry[OPERATION]
         entry["type"]
     except (AttributeError, KeyError):
-        return False
+        return
     entry["type"] = depthwise_gradient
-    return True
 
 
 def depthwise_gradient(operation: Any, gradient: tf.Tensor) -> list[tf.Tensor]:

@@ -97,7 +97,7 @@ class _Part:
         facts: what determines the output, besides the weights.
         first_view: first view of a training image, as `view_dataset` counts them.
         views: number of its views.
-        flag: turns the cache off.
+        cache: the field of the spec that turns the cache off.
         title: of the output, for the log.
     """
 
@@ -107,7 +107,7 @@ class _Part:
     facts: dict[str, Any]
     first_view: int
     views: int
-    flag: str
+    cache: str
     title: str
 
     @property
@@ -170,7 +170,7 @@ def _trunk_part(network: keras.Model, prepared: PreparedData, spec: DataSpec) ->
         _facts(prepared, spec, shape, views=spec.features.views),
         0,
         1 + spec.features.views,
-        "--cache_features=off",
+        "features.cache",
         "features of the frozen trunk",
     )
 
@@ -229,7 +229,7 @@ def _cut_part(cut: Cut, prepared: PreparedData, spec: DataSpec, first_epoch: int
         facts | {"below": cut.name, "first_epoch": first_epoch},
         1 + first_epoch,
         views,
-        "--cache_finetune=off",
+        "phases.finetune.cache",
         f"maps of the first {cut.layers} layers, up to {cut.name}",
     )
 
@@ -322,7 +322,7 @@ def _reserve(folder: Path, part: _Part, prepared: PreparedData, spec: DataSpec) 
     shape, counts = part.shape, part.counts(prepared)
     dtype, needed = np.dtype(spec.features.dtype), _bytes(part, prepared, spec)
     begun = (folder / PROGRESS_FILE).is_file()
-    hint = f"name another --records_dir or give {part.flag}, {RETRY_HINT}"
+    hint = f"name another `records_dir` or set `{part.cache}=off`, {RETRY_HINT}"
     done = _done_rows(folder, counts) if begun else dict.fromkeys(counts, 0)
     if not begun:
         shutil.rmtree(folder, ignore_errors=True)
@@ -422,7 +422,7 @@ def _stored(batch: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if not np.isfinite(stored).all():
         raise InputError(
             f"{dtype.name}: features of up to {np.abs(batch).max():.3g} do not "
-            "fit; give --feature_dtype=float32",
+            "fit; set `features.dtype=float32`",
             field="features.dtype",
         )
     return stored

@@ -100,7 +100,7 @@ def prepare_phase(
     freeze_trunk(trunk, frozen, batchnorm_trains=batchnorm_trains(spec.trunk))
     heads = {task: heads[task] for task in spec.task_names}
     groups = network_groups(spec, trunk, heads)
-    _use_fast_operations(network)
+    _adapt_to_devices(network)
     extra = extensions.extra_loss
     projection = extra.projection() if extra else None
     if cached:
@@ -130,7 +130,12 @@ def prepare_phase(
     return PhaseModel(model, connect(trunk, heads), frozen, factor)
 
 
-def _use_fast_operations(network: keras.Model) -> None:
+def _adapt_to_devices(network: keras.Model) -> None:
+    """Set how the layers compute on the devices of this process; their weights stay.
+
+    Replicas share the statistics of BatchNorm. A CPU gets faster operations: BatchNorm of this
+    network in one, and the gradient of depthwise filters, which is replaced in the whole process.
+    """
     synchronise_batchnorm(network, has_strategy())
     fuse_batchnorm(network)
     use_fast_depthwise_gradient()

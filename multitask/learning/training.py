@@ -238,14 +238,14 @@ def _first_network(
         return build_network(spec.model_copy(update={"trunk": trunk}), classes)
     if init_from is not None:
         if phase != PHASES[1]:
-            raise InputError("is for --phase=finetune alone", field="init_from")
+            raise InputError("is for `phase=finetune` alone", field="init_from")
         return load_network(init_from, spec, classes)
     if todo[0] == PHASES[1] and (spec.phases.heads.epochs or phase != "all"):
         if not best.is_file() and phase != "all":
-            first = "--phase=heads (or all) first" if spec.phases.heads.epochs else "--phase=all"
+            first = "`phase=heads` (or all) first" if spec.phases.heads.epochs else "`phase=all`"
             raise InputError(
                 f"finetune: {workdir} has no model of the phase heads to start from; "
-                f"train with {first}, or name one with --init_from=MODEL",
+                f"train with {first}, or name one with `init_from=MODEL`",
                 field="phase",
             )
         return _load_best(best, spec, classes)

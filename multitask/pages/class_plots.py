@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
+from multitask.errors import counted
 from multitask.pages.canvas import (
     BLUE,
     GREEN,
@@ -24,7 +25,6 @@ from multitask.pages.canvas import (
     ORANGE,
     PALE,
     AnyTarget,
-    counted,
     new_figure,
     write_title,
 )

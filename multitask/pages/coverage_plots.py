@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from multitask.conformal import HEADLINE, SHOWN_COVERAGES
+from multitask.errors import counted
 from multitask.pages.canvas import (
     BLUE,
     INK,
@@ -15,7 +16,6 @@ from multitask.pages.canvas import (
     ORANGE,
     AnyTarget,
     Svg,
-    counted,
     new_figure,
     write_message,
     write_title,

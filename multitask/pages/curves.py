@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
+from multitask.errors import counted
 from multitask.pages.canvas import (
     BLUE,
     GREEN,
@@ -24,7 +25,6 @@ from multitask.pages.canvas import (
     ORANGE,
     AnyTarget,
     Svg,
-    counted,
     new_figure,
     write_message,
     write_title,

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
+from multitask.errors import counted
 from multitask.pages.canvas import (
     MUTED,
     ORANGE,
     AnyTarget,
-    counted,
     new_figure,
     write_message,
     write_title,

@@ -279,7 +279,7 @@ def _run_all(
             places.append(batch_places)
             bar.update(int(batch_places[-1]) + 1 - bar.n)
     if first_batch is None:
-        raise InputError(f"none of the {len(names)} images to check with can be read")
+        raise InputError(f"none of the images to check with can be read ({len(names):,})")
     return first_batch, np.concatenate(places)
 
 

@@ -305,14 +305,14 @@ def _images_to_check(run: Run, table: Table, count: int) -> _ImagesToCheck:
                 kind = f"training images ({reason})"
             return _ImagesToCheck(rows[here], [names[place] for place in here], split == TEST, kind)
     raise InputError(
-        f"{image_dir}: no image to check the export with; name the data's folder with --data_dir"
+        f"{image_dir}: no image to check the export with; name the data's folder with `data_dir`"
     )
 
 
 def _representative(run: Run, records_dir: Path | None) -> Iterator[np.ndarray]:
     """Yield evenly spaced training images from the records, float32 [1, size, size, 3]."""
     spec = run.spec
-    remedy = "Name the images' folder with --data_dir"
+    remedy = "Name the images' folder with `data_dir`"
     prepared = prepare(spec, run.data_dir, records_dir, remedy=remedy, allow="")
     count = len(prepared.table.rows(TRAIN))
     places = np.unique(np.linspace(0, count - 1, min(count, INT8_IMAGES)).astype(np.int64))

@@ -5,6 +5,7 @@ from typing import Any
 
 from multitask.calibration import Calibration
 from multitask.data.table import Table
+from multitask.errors import counted
 from multitask.run import package_versions
 from multitask.serving.agreement import BOUNDS, rounding_line
 from multitask.serving.formats import FORMATS
@@ -124,7 +125,7 @@ def _confidence(calibrations: Mapping[str, Calibration]) -> Iterator[str]:
         if calibration.fitted_on and not calibration.reason:
             yield (
                 f"- {task}: logits are divided by {calibration.temperature:.3f}, fitted on "
-                f"{calibration.fitted_on:,} images held out of training"
+                f"{counted(calibration.fitted_on, 'image')} held out of training"
             )
         else:
             reason = f" ({calibration.reason})" if calibration.reason else ""

@@ -22,7 +22,7 @@ from multitask.spec import InputError
 ROWS = 10_000  # in a row group of Parquet
 FLUSH_EVERY = 64  # records
 ESCAPED = "backslashreplace"  # a file name may be invalid UTF-8
-RESUME = "then run the same command again with --resume"
+RESUME = "then run the same command again with `resume`"
 
 
 class PredictionFile:
@@ -62,7 +62,7 @@ class PredictionFile:
         elif not resume:
             raise InputError(
                 f"{self.partial}: belongs to an interrupted prediction; continue it "
-                "with --resume, or remove the file to start again",
+                "with `resume`, or remove the file to start again",
                 field="out",
             )
         else:

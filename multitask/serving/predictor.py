@@ -17,6 +17,7 @@ from scipy.special import softmax
 from multitask.calibration import Calibration
 from multitask.conformal import Conformal
 from multitask.data.image_limits import RESIZE_KINDS
+from multitask.errors import counted
 from multitask.files import read_json, silent
 from multitask.open_set import known_scores
 from multitask.reading import check_regular, sha256
@@ -293,8 +294,8 @@ def load_export(
             raise InputError(f"{folder}: its model has no output for {task}", field="model")
         if logits.shape[-1] != len(class_names):
             raise InputError(
-                f"{folder}: classes.json names {len(class_names)} classes of {task}, its "
-                f"model has {logits.shape[-1]}",
+                f"{folder}: classes.json names {counted(len(class_names), 'class', 'classes')} of "
+                f"{task}, its model has {logits.shape[-1]}",
                 field="model",
             )
     return Predictor(

@@ -164,7 +164,7 @@ def test_an_image_listed_twice_with_two_labels_has_none(museum):
     again = frame.iloc[[0]].assign(school="French")
     table = merge_tables(spec_of(), museum(pd.concat([frame, again])))
     assert labels_by_name(table, "school").keys() == set(frame["file"][1:])
-    assert "school: 1 images are listed with two labels" in "\n".join(table.notes)
+    assert "school: 1 image is listed with two labels" in "\n".join(table.notes)
 
 
 def test_paths_are_matched_as_those_of_lists(museum):

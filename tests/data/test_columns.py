@@ -221,7 +221,7 @@ def test_given_classes_allow_rows_without_any_label():
 def test_classes_with_several_spellings_are_named():
     result = label_column(frame_of("Art Nouveau", "art-nouveau", "Dada"), "style")
     assert notes_with(result, "spellings") == [
-        'style: 1 classes have several spellings (first: "Art Nouveau" 1, "art-nouveau" 1); map '
+        'style: 1 class has several spellings (first: "Art Nouveau" 1, "art-nouveau" 1); map '
         "can join them"
     ]
 
@@ -290,7 +290,7 @@ def test_the_order_of_rows_does_not_matter():
         (
             frame_of(*"aab"),
             {"min_examples": 2},
-            'task "style": min_examples: 2: 1 classes have at least 2 examples ("a" 2, "b" 1); a '
+            'task "style": min_examples: 2: 1 class has at least 2 examples ("a" 2, "b" 1); a '
             "task needs at least 2 classes",
         ),
         (

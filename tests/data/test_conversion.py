@@ -4,7 +4,6 @@ import io
 import re
 import struct
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -314,10 +313,8 @@ def test_a_decoder_that_dies_or_hangs_costs_one_image(monkeypatch, program):
     monkeypatch.setattr(conversion, "_POOL", pool)
     monkeypatch.setattr(conversion, "MAX_SECONDS", 0.5)
     monkeypatch.setattr(conversion, "_COMMAND", (sys.executable, "-c", program))
-    start_s = time.monotonic()
     with pytest.raises(InputError, match=r"^decoding this TIFF was stopped: it crashed, or needed"):
         as_readable(tiff(HIGH, photometric="rgb"))
-    assert time.monotonic() - start_s < 30
     monkeypatch.undo()
     np.testing.assert_array_equal(decoded(tiff(HIGH, photometric="rgb")), HIGH)
 

@@ -227,7 +227,7 @@ def test_a_large_group_stays_in_training_and_is_noted():
     assert not drawn.rows[:40].any()
     assert drawn.rows.sum() == 20
     assert drawn.notes == (
-        "1 groups have more than the 20 images to draw and stay in training, 40 images",
+        "1 group has more than the 20 images to draw: kept in training, 40 images",
     )
 
 
@@ -257,7 +257,7 @@ def test_a_share_of_nothing_draws_nothing():
             [0, 1] * 10,
             [0] * 19 + [1],
             0.2,
-            "0.2: 1 groups have more than the 4 images to draw (the largest, that of "
+            "0.2: 1 group has more than the 4 images to draw (the largest, that of "
             '"photos/00000.jpg", has 19 of 20), and the others have only 1; group by another '
             "column, or change the share",
         ),

@@ -324,7 +324,7 @@ def test_leaks_between_the_splits_are_named():
     guesses = guess_columns(frame)
     assert guesses.group == "object_id"
     assert guesses.warnings == (
-        "1 rows repeat the image of an earlier row",
+        "1 row repeats the image of an earlier row",
         'leak: 2 train images belong to the same image or group as a test image (first: "0.jpg")',
     )
 

@@ -616,7 +616,7 @@ def test_records_of_an_older_version_are_named(tiny_data, tiny_spec):
     with logged() as lines:
         assert quiet(spec, data).fresh
     (line,) = [line for line in lines if "older version" in line]
-    assert line.startswith("Not used: 1 folders of records")
+    assert line.startswith("Not used: 1 folder of records")
     assert str(older) in line
 
 
@@ -702,7 +702,7 @@ def test_beam_makes_the_very_same_records(tiny_data, tiny_spec, monkeypatch, wor
     ("runner", "options", "message"),
     [
         ("DirektRunner", [], "beam_runner: 'DirektRunner'"),
-        (None, ["a=1"], "beam_options: needs --beam_runner"),
+        (None, ["a=1"], "beam_options: needs `beam_runner`"),
     ],
 )
 def test_wrong_beam_flags(tiny_data, tiny_spec, runner, options, message):
@@ -758,7 +758,7 @@ def test_too_little_space_is_an_error_before_the_work(tiny_data, tiny_spec, monk
     data = tiny_data()
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(DiskError, match=r"for 12 images, 10 bytes free.* --records_dir") as caught:
+    with pytest.raises(DiskError, match=r"for 12 images, 10 bytes free.* `records_dir`") as caught:
         quiet(tiny_spec(), data)
     assert str(caught.value).startswith(f"{data / 'records/multitask'}: no room on the disk (")
     assert not [name for name in tree(data) if "array_record" in name]

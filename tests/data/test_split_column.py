@@ -120,8 +120,8 @@ def test_leaks_are_the_rows_whose_image_or_group_is_in_another_split():
     leaks = leaking_rows(units, splits, inner="train", outer="test")
     assert leaks.tolist() == [False, True, False, False, False, False]
     assert describe_leaks(units, splits, names) == [
-        'leak: 1 train images belong to the same image or group as a test image (first: "a")',
-        'leak: 1 validation images belong to the same image or group as a test image (first: "c")',
+        'leak: 1 train image belongs to the same image or group as a test image (first: "a")',
+        'leak: 1 validation image belongs to the same image or group as a test image (first: "c")',
     ]
 
 

@@ -78,7 +78,8 @@ def test_gradients_are_those_of_the_definition(rows, columns, size, stride):
     gradient = gradient.astype(np.float32)
     expected = by_definition(image.astype(np.float64), kernel.astype(np.float64), gradient, stride)
     before = gradients(image, kernel, gradient, stride)
-    assert use_fast_depthwise_gradient()
+    use_fast_depthwise_gradient()
+    assert ENTRY["type"] is depthwise_gradient
     after = gradients(image, kernel, gradient, stride)
     for values in (before, after):
         for value, exact in zip(values, expected, strict=True):
@@ -141,13 +142,15 @@ def test_where_it_is_not_replaced(monkeypatch):
     plain = ENTRY["type"]
     with monkeypatch.context() as patch:
         patch.setattr(depthwise, "has_accelerator", lambda: True)
-        assert not use_fast_depthwise_gradient()
+        use_fast_depthwise_gradient()
+        assert ENTRY["type"] is plain
     with monkeypatch.context() as patch:
         patch.setattr(depthwise, "on_tensorflow", lambda: False)
-        assert not use_fast_depthwise_gradient()
+        use_fast_depthwise_gradient()
+        assert ENTRY["type"] is plain
     with monkeypatch.context() as patch:  # a TensorFlow that keeps its gradients elsewhere
         patch.setattr(depthwise.framework_ops, "gradient_registry", object())
-        assert not use_fast_depthwise_gradient()
-    assert ENTRY["type"] is plain
-    assert use_fast_depthwise_gradient()
+        use_fast_depthwise_gradient()
+        assert ENTRY["type"] is plain
+    use_fast_depthwise_gradient()
     assert ENTRY["type"] is depthwise_gradient

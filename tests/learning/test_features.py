@@ -653,7 +653,7 @@ def test_too_little_room_is_one_line_and_leaves_nothing(prepared_data, monkeypat
         f"{prepared.folder.parents[2] / 'features'}: no room on the disk "
         f"({disk_module.size_text(needed)} needed for features, "
         f"{disk_module.size_text(needed - 1)} free); "
-        "make room, name another --records_dir or give --cache_features=off, then run the same "
+        "make room, name another `records_dir` or set `features.cache=off`, then run the same "
         "command again"
     )
     assert folders(prepared) == []
@@ -691,7 +691,7 @@ def test_a_value_beyond_float16_is_one_line(prepared_data):
     layer.set_weights([gamma * 1e6, *rest])
     with pytest.raises(InputError, match=r"features\.dtype: float16: features of up to") as error:
         cache_features(network, prepared, spec)
-    assert "--feature_dtype=float32" in str(error.value)
+    assert "`features.dtype=float32`" in str(error.value)
     assert "\n" not in str(error.value)
     stored = cache_features(network, prepared, changed(spec, features__dtype="float32"))
     assert 65504 < np.abs(stored.train).max() < np.inf

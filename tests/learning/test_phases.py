@@ -193,7 +193,7 @@ def test_the_losses_are_weighed_and_masked():
 
 def test_a_depth_beyond_the_trunk_is_refused():
     spec = make_spec(8)
-    with pytest.raises(SpecError, match=r"^--freeze_depth: 8: the trunk has 7 layers$"):
+    with pytest.raises(SpecError, match=r"^`freeze_depth`: 8: the trunk has 7 layers$"):
         prepared_phase(make_network(spec), spec, "finetune")
 
 

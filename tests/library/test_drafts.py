@@ -115,7 +115,7 @@ def test_what_train_trains_on(folder, trained):
         (lambda: mt.draft_spec("catalogue.csv", images="photos", out="a.csv"),
          "out: a.csv: expected a file that ends in .toml"),
         (lambda: mt.draft_spec("catalogue.csv", images="photos", out="old.toml"),
-         "out: old.toml: exists; replace it with --overwrite, or name another file"),
+         "out: old.toml: exists; replace it with `overwrite`, or name another file"),
         (lambda: mt.draft_spec("catalogue.csv", images="photos", tasks=["shool"], out="own.toml"),
          'tasks: unknown column "shool". Expected one of:'),
     ],

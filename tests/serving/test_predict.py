@@ -291,7 +291,7 @@ def test_nothing_readable_is_status_2(onnx, mixed, capsys):
     first, second, last = err.splitlines()
     assert first.startswith(f"{files[1]}: not a JPEG, PNG or WebP image")
     assert second == f"{files[3]}: not a JPEG, PNG or WebP image: it is empty"
-    assert last == "none of the 2 images can be read"
+    assert last == "none of the images can be read"
 
 
 @pytest.mark.parametrize("name", ["answers.txt", "gone/answers.csv", "folder.csv"])
@@ -370,7 +370,7 @@ def test_predictions_that_cannot_be_resumed_are_one_line(tmp_path):
     content = partial.read_bytes()
     changed = {**SETTINGS, "min_confidence": {"shade": 0.6}}
     cases = [
-        (SETTINGS, False, content, "continue it with --resume, or remove the file"),
+        (SETTINGS, False, content, "continue it with `resume`, or remove the file"),
         (changed, True, content, "min_confidence.shade: 0.5 before, 0.6 now"),
         (SETTINGS, True, b"path,error\n", "line 1 is not a valid record"),
         (SETTINGS, True, content + b"[]\n", "line 3 is not a valid record"),
@@ -407,7 +407,7 @@ def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(csv.DictWriter, "writerows", full_disk)
-    with pytest.raises(DiskError, match=r"no room on the disk .* with --resume"):
+    with pytest.raises(DiskError, match=r"no room on the disk .* with `resume`"):
         answers.finish()
     assert path.read_text() == "older"
     monkeypatch.undo()
@@ -683,7 +683,7 @@ def broken(change):
         (broken(lambda c: c["calibration"]["shade"].update(temperature=0)), "temperature 0.0"),
         (
             broken(lambda c: c["classes"].update(warmth=["a"])),
-            "1 classes of warmth, its model has 3",
+            "1 class of warmth, its model has 3",
         ),
         (lambda folder: (folder / "colours/1/saved_model.pb").unlink(), "cannot be loaded"),
         (

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from multitask.bootstrap import PairedPredictions, label_rank
+from multitask.errors import counted
 from multitask.files import read_json
 from multitask.reading import open_regular
 from multitask.results import are_unchanged
@@ -205,7 +206,7 @@ def _check_same_labels(task: str, first: Results, one: Results) -> None:
         f"{truth[path]!r} in {run.name}" if path in truth else f"no label in {run.name}"
         for run, truth in zip((first, one), truths, strict=True)
     )
-    count = f"{len(differing):,} images differ" if len(differing) > 1 else "1 image differs"
+    count = counted(len(differing), "image differs", "images differ")
     raise InputError(
         f"{task}: the runs have different test sets: {count}, the first is {path} ({there}, {here})"
     )
@@ -218,8 +219,8 @@ def _check_same_classes(
     counts = [run.probabilities[task].shape[1] for run in (first, one)]
     if counts[0] != counts[1]:
         raise InputError(
-            f"{task}: {counts[0]} classes in {first.name}, {counts[1]} in {one.name}; only runs "
-            "with the same classes can be compared"
+            f"{task}: {counted(counts[0], 'class', 'classes')} in {first.name}, {counts[1]} in "
+            f"{one.name}; only runs with the same classes can be compared"
         )
     for index, name in sorted(class_names(one, task).items()):
         if indices.get(index, name) != name:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from multitask.annexes.tune.space import Dimension, with_values
 from multitask.annexes.tune.trial import COMPLETE
-from multitask.errors import RunError
+from multitask.errors import RunError, counted
 from multitask.files import replacing
 from multitask.learning.checkpoints import BEST
 from multitask.pages.curves import tuning_history
@@ -107,7 +107,7 @@ def write_report(
         "",
         *trials_table(frame, space, metric),
         "",
-        f"{complete} of {len(frame)} trials were completed.",
+        f"Completed: {complete} of {counted(len(frame), 'trial')}.",
         "The score of the best of many trials is optimistic: the validation split chose it. The "
         "test set was not read.",
         f"Best spec: {folder / BEST_SPEC}",
@@ -166,7 +166,8 @@ def best_spec_text(
     row, base = frame.iloc[number], _three(frame["score"].iloc[0])
     source = " ".join(spec.source_file.split())  # a file name may contain a line break
     comment = [
-        f"Trial {number}, the best of {len(frame)} trials of `multitask tune` with the spec",
+        f"Trial {number}, the best of {counted(len(frame), 'trial')} of `multitask tune` with "
+        "the spec",
         f"{source}.",
         f"{metric_name(metric)} on the validation split: {row['score']:.3f} after epoch "
         f"{row['epoch']} of the phase heads,",

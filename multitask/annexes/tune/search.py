@@ -41,6 +41,7 @@ from multitask.data.records import PreparedData, describe_table, prepare
 from multitask.data.run_table import with_class_names
 from multitask.data.table import TRAIN, VALIDATION, Table, hold_out_validation
 from multitask.disk import disk_error, writing
+from multitask.errors import counted
 from multitask.files import locked
 from multitask.learning.checkpoints import BEST
 from multitask.learning.features import cache_features
@@ -178,7 +179,7 @@ def _check_validation(spec: DataSpec, table: Table, metric: str) -> None:
         )
         raise InputError(
             f"{spec.validation:g}: {subject} among the "
-            f"{len(table.rows(VALIDATION))} images of the validation split; "
+            f"{counted(len(table.rows(VALIDATION)), 'image')} of the validation split; "
             f"{_validation_remedy(spec, table, metric)}",
             field="validation",
         )
@@ -280,8 +281,8 @@ def _search(
         _end_trial(study, trial.number, trial.user_attrs.get(OUTCOME))
     done = len(finished_trials(study))
     if done:
-        logger.info(f"Resuming after {done} trials.")
-    logger.info(f"Searching {len(space)} numbers: {_space_text(space)}")
+        logger.info(f"Resuming after {counted(done, 'trial')}.")
+    logger.info(f"Searching {counted(len(space), 'number')}: {_space_text(space)}")
     start = time.monotonic()
     for number in range(done, trials):
         if minutes and time.monotonic() - start > 60 * minutes:

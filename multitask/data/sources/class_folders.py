@@ -21,7 +21,7 @@ from multitask.data.sources.source import (
 )
 from multitask.data.sources.splits import is_split_name
 from multitask.data.sources.text_tables import RawTable, read_delimited, read_json_lines
-from multitask.errors import InputError, near, shown
+from multitask.errors import InputError, counted, near, shown
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _FILE_NAME, _PATH = "file_name", "path"
@@ -108,8 +108,8 @@ def read_class_folders(place: Path, levels: Sequence[str] | None = None) -> Sour
     if shallow:
         example = files.paths[next(i for i, depth in enumerate(depths) if depth < len(names))]
         notes.append(
-            f"images fewer than {len(names)} folders deep, which lack a class: {shallow:,} "
-            f"(first: {shown(example)})"
+            f"images fewer than {counted(len(names), 'folder')} deep, which lack a class: "
+            f"{shallow:,} (first: {shown(example)})"
         )
     if deeper := sum(depth > len(names) for depth in depths):
         notes.append(f"images in deeper folders, whose names are not used: {deeper:,}")
@@ -136,8 +136,8 @@ def _level_names(
         raise InputError("expected at least one name, and none empty", field="levels")
     if len(levels) > depth:
         raise InputError(
-            f"{len(levels)} names ({shorten(levels)}), but the images in {place} are only {depth} "
-            f"folder{'s' * (depth > 1)} deep",
+            f"{counted(len(levels), 'name')} ({shorten(levels)}), but the images in {place} are "
+            f"only {counted(depth, 'folder')} deep",
             field="levels",
         )
     return levels
@@ -154,7 +154,9 @@ def _source(
         frame.insert(1, split, pd.Series(files.splits, dtype=object))
         notes = [f"splits by folder: {shorten(dict.fromkeys(files.splits))}", *notes]
     for name in columns:
-        notes.append(f"{name}: {frame[name].nunique():,} classes, named by folders")
+        notes.append(
+            f"{name}: {counted(frame[name].nunique(), 'class', 'classes')}, named by folders"
+        )
     return Source(FOLDERS, place, frame, image, images=place, split=split, notes=tuple(notes))
 
 
@@ -208,7 +210,8 @@ def read_metadata_folder(place: Path) -> Source:
         split_column = free_name("split", frame.columns)
         frame[split_column] = pd.Series(tops, dtype=object)
         notes.append(f"splits by folder: {shorten(dict.fromkeys(tops))}")
-    notes.insert(0, f"{shorten(f'{s}/{n}' if s else n for s, n in metadata)}, {len(frame):,} rows")
+    files = shorten(f"{s}/{n}" if s else n for s, n in metadata)
+    notes.insert(0, f"{files}, {counted(len(frame), 'row')}")
     return Source(
         FOLDERS,
         place,

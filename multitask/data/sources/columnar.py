@@ -10,7 +10,7 @@ import pandas as pd
 from multitask.data.sources import shards
 from multitask.data.sources.embedded import reference
 from multitask.data.sources.image_column import find_image_column, relative_to
-from multitask.data.sources.shards import Shard
+from multitask.data.sources.shards import TabularShard
 from multitask.data.sources.source import (
     CELL,
     Source,
@@ -19,7 +19,7 @@ from multitask.data.sources.source import (
     plain_column,
     shorten,
 )
-from multitask.errors import InputError, expected, quoted, shown
+from multitask.errors import InputError, counted, expected, quoted, shown
 
 _INDEX = "__index_level_"  # prefix of the columns in which pandas stores a frame's index
 
@@ -131,7 +131,7 @@ def _of_files(counts: Sequence[int], values: Sequence[Any]) -> pd.Series:
 
 
 def _plan(
-    place: Path, shard: Shard, features: dict[str, Any], image_column: str | None
+    place: Path, shard: TabularShard, features: dict[str, Any], image_column: str | None
 ) -> _Columns:
     features = features | shards.features_of(shard.schema)
     embedded = shards.image_columns(shard.schema, features)
@@ -159,12 +159,14 @@ def _plan(
     return _Columns(place, image, kept, skipped, shards.class_names_of(features))
 
 
-def _holds_bytes(shard: Shard, name: str) -> bool:
+def _holds_bytes(shard: TabularShard, name: str) -> bool:
     kind = shard.schema.field(name).type
     return shards.is_image_struct(kind) or shards.is_binary(kind)
 
 
-def _check_same(columns: _Columns, shard: Shard, file: ShardFile, features: dict[str, Any]) -> None:
+def _check_same(
+    columns: _Columns, shard: TabularShard, file: ShardFile, features: dict[str, Any]
+) -> None:
     """Raise InputError if a shard lacks a column of the first one, or has other classes."""
     needed = [*columns.names, *([columns.image] if columns.image else [])]
     lacking = [name for name in needed if name not in shard.schema.names]
@@ -181,7 +183,7 @@ def _check_same(columns: _Columns, shard: Shard, file: ShardFile, features: dict
             )
 
 
-def _read(columns: _Columns, shard: Shard, file: ShardFile) -> dict[str, Sequence[Any]]:
+def _read(columns: _Columns, shard: TabularShard, file: ShardFile) -> dict[str, Sequence[Any]]:
     """The columns of a shard; the last one holds the paths inside an image struct."""
     part: dict[str, Sequence[Any]] = {}
     for name in columns.names:
@@ -206,8 +208,8 @@ def _row_names(files: Sequence[ShardFile], counts: Sequence[int]) -> pd.Series:
 
 
 def _notes(columns: _Columns, files: Sequence[ShardFile], rows: int) -> tuple[str, ...]:
-    kinds = sorted({file.path.suffix.lower().lstrip(".") for file in files})
-    notes = [f"{len(files):,} {'/'.join(kinds)} file{'s' * (len(files) > 1)}, {rows:,} rows"]
+    kind = "/".join(sorted({file.path.suffix.lower().lstrip(".") for file in files}))
+    notes = [f"{counted(len(files), f'{kind} file')}, {counted(rows, 'row')}"]
     if columns.skipped:
         notes.append(f"skipped columns, which hold no plain values: {shorten(columns.skipped)}")
     return tuple(notes)

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from multitask.data.sources.shards import ImageShard, open_shard
 from multitask.data.sources.source import TFDS, Source
-from multitask.errors import InputError, shown
+from multitask.errors import InputError, counted, shown
 
 # References with eight digits sort in the order of the rows, which is the fast order to read.
 _DIGITS = 8
@@ -66,7 +66,9 @@ class EmbeddedImages:
             self._open = shard, self._open_shard(shard)
         opened = self._open[1]
         if row >= opened.row_count:
-            raise InputError(f"{self._path(shard)}: no row {row}; it has {opened.row_count:,} rows")
+            raise InputError(
+                f"{self._path(shard)}: no row {row}; it has {counted(opened.row_count, 'row')}"
+            )
         return opened.image(self._column, row)
 
     def iterate(self, references: Sequence[str]) -> Iterator[tuple[str, bytes]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from multitask.data.image_kinds import SUFFIXES
 from multitask.data.sources import class_folders, hub, kaggle, tables, tfds_folders
 from multitask.data.sources.source import Source, input_errors, near_sibling, shorten
-from multitask.errors import InputError, quoted
+from multitask.errors import InputError, counted, quoted
+from multitask.files import check_image_folder
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # Path made one slash of two
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -46,8 +47,8 @@ def open_source(
         >>> source.frame[source.image].iloc[0]  # doctest: +SKIP
         'rooms/a.jpg'
     """
-    if images is not None and not images.is_dir():
-        raise InputError(f"{images}: there is no such folder of images", field="images")
+    if images is not None:
+        check_image_folder(images, field="images")
     with input_errors(place):
         source = _open(place, images, image_column, levels)
         if strict:
@@ -158,5 +159,9 @@ def _refuse_other(place: Path) -> None:
             f"{place}: a folder with tables ({shorten(listed)}); give the path of one of them"
         )
     images = sum(name.lower().endswith(SUFFIXES) for name in names)
-    has = f"{images:,} images that are not in class folders" if images else shorten(names)
+    has = (
+        f"{counted(images, 'image that is', 'images that are')} not in class folders"
+        if images
+        else shorten(names)
+    )
     raise InputError(f"{place}: it has {has}; looked for {_LOOKED_FOR}")

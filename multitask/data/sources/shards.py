@@ -21,7 +21,7 @@ from multitask.data.sources.source import (
     refuse_pointer,
     refuse_repeated,
 )
-from multitask.errors import InputError
+from multitask.errors import InputError, counted
 
 PARQUET_SUFFIXES, ARROW_SUFFIXES = (".parquet", ".pq"), (".arrow", ".feather")
 _ARROW_FILE = b"ARROW1"
@@ -42,7 +42,7 @@ class ImageShard(Protocol):
         """Close the file."""
 
 
-class Shard(ImageShard, Protocol):
+class TabularShard(ImageShard, Protocol):
     """One open Parquet or Arrow file."""
 
     schema: pa.Schema
@@ -54,14 +54,14 @@ class Shard(ImageShard, Protocol):
         """How many rows of an image column have no bytes."""
 
 
-def open_shard(path: Path) -> Shard:
+def open_shard(path: Path) -> TabularShard:
     """Open a Parquet or Arrow file.
 
     Raises:
         InputError: it is not a regular file, or not a readable Parquet or Arrow file.
     """
     refuse_pointer(path)
-    shard: Shard
+    shard: TabularShard
     shard = ArrowShard(path) if path.suffix.lower() in ARROW_SUFFIXES else ParquetShard(path)
     try:
         refuse_repeated(shard.schema.names, str(path))
@@ -308,5 +308,5 @@ def as_names(values: Sequence[Any], names: Sequence[str], place: str) -> list[An
         )
         raise InputError(
             f"{place}: row {wrong[0]}: class {wrong[1]!r}: expected -1 to {len(names) - 1}, "
-            f"because the file names {len(names)} classes"
+            f"because the file names {counted(len(names), 'class', 'classes')}"
         ) from None

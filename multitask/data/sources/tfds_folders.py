@@ -27,7 +27,7 @@ from multitask.data.sources.source import (
     shorten,
 )
 from multitask.data.sources.tfds_shards import open_tfds_shard
-from multitask.errors import InputError, expected, near, quoted, shown
+from multitask.errors import InputError, counted, expected, near, quoted, shown
 from multitask.reading import check_regular
 
 PREFIX = "tfds:"
@@ -216,7 +216,7 @@ def read_tfds(place: Path, image_column: str | None = None) -> Source:
     })  # fmt: skip
     split_column = free_name("split", frame.columns)
     frame.insert(1, split_column, pd.Series(split_values, dtype=object))
-    notes = [f"TFDS {info.full_name}, {len(frame):,} rows, splits {shorten(info.splits)}"]
+    notes = [f"TFDS {info.full_name}, {counted(len(frame), 'row')}, splits {shorten(info.splits)}"]
     if plan.skipped:
         notes.append(f"skipped features, which hold no plain values: {shorten(plan.skipped)}")
     return Source(
@@ -289,8 +289,8 @@ def _read_shard(
     try:
         if shard.row_count != expected_count:
             raise InputError(
-                f"{path}: {shard.row_count:,} records; {_INFO} says {expected_count:,}. The file "
-                "is incomplete or from another version"
+                f"{path}: {counted(shard.row_count, 'record')}; {_INFO} says {expected_count:,}. "
+                "The file is incomplete or from another version"
             )
         for example in shard.examples():
             for name, read in plan.readers.items():

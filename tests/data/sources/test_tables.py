@@ -258,7 +258,7 @@ def test_references_of_something_else(tmp_path, name):
 def test_a_row_beyond_the_file(tmp_path):
     pq.write_table(pa.table({"image": [b"a"]}), tmp_path / "t.parquet")
     images = EmbeddedImages(open_source(tmp_path / "t.parquet"))
-    with pytest.raises(InputError, match=r"t\.parquet: no row 1; it has 1 rows$"):
+    with pytest.raises(InputError, match=r"t\.parquet: no row 1; it has 1 row$"):
         images.read("t.parquet#1")
 
 

@@ -1,0 +1,1 @@
+"""Parts of tools/benchmark.py: a file for each thing that it measures."""
