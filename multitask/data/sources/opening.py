@@ -142,6 +142,12 @@ def _class_folders(place: Path) -> Source:
         raise type(error)(
             f"{text}; or give the path of a table in it ({shorten(listed)})", field=error.field
         ) from None
+    folders = source.frame["class"].dropna().unique()
+    if len(folders) == 1:
+        raise InputError(
+            f"{place}: all its images are in {folders[0]}, so folders do not name classes; give "
+            f"the path of a table in it ({shorten(listed)})"
+        )
     note = f"tables beside the folders, which are not read: {shorten(listed)}"
     return replace(source, notes=(*source.notes, note))
 

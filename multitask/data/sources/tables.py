@@ -90,7 +90,7 @@ def table_source(
 
 
 def read_excel(path: Path) -> RawTable:
-    """Read the first sheet of a workbook that has rows; an empty cell is None.
+    """Read the first sheet of a workbook that has a table; an empty cell is None.
 
     Numbers stay numbers, and dates become text. A formula has its stored result.
 
@@ -119,12 +119,17 @@ def read_excel(path: Path) -> RawTable:
     filled = [(title, rows) for title, rows in sheets if rows]
     if not filled:
         raise InputError(f"{path}: the file is empty")
-    title, rows = filled[0]
+    title, rows = next((sheet for sheet in filled if _is_table(sheet[1])), filled[0])
     notes = [f"sheet {shown(title, CELL)}"]
     if len(filled) > 1:
-        others = shorten(title for title, _ in filled[1:])
-        notes.append(f"only the first sheet with rows is read; not read: {others}")
+        others = shorten(other for other, _ in filled if other != title)
+        notes.append(f"only the first sheet with a table is read; not read: {others}")
     return _excel_table(path, title, rows, notes)
+
+
+def _is_table(rows: list[tuple[int, tuple[Any, ...]]]) -> bool:
+    """Whether a sheet has a header of several columns and a row below it; a cover has not."""
+    return len(rows) > 1 and sum(cell is not None for cell in rows[0][1]) > 1
 
 
 def _check_unpacked(path: Path, data: io.BytesIO) -> None:

@@ -72,6 +72,11 @@ def test_folders_that_are_not_a_source(tmp_path, files, line):
 
 def test_tables_next_to_class_folders_are_noted(tmp_path):
     put(tmp_path, "photos/a.jpg", "Catalogue.CSV", ".hidden.csv")
+    assert refusal(tmp_path) == (
+        ".: all its images are in photos, so folders do not name classes; give the path of a table "
+        "in it (Catalogue.CSV)"
+    )
+    put(tmp_path, "scans/a.jpg")
     assert open_source(tmp_path).notes[-1] == (
         "tables beside the folders, which are not read: Catalogue.CSV"
     )

@@ -50,6 +50,20 @@ def workbook(tmp_path):
     return make
 
 
+@pytest.mark.parametrize(
+    "cover", [[["Inventory of the collection"]], [["Inventory"], [None], ["of 2019"], ["by Ann"]]]
+)
+def test_a_cover_sheet_is_not_the_table(workbook, cover):
+    source = open_source(
+        workbook(cover=cover, works=[["image", "style"], ["a.jpg", "x"]], more=[["a", "b"], [1, 2]])
+    )
+    assert cells(source) == {"image": ["a.jpg"], "style": ["x"]}
+    assert source.notes[:2] == (
+        "sheet 'works'",
+        "only the first sheet with a table is read; not read: cover, more",
+    )
+
+
 def test_a_workbook(workbook):
     day = datetime.datetime(1888, 9, 1)
     rows = [
@@ -71,7 +85,7 @@ def test_a_workbook(workbook):
     assert source.rows.tolist() == ["row 3", "row 5", "row 6"]
     assert source.notes[:2] == (
         "sheet 'works'",
-        "only the first sheet with rows is read; not read: more",
+        "only the first sheet with a table is read; not read: more",
     )
 
 
