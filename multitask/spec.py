@@ -26,17 +26,8 @@ from multitask.errors import (
 )
 from multitask.reading import read_text
 from multitask.spec_description import inner_table
-from multitask.spec_fields import (
-    Augmentation,
-    DataSpec,
-    Kind,
-    NonNegative,
-    OptimizerOptions,
-    Rate,
-    Share,
-    Task,
-    Trunk,
-)
+from multitask.spec_fields import Augmentation, DataSpec, Task, Trunk
+from multitask.spec_training import Kind, NonNegative, OptimizerOptions, Rate, Share
 
 __all__ = [
     "Augmentation",

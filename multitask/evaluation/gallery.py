@@ -216,7 +216,7 @@ def _build(
         read.append(places)
         done += len(places)
     if not done:
-        raise InputError(f"{image_dir}: none of the {len(rows)} training images can be read")
+        raise InputError(f"{image_dir}: none of the training images can be read ({len(rows):,})")
     if done < len(rows):
         logger.info(f"  excluded: {len(rows) - done:,} that are missing or unreadable")
     for array in arrays.values():
