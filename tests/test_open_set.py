@@ -25,8 +25,8 @@ def test_the_classes_compete_with_a_class_of_logit_zero():
     logits = np.random.default_rng(0).normal(0, 2, (20, 4))
     extended = np.concatenate([logits, np.zeros((20, 1))], axis=1)
     known = Rejection().known(open_set.known_scores(logits))
-    found = open_set.open_probabilities(softmax(logits, axis=1), known)
-    assert found == pytest.approx(softmax(extended, axis=1))
+    result = open_set.open_probabilities(softmax(logits, axis=1), known)
+    assert result == pytest.approx(softmax(extended, axis=1))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -121,27 +121,27 @@ def test_the_area_of_perfect_rejection_is_the_accuracy():
 
 def test_intervals_hold_the_value_and_are_repeatable():
     known, other = scores_of()
-    found = open_set.open_set_metrics(known, other, draws=200)
-    assert found == open_set.open_set_metrics(known, other, draws=200)
-    assert found["images"] == len(other)
+    result = open_set.open_set_metrics(known, other, draws=200)
+    assert result == open_set.open_set_metrics(known, other, draws=200)
+    assert result["images"] == len(other)
     for name in ("auroc", "fpr95"):
-        low, high = found["intervals"][name]
-        assert low < found[name] < high
+        low, high = result["intervals"][name]
+        assert low < result[name] < high
     # The standard error of an AUROC (Hanley and McNeil 1982).
-    area, n, m = found["auroc"], len(known), len(other)
+    area, n, m = result["auroc"], len(known), len(other)
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
     error = np.sqrt(
         (area * (1 - area) + (n - 1) * (q1 - area**2) + (m - 1) * (q2 - area**2)) / (n * m)
     )
-    low, high = found["intervals"]["auroc"]
+    low, high = result["intervals"]["auroc"]
     assert (high - low) / (2 * 1.96) == pytest.approx(error, rel=0.3)
 
 
 @pytest.mark.parametrize(("known", "other"), [(0, 9), (9, 0), (9, 19)])
 def test_few_images(known, other):
-    found = open_set.open_set_metrics(np.ones(known), np.zeros(other))
-    assert found["auroc"] == (1.0 if known and other else None)
-    assert found["intervals"]["auroc"] is None
+    result = open_set.open_set_metrics(np.ones(known), np.zeros(other))
+    assert result["auroc"] == (1.0 if known and other else None)
+    assert result["intervals"]["auroc"] is None
 
 
 # === The calibration of an open task ===
@@ -197,11 +197,11 @@ def test_metrics_of_an_open_calibration_are_those_of_all_answers():
     fitted = calibration.calibrate(
         *open_task(2)[:1], softmax(open_task(2)[1], axis=1), open_set.known_scores(open_task(2)[1])
     )
-    found = calibration.calibration_metrics(fitted, labels, probabilities, scores)
+    result = calibration.calibration_metrics(fitted, labels, probabilities, scores)
     answers = fitted.answers(
         calibration.scale_probabilities(probabilities, fitted.temperature), scores
     )
-    row = next(row for row in found["thresholds"] if row["target_accuracy"] == 0.9)
+    row = next(row for row in result["thresholds"] if row["target_accuracy"] == 0.9)
     named = answers.argmax(axis=1) < 3
     answered = named & (answers.max(axis=1) >= row["threshold"])
     right = answers.argmax(axis=1) == labels
@@ -211,4 +211,4 @@ def test_metrics_of_an_open_calibration_are_those_of_all_answers():
     closed = calibration.calibration_metrics(
         fitted, labels[labels >= 0], probabilities[labels >= 0]
     )
-    assert found["ece"] == closed["ece"]
+    assert result["ece"] == closed["ece"]

@@ -403,6 +403,7 @@ OVERRIDES = [
     ("task.class_weight_exponent", 0.5),
     ("task.weight_decay", 0.5),
     ("task.freeze_depth", 12),
+    ("task.unlabelled", "other"),
     ("task.subset", 0.5),
     ("task.train", "other.csv"),
     ("exclude_near_duplicates", True),
@@ -461,8 +462,11 @@ def test_every_field_has_a_flag_test():
             "freeze_depth",
             "subset",
             "augment",
+            "unlabelled",
         }
-        == set(type(parse_spec(RAW, source="a").tasks[0]).model_fields) - {"column", *OF_COLUMN}
+        == set(type(parse_spec(RAW, source="a").tasks[0]).model_fields)
+        - {"column", *OF_COLUMN}
+        - {"other"}  # needs `unlabelled`: tests/data/test_others.py
     )
 
 

@@ -9,9 +9,9 @@ Each way trains the head of the open task on cached features of the frozen trunk
   extra class   the same, minus the logit of a further class
   exposure      others get the uniform distribution (Hendrycks et al. 2019, eq. 1); the score is the
                 highest probability
-  one-vs-rest   a sigmoid for each class beside the softmax; the score is the highest
+  one-vs-rest   a sigmoid for each class in addition to the softmax; the score is the highest
 
-The test set is not read: HELD_OUT of the training images judge, with all others of a fifth of the
+The test set is not read: HELD_OUT of the training images test, with all others of a fifth of the
 groups (`other.group` of the spec), which no way is trained on. The table has top-1 and macro-F1 of
 the labelled images, AUROC against the other images of known and of new groups, and the share of
 other images that pass where 95 % of the labelled pass. OUT/rejection.csv has a row for each run;
@@ -132,13 +132,13 @@ def measure(
     seed: int,
     rate: float = RATE,
 ) -> dict[str, float]:
-    """Train one head and judge it on the images that were held out."""
+    """Train one head and test it on the images that were held out."""
     rng = np.random.default_rng(seed)
-    judged = rng.random(len(data.y)) < HELD_OUT
+    held_out = rng.random(len(data.y)) < HELD_OUT
     names = np.unique(data.groups[data.y < 0])
     new = np.isin(data.groups, rng.permutation(names)[: len(names) // 5]) & (data.y < 0)
-    taught = ~judged & ~new & ((data.y >= 0) | (way != "none"))
-    logits = trained_logits(spec, task, data, classes, taught, judged, way, weight, seed, rate)
+    taught = ~held_out & ~new & ((data.y >= 0) | (way != "none"))
+    logits = trained_logits(spec, task, data, classes, taught, held_out, way, weight, seed, rate)
     own = logits[:, :classes]
     energy = np.logaddexp.reduce(own, axis=1)
     highest = (own - energy[:, None]).max(axis=1)
@@ -147,7 +147,7 @@ def measure(
         "extra class": lambda: energy - logits[:, classes],
         "one-vs-rest": lambda: logits[:, classes:].max(axis=1),
     }.get(way, lambda: highest)()
-    labels, new = data.y[judged], new[judged]
+    labels, new = data.y[held_out], new[held_out]
     known = labels >= 0
     predicted = own[known].argmax(axis=1)
     return {
@@ -165,13 +165,13 @@ def trained_logits(
     data: Data,
     classes: int,
     taught: np.ndarray,
-    judged: np.ndarray,
+    held_out: np.ndarray,
     way: str,
     weight: float,
     seed: int,
     rate: float,
 ) -> np.ndarray:
-    """Train the task's head with its own settings; return the logits of the judged images."""
+    """Train the task's head with its own settings; return the logits of the held-out images."""
     import keras
     import tensorflow as tf
 
@@ -210,8 +210,8 @@ def trained_logits(
         order = rng.permutation(places)
         for chosen in np.array_split(order, len(order) // size):
             step(data.x[chosen], data.y[chosen].astype(np.int32))
-    judged_logits = model.predict(data.x[judged], batch_size=512, verbose=0)[task.name]
-    return judged_logits.astype(np.float64)
+    logits = model.predict(data.x[held_out], batch_size=512, verbose=0)[task.name]
+    return logits.astype(np.float64)
 
 
 def penalty(tf: Any, way: str, y: Any, logits: Any, classes: int) -> Any:

@@ -85,15 +85,7 @@ def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> L
     unlabelled = int((labels == MISSING).all(axis=1).sum())
     if unlabelled:
         notes.append(f"{unlabelled:,} of {len(labels):,} images have no label of any task")
-    counts = class_counts(classes, labels, rows.splits)
-    for task in spec.task_names:
-        lacking = counts[(counts["task"] == task) & (counts[TRAIN] == 0)]["class"].tolist()
-        if lacking:
-            names = ", ".join(shown(name) for name in lacking[:3])
-            notes.append(
-                f"{task}: {counted(len(lacking), 'class has', 'classes have')} no training image "
-                f"({names})"
-            )
+    notes += _empty_class_notes(class_counts(classes, labels, rows.splits))
     frames = {
         task: _frame(task, options.file, rows, labels[:, index])
         for index, task in enumerate(classes)
@@ -122,6 +114,16 @@ def _open_source(spec: DataSpec, data_dir: Path) -> Source:
             raise
         text = str(error).removeprefix(f"{error.field}: ")
         raise InputError(text, field=spec.place(None, _FIELDS[error.field])) from None
+
+
+def _empty_class_notes(counts: pd.DataFrame) -> list[str]:
+    """A note for each task with classes that have no training image, from `class_counts`."""
+    notes = []
+    for task, names in counts[counts[TRAIN] == 0].groupby("task", sort=False)["class"]:
+        first = ", ".join(shown(name) for name in names[:3])
+        noun = counted(len(names), "class has", "classes have")
+        notes.append(f"{task}: {noun} no training image ({first})")
+    return notes
 
 
 def open_table(options: TableOptions, data_dir: Path, image_dir: Path | None) -> Source:

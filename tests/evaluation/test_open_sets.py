@@ -109,13 +109,13 @@ def expected_answers(logits, fitted):
 def test_the_metrics_are_those_of_scikit_learn(metrics, test_images):
     _, labelled, logits = test_images
     scores = scipy.special.logsumexp(logits, axis=1)
-    found = metrics["open_set"]["warmth"]
+    result = metrics["open_set"]["warmth"]
     assert set(metrics["open_set"]) == {"warmth"}
-    assert found["known"] == labelled.sum()
-    assert found["others"]["images"] == (~labelled).sum()
-    assert found["others"]["auroc"] == pytest.approx(roc_auc_score(labelled, scores), abs=1e-3)
-    low, high = found["others"]["intervals"]["auroc"]
-    assert low < found["others"]["auroc"] < high
+    assert result["known"] == labelled.sum()
+    assert result["others"]["images"] == (~labelled).sum()
+    assert result["others"]["auroc"] == pytest.approx(roc_auc_score(labelled, scores), abs=1e-3)
+    low, high = result["others"]["intervals"]["auroc"]
+    assert low < result["others"]["auroc"] < high
 
 
 def test_groups_that_were_held_out_are_measured_alone(metrics, spec, folder, test_images):
@@ -128,11 +128,11 @@ def test_groups_that_were_held_out_are_measured_alone(metrics, spec, folder, tes
         if label == OTHER_LABEL
     }
     new = np.array([name[:3] not in taught for name in names]) & ~labelled
-    found = metrics["open_set"]["warmth"]["new"]
-    assert 0 < found["images"] == new.sum() < (~labelled).sum()
+    result = metrics["open_set"]["warmth"]["new"]
+    assert 0 < result["images"] == new.sum() < (~labelled).sum()
     kept = labelled | new
     scores = scipy.special.logsumexp(logits, axis=1)
-    assert found["auroc"] == pytest.approx(roc_auc_score(labelled[kept], scores[kept]), abs=1e-3)
+    assert result["auroc"] == pytest.approx(roc_auc_score(labelled[kept], scores[kept]), abs=1e-3)
 
 
 def test_the_share_of_right_answers_is_over_all_images(metrics, fitted, run, test_images):
@@ -152,9 +152,9 @@ def test_the_share_of_right_answers_is_over_all_images(metrics, fitted, run, tes
             assert row["right"] == pytest.approx(right[answered].mean(), abs=0.05)
     other = answers.argmax(axis=1) == 3
     assert other.any()
-    found = metrics["open_set"]["warmth"]["other"]
-    assert found["precision"] == pytest.approx((~labelled)[other].mean(), abs=0.02)
-    assert found["recall"] == pytest.approx(other[~labelled].mean(), abs=0.02)
+    result = metrics["open_set"]["warmth"]["other"]
+    assert result["precision"] == pytest.approx((~labelled)[other].mean(), abs=0.02)
+    assert result["recall"] == pytest.approx(other[~labelled].mean(), abs=0.02)
 
 
 def test_the_closed_metrics_do_not_change(known, folder, metrics, tmp_path):
@@ -203,9 +203,9 @@ def test_every_predictor_answers_other(run, exported, known, painted, fitted):
     for model in models:
         assert model.classes["warmth"] == ("warm", "cold", "neither", "other")
         assert model.classes["shade"] == known.SHADE
-        found = model.probabilities(images)
-        assert found["warmth"] == pytest.approx(expected, abs=1e-4)
-        assert found["shade"].shape == (len(images), 12)
+        result = model.probabilities(images)
+        assert result["warmth"] == pytest.approx(expected, abs=1e-4)
+        assert result["shade"].shape == (len(images), 12)
 
 
 def test_every_format_has_the_probability_as_an_output(exported, known, painted, fitted):
@@ -239,11 +239,11 @@ def test_the_command_says_other(exported, folder, painted, known, fitted, tmp_pa
     expected = expected_answers(known.logits(colours, known.PALETTES["warmth"]), fitted)
     names = np.array(["warm", "cold", "neither", "other"])
     best = dict(zip(painted[0], names[expected.argmax(axis=1)], strict=True))
-    found = {
+    result = {
         path[-11:]: answer
         for path, answer in zip(frame["path"], frame["warmth/predicted"], strict=True)
     }
-    assert sum(found[name] != best[name] for name in best) <= 2  # ties within rounding
+    assert sum(result[name] != best[name] for name in best) <= 2  # ties within rounding
     assert (frame["warmth/predicted"] == "other").any()
 
 
@@ -258,6 +258,6 @@ def test_before_an_evaluation_it_rejects_as_trained(known, spec, folder, painted
     run = start_run(tmp_path / "fresh", spec, folder)
     known.colour_model(("shade", "warmth")).save(run.best_model)
     images, logits = batch_of(known, painted, 5)
-    found = load_best(run).probabilities(images)["warmth"]
+    result = load_best(run).probabilities(images)["warmth"]
     with_zero = np.concatenate([logits, np.zeros((5, 1))], axis=1)
-    assert found == pytest.approx(scipy.special.softmax(with_zero, axis=1), abs=1e-4)
+    assert result == pytest.approx(scipy.special.softmax(with_zero, axis=1), abs=1e-4)

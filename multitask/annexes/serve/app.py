@@ -171,6 +171,20 @@ async def _in_thread(executor: ThreadPoolExecutor, function: Callable, *args: An
     return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
 
 
+def _page(predictor: Predictor, name: str, limits: Limits, unavailable: Mapping[str, str]) -> str:
+    return render(
+        "app.html.j2",
+        name=name,
+        runtime=predictor.runtime,
+        tasks=list(predictor.classes),
+        size_px=predictor.size_px,
+        limits={"upload_bytes": limits.upload.bytes, "pixels": limits.pixels},
+        attention=unavailable.get("attention"),
+        similar=unavailable.get("similar"),
+        coverage=_shown_coverage(predictor),
+    )
+
+
 def build_app(
     predictor: Predictor,
     *,
@@ -209,17 +223,7 @@ def build_app(
     features = {"attention": attention, "similar": similar}
     unavailable = {feature: why for feature, why in features.items() if isinstance(why, str)}
     service = _PredictionService(inference, limits, unavailable)
-    page = render(
-        "app.html.j2",
-        name=name,
-        runtime=predictor.runtime,
-        tasks=list(predictor.classes),
-        size_px=predictor.size_px,
-        limits={"upload_bytes": limits.upload.bytes, "pixels": limits.pixels},
-        attention=unavailable.get("attention"),
-        similar=unavailable.get("similar"),
-        coverage=_shown_coverage(predictor),
-    )
+    page = _page(predictor, name, limits, unavailable)
     headers = {**HEADERS, "Content-Security-Policy": content_security_policy(page)}
     app = FastAPI(
         title=f"multitask: {name}",
