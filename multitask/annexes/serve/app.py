@@ -216,8 +216,7 @@ def build_app(
         tasks=list(predictor.classes),
         size_px=predictor.size_px,
         limits={"upload_bytes": limits.upload.bytes, "pixels": limits.pixels},
-        attention=unavailable.get("attention"),
-        similar=unavailable.get("similar"),
+        **{feature: unavailable.get(feature) for feature in features},
         coverage=_shown_coverage(predictor),
     )
     headers = {**HEADERS, "Content-Security-Policy": content_security_policy(page)}
