@@ -101,10 +101,9 @@ def test_a_long_table_is_thinned_and_its_quantiles_are_never_lower():
         rank = rank_of(coverage, len(values))
         exact, stored = ordered[rank - 1], table.quantile(coverage)
         assert exact <= stored
-        # The excess is a small part of the images that are omitted.
-        assert (values > exact).sum() - (values > stored).sum() <= 1 + 0.03 * (
-            len(values) - rank
-        ) + 110
+        # 500 scores are evenly spaced, and 500 become closer towards the highest.
+        excess = (values <= stored).sum() - rank
+        assert excess <= min(101, 2 + 0.03 * (len(values) - rank))
     assert table.quantile(0.99998) == ordered[-1]
 
 

@@ -134,10 +134,13 @@ def test_thresholds(museum, images, expected):
     assert (everything[["shade/predicted", "warmth/predicted"]] == "uncertain").all(axis=None)
 
 
-def test_sets_of_classes(museum, expected, images, capsys):
+def test_sets_of_classes(known, data, tmp_path, monkeypatch, expected, images):
     """By the formula, from the scores that the evaluation wrote; and as the command."""
-    model = mt.load_model("runs/first/export")
-    content = json.loads(Path("runs/first/results/calibration.json").read_text())
+    monkeypatch.chdir(tmp_path)
+    known.make_run(Path("run"), data, tasks=("shade", "warmth"), validation=0.4)
+    mt.open_run("run").evaluate(similar=False)
+    model = mt.load_model("run")
+    content = json.loads(Path("run/results/calibration.json").read_text())
     table = model.predict(images, coverage=0.7)
     for task in model.classes:
         scores, counts = (content["conformal"]["tasks"][task][k] for k in ("scores", "counts"))
@@ -157,7 +160,8 @@ def test_sets_of_classes(museum, expected, images, capsys):
 
     from multitask.__main__ import main
 
-    main(["predict", "--model=runs/first/export", "--coverage=0.7", "--out=a.parquet", "a.png"])
+    Image.fromarray(images[0]).save("a.png")
+    main(["predict", "--workdir=run", "--coverage=0.7", "--out=a.parquet", "a.png"])
     written = pd.read_parquet("a.parquet")
     of_file = model.predict("a.png", coverage=0.7)
     assert list(written.columns) == list(of_file.columns)
