@@ -679,8 +679,11 @@ def test_it_holds_against_a_fuzzer(port):
     def fuzz(case):
         response = case.call()
         seen[case.path, response.status_code] += 1
-        # Bytes that are no image are of the schema, and refused.
-        if response.status_code != 415:
+        # Of the schema and refused: bytes that are no image, and sets that this model (which was
+        # not evaluated) does not promise.
+        reason = response.json().get("detail", "") if response.status_code == 422 else ""
+        no_sets = re.match(r"coverage: \S+: this model has no scores|joint: needs coverage", reason)
+        if response.status_code != 415 and not no_sets:
             case.validate_response(response)
 
     fuzz()
