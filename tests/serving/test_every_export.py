@@ -284,9 +284,10 @@ OTHERS = {
     "task.augment": {"flip": True},
 }  # fmt: skip
 # The four kinds of weights give one network (tests of the trunks); files and names of a task are
-# the data set's.
+# the data set's. Open tasks are exported to every format in tests/evaluation/test_open_sets.py.
 NOT_WALKED = ("trunk.weights", "task.name", "task.train", "task.test", "task.classes", "table",
-              "task.column", *(f"task.{name}" for name in OF_COLUMN))  # fmt: skip
+              "task.column", *(f"task.{name}" for name in OF_COLUMN),
+              "task.unlabelled", "task.other")  # fmt: skip
 
 
 def described(known, spec) -> str:
