@@ -57,7 +57,7 @@ class RunEvaluation:
 
         Args:
             kind: `confusion_matrix`, `f1_scores`, `coverage`, `training_history`,
-                `model_architecture` or `outliers`.
+                `model_architecture`, `outliers`, or `open_set` (of a task that answers `other`).
             task: name of the task.
 
         Returns:

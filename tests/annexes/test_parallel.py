@@ -121,12 +121,12 @@ def test_two_mirrored_devices_train_as_one(start, tmp_path):
     ("options", "wanted"),
     [
         ({"batch_size": 6}, "batch_size: 6: is shared by 4 devices; give a multiple of 4"),
-        ({"optimizer": {"clip_norm": 1.0}}, "optimizer.clip_norm: --distribute=mirrored does not"),
-        ({"optimizer": {"ema": 0.9}}, "optimizer.ema: --distribute=mirrored does not"),
-        ({"optimizer": {"accumulate": 2}}, "optimizer.accumulate: --distribute=mirrored does not"),
+        ({"optimizer": {"clip_norm": 1.0}}, "optimizer.clip_norm: `distribute=mirrored` does not"),
+        ({"optimizer": {"ema": 0.9}}, "optimizer.ema: `distribute=mirrored` does not"),
+        ({"optimizer": {"accumulate": 2}}, "optimizer.accumulate: `distribute=mirrored` does not"),
         (
             {"contrastive": {"weight": 0.1, "width": 4}},
-            "contrastive: --distribute=mirrored does not",
+            "contrastive: `distribute=mirrored` does not",
         ),
     ],
 )

@@ -18,7 +18,7 @@ import multitask as mt
 from multitask import console
 from multitask.__main__ import main
 from multitask.console import progress_bar
-from multitask.evaluation.task_plots import PLOTS
+from multitask.evaluation.task_plots import OPEN_SET, PLOTS
 from multitask.model.trunks import TRUNKS
 
 pytestmark = pytest.mark.usefixtures("untimed")
@@ -150,7 +150,10 @@ def test_an_evaluation(evaluation):
 
 
 def test_the_plots_are_the_files_of_the_report(evaluation):
-    for kind in PLOTS:
+    # Neither task is open: there is no file, and the plot says so.
+    assert not list(evaluation.folder.glob(f"{OPEN_SET}*"))
+    assert evaluation.plot(OPEN_SET, task="shade").texts[0].get_text() == "none in the test set"
+    for kind in PLOTS.keys() - {OPEN_SET}:
         figure = evaluation.plot(kind, task="shade")
         assert figure._repr_png_() == (evaluation.folder / f"{kind}_shade.png").read_bytes(), kind
 
