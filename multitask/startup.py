@@ -35,7 +35,7 @@ def import_tensorflow(backend: str = BACKENDS[0]) -> None:
     # AutoGraph writes converted functions there; without room it would not convert them.
     with scratch() as folder:
         (folder / "probe").write_bytes(bytes(TEMPORARY_BYTES))
-    with silent(), _without_collections():
+    with silent(), without_collections():
         import tensorflow
 
         # Where CUDA is installed without a driver, the first look at the devices logs an error.
@@ -45,7 +45,7 @@ def import_tensorflow(backend: str = BACKENDS[0]) -> None:
 
 
 @contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
+def without_collections() -> Iterator[None]:
     """Collect no garbage: an import makes half a million objects and hardly any garbage."""
     enabled = gc.isenabled()
     gc.disable()

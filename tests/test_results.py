@@ -10,7 +10,7 @@ from multitask.calibration import CALIBRATION
 from multitask.evaluation.report import evaluate
 from multitask.reading import sha256
 from multitask.results import RECORD, is_of_model
-from multitask.serving.model_card import _results
+from multitask.serving.model_card import saved_metrics
 from multitask.spec import InputError
 from multitask.trained import open_trained
 
@@ -73,12 +73,12 @@ def test_without_a_complete_record_it_is_not_evaluated(run, content):
 def test_results_of_an_older_model_are_not_used_for_a_newer_one(run):
     """Further training gives the new model the same name."""
     assert open_trained(run).calibrations["shade"].fitted_on > 0
-    assert _results(open_trained(run))[0]
+    assert saved_metrics(open_trained(run))[0]
     with run.best_model.open("ab") as file:
         file.write(b"x")
     assert not is_evaluated(run)
     assert open_trained(run).calibrations["shade"].fitted_on == 0
-    assert _results(open_trained(run)) == ({}, {})
+    assert saved_metrics(open_trained(run)) == ({}, {})
 
 
 def test_results_of_two_evaluations_are_not_compared(run):

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from multitask.startup import _without_collections
+from multitask.startup import without_collections
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -12,7 +12,7 @@ def test_garbage_is_collected_again_after_the_import(enabled):
     before = gc.isenabled()
     try:
         (gc.enable if enabled else gc.disable)()
-        with pytest.raises(ImportError), _without_collections():
+        with pytest.raises(ImportError), without_collections():
             assert not gc.isenabled()
             raise ImportError
         assert gc.isenabled() is enabled

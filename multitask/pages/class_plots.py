@@ -99,7 +99,7 @@ def _draw_matrix(axes: Axes, matrix: np.ndarray, cell_in: float, *, others: bool
     # A percentage needs a third of an inch; a count below it needs room for two lines.
     annotations: Any = False
     if cell_in > 0.33:
-        annotations = np.vectorize(_cell_text)(matrix, shares, cell_in > 0.6)
+        annotations = np.vectorize(cell_text)(matrix, shares, cell_in > 0.6)
     axes.set_facecolor(PALE)
     axes.grid(False)
     sns.heatmap(
@@ -138,7 +138,7 @@ def _label_matrix(axes: Axes, names: Sequence[str], support: np.ndarray) -> None
     axes.set(xlabel="predicted", ylabel="true (examples)")
 
 
-def _cell_text(count: int, share: float, with_count: bool) -> str:
+def cell_text(count: int, share: float, with_count: bool) -> str:
     """A cell of the matrix: the percentage, and the count below it if there is room."""
     if not count:
         return ""

@@ -169,7 +169,7 @@ def _draw_image(
     """An image in a square, with its caption below."""
     left, top = corner
     below = top + side_in
-    axes.imshow(_square(pixels), extent=(left, left + side_in, below, top), aspect="auto")
+    axes.imshow(square(pixels), extent=(left, left + side_in, below, top), aspect="auto")
     if pixels is None:
         middle = (left + side_in / 2, top + side_in / 2)
         axes.text(*middle, "unreadable", ha="center", va="center", color=MUTED)
@@ -182,7 +182,7 @@ def _draw_image(
     axes.text(left, below + 0.06, text, va="top", size=7, linespacing=1.35)
 
 
-def _square(pixels: Pixels, side_px: int = 240) -> np.ndarray:
+def square(pixels: Pixels, side_px: int = 240) -> np.ndarray:
     """The whole image in a square, uint8 [side_px, side_px, 3]."""
     if pixels is None:
         return np.full((side_px, side_px, 3), 225, dtype=np.uint8)
@@ -190,5 +190,5 @@ def _square(pixels: Pixels, side_px: int = 240) -> np.ndarray:
     scale = side_px / max(image.size)
     # At least one pixel: an image can be a thousand times as wide as high.
     width, height = (max(1, round(length * scale)) for length in image.size)
-    square = ImageOps.pad(image.resize((width, height)), (side_px, side_px), color=(245, 245, 245))
-    return np.asarray(square)
+    padded = ImageOps.pad(image.resize((width, height)), (side_px, side_px), color=(245, 245, 245))
+    return np.asarray(padded)

@@ -84,7 +84,7 @@ def _onnx(source: Source, folder: Path, quantize: str) -> str:
         model, {key: json.dumps(value) for key, value in source.description.items()}
     )
     if quantize == "float16":
-        _halve_weights(model)
+        halve_weights(model)
     onnx.save(model, folder / name)
     if quantize == "int8":
         _quantize(source, folder / name)
@@ -92,7 +92,7 @@ def _onnx(source: Source, folder: Path, quantize: str) -> str:
     return name
 
 
-def _halve_weights(model: Any) -> None:
+def halve_weights(model: Any) -> None:
     """Store weights in float16, with a Cast before their use: arithmetic stays float32.
 
     Runtimes cast once, when they load the file. It has half the size and the same speed.

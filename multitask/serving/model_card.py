@@ -82,7 +82,7 @@ def _data(spec: DataSpec, table: Table) -> Iterator[str]:
 
 
 def _metrics(trained: TrainedModel, table: Table, tasks: Sequence[str]) -> Iterator[str]:
-    metrics, baseline = _results(trained)
+    metrics, baseline = saved_metrics(trained)
     yield from ("## Metrics on the official test set", "")
     if metrics:
         yield "| task | labelled | top-1 | top-5 | macro-F1 | majority class: top-1 | macro-F1 |"
@@ -169,7 +169,7 @@ def _checks(entries: Sequence[Mapping[str, Any]], checked_on: str) -> list[str]:
     return lines
 
 
-def _results(trained: TrainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
+def saved_metrics(trained: TrainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics and baselines of the model's own evaluation; empty if there is none."""
     results = trained.read_results("metrics.json", lambda read: (read["metrics"], read["baseline"]))
     return ({}, {}) if results is None else results

@@ -63,10 +63,10 @@ def test_confusion_matrix_refuses_other_sizes(tmp_path):
 
 
 def test_cell_text():
-    assert class_plots._cell_text(0, 0.0, True) == ""
-    assert class_plots._cell_text(1234, 0.831, True) == "83 %\n(1,234)"
-    assert class_plots._cell_text(1234, 0.831, False) == "83"
-    assert class_plots._cell_text(1, 0.004, False) == "<1"
+    assert class_plots.cell_text(0, 0.0, True) == ""
+    assert class_plots.cell_text(1234, 0.831, True) == "83 %\n(1,234)"
+    assert class_plots.cell_text(1234, 0.831, False) == "83"
+    assert class_plots.cell_text(1, 0.004, False) == "<1"
 
 
 @pytest.mark.parametrize("classes", [1, 4, 30])

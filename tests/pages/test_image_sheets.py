@@ -70,7 +70,7 @@ def test_similar_frames_the_query_alone(tmp_path):
 
 def test_tile_shows_the_whole_image():
     image = np.zeros((100, 200, 3), dtype=np.uint8)
-    tile = image_sheets._square(image, side_px=80)
+    tile = image_sheets.square(image, side_px=80)
     assert tile.shape == (80, 80, 3)
     dark = (tile == 0).all(axis=(1, 2))
     assert dark.sum() == 40

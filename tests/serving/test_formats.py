@@ -366,7 +366,7 @@ def test_half_precision_halves_the_weights_and_not_the_arithmetic(tmp_path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", converters.OPSET)])
     whole = len(model.SerializeToString())
-    formats._halve_weights(model)
+    formats.halve_weights(model)
     onnx.checker.check_model(model, full_check=True)
     assert len(model.SerializeToString()) < 0.6 * whole
     x = rng.normal(size=(3, 64)).astype(np.float32)
@@ -396,8 +396,8 @@ def test_bounds(monkeypatch, entry, message):
 
 def test_one_bad_artifact_leaves_the_older_export(run, folder, monkeypatch):
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    halve = formats._halve_weights
-    monkeypatch.setattr(formats, "_halve_weights", lambda model: spoil(model, halve))
+    halve = formats.halve_weights
+    monkeypatch.setattr(formats, "halve_weights", lambda model: spoil(model, halve))
     with pytest.raises(RunError, match=r"ONNX Runtime \S+, disagrees with .*; it was discarded"):
         export(run, formats=["onnx"], quantize="float16")
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
