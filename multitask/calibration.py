@@ -105,9 +105,9 @@ class Calibration:
         fitted_on: number of labelled images of the validation split.
         reason: why no temperature was fitted or used; None if one was.
         steps: "calibrated" and "raw" -> ascending (threshold, accuracy, coverage): each is the
-            lowest confidence that reaches its accuracy. Of an open task, they are those of the
-            answers that name a class, over all validation images.
-        rejection: of an open task; None: the task is not open.
+            lowest confidence that reaches its accuracy. For an open task, accuracy is that of the
+            answers that name a class, and coverage is their share of all validation images.
+        rejection: the rejection of an open task; None if the task is not open.
     """
 
     temperature: float = 1.0
@@ -159,7 +159,7 @@ class Calibration:
 
     @property
     def _images(self) -> int:
-        """The number of validation images that the steps are from."""
+        """The number of validation images from which the steps were computed."""
         return self.fitted_on + (self.rejection.others if self.rejection else 0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -201,12 +201,12 @@ class Calibration:
     def answers(
         self, probabilities: np.ndarray, scores: np.ndarray | None, *, calibrated: bool = True
     ) -> np.ndarray:
-        """Add the probability of `other` to those of the classes, if the task is open.
+        """Add the probability of `other` to the class probabilities, if the task is open.
 
         Args:
-            probabilities: float [n, classes], already divided by the temperature or not.
-            scores: float [n], of `open_set.known_scores`; not used if the task is not open.
-            calibrated: whether the fitted rejection is used, or that of the training.
+            probabilities: float [n, classes], with or without temperature scaling.
+            scores: float [n], from `open_set.known_scores`; not used if the task is not open.
+            calibrated: whether to use the fitted rejection; otherwise the rejection as trained.
 
         Returns:
             float [n, classes], or [n, classes + 1] with `other` last.
@@ -304,9 +304,9 @@ def calibrate(
     """Estimate temperature and thresholds of one task from its validation images.
 
     Args:
-        labels: int [n], of labelled images; of an open task, also OTHER_LABEL.
+        labels: int [n], of labelled images; for an open task, also OTHER_LABEL.
         probabilities: float [n, classes], of a softmax.
-        scores: float [n], of `open_set.known_scores`; None: the task is not open.
+        scores: float [n], from `open_set.known_scores`; None if the task is not open.
     """
     labelled = labels >= 0
     temperature, reason = usable_temperature(labels[labelled], probabilities[labelled])
@@ -332,8 +332,8 @@ def answer_curve(labels: np.ndarray, answers: np.ndarray, *, classes: int) -> pd
     """Compute `metrics.coverage_curve` of the answers that name a class, over all images.
 
     Args:
-        labels: int [n]; an image with a negative one has none of the classes.
-        answers: float [n, classes or more]; further columns name no class.
+        labels: int [n]; an image with a negative label has none of the classes.
+        answers: float [n, classes or more]; further columns do not belong to a class.
         classes: number of classes.
     """
     predicted = answers.argmax(axis=1)
@@ -352,7 +352,7 @@ def calibration_metrics(
 
     Args:
         calibration: from `calibrate`, estimated on other images.
-        labels: int [n], of the test set; of an open task, also OTHER_LABEL.
+        labels: int [n], of the test set; for an open task, also OTHER_LABEL.
         probabilities: float [n, classes], raw.
         scores: float [n], as for `calibrate`.
 

@@ -1,20 +1,23 @@
 """Conformal prediction: sets of classes that hold the right one with a chosen probability.
 
-Split conformal prediction (Vovk et al. 2005; Papadopoulos et al. 2002): the validation split shows
-how far down the list of classes the right one stands, measured by a score, and a set holds every
-class whose score is at most a quantile of these scores. If a new image is drawn like the validation
-images, its set holds the right class with at least the chosen probability, for any model and any
-score. The probability is over the validation images too: with n of them, the coverage of the sets
-that they give is Beta(k, n + 1 - k) distributed, k = ceil((n + 1) coverage), if scores have no ties
-(Vovk 2012, proposition 2a). `coverage_interval` has its quantiles.
+The method is split conformal prediction (Vovk et al. 2005; Papadopoulos et al. 2002). A score
+measures how far down the list of classes a class stands. The scores of the right classes are
+computed on the validation split. A set holds every class whose score is at most a quantile of them.
+
+If a new image is drawn from the same distribution as the validation images, its set holds the right
+class with at least the chosen probability, for any model and any score. This probability is also
+over the choice of the n validation images. For given validation images, the coverage is distributed
+as Beta(k, n + 1 - k) with k = ceil((n + 1) coverage), if no scores are tied (Vovk 2012, proposition
+2a). `coverage_interval` computes the quantiles of this distribution.
 
 What this does not promise:
 
-- Coverage of each class, or of hard images: it is an average. The report shows it by class.
-- Anything for an image of none of the classes, unless the task is open: `other` is then one of its
-  answers, and of the sets.
-- Independence of training: the validation split also chose the epoch and the temperature, so the
-  coverage on new images can be slightly lower. The test set measures it.
+- Coverage of each class, or of difficult images. The coverage is an average; the report shows it by
+  class.
+- Anything for an image that has none of the classes, unless the task is open. `other` is then one
+  of the answers, and can be in the sets.
+- Exact coverage after model selection. The validation split also chose the epoch and the
+  temperature, so the coverage on new images can be slightly lower. The test set measures it.
 
 The score is that of regularised adaptive prediction sets (RAPS; Angelopoulos et al. 2021, eq. 4)
 without its random term. See `class_scores` for the consequence.
@@ -32,22 +35,23 @@ from multitask.spec import MISSING, InputError
 
 # RAPS: fixed, not fitted, so that no validation image is used twice.
 PENALTY, FREE_RANKS = 0.01, 2
-STORED = 1000  # distinct scores of a table; more are thinned
-ROUNDING = 1e-9  # of a product that is a whole number in exact arithmetic
+STORED = 1000  # most distinct scores that a table stores; more are thinned out
+ROUNDING = 1e-9  # tolerance for a product that is a whole number in exact arithmetic
 SHOWN_COVERAGES = (0.8, 0.9, 0.95)  # in the report
-HEADLINE = 0.9  # of SHOWN_COVERAGES: on the console, in the plots and on the server's page
+HEADLINE = 0.9  # one of SHOWN_COVERAGES: for the console, the plots and the server's page
 
 
 def class_scores(probabilities: np.ndarray) -> np.ndarray:
     """Compute the RAPS score of every class (Angelopoulos et al. 2021, eq. 4, with U = 0).
 
-    The score of the class at rank r (from 1, most probable first; the lowest index on a tie) is the
-    probability of all classes before it, plus PENALTY for each rank beyond FREE_RANKS.
+    Classes are ranked from 1, most probable first; on a tie, the lowest index first. The score of a
+    class is the total probability of all classes before it, plus PENALTY for each rank beyond
+    FREE_RANKS.
 
-    The paper adds U times the class's own probability, U uniform in (0, 1), which makes the
+    The paper adds U times the class's own probability, with U uniform in (0, 1). This makes the
     coverage exact for every model. Here U is 0, so that an image always gets the same set. The most
-    probable class then has the score 0: it is always in the set, no set is empty, and if it alone
-    is right more often than the chosen coverage, the coverage is its accuracy, which is higher.
+    probable class then has the score 0, so it is always in the set, and no set is empty. If its
+    accuracy is higher than the chosen coverage, the coverage equals this accuracy.
 
     Args:
         probabilities: float [n, classes], calibrated.
@@ -71,14 +75,14 @@ def class_scores(probabilities: np.ndarray) -> np.ndarray:
 
 
 def prediction_sets(probabilities: np.ndarray, threshold: float) -> np.ndarray:
-    """Select the classes of each image whose score is at most a threshold, and the most probable.
+    """Select the most probable class of each image, and all whose score is at most a threshold.
 
     Args:
         probabilities: float [n, classes], calibrated.
-        threshold: of the task, from `Conformal.thresholds`; inf selects all classes.
+        threshold: the task's threshold from `Conformal.thresholds`; inf selects all classes.
 
     Returns:
-        bool [n, classes]; at least one class of each image.
+        bool [n, classes]; at least one class is selected for each image.
 
     Example:
         >>> prediction_sets(np.array([[0.2, 0.5, 0.3]]), 0.6).tolist()
@@ -94,9 +98,9 @@ def prediction_sets(probabilities: np.ndarray, threshold: float) -> np.ndarray:
 class ScoreTable:
     """The distribution of a score over the validation images.
 
-    It holds every distinct score; of more than about STORED, every few, closer together towards the
-    highest. A quantile is then the next stored score above it, which makes a set larger, never
-    smaller.
+    It stores every distinct score. If there are more than STORED, it stores a selection that is
+    denser towards the highest scores. A quantile is then rounded up to the next stored score, which
+    can only make a set larger.
 
     Attributes:
         scores: distinct scores, ascending.
@@ -164,7 +168,7 @@ class ScoreTable:
 
 
 def rank_of(coverage: float, images: int) -> int:
-    """The rank of the score that is the threshold, ceil((n + 1) coverage); beyond n is none.
+    """The rank of the threshold among n scores: ceil((n + 1) coverage), or n + 1 if n is too small.
 
     Example:
         >>> rank_of(0.9, 99), rank_of(0.9, 8)
@@ -177,46 +181,48 @@ def rank_of(coverage: float, images: int) -> int:
 class Conformal:
     """The scores of the validation split, from which the sets of any coverage follow.
 
-    **Per task**, a set holds the right class with the chosen probability, for a new image drawn
-    like the validation images that have a label of this task.
+    **Per task**, a set holds the right class with the chosen probability. This applies to a new
+    image drawn like the validation images that have a label of this task.
 
-    **Jointly**, the sets of all tasks hold all the labels that an image has, with the chosen
-    probability, for a new image drawn like the validation images that have labels of several tasks.
-    The score of an image is the maximum over its labels of their levels. The level of a score s of
-    a task is (1 + number of scores up to s among the n labelled validation images) / (n + 1), so
-    that the tasks are comparable. Levels and quantile come from the same images, and the promise is
-    exact all the same. Rank every score among the n + 1 images that include the new one. These
-    ranks, divided by n + 1 (by n for a task of which the new image has no label), treat all images
-    alike, so the new image's maximum is at most the quantile of the others with the chosen
-    probability. The level of a validation image is at least its rank, and that of the new image is
-    its rank; so the quantile of the levels is at least that quantile.
+    **Jointly**, the sets of all tasks hold all labels of an image with the chosen probability. This
+    applies to a new image drawn like the validation images that have labels of several tasks. The
+    level of a score s of a task is (1 + number of scores up to s among the n labelled validation
+    images) / (n + 1). Levels make the tasks comparable. The joint score of an image is the maximum
+    of the levels of its labels.
 
-    An image that lacks a label contributes the maximum over those that it has. Therefore nothing is
-    promised for the classes that nobody has labelled: an image with labels of all tasks is covered
-    less often than one with two labels, as its maximum is over more tasks. The evaluation shows the
-    coverage of these images on its own. A single label says nothing of tasks together, so images
-    with only one are not used.
+    The promise holds although levels and quantile come from the same images. Proof: rank every
+    score among the n + 1 images that include the new one, and divide by n + 1 (by n for a task of
+    which the new image has no label). These ranks treat all images alike. So with the chosen
+    probability, the new image's maximum is at most the quantile of the other images' maxima. The
+    level of a validation image is at least its divided rank, and the level of the new image equals
+    it. So the quantile of the levels is at least that quantile.
+
+    For an image that lacks a label, the maximum is over the labels that it has. Nothing is promised
+    for missing labels. An image with labels of all tasks is therefore covered less often than one
+    with two labels, because its maximum is over more tasks. The evaluation shows the coverage of
+    these images separately. Images with a single label are not used.
 
     Attributes:
         tasks: task -> its scores (`class_scores` of the right class).
-        joint: the maxima of the levels, in (0, 1].
+        joint: the joint scores, in (0, 1].
     """
 
     tasks: dict[str, ScoreTable]
     joint: ScoreTable
 
     def thresholds(self, coverage: float, *, joint: bool = False) -> dict[str, float]:
-        """Look up the thresholds of the sets with a coverage, for `prediction_sets`.
+        """Look up the thresholds for `prediction_sets` that give a coverage.
 
         Args:
-            coverage: in (0, 1), the probability that the right class is in its set.
-            joint: whether it is that of all tasks together, instead of each task.
+            coverage: in (0, 1), the probability that a set holds the right class.
+            joint: whether the coverage is for all tasks together, instead of for each task.
 
         Returns:
             Task -> threshold; inf selects all classes.
 
         Raises:
-            InputError: not a coverage, or too few validation images to promise it.
+            InputError: the coverage is not in (0, 1), or there are too few validation images for
+                it.
 
         Example:
             >>> table = ScoreTable.of(np.arange(9) / 10)
@@ -244,9 +250,9 @@ class Conformal:
             raise InputError(f"{coverage:g}: {'; '.join(reasons)}", field="coverage")
 
     def of_tasks(self, tasks: Iterable[str]) -> "Conformal":
-        """The scores of some tasks. Joint sets of fewer tasks are covered at least as often.
+        """The scores of some of the tasks. A single task has no joint sets.
 
-        A single task has no joint sets.
+        With the same joint scores, the sets of fewer tasks are covered at least as often.
         """
         tables = {task: self.tasks[task] for task in tasks}
         return Conformal(tables, self.joint if len(tables) > 1 else ScoreTable())
@@ -270,7 +276,7 @@ class Conformal:
 
 
 def without_images(tasks: Iterable[str]) -> Conformal:
-    """The scores of a validation split without images, which promise no coverage.
+    """The scores of a validation split without images; they allow no coverage.
 
     Example:
         >>> without_images(["shade"]).tasks["shade"].images
@@ -287,7 +293,7 @@ def why_too_few(table: ScoreTable, coverage: float, *, joint: bool = False) -> s
     if not table.images:
         return f"no validation image has {labels}"
     noun = "image has" if table.images == 1 else "images have"
-    # Rounded down, so that the named coverage is possible.
+    # Rounded down, so that the coverage in the message is possible.
     highest = math.floor(1000 * table.highest_coverage + ROUNDING) / 1000
     return f"{table.images:,} validation {noun} {labels}; they allow a coverage up to {highest:g}"
 
@@ -295,7 +301,7 @@ def why_too_few(table: ScoreTable, coverage: float, *, joint: bool = False) -> s
 def _below_level(table: ScoreTable, level: float) -> float:
     """The highest score of a task whose level is at most `level`."""
     most = math.floor(level * (table.images + 1) + ROUNDING) - 1
-    # At most so many images have this score or a lower one: it is below that of the next image.
+    # At most `most` images may have this score or a lower one: it is below the next image's score.
     following = table.at_rank(most + 1)
     return math.inf if math.isinf(following) else float(np.nextafter(following, -math.inf))
 
@@ -319,7 +325,7 @@ def fit_conformal(
         rows = np.flatnonzero(of_task != MISSING)
         scores = class_scores(probabilities[task][rows])[np.arange(len(rows)), of_task[rows]]
         tables[task] = ScoreTable.of(scores)
-        level = np.zeros(len(of_task))  # of no label: below every other
+        level = np.zeros(len(of_task))  # 0 without a label: lower than every level
         up_to = np.searchsorted(np.sort(scores), scores, side="right")
         level[rows] = (1 + up_to) / (1 + len(rows))
         levels.append(level)
@@ -332,11 +338,11 @@ def fit_conformal(
 
 
 def coverage_interval(images: int, coverage: float, *, level: float = 0.95) -> tuple[float, float]:
-    """The central interval of the coverage of the sets that some validation images give.
+    """The central interval of the true coverage of sets that are fitted on n validation images.
 
-    Its width is due to the number of validation images. It is the interval of Beta(k, n + 1 - k)
-    (Vovk 2012, proposition 2a), exact without ties. For joint sets it is an approximation, as their
-    levels have ties.
+    It is the interval of Beta(k, n + 1 - k) (Vovk 2012, proposition 2a), which is exact without
+    ties. More images make it narrower. For joint sets it is an approximation, because their scores
+    have ties.
 
     Args:
         images: number n of validation images, enough for the coverage.
@@ -358,8 +364,8 @@ def expected_interval(
 ) -> tuple[float, float]:
     """The central interval of the share of test images whose sets hold the right class.
 
-    It adds the choice of the test images to `coverage_interval`: the number of covered images is
-    beta-binomial. A share below it means that the promise is not kept.
+    It extends `coverage_interval` by the random choice of the test images: the number of covered
+    images is beta-binomial. A share below the interval means that the promise is not kept.
 
     Args:
         images: number n of validation images, enough for the coverage.

@@ -1,8 +1,8 @@
 """Open-set recognition: whether an image has one of a task's classes at all.
 
-Only arrays are used here. The score of an image is the free energy of its logits (Liu et al. 2020,
-eq. 4); an open task is trained to make it the logit of "has one of the classes", see
-`learning.losses.rejection_sums`.
+This module works on arrays alone. The score of an image is the negative free energy of its logits
+(Liu et al. 2020, eq. 4). The training of an open task makes this score the logit of "has one of the
+classes", see `learning.losses.rejection_sums`.
 """
 
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from scipy.stats import rankdata
 
 from multitask.bootstrap import DRAWS, FEWEST_EXAMPLES, SEED
 
-MIN_IMAGES = 30  # of each kind, which a calibration needs
-KEPT = 0.95  # share of the known images in `fpr_at_tpr`
-CURVE_POINTS = 101  # of the OSCR curve in metrics.json
+MIN_IMAGES = 30  # images of each kind that a calibration needs
+KEPT = 0.95  # true positive rate (share of accepted known images) of `fpr_at_tpr`
+CURVE_POINTS = 101  # points of the OSCR curve in metrics.json
 
 
 def known_scores(logits: np.ndarray) -> np.ndarray:
-    """The free energy of logits.
+    """The negative free energy of logits.
 
     Args:
         logits: float [n, classes], not divided by a temperature.
 
     Returns:
-        float [n]; higher means more probably one of the classes.
+        float [n]; a higher score means that the image more probably has one of the classes.
 
     >>> known_scores(np.log([[1.0, 2.0, 3.0]])).round(6) == np.log(6).round(6)
     array([ True])
@@ -38,13 +38,13 @@ def known_scores(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rejection:
-    """From the score of an image to the probability that it has one of the classes.
+    """Maps the score of an image to the probability that the image has one of the classes.
 
     Attributes:
         slope: factor of the score, >= 0.
-        offset: added to it.
-        others: number of validation images without any of the classes.
-        reason: why slope and offset are those of the training (1 and 0); None if they were fitted.
+        offset: added to the scaled score.
+        others: number of validation images that have none of the classes.
+        reason: why slope and offset keep their training values (1 and 0); None if they were fitted.
     """
 
     slope: float = 1.0
@@ -79,15 +79,16 @@ class Rejection:
 def fit_rejection(known: np.ndarray, other: np.ndarray) -> Rejection:
     """Fit the probability of "has one of the classes" by logistic regression (Platt 1999).
 
-    Targets are smoothed as in section 2.2 there, so that separable scores have a finite slope.
+    The targets are smoothed as in section 2.2 of that paper, so that the slope is finite even if
+    the scores are separable.
 
     Args:
         known: float [n], scores of images that have one of the classes.
         other: float [m], scores of images that have none.
 
     Returns:
-        The rejection; that of the training, with the reason, if either kind has fewer than
-        MIN_IMAGES images or if the scores do not separate them.
+        The fitted rejection. If either kind has fewer than MIN_IMAGES images, or if the scores do
+        not separate the two kinds: the rejection as trained, with the reason.
     """
     for name, scores in (("with", known), ("without", other)):
         if len(scores) < MIN_IMAGES:
@@ -124,8 +125,8 @@ def open_probabilities(probabilities: np.ndarray, known: np.ndarray) -> np.ndarr
     """Add the probability of having none of the classes, as the last column.
 
     Args:
-        probabilities: float [n, classes], given that the image has one of them.
-        known: float [n], the probability of that.
+        probabilities: float [n, classes], given that the image has one of the classes.
+        known: float [n], the probability that the image has one of the classes.
 
     Returns:
         float [n, classes + 1]; each row sums to 1.
@@ -141,23 +142,23 @@ def open_probabilities(probabilities: np.ndarray, known: np.ndarray) -> np.ndarr
 
 
 def auroc(known: np.ndarray, other: np.ndarray) -> float:
-    """The probability that a known image scores higher than another; a tie counts half.
+    """The probability that a known image has a higher score than an other image; ties count half.
 
     Args:
-        known: float [n], n > 0.
-        other: float [m], m > 0.
+        known: float [n], scores of images that have one of the classes; n > 0.
+        other: float [m], scores of images that have none; m > 0.
     """
     ranks = rankdata(np.concatenate([known, other]))[: len(known)]
     return float((ranks.sum() - len(known) * (len(known) + 1) / 2) / (len(known) * len(other)))
 
 
 def fpr_at_tpr(known: np.ndarray, other: np.ndarray, *, tpr: float = KEPT) -> float:
-    """The share of other images that pass a threshold that keeps a share of the known ones.
+    """The share of other images that are accepted at a threshold that accepts most known images.
 
     Args:
-        known: float [n], n > 0.
-        other: float [m], m > 0.
-        tpr: least share of the known images at or above the threshold.
+        known: float [n], scores of images that have one of the classes; n > 0.
+        other: float [m], scores of images that have none; m > 0.
+        tpr: least share of the known images that score at or above the threshold.
     """
     threshold = np.sort(known)[len(known) - int(np.ceil(tpr * len(known) - 1e-9))]
     return float((other >= threshold).mean())
@@ -174,8 +175,9 @@ def oscr_curve(
         other: float [m], confidence of the classes that are predicted for other images.
 
     Returns:
-        The share of the other images at or above a threshold, and the share of the known images
-        that are right and at or above it, for each threshold from the highest to the lowest.
+        Two arrays with one value per threshold, from the highest threshold to the lowest: the share
+        of the other images at or above the threshold; and the share of the known images that are
+        at or above it and predicted correctly.
     """
     thresholds = np.unique(np.concatenate([confidence, other]))[::-1]
     above = np.sort(other), np.sort(confidence[correct])
@@ -197,15 +199,15 @@ def open_set_metrics(
     """Measure how well scores separate known images from others.
 
     Args:
-        known: float [n].
-        other: float [m].
+        known: float [n], scores of images that have one of the classes.
+        other: float [m], scores of images that have none.
         draws: number of bootstrap samples.
-        seed: of their random numbers.
+        seed: seed of the bootstrap.
 
     Returns:
-        images, auroc, fpr95 and intervals of both (95 %, percentile bootstrap over the images of
-        each kind); the metrics are None without images of one kind, and the intervals with fewer
-        than FEWEST_EXAMPLES of one.
+        images (the number of other images), auroc, fpr95, and intervals of both metrics (95 %,
+        percentile bootstrap over the images of each kind). The metrics are None if one kind has no
+        images. The intervals are None if one kind has fewer than FEWEST_EXAMPLES images.
     """
     content: dict[str, Any] = {"images": len(other), "auroc": None, "fpr95": None}
     content["intervals"] = {"auroc": None, "fpr95": None}

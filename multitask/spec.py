@@ -50,7 +50,7 @@ __all__ = [
 
 MISSING = -1  # the label of an image without a label for the task
 OTHER_LABEL = -2  # the label of an image that has none of the task's classes, see `unlabelled`
-OTHER_ANSWER = "other"  # the answer of a task that knows such images
+OTHER_ANSWER = "other"  # the answer of an open task for such an image
 TFDS_PREFIX = "tfds:"  # of the name of a prepared data set, in place of a path
 NO_TEST_SET = "no test set"  # the text of every output for a task without a test set
 PHASES = ("heads", "finetune")
@@ -364,7 +364,7 @@ def _unknown_field(field: str, name: str, known: Iterable[str]) -> SpecError:
 def select_tasks(spec: DataSpec, names: Iterable[str]) -> DataSpec:
     """The spec with only the named tasks, in the spec's order.
 
-    A task alone is not open: no image without a label of it is listed.
+    A single task cannot be open, because no image without a label of the task is listed.
     """
     names = list(names)
     for name in names:
@@ -375,7 +375,7 @@ def select_tasks(spec: DataSpec, names: Iterable[str]) -> DataSpec:
             )
     raw = spec.to_dict()
     raw["task"] = [task for task in raw["task"] if task["name"] in names]
-    if len(raw["task"]) == 1:  # nothing lists an image that has no label of the only task
+    if len(raw["task"]) == 1:  # no file lists an image without a label of the only task
         raw["task"][0] |= {"unlabelled": "unknown", "other": {}}
     if not raw["task"]:
         raise SpecError(f"name at least one of: {', '.join(spec.task_names)}", field="tasks")

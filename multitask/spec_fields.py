@@ -103,25 +103,25 @@ class TableOptions(Fields):
 
 
 class OtherOptions(Fields):
-    """The images that have none of the classes of a task whose `unlabelled` is `other`."""
+    """Images that have none of the task's classes, for a task with `unlabelled` = `other`."""
 
     weight: NonNegative = Field(
         1.0, description="weight of the rejection loss, relative to the loss of the task's labels"
     )
     exclude: str | None = Field(
         None,
-        description="regular expression over the paths: images without a label that may have a "
-        "class of the task all the same; they count as unlabelled",
+        description="regular expression that is searched in the paths: matching images without a "
+        "label may still have a class of the task, and count as unlabelled",
     )
     group: str | None = Field(
         None,
-        description="regular expression over the paths whose first `(…)` is what other images have "
-        "in the place of a class, such as their painter; `held_out` needs it",
+        description="regular expression that is searched in the paths: its first `(…)` captures "
+        "the group of an image, such as its painter; `held_out` needs it",
     )
     held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
-        description="share of these groups that do not teach rejection, so that the report can say "
-        "how well groups are rejected that training never showed as other",
+        description="share of these groups that are excluded from the rejection loss; the report "
+        "measures rejection on them separately",
     )
 
     @pydantic.field_validator("exclude", "group")
@@ -132,13 +132,13 @@ class OtherOptions(Fields):
         except re.error as error:
             raise ValueError(f"is not a regular expression ({error})") from None
         if value and info.field_name == "group" and not groups:
-            raise ValueError("has no `(…)`, which says what of a path is the group")
+            raise ValueError("has no `(…)` that captures the group from a path")
         return value
 
     @pydantic.model_validator(mode="after")
     def _groups_to_hold_out(self) -> "OtherOptions":
         if self.held_out and not self.group:
-            raise ValueError("held_out: needs `group`, the groups that are held out")
+            raise ValueError("held_out: needs `group`, which defines the groups")
         return self
 
 
@@ -217,11 +217,11 @@ class Task(Fields):
     augment: Augmentation = Field(Augmentation(), description="see augmentation")
     unlabelled: Literal["unknown", "other"] = Field(
         "unknown",
-        description="what an image is that has labels of other tasks and none of this one: of an "
-        "`unknown` class, or of none of the classes (`other`): it teaches the task to answer "
-        "`other`, and tests it",
+        description="what a missing label means, for an image with labels of other tasks only: "
+        "its class is `unknown`, or it has none of the classes (`other`); such an image trains and "
+        "tests the answer `other`",
     )
-    other: OtherOptions = Field(OtherOptions(), description="with `unlabelled` = `other`")
+    other: OtherOptions = Field(OtherOptions(), description="options of `unlabelled` = `other`")
 
     @property
     def is_open(self) -> bool:
@@ -421,8 +421,8 @@ class DataSpec(Fields):
         for index, task in enumerate(self.tasks):
             if task.is_open and len(self.tasks) == 1:
                 raise ValueError(
-                    f'task[{index}] "{task.name}": unlabelled: "other" needs a further task, whose '
-                    "lists name the other images"
+                    f'task[{index}] "{task.name}": unlabelled: "other" needs a further task; the '
+                    "images without a label of this task come from its files"
                 )
             if task.is_open and self.mix is not None:
                 raise ValueError(

@@ -153,10 +153,10 @@ class TrainedModel:
 
     @cached_property
     def conformal(self) -> Conformal | None:
-        """The scores for sets of classes that `evaluate` saved; None if it saved none."""
+        """The scores for sets of classes, as saved by `evaluate`; None if there are none."""
 
         def parse(content: dict[str, Any]) -> Conformal | None:
-            saved = content.get("conformal")  # files of older versions have none
+            saved = content.get("conformal")  # missing in files of older versions
             return None if saved is None else Conformal.from_dict(saved, self.spec.task_names)
 
         return self.read_results(CALIBRATION, parse)

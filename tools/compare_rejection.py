@@ -2,20 +2,21 @@
 
     python tools/compare_rejection.py --spec=wikiart_lite --data_dir=DIR --out=OUT --seeds=0,1,2
 
-Each way trains the head of the open task on cached features of the frozen trunk:
+Each method trains the head of the open task on cached features of the frozen trunk:
 
-  none          the labels alone; the score is the highest probability
-  free energy   log Σ exp(logit) is trained as the logit of "has a class" (what the program does)
-  extra class   the same, minus the logit of a further class
-  exposure      others get the uniform distribution (Hendrycks et al. 2019, eq. 1); the score is the
-                highest probability
-  one-vs-rest   a sigmoid for each class in addition to the softmax; the score is the highest
+  none          trains on the labels alone; the score is the highest probability
+  free energy   trains log Σ exp(logit) as the logit of "has a class", as `multitask train` does
+  extra class   the same, but the score is log Σ exp(logit) minus the logit of a further class
+  exposure      trains other images towards the uniform distribution (Hendrycks et al. 2019, eq. 1);
+                the score is the highest probability
+  one-vs-rest   trains a sigmoid for each class in addition to the softmax; the score is the highest
+                logit of these sigmoids
 
-The test set is not read: HELD_OUT of the training images test, with all others of a fifth of the
-groups (`other.group` of the spec), which no way is trained on. The table has top-1 and macro-F1 of
-the labelled images, AUROC against the other images of known and of new groups, and the share of
-other images that pass where 95 % of the labelled pass. OUT/rejection.csv has a row for each run;
-the same command resumes.
+The test set is not read. Instead, the share HELD_OUT of the training images is held out for the
+measurement. The other images of a fifth of the groups (`other.group` of the spec) are never trained
+on: these groups are new to every method. The table has top-1 and macro-F1 on the labelled images,
+AUROC against the other images of known and of new groups, and FPR at 95 % TPR. OUT/rejection.csv
+has a row for each run; the same command resumes.
 """
 
 import json
@@ -35,7 +36,7 @@ from multitask.open_set import auroc, fpr_at_tpr
 from multitask.startup import import_tensorflow
 
 HELD_OUT = 0.3
-RATE = 7e-4  # of the head, at the begin of a cosine
+RATE = 7e-4  # learning rate of the head, at the start of a cosine schedule
 WAYS = {
     "none": (0.0,),
     "free energy": (0.3, 1.0, 3.0),
@@ -47,12 +48,12 @@ COLUMNS = ("top1", "macro_f1", "auroc", "auroc_new", "fpr95")
 
 
 class Data:
-    """Features of the labelled and of the other images of one task.
+    """Features of the labelled images and of the other images of one task.
 
     Attributes:
-        x: float32 [n, channels].
+        x: float32 [n, channels], the features.
         y: int [n], a class, or OTHER_LABEL.
-        groups: object [n]: of the other images; "" without one.
+        groups: object [n], the group of each image; "" without a group.
     """
 
     def __init__(self, spec: Any, prepared: Any, task: Any, x: np.ndarray):
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> None:
     define_spec_flags(values)
     define_records_dir(values)
     flags.DEFINE_string("out", None, "folder of the results", flag_values=values)
-    flags.DEFINE_list("seeds", ["0", "1", "2"], "of the runs", flag_values=values)
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the runs", flag_values=values)
     try:
         left = values(argv)[1:]
         spec, data_dir = resolve_data(values, left, "compare_rejection", ("out",))
@@ -96,7 +97,7 @@ def run(spec: Any, data_dir: Path, records: Path | None, out: Path, seeds: list[
     from multitask.model.network import build_network
 
     task = next(task for task in spec.tasks if task.is_open)
-    # All others teach, but those that are held out here.
+    # This tool holds out groups itself, so the spec's `held_out` is switched off.
     task = task.model_copy(update={"other": task.other.model_copy(update={"held_out": 0.0})})
     tasks = tuple(task if one.name == task.name else one for one in spec.tasks)
     spec = spec.model_copy(update={"tasks": tasks})
@@ -132,7 +133,7 @@ def measure(
     seed: int,
     rate: float = RATE,
 ) -> dict[str, float]:
-    """Train one head and test it on the images that were held out."""
+    """Train one head, and measure it on the held-out images."""
     rng = np.random.default_rng(seed)
     held_out = rng.random(len(data.y)) < HELD_OUT
     names = np.unique(data.groups[data.y < 0])
@@ -189,7 +190,7 @@ def trained_logits(
     weights = class_weights(labels[labels >= 0], classes, exponent=task.class_weight_exponent)
     loss = MaskedLoss(LOSSES[task.loss.kind], weights, options)
     places, size = np.flatnonzero(taught), spec.batch_size
-    if way != "none":  # as many labelled images in a step as without others
+    if way != "none":  # as many labelled images per step as without other images
         size = round(size * len(labels) / (labels >= 0).sum())
     steps = len(places) // size * spec.phases.heads.epochs
     schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
@@ -215,7 +216,7 @@ def trained_logits(
 
 
 def penalty(tf: Any, way: str, y: Any, logits: Any, classes: int) -> Any:
-    """The rejection loss of a batch: the mean of the means over both kinds of images."""
+    """The rejection loss of a batch: the mean of the mean losses of both kinds of images."""
     from multitask.learning.losses import rejection_mean, rejection_sums
 
     own, more = logits[:, :classes], logits[:, classes:]
@@ -225,7 +226,7 @@ def penalty(tf: Any, way: str, y: Any, logits: Any, classes: int) -> Any:
         return 0.0
     if way == "free energy":
         return rejection_mean(rejection_sums(y, own))
-    if way == "extra class":  # the energy of logits that are relative to the further class
+    if way == "extra class":  # the logits are relative to that of the further class
         return rejection_mean(rejection_sums(y, own - more))
     if way == "exposure":
         uniform = -tf.reduce_mean(tf.nn.log_softmax(own), axis=-1) - np.log(classes)

@@ -88,7 +88,7 @@ def check_coverage(values: flags.FlagValues) -> None:
     """Check --coverage and --joint, before a model is loaded.
 
     Raises:
-        InputError: not a coverage, or --joint without it.
+        InputError: --coverage is not between 0 and 1, or --joint is given without it.
     """
     if values.coverage is None:
         if values.joint:
@@ -100,11 +100,14 @@ def check_coverage(values: flags.FlagValues) -> None:
 
 
 def set_thresholds_of(values: flags.FlagValues, model: "Predictor") -> dict[str, float] | None:
-    """Return the thresholds of the sets of classes, and print what they promise; None: no sets.
+    """Return task -> threshold of its set of classes, and print the range of their true coverage.
 
     Args:
-        values: of the command, with --coverage and --joint.
-        model: its validation split determines the thresholds.
+        values: flags of the command, with --coverage and --joint.
+        model: the model; its validation split determines the thresholds.
+
+    Returns:
+        None without --coverage.
     """
     if values.coverage is None:
         return None

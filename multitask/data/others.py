@@ -1,8 +1,8 @@
 """Which images have none of the classes of an open task (rule 12 of docs/data.md).
 
-A task is open if its `unlabelled` is `other`. An image that no file of the task lists is then not
-unlabelled: it is known to be none of the classes, and its label is OTHER_LABEL. An image whose
-label was dropped (unknown, contradictory, or for training only) is not: it may have a class.
+A task is open if its `unlabelled` is `other`. An image that is in none of the task's files is then
+known to have none of the classes, and its label is OTHER_LABEL. An image whose label was dropped
+(unknown, contradictory, or for training only) may have a class, so it stays unlabelled.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ def label_others(
         task: the task.
         labels: int32 [rows] of the task; MISSING where an image has none.
         paths: str [rows].
-        listed: paths that the task's files list, with whatever label.
-        place: the place of `unlabelled`, for messages.
+        listed: paths in the task's files, whatever their label.
+        place: the place of `unlabelled` in the spec, for messages.
 
     Returns:
-        int32 [rows], and the notes.
+        The labels, int32 [rows], and notes for the console.
 
     Raises:
-        InputError: there is no such image.
+        InputError: every image is in the task's files, or is excluded.
     """
     if not task.is_open:
         return labels, []
@@ -40,8 +40,8 @@ def label_others(
     others &= ~excluded
     if not others.any():
         raise InputError(
-            f'{place}: "other": every image has a label of this task, so that none can teach it '
-            "what is other"
+            f'{place}: "other": every image has a label of this task, so no image '
+            "is an example of `other`"
         )
     note = f"{task.name}: {int(others.sum()):,} images have none of its classes ({OTHER_ANSWER})"
     if excluded.any():
@@ -50,7 +50,7 @@ def label_others(
 
 
 def check_classes(task: Task, classes: Sequence[str], *, place: str) -> None:
-    """Raise InputError where a class of an open task has the name of its own answer."""
+    """Raise InputError if a class of an open task is named like the answer `other`."""
     if task.is_open and OTHER_ANSWER in classes:
         raise InputError(
             f'{place}: "other": the task has a class "{OTHER_ANSWER}"; rename the class'
@@ -58,7 +58,7 @@ def check_classes(task: Task, classes: Sequence[str], *, place: str) -> None:
 
 
 def matching(pattern: str | None, paths: np.ndarray) -> np.ndarray:
-    """Whether a regular expression matches somewhere in each path, bool [rows]."""
+    """Whether each path contains a match of a regular expression, bool [rows]."""
     if pattern is None:
         return np.zeros(len(paths), bool)
     search = re.compile(pattern).search
@@ -66,10 +66,10 @@ def matching(pattern: str | None, paths: np.ndarray) -> np.ndarray:
 
 
 def held_out(task: Task, paths: np.ndarray, *, seed: int) -> np.ndarray:
-    """Whether each path is of a group that is held out from rejection, bool [rows].
+    """Whether each path belongs to a group that is held out from rejection, bool [rows].
 
-    The choice depends on the group's name and the seed alone: it is the same in every split and
-    for every subset. Images without a group are not held out.
+    The choice depends only on the seed, the task's name and the group's name. It is therefore the
+    same in every split and for every subset. Images without a group are not held out.
     """
     if not task.other.held_out or task.other.group is None:
         return np.zeros(len(paths), bool)
@@ -84,15 +84,15 @@ def held_out(task: Task, paths: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def without_held_out(spec: DataSpec, labels: np.ndarray, paths: np.ndarray) -> np.ndarray:
-    """Make the held-out groups unlabelled, so that they do not teach rejection.
+    """Remove the label OTHER_LABEL from held-out groups, so that they do not train rejection.
 
     Args:
-        spec: its open tasks.
+        spec: the spec, with its open tasks.
         labels: int32 [rows, tasks] of training images.
         paths: str [rows].
 
     Returns:
-        int32 [rows, tasks]; OTHER_LABEL is MISSING where the group of the path is held out.
+        int32 [rows, tasks]; MISSING in place of OTHER_LABEL where the path's group is held out.
     """
     labels = labels.copy()
     for column, task in enumerate(spec.tasks):
@@ -102,5 +102,5 @@ def without_held_out(spec: DataSpec, labels: np.ndarray, paths: np.ndarray) -> n
 
 
 def _share(text: str) -> float:
-    """A number in [0, 1) from a text, uniformly distributed over texts."""
+    """A hash of a text as a number, uniformly distributed in [0, 1)."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]) / 2**56

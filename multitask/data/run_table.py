@@ -17,7 +17,7 @@ from multitask.run import saved_spec
 from multitask.spec import OTHER_LABEL, DataSpec, is_labelled
 
 RUN_TABLE = "table.csv"
-_DRAWN = "drawn"  # tables of earlier versions lack it, and list drawn validation images as train
+_DRAWN = "drawn"  # earlier versions' tables lack it, and list drawn validation images as train
 
 
 def with_class_names(spec: DataSpec, data_dir: Path, workdir: Path) -> DataSpec:

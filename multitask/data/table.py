@@ -79,7 +79,7 @@ class Table:
         classes: task -> its class names, ordered by index.
         paths: str [rows], relative to the image folder, sorted.
         labels: int32 [rows, tasks]; MISSING (-1) where the task has no label, OTHER_LABEL (-2)
-            where an open task knows that the image has none of its classes.
+            where the image has none of the classes of an open task.
         splits: str [rows], each one of SPLITS.
         notes: exclusions and repairs with their reasons, one line each.
         excluded: path -> reason, of the images that are in the CSVs and not in the table.
@@ -245,7 +245,7 @@ def _one_row_per_path(frame: pd.DataFrame) -> tuple[pd.DataFrame, Findings, list
         names = sorted(set(contradictory["path"]))
         notes.append(
             f"{task}: {counted(len(names), 'image is', 'images are')} listed with two labels "
-            f"and without one now ({', '.join(names[:3])})"
+            f"that contradict each other; neither is kept ({', '.join(names[:3])})"
         )
     if len(repeated):
         count = repeated["path"].nunique()
@@ -354,7 +354,7 @@ def _merge_frames(
         )
         images = counted(int(leaked.any(axis=1).sum()), "image is", "images are")
         notes.append(
-            f"{images} test for one task and train for another; none is trained on "
+            f"{images} test for one task and train for another; none is used for training "
             f"(labels lost in training: {cost})"
         )
     labels[leaked] = MISSING

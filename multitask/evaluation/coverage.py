@@ -24,7 +24,7 @@ from multitask.spec import MISSING
 
 
 def conformal_of(predictions: Predictions, calibrations: Mapping[str, Calibration]) -> Conformal:
-    """Fit the sets on the predictions for the validation split.
+    """Fit the sets of classes on the predictions for the validation split.
 
     Args:
         predictions: of the validation split.
@@ -37,7 +37,7 @@ def conformal_of(predictions: Predictions, calibrations: Mapping[str, Calibratio
 def coverage_metrics(
     predictions: Predictions, calibrations: Mapping[str, Calibration], conformal: Conformal
 ) -> dict[str, Any]:
-    """Measure the sets on the test set, for `metrics.json`.
+    """Measure the sets of classes on the test set, for `metrics.json`.
 
     Args:
         predictions: of the test set.
@@ -45,20 +45,24 @@ def coverage_metrics(
         conformal: the scores of the validation split.
 
     Returns:
-        tasks: task -> validation_images, test_images, levels (for each of SHOWN_COVERAGES, see
-        below) and classes: for each class, name, test_images, and coverage and mean_set_size, one
-        value per level, None without test images or threshold.
+        tasks: task -> validation_images, test_images, levels and classes. There is one level for
+        each of SHOWN_COVERAGES, see below. Each class has name, test_images, and coverage and
+        mean_set_size with one value per level; None without test images or threshold.
 
-        joint, with several tasks: validation_images and test_images (with labels of several
+        joint, if there are several tasks: validation_images and test_images (with labels of several
         tasks), levels, and images_with_all_labels (test_images, and coverage, one value per level).
 
-        A level has target_coverage and reason: why there are too few validation images, or None.
-        Without a reason it has validation_interval, where the coverage is for such a number of
-        validation images; with test images also coverage, the share of them whose set holds the
-        right class; interval, its 95 % interval over the choice of test images (Clopper and Pearson
-        1934); expected_interval, where the coverage is with both kinds of images; mean_set_size;
-        and set_sizes, the number of images with 1, 2, … classes. A joint level has mean_set_size by
-        task, and threshold and set_sizes are absent; that of a task has threshold.
+        Each level has target_coverage and reason: why there are too few validation images, or None.
+        If reason is None, it also has validation_interval: the 95 % range of the true coverage for
+        this number of validation images. If there are test images as well, it also has:
+
+        - coverage: the share of the test images whose set holds the right class;
+        - interval: its 95 % interval over the choice of test images (Clopper and Pearson 1934);
+        - expected_interval: the 95 % range of coverage for both numbers of images;
+        - mean_set_size; in a joint level, task -> mean size;
+        - set_sizes: the number of images with 1, 2, … classes; not in a joint level.
+
+        The level of a task also has threshold.
     """
     probabilities = _calibrated(predictions, calibrations)
     content: dict[str, Any] = {
@@ -73,11 +77,11 @@ def coverage_metrics(
 
 
 def class_table(of_task: Mapping[str, Any]) -> pd.DataFrame:
-    """The classes of a task of `coverage_metrics` as a table.
+    """Convert the classes of a task of `coverage_metrics` to a table.
 
     Returns:
-        One row per class: label, class, examples, and for each level, such as 0.9, coverage_0.9 and
-        set_size_0.9, empty without test images or threshold.
+        One row per class: label, class, examples, and two columns for each level, such as
+        coverage_0.9 and set_size_0.9. They are empty without test images or threshold.
     """
     rows = of_task["classes"]
     table = pd.DataFrame(
@@ -212,7 +216,7 @@ def _measured(table: ScoreTable, target: float, covered: np.ndarray) -> dict[str
 def _class_means(
     labels: np.ndarray, values: np.ndarray, examples: np.ndarray
 ) -> list[float | None]:
-    """The mean of values [n] over the images of each class; None without images."""
+    """The mean of values [n] over the images of each class; None for a class without images."""
     sums = np.bincount(labels, weights=values, minlength=len(examples))
     return [float(s / n) if n else None for s, n in zip(sums, examples, strict=True)]
 
@@ -224,7 +228,7 @@ def coverage_lines(content: Mapping[str, Any]) -> list[str]:
     """The lines of `evaluate` about the sets of coverage HEADLINE.
 
     Args:
-        content: of `coverage_metrics`.
+        content: the result of `coverage_metrics`.
     """
     place = SHOWN_COVERAGES.index(HEADLINE)
     parts, missing = [], []

@@ -1,4 +1,4 @@
-"""The evaluation of open tasks: test images of their classes, and test images of none of them."""
+"""The evaluation of open tasks: how well they separate images of their classes from others."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ BINS = 20
 def evaluate_open_tasks(
     predictions: Predictions, calibrations: Mapping[str, Calibration], spec: DataSpec
 ) -> dict[str, dict[str, Any]]:
-    """Measure how well each open task tells its classes from other images.
+    """Measure how well each open task separates images of its classes from other images.
 
     Args:
         predictions: of the test set.
@@ -26,14 +26,18 @@ def evaluate_open_tasks(
         spec: the open tasks, and their groups.
 
     Returns:
-        Open task -> known (number of its test images with a label), others and new (results of
-        `open_set.open_set_metrics`: on all images without any of the classes, and on those of the
-        groups that training held out; new is None if none was held out), oscr (area and curve),
-        answers (for each of ANSWERED: threshold, answered (named answers), right (their share that
-        is right; None without any) and other (the share of other images among all answered)), and
-        histogram (known and others: the number of images in each of BINS equal bins of the
-        probability of having one of the classes), and other (precision and recall of the answer
-        `other`).
+        Open task -> a dict with these keys:
+
+        - known: the number of test images with a label.
+        - others: `open_set.open_set_metrics` on all images that have none of the classes.
+        - new: the same on the held-out groups; None if no group was held out.
+        - oscr: area and curve.
+        - answers, for each confidence of ANSWERED: threshold; answered, the number of answers that
+          name a class; right, the share of them that is right; other, the share of them that is
+          given to other images. Both shares are None without answers.
+        - histogram: known and others, the number of images in each of BINS equal bins of the
+          probability of having one of the classes.
+        - other: precision and recall of the answer `other`.
     """
     return {
         task.name: _evaluate(predictions, calibrations[task.name], task, spec.seed)

@@ -75,10 +75,10 @@ class Predictions:
         return rows, self.labels_of(task)[rows], self.probabilities[task][rows]
 
     def examples(self, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        """Rows, labels, probabilities and scores of the images that a task is to answer.
+        """Rows, labels, probabilities and scores of the images with a right answer for a task.
 
-        Of an open task, these include the images with OTHER_LABEL; otherwise they are those of
-        `labelled_examples`, and the scores are None.
+        For an open task, these include the images with OTHER_LABEL. For any other task, they are
+        those of `labelled_examples`, and the scores are None.
         """
         if task not in self.scores:
             return *self.labelled_examples(task), None
@@ -91,9 +91,9 @@ class Predictions:
         )
 
     def answer_labels(self, task: str) -> np.ndarray:
-        """The right answers of a task, int32 [n]; of an open task, OTHER_LABEL is the last class.
+        """The right answers of a task, int32 [n], as columns of `Calibration.answers`.
 
-        They are the columns of `Calibration.answers`.
+        For an open task, the answer for OTHER_LABEL is the last column.
         """
         labels = self.labels_of(task)
         if task not in self.scores:
@@ -101,7 +101,7 @@ class Predictions:
         return np.where(labels == OTHER_LABEL, len(self.classes[task]), labels)
 
     def answer_names(self, task: str) -> tuple[str, ...]:
-        """The names of a task's answers, by the labels of `answer_labels`."""
+        """The names of a task's answers, in the order of the labels of `answer_labels`."""
         return self.classes[task] + (OTHER_ANSWER,) * (task in self.scores)
 
     def excluding(self, paths: Iterable[str]) -> "Predictions":

@@ -116,7 +116,7 @@ def _metrics_content(trained: TrainedModel, evaluation: "Evaluation") -> dict[st
 def _write_predictions(evaluation: "Evaluation", folder: Path, gallery: Gallery | None) -> None:
     """Write `predictions.csv` with calibrated confidences and distances to the class.
 
-    Of an open task, it also has the probability that the image has one of its classes.
+    For an open task, the file also has the probability that the image has one of its classes.
     """
     predictions = evaluation.predictions
     confidences = calibrated_confidences(predictions, evaluation.calibrations)

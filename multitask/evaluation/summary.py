@@ -55,7 +55,7 @@ def _table_lines(task_metrics: dict[str, dict[str, Any]]) -> list[str]:
         if absent:
             lines[-1] += (
                 f"   (over {counted(values['classes_present'], 'class', 'classes')}; "
-                f"{counted(absent, 'has', 'have')} no test set)"
+                f"{counted(absent, 'has', 'have')} no test image)"
             )
     return lines
 
@@ -85,7 +85,7 @@ def _calibration_lines(evaluation: "Evaluation") -> list[str]:
 
 
 def _open_set_lines(evaluation: "Evaluation") -> list[str]:
-    """The line on each open task: how well images of none of its classes are rejected."""
+    """One line per open task: how well it rejects images that have none of its classes."""
     lines = []
     for task, values in evaluation.details.get("open_set", {}).items():
         others, new = values["others"], values["new"]
@@ -95,8 +95,7 @@ def _open_set_lines(evaluation: "Evaluation") -> list[str]:
         )
         if new and new["auroc"] is not None:
             lines[-1] += (
-                f"; {new['images']:,} of them are of groups that training never showed as "
-                f"other: {_rejection_text(new)}"
+                f"; {new['images']:,} of them are of held-out groups: {_rejection_text(new)}"
             )
     return lines
 

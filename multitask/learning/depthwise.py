@@ -21,8 +21,8 @@ ONEDNN_COLUMNS = 3  # up to this width oneDNN has a kernel of its own, which is 
 def use_fast_depthwise_gradient() -> None:
     """Replace TensorFlow's gradient of depthwise convolutions in this process.
 
-    Nothing changes on accelerators and other backends, and where TensorFlow does not keep its
-    gradients where this file expects them (a private attribute).
+    Nothing changes on accelerators, on other backends, or if TensorFlow does not keep its gradients
+    in the private attribute that this file expects.
     """
     if not on_tensorflow() or has_accelerator():
         return

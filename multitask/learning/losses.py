@@ -76,7 +76,7 @@ class MaskedLoss:
         function: one of LOSSES.
         class_weights: float32 [classes].
         options: keyword arguments of the function.
-        rejection: weight of the rejection loss of an open task; 0: there is none.
+        rejection: weight of the rejection loss of an open task; 0: no rejection loss.
     """
 
     def __init__(
@@ -121,16 +121,17 @@ class MaskedLoss:
 def rejection_sums(labels: Any, logits: Any) -> tuple[Any, Any, Any, Any]:
     """Sum the rejection loss over the labelled examples and over those with OTHER_LABEL.
 
-    The score of an example is its free energy, the logarithm of the sum of exp(logit) (Liu et al.
-    2020, eq. 4). It is trained as the logit of "has one of the classes": the classes compete with
-    a further class of logit 0, and no weight is added to the head.
+    The score of an example is its negative free energy, the logarithm of the sum of exp(logit) (Liu
+    et al. 2020, eq. 4). The loss trains this score as the logit of "has one of the classes". The
+    classes then compete with a further class whose logit is 0; the head gets no further weights.
 
     Args:
         labels: int32 [batch]; an example with MISSING does not count.
         logits: float32 [batch, classes].
 
     Returns:
-        Four float32 scalars: the sum of the loss, nats, and the number of examples, of each kind.
+        Four float32 scalars: sum of the loss (nats) and number of the labelled examples, then both
+        for the examples with OTHER_LABEL.
     """
     labels = ops.cast(labels, "int32")
     score = ops.logsumexp(ops.cast(logits, "float32"), axis=-1)
@@ -145,7 +146,7 @@ def rejection_sums(labels: Any, logits: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def rejection_mean(sums: tuple[Any, Any, Any, Any]) -> Any:
-    """Return the mean of the two kinds' means, so that the more frequent kind counts no more."""
+    """Return the mean of the two kinds' mean losses, so that both kinds have the same weight."""
     known, known_count, other, other_count = sums
     known, other = known / ops.maximum(known_count, 1.0), other / ops.maximum(other_count, 1.0)
     return (known + other) / 2

@@ -131,10 +131,11 @@ def prepare_phase(
 
 
 def _adapt_to_devices(network: keras.Model) -> None:
-    """Set how the layers compute on the devices of this process; their weights stay.
+    """Adapt the layers' operations to the devices of this process; their weights stay the same.
 
-    Replicas share the statistics of BatchNorm. A CPU gets faster operations: BatchNorm of this
-    network in one, and the gradient of depthwise filters, which is replaced in the whole process.
+    Replicas share the statistics of BatchNorm. On a CPU, faster operations are used: BatchNorm of
+    this network becomes a single operation, and the gradient of depthwise filters is replaced in
+    the whole process.
     """
     synchronise_batchnorm(network, has_strategy())
     fuse_batchnorm(network)

@@ -24,9 +24,9 @@ from multitask.pages.curves import PANEL_IN, Panel
 from multitask.pages.text import shorten
 from multitask.spec import NO_TEST_SET
 
-SHOWN = 40  # classes of the plot, those that are covered least
-ON_PAGE = 8  # on the page
-MOST_SIZES = 12  # bars of the histogram; the last is of all larger sets
+SHOWN = 40  # most classes in the plot: those with the lowest coverage
+ON_PAGE = 8  # most classes on the page
+MOST_SIZES = 12  # most bars of the histogram; the last bar includes all larger sets
 
 
 def coverage(target: AnyTarget, of_task: Mapping[str, Any], *, task: str) -> AnyTarget:
@@ -34,7 +34,7 @@ def coverage(target: AnyTarget, of_task: Mapping[str, Any], *, task: str) -> Any
 
     Args:
         target: the PNG to write, or a `Drawing`.
-        of_task: a task of `conformal` of `metrics.json`.
+        of_task: the task's entry in `conformal` of `metrics.json`.
         task: name of the task, for the title.
     """
     level = _level(of_task)
@@ -86,7 +86,7 @@ def _least_covered(of_task: Mapping[str, Any]) -> list[tuple[str, int, float]]:
         for row in of_task["classes"]
         if row["test_images"]
     ]
-    # Of equal coverages, that of more images comes first, as it is more certain.
+    # If coverages are equal, the class with more images comes first: its coverage is more certain.
     return sorted(rows, key=lambda row: (row[2], -row[1]))
 
 
@@ -108,7 +108,7 @@ def _draw_classes(axes: Axes, classes: list[tuple[str, int, float]]) -> None:
     axes.axvline(HEADLINE, color=ORANGE, linewidth=1.6)
     margin = axes.get_yaxis_transform()
     for place, (_, images, share) in enumerate(classes):
-        inside = share > 0.15  # at its foot, clear of the line
+        inside = share > 0.15  # the text is at the start of the bar, clear of the line
         axes.text(
             0.01 if inside else share + 0.01, place, f"{share:.3f}", va="center", size=7,
             color="white" if inside else INK,

@@ -1,4 +1,4 @@
-"""Plots of an open task: how sure it is of images of its classes and of others."""
+"""Plots of an open task: how well it separates images of its classes from other images."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,8 +24,8 @@ def open_set(target: AnyTarget, values: Mapping[str, Any] | None, *, task: str) 
 
     Args:
         target: the PNG to write, or a `Drawing`.
-        values: of the task, as `metrics.json` has it in `open_set`; None: the task is not open, or
-            every test image has a label.
+        values: the task's entry in `open_set` of `metrics.json`; None if the task is not open, or
+            if no test image has none of its classes.
         task: name of the task.
     """
     if values is None:
@@ -64,7 +64,7 @@ def open_set_panels(values: Mapping[str, Any] | None) -> list[Panel]:
 
 
 def _draw_histogram(axes: Axes, values: Mapping[str, Any]) -> None:
-    """The shares of both kinds of images in each bin of the probability."""
+    """The share of the images of each kind in each bin of the probability."""
     kinds = (("known", "one of the classes", BLUE), ("others", "none of them", ORANGE))
     for kind, label, colour in kinds:
         counts = np.asarray(values["histogram"][kind])
@@ -75,17 +75,17 @@ def _draw_histogram(axes: Axes, values: Mapping[str, Any]) -> None:
 
 
 def _draw_oscr(axes: Axes, values: Mapping[str, Any]) -> None:
-    """The share of known images that are answered right, against that of others answered."""
+    """The share of correctly answered known images, against the share of accepted other images."""
     curve = values["oscr"]["curve"]
     axes.plot(
         [p["others"] for p in curve], [p["right"] for p in curve], color=ORANGE, linewidth=1.6
     )
     axes.axhline(curve[-1]["right"], color=MUTED, linestyle="--", linewidth=1)
     axes.set(xlim=(0, 1), ylim=(0, 1.03))
-    axes.set(xlabel="share of the others that get a class", ylabel="right, of the known")
+    axes.set(xlabel="share of other images that get a class", ylabel="share right, known images")
 
 
 PANELS: dict[str, Callable[[Axes, Mapping[str, Any]], None]] = {
-    "How sure it is of both kinds of images": _draw_histogram,
-    "Right answers against wrong acceptance": _draw_oscr,
+    "Known images and other images": _draw_histogram,
+    "Open-set classification rate": _draw_oscr,
 }

@@ -136,7 +136,7 @@ def _confidence(calibrations: Mapping[str, Calibration]) -> Iterator[str]:
             )
             yield (
                 f"- {task} answers `{OTHER_ANSWER}` for an image that has none of its classes; the "
-                f"probability of that is {how}"
+                f"probability of this answer is {how}"
             )
     yield ""
 

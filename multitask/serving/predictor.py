@@ -36,7 +36,7 @@ class Predictor:
     """A model that predicts the tasks of images.
 
     Attributes:
-        classes: task -> class names; of an open task, OTHER_ANSWER is the last.
+        classes: task -> class names; for an open task, OTHER_ANSWER is the last.
         infer: image float32 [batch, size, size, 3] in 0..255 -> {`{task}_logits`: float32
             [batch, classes], EMBEDDING: float32 [batch, width] if the artifact has it}.
         runtime: the library that runs it, for display.
@@ -48,8 +48,8 @@ class Predictor:
         identity: a text that differs for different models.
         calibrated: whether probabilities are scaled by the temperature.
         tta: one of test_time.TTA; None: the plain image.
-        conformal: the scores of the validation split; None if an evaluation of an older version,
-            or none, measured the model.
+        conformal: the scores of the validation split; None if the model was not evaluated, or only
+            by an older version.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -82,7 +82,7 @@ class Predictor:
             images: float32 [n, size, size, 3], of the model's size.
 
         Returns:
-            Task -> float32 [n, classes]; of an open task, the last column is the probability that
+            Task -> float32 [n, classes]; for an open task, the last column is the probability that
             an image has none of its classes.
         """
         return self.answer(images)[0]
@@ -151,14 +151,14 @@ class Predictor:
         """Look up the thresholds of sets of classes, as `Conformal.thresholds`.
 
         Raises:
-            InputError: not a coverage, too few validation images to promise it, no scores, or
-                other probabilities than those that the scores were computed from.
+            InputError: the coverage is not in (0, 1), there are too few validation images for it,
+                the model has no scores, or the scores do not apply to its probabilities.
         """
         for option, other in (("tta", self.tta), ("nocalibrated", not self.calibrated)):
             if other:
                 raise InputError(
-                    f"{coverage:g}: not with {option}; the sets are fitted on the calibrated "
-                    "probabilities of the plain image",
+                    f"{coverage:g}: cannot be combined with {option}; the sets are fitted on the "
+                    "calibrated probabilities of the plain image",
                     field="coverage",
                 )
         if self.conformal is None:
@@ -242,11 +242,11 @@ def _fitted_on_validation(content: Mapping[str, Any], tasks: Sequence[str]) -> d
 
 
 def _what_instead(folder: Path, error: Exception) -> str:
-    """What a folder is that is not an export."""
+    """Describe a folder that is not an export."""
     if (folder / "export" / "classes.json").is_file():
         return f"a run; name its export, {folder / 'export'}"
     if (folder / "config.json").is_file():
-        return "a run, not an export; `multitask export` makes one of it"
+        return "a run, not an export; export it with `multitask export`"
     return f"not an export of multitask ({error})"
 
 
@@ -295,7 +295,7 @@ def load_export(
         if logits.shape[-1] != len(class_names):
             raise InputError(
                 f"{folder}: classes.json names {counted(len(class_names), 'class', 'classes')} of "
-                f"{task}, its model has {logits.shape[-1]}",
+                f"{task}, but the model has {logits.shape[-1]}",
                 field="model",
             )
     return Predictor(

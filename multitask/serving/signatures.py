@@ -34,9 +34,9 @@ def numbers(model: keras.Model, calibrations: Mapping[str, Calibration]) -> Any:
     Returns:
         A tf.function from `image`, float32 [batch, size, size, 3] in 0..255, to
         `{task}_probabilities` float32 [batch, classes] (calibrated), `{task}_logits` of the same
-        shape (not calibrated) and `embedding` float32 [batch, width] (the pooled features). Of an
-        open task also `{task}_known` float32 [batch]: the probability that the image has one of
-        the classes; `{task}_probabilities` are those given that it has.
+        shape (not calibrated) and `embedding` float32 [batch, width] (the pooled features). For an
+        open task also `{task}_known` float32 [batch], the probability that the image has one of
+        the classes; `{task}_probabilities` are then conditional on having one.
     """
     examined = examined_model(model)
 
@@ -76,7 +76,7 @@ def signatures(
 
         The first three return the outputs of `numbers` (SIGNATURE without the embedding), and
         `{task}_classes` string [classes] and `{task}_label` string [batch], the most probable
-        class, or OTHER_ANSWER where it is more probable that the image has none of them.
+        class, or OTHER_ANSWER if it is more probable that the image has none of the classes.
     """
     resizer = _Resizer(model.input_shape[1], how, reduced_px)
     trunk, heads = trunk_and_heads(model)

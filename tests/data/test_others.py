@@ -165,7 +165,7 @@ def test_without_any_other_image_it_is_one_line(tiny_data):
         merge_tables(open_spec(), folder)
     assert str(error.value) == (
         'toy.toml: task[0] "artist": unlabelled: "other": every image has a label of this task, so '
-        "that none can teach it what is other"
+        "no image is an example of `other`"
     )
 
 

@@ -158,7 +158,7 @@ def test_absent_classes_are_counted_and_excluded_from_averages(evaluated, truth,
     assert saved(run)["metrics"]["shade/classes_present"] == 12 - len(absent)
     (line,) = [line for line in lines if line.startswith("shade")]
     has = "has" if len(absent) == 1 else "have"
-    assert line.endswith(f"(over {12 - len(absent)} classes; {len(absent)} {has} no test set)")
+    assert line.endswith(f"(over {12 - len(absent)} classes; {len(absent)} {has} no test image)")
 
 
 def test_the_console_shows_the_metrics_of_the_file(evaluated):

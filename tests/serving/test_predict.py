@@ -683,7 +683,7 @@ def broken(change):
         (broken(lambda c: c["calibration"]["shade"].update(temperature=0)), "temperature 0.0"),
         (
             broken(lambda c: c["classes"].update(warmth=["a"])),
-            "1 class of warmth, its model has 3",
+            "1 class of warmth, but the model has 3",
         ),
         (lambda folder: (folder / "colours/1/saved_model.pb").unlink(), "cannot be loaded"),
         (
@@ -715,7 +715,7 @@ def test_a_run_in_the_place_of_its_export_is_named(run, tmp_path, mixed, capsys)
     shutil.rmtree(workdir / "export")
     assert stopped(f"--model={workdir}", mixed[0][0]) == 2
     assert capsys.readouterr().err == (
-        f"--model: {workdir}: a run, not an export; `multitask export` makes one of it\n"
+        f"--model: {workdir}: a run, not an export; export it with `multitask export`\n"
     )
 
 

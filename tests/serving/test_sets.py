@@ -214,13 +214,13 @@ def test_an_interrupted_prediction_keeps_its_coverage(run, images, tmp_path, cap
         ),
         (
             ["--coverage=0.8", "--tta=flip"],
-            "--coverage: 0.8: not with tta; the sets are fitted on the calibrated probabilities of "
-            "the plain image",
+            "--coverage: 0.8: cannot be combined with tta; the sets are fitted on the calibrated "
+            "probabilities of the plain image",
         ),
         (
             ["--coverage=0.8", "--nocalibrated"],
-            "--coverage: 0.8: not with nocalibrated; the sets are fitted on the calibrated "
-            "probabilities of the plain image",
+            "--coverage: 0.8: cannot be combined with nocalibrated; the sets are fitted on the "
+            "calibrated probabilities of the plain image",
         ),
     ],
 )
@@ -278,5 +278,5 @@ def test_broken_scores_are_one_line(run, tmp_path, broken):
 
 def test_raw_probabilities_have_no_sets(run):
     model = dataclasses.replace(load_export(run.workdir / "export"), calibrated=False)
-    with pytest.raises(InputError, match="not with nocalibrated"):
+    with pytest.raises(InputError, match="cannot be combined with nocalibrated"):
         model.set_thresholds(0.8)

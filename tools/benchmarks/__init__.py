@@ -1,1 +1,1 @@
-"""Parts of tools/benchmark.py: a file for each thing that it measures."""
+"""The parts of tools/benchmark.py: one file per subject of measurement."""

@@ -16,8 +16,8 @@ from benchmarks.timing import best_in_turns, rate, row
 from benchmarks.training import phase_maker, seconds_a_step, trunk_spec, trunks_of
 
 IMAGES = 2048
-FORWARD = 128  # images of a turn without reading
-READ = 384  # images of a turn with reading
+FORWARD = 128  # images per turn without reading
+READ = 384  # images per turn with reading
 TURNS = 3
 STEPS = 16
 
@@ -32,7 +32,7 @@ def _prepared(spec, scratch: str | None):
 
 
 def _with_reading(infer, prepared, spec, *, view: int = 0) -> float:
-    """Images per second of reading records and running a network on them."""
+    """Images per second, for reading records and running a network on them."""
     from multitask.data.pipeline import view_dataset
 
     rows = np.arange(min(READ, len(prepared.table.rows("train"))))
@@ -48,7 +48,7 @@ REAL_SIZE = 53_935  # training images of WikiArt, less the validation split
 
 
 def measure_frozen(values: flags.FlagValues) -> list[dict]:
-    """An epoch of phase `heads`, on cached features and not, at the size of WikiArt."""
+    """Measure an epoch of phase `heads` with and without cached features, at WikiArt's size."""
     from multitask.spec import parse_spec
 
     raw = spec_of().to_dict()
@@ -83,7 +83,7 @@ def measure_heads(spec, data: Path, heads: str) -> list[dict]:
         images = len(features.train) + len(features.validation)
         return features, images, time.perf_counter() - start
 
-    # The second time less the first, as the trunk is compiled once, for however many images.
+    # The first time is subtracted from the second, to remove the time of compiling the trunk.
     part = override(spec, {"task.subset": 0.1})
     _, fewer, compiling = computed(prepare(part, data))
     few, images, seconds = computed(prepared)
@@ -137,7 +137,7 @@ def measure_heads(spec, data: Path, heads: str) -> list[dict]:
 
 
 def measure_features(values: flags.FlagValues) -> list[dict]:
-    """Features of the frozen trunk, read from records, against the library alone and TensorFlow."""
+    """Compare computing features from records with the bare library, and with TensorFlow."""
     with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
         return [line for trunk in trunks_of(values) for line in _features_of(trunk, scratch)]
 
@@ -184,7 +184,7 @@ def _features_of(trunk: str, scratch: str) -> list[dict]:
 
 
 def measure_finetune(values: flags.FlagValues) -> list[dict]:
-    """An epoch of `finetune` with the last 60 layers trained: on cached maps, and through all."""
+    """Compare an epoch of `finetune` (last 60 layers) on cached maps and through the trunk."""
     with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
         return [line for trunk in trunks_of(values) for line in _finetune_of(trunk, scratch)]
 

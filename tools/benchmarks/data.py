@@ -27,7 +27,7 @@ def painted(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
 
 
 def paint_set(folder: Path, *, count: int, size: tuple[int, int], distinct: int) -> Path:
-    """`count` files in ArtGAN's layout (links to `distinct` images), all of them trained on."""
+    """Write `count` training images in ArtGAN's layout, as links to `distinct` painted images."""
     rng, files = np.random.default_rng(0), []
     for number in tqdm(range(distinct), desc="painting", leave=False, disable=None):
         files.append(folder / "painted" / f"{number}.jpg")

@@ -1,4 +1,4 @@
-"""The peak of the memory of one piece of work, in a process of its own."""
+"""The peak memory of one piece of work, measured in its own process."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ from benchmarks.processes import last_numbers, module_command
 
 
 def child(what: str, folder: Path) -> None:
-    """Do one piece of work in a process of its own, and print the peak of its memory in MB.
+    """Do one piece of work in this process, and print the process's peak memory in MB.
 
     The work: prepare a data set, read its records, or predict its images with a model that
     computes their mean.
@@ -19,7 +19,7 @@ def child(what: str, folder: Path) -> None:
         predict_all(folder)
     else:
         prepare_and_read(what, folder)
-    # Not getrusage, whose peak is that of the parent where that was larger.
+    # getrusage is not used: it reports the parent's peak if that was larger.
     status = Path("/proc/self/status").read_text()
     print(int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024)
 
@@ -64,7 +64,7 @@ def prepare_and_read(what: str, folder: Path) -> None:
 
 
 def peak_mb(what: str, folder: Path) -> float:
-    """The peak of `child` in a new process."""
+    """The peak memory of `child` in a new process, in MB."""
     return last_numbers(module_command("memory", what, str(folder)))[0]
 
 

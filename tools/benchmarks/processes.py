@@ -1,4 +1,4 @@
-"""Work in other processes: of this Python, and of one that has timm."""
+"""Work in other processes, with this Python or with a Python that has timm."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def last_numbers(command: list[str], count: int = 1) -> list[float]:
 
 
 def has_timm(python: str | None) -> bool:
-    """Whether timm can be measured; a line on stderr says why not."""
+    """Whether timm can be measured; if not, a line on stderr gives the reason."""
     try:
         done = subprocess.run(
             timm_command(python, "import timm, torch"), capture_output=True, text=True, check=False

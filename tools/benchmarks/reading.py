@@ -46,7 +46,7 @@ def measure_rates(folder: Path, originals: int) -> list[dict]:
     from multitask.data.table import TRAIN
 
     spec = spec_of()
-    # What only the first time takes is no part of the speed.
+    # Warm up first: one-time costs are not part of the speed.
     prepare(spec, paint_set(folder / "few", count=8, size=ORIGINAL, distinct=8))
     data = paint_set(folder / "originals", count=originals, size=ORIGINAL, distinct=48)
     start = time.perf_counter()
@@ -93,7 +93,7 @@ def measure_rates(folder: Path, originals: int) -> list[dict]:
 
 
 def measure_reading(folder: Path, count: int = 20_000) -> list[dict]:
-    """What it costs to read through a descriptor that is known to be a regular file's."""
+    """Measure the cost of checking that a descriptor is a regular file's before reading it."""
     import tensorflow as tf
 
     from multitask.data.image_files import map_files
@@ -149,9 +149,9 @@ def measure_merging(wikiart: Path) -> list[dict]:
 
 
 def measure_shuffling(images: int = 57_000, batch: int = 32) -> list[dict]:
-    """How mixed batches are, of images that lie sorted by style in 27 equal blocks.
+    """Measure how well batches are mixed if the images are sorted by style in 27 equal blocks.
 
-    The figure is the share of a batch that its most frequent block has, averaged over two epochs.
+    The figure is the share of a batch's most frequent block in the batch, averaged over two epochs.
     """
     import tensorflow as tf
 
@@ -197,7 +197,7 @@ def measure_input(values: flags.FlagValues) -> list[dict]:
 
 
 def measure_start(values: flags.FlagValues) -> list[dict]:
-    """Seconds until a new pipeline has its first batch of 32 records of wikiart.toml's size."""
+    """Measure the time until a new pipeline has its first 32 records of wikiart.toml's size."""
     import tensorflow as tf
 
     from multitask.data.decode import decode_image, resize_image
@@ -217,7 +217,7 @@ def measure_start(values: flags.FlagValues) -> list[dict]:
         return 1 / (time.perf_counter() - start)
 
     of_files = functools.partial(decode_image, target_px=side)
-    for decode in (decode_record, of_files):  # what only the first time takes
+    for decode in (decode_record, of_files):  # warm up: one-time costs
         first_batch(decode)
     rates = best_in_turns(
         {

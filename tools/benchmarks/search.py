@@ -13,7 +13,7 @@ GALLERY = (60_000, 1408)
 
 
 def measure_similar(values: flags.FlagValues) -> list[dict]:
-    """Searching, by scikit-learn and here, for one query and for many at once."""
+    """Compare our search with scikit-learn's, for one query and for many queries at once."""
     from sklearn.neighbors import NearestNeighbors
 
     from multitask.evaluation.neighbours import nearest, normalised

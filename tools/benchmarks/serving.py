@@ -22,7 +22,7 @@ CLASSES = {
     for task, count in {"artist": 23, "style": 27, "genre": 10}.items()
 }
 BATCHES = (1, 16)
-SERVED_S = 0.4  # of each way, each round: short turns, as a machine gets faster and slower
+SERVED_S = 0.4  # of each way per round; turns are short because a machine's speed varies
 SERVING_ROUNDS, TIMM_EVERY = 12, 4
 TIMM = """
 import sys, time, torch, timm
@@ -45,9 +45,10 @@ PREDICTED, PREDICT_ROUNDS, FEW, MANY = 960, 5, 1000, 100_000
 
 
 def measure_predicting(folder: Path, infer: Callable, runtime: str) -> list[dict]:
-    """Files in parallel with the model, compared with the model alone; memory by their number.
+    """Compare predicting files with the model alone, and peak memory for few and many files.
 
-    The median of the turns, as tf.data's tuning is fast in some of them and slow in others.
+    The result is the median of the turns, because tf.data's tuning is fast in some turns and slow
+    in others.
     """
     import tensorflow as tf
 
@@ -146,7 +147,7 @@ def write_export(network, name: str, folder: Path) -> Path:
 
 
 def measure_export(values: flags.FlagValues) -> list[dict]:
-    """A SavedModel whose signatures share one network, compared with one network each."""
+    """Compare a SavedModel whose signatures share one network with one network per signature."""
     import tensorflow as tf
 
     from multitask.serving import signatures
@@ -186,7 +187,7 @@ def measure_export(values: flags.FlagValues) -> list[dict]:
 
 
 def measure_serving(values: flags.FlagValues) -> list[dict]:
-    """Images a second of one model by each runtime; what the tasks cost."""
+    """Measure images per second of one model in each runtime, and the cost of the tasks."""
     from multitask.model.network import connect, trunk_and_heads
     from multitask.runtimes.libraries import RUNTIMES
 
@@ -232,7 +233,7 @@ def keras_ways(model) -> dict[str, Callable]:
 
 
 def best_of_ways(ways: dict[str, Callable], python: str | None) -> dict[tuple[str, int], float]:
-    """(way, batch) -> images a second, the best of the rounds; timm's too where it is installed."""
+    """(way, batch) -> images per second, best of the rounds; includes timm if it is installed."""
     best: dict[tuple[str, int], float] = {}
     timm = has_timm(python)
     for number in tqdm(range(SERVING_ROUNDS), desc="rounds"):
@@ -250,7 +251,7 @@ def best_of_ways(ways: dict[str, Callable], python: str | None) -> dict[tuple[st
 
 
 def chosen_runtime(loaders: dict[str, Callable], size_px: int, scratch: str) -> str:
-    """What --runtime=auto takes, without what this machine remembers."""
+    """The runtime that --runtime=auto chooses, without the choices saved on this machine."""
     from multitask.runtimes.choice import fastest_runtime
 
     with mock.patch("platformdirs.user_cache_dir", return_value=f"{scratch}/cache"):
@@ -275,7 +276,7 @@ def runtime_rows(best: dict[tuple[str, int], float], what: str, chosen: str) -> 
 
 
 def task_rows(together: Callable, alone: dict[str, Callable], runtime: str) -> list[dict]:
-    """The time of an image for all tasks, against one task's and three models'."""
+    """Compare the time per image for all tasks with that of one task, and of three models."""
     rows = []
     for batch in BATCHES:
         ways = {"all": together, **alone}
@@ -291,7 +292,7 @@ def task_rows(together: Callable, alone: dict[str, Callable], runtime: str) -> l
 
 
 def served(infer: Callable, batch: int) -> float:
-    """Images a second, the best call."""
+    """Images per second of the best call."""
     from multitask.runtimes.libraries import speed
 
     image = np.random.default_rng(0).uniform(0, 255, (batch, 224, 224, 3)).astype(np.float32)

@@ -42,7 +42,7 @@ TIMM_TRUNKS = {
 }
 
 
-# What our step is compared with: the function of learning/phases.py that does nothing then.
+# Variants of our step -> the function of learning/phases.py that is disabled in the variant.
 WITHOUT = {
     "ours with Keras' BatchNorm": "fuse_batchnorm",
     "ours with TensorFlow's gradient of depthwise filters": "use_fast_depthwise_gradient",
@@ -51,11 +51,11 @@ ROUNDS = 2
 
 
 def measure_step(values: flags.FlagValues) -> list[dict]:
-    """A training step of 32 images, of a linear head on the trunk.
+    """Measure a training step on 32 images, for a linear head on the trunk.
 
-    Ours is compared with timm's in PyTorch, and with ours without each of its two faster
-    operations. With the last 60 layers trained, BatchNorm is frozen in ours, as in every pretrained
-    trunk, so its operation is not compared; timm's trains it in the layers that are trained.
+    Our step is compared with timm's in PyTorch, and with our step without each of its two faster
+    operations. With the last 60 layers trained, our BatchNorm is frozen, as in every pretrained
+    trunk, so its faster operation is not compared. timm trains BatchNorm in the trained layers.
     """
     timm = has_timm(values.timm_python)
     return [
@@ -86,7 +86,7 @@ def _rows(trunk: str, depth: str, *, timm: bool, python: str | None) -> list[dic
 
 
 def _our_step(trunk: str, depth: str, without: str = "") -> float:
-    """Images per second of `our_step`, in a process of its own."""
+    """Images per second of `our_step`, measured in its own process."""
     return last_numbers(module_command("step", trunk, depth, without))[0]
 
 
@@ -98,9 +98,9 @@ def our_step(trunk: str, depth: str, without: str) -> float:
     """Images per second of a training step on one batch, the best of five.
 
     Args:
-        trunk: its name.
+        trunk: name of the trunk.
         depth: the freeze depth.
-        without: the function of learning/phases.py that does nothing; empty for none.
+        without: the function of learning/phases.py that is disabled; empty for none.
     """
     import tensorflow as tf
 

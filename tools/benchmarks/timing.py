@@ -14,14 +14,14 @@ def row(what: str, fast: float, plain: float, form: str, *, of_times: bool = Fal
         fast: the figure of this project's way.
         plain: the figure of the plain way.
         form: how both are written, such as `{:.1f}/s`.
-        of_times: they are times, and the ratio is how many times as fast: plain / fast.
+        of_times: whether the figures are times; the ratio (speed-up) is then plain / fast.
     """
     ratio = plain / fast if of_times else fast / plain
     return {"what": what, "fast": form.format(fast), "plain": form.format(plain), "ratio": ratio}
 
 
 def rate(batches: Iterable, count: int) -> float:
-    """Images a second, without the first batch, in which things start."""
+    """Images per second, without the first batch, which includes the start-up."""
     iterator = iter(batches)
     seen = len(next(iterator)[0])
     start, left_out = time.perf_counter(), seen
@@ -33,7 +33,7 @@ def rate(batches: Iterable, count: int) -> float:
 
 
 def best_in_turns(ways: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Each way's best rate; they take turns, so that what else the machine does hits all."""
+    """Each way's best rate. The ways take turns, so that other load on the machine affects all."""
     result: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():

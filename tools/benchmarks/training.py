@@ -1,4 +1,4 @@
-"""What the benchmarks of training share: a trunk's spec, a prepared phase, seconds a step."""
+"""Shared parts of the training benchmarks: a trunk's spec, a prepared phase, seconds per step."""
 
 import functools
 import time
@@ -21,7 +21,7 @@ def trunk_spec(trunk: str, **fields):
     from multitask.spec import override, parse_spec
 
     raw = spec_of().to_dict()
-    # BatchNorm as in a pretrained trunk, which costs less than one that trains.
+    # BatchNorm is frozen, as in a pretrained trunk: this costs less than trained BatchNorm.
     raw["trunk"] |= {"weights": "none", "name": trunk, "batchnorm": "frozen"}
     return override(parse_spec(raw, source="benchmark"), fields)
 
@@ -35,7 +35,7 @@ class StepTimes(keras.callbacks.Callback):
 
 
 def seconds_a_step(model, batches: Iterable, steps: int) -> float:
-    """The median, without the first two steps, which compile."""
+    """The median, without the first two steps, which include compilation."""
     times = StepTimes()
     model.fit(batches, steps_per_epoch=steps + 2, callbacks=[times], verbose=0)
     return float(np.median(np.diff(times.ends)[1:]))

@@ -29,7 +29,7 @@ class Options(BaseModel):
     joint: bool = Field(
         False,
         description="with coverage: the sets of all tasks together hold all right classes with "
-        "that probability",
+        "this probability",
     )
 
 

@@ -122,7 +122,7 @@ def object_column(values: Sequence[Any]) -> pd.Series:
 
 
 def _of_files(counts: Sequence[int], values: Sequence[Any]) -> pd.Series:
-    """A column with one value for all rows of each file."""
+    """A column in which all rows of a file have the same value."""
     pairs = zip(values, counts, strict=True)
     return object_column([value for value, count in pairs for _ in range(count)])
 

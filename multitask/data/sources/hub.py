@@ -19,7 +19,7 @@ from multitask.spec import why_unsafe
 
 _DEPTH = 5  # levels of folders to search for shards, as in `default/train/0000.parquet`
 _PARTITION = re.compile(r"([^=]+)=(.*)")  # a folder of partitioned Parquet: `style=Cubism`
-_NULL = "__HIVE_DEFAULT_PARTITION__"  # its value where a row has none
+_NULL = "__HIVE_DEFAULT_PARTITION__"  # the value in a folder's name for rows without a value
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 
 
@@ -81,7 +81,8 @@ def _partitioned(
         names: the paths of the shards below it.
 
     Returns:
-        For each shard, its path without these folders; and column -> value of all its rows.
+        Two lists with one entry per shard: its path without these folders, and column -> the value
+        of all its rows.
 
     Raises:
         InputError: the shards do not all have the same columns in their folders.

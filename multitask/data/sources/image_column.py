@@ -167,7 +167,7 @@ def _no_column(columns: Sequence[_Column], folder: Path, place: Path) -> str:
 
 
 def _refuse_drives(folder: Path, place: Path, values: pd.Series) -> None:
-    """Raise InputError if all paths are absolute paths of Windows, which mean nothing here."""
+    """Raise InputError if all paths are absolute Windows paths and this system is not Windows."""
     texts = [value for value in values if isinstance(value, str) and value]
     if os.sep == "/" and texts and all(map(_DRIVE.match, texts)):
         raise InputError(

@@ -11,7 +11,7 @@ from multitask.data.sources.source import Source, input_errors, near_sibling, sh
 from multitask.errors import InputError, counted, quoted
 from multitask.files import check_image_folder
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # Path made one slash of two
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # one slash, as Path collapses `//`
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LOOKED_FOR = (
     "classes.csv of Kaggle's WikiArt, features.json (TFDS), state.json (save_to_disk), Parquet or "
@@ -125,7 +125,7 @@ def _open_folder(
 
 
 def _class_folders(place: Path) -> Source:
-    """Read class folders; where tables lie beside them, say so: perhaps one of them is meant."""
+    """Read class folders. A note names tables beside them, as one of these may be meant."""
     listed = sorted(
         entry.name
         for entry in place.iterdir()

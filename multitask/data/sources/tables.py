@@ -128,7 +128,7 @@ def read_excel(path: Path) -> RawTable:
 
 
 def _is_table(rows: list[tuple[int, tuple[Any, ...]]]) -> bool:
-    """Whether a sheet has a header of several columns and a row below it; a cover has not."""
+    """Whether a sheet has a header of several columns and a row below it, unlike a cover sheet."""
     return len(rows) > 1 and sum(cell is not None for cell in rows[0][1]) > 1
 
 
