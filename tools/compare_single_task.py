@@ -51,7 +51,7 @@ from multitask.errors import RunError
 from multitask.files import check_writable, locked, replacing, write_json
 from multitask.pages import curves
 from multitask.run import open_run, refuse_other_settings
-from multitask.spec import MISSING, DataSpec, InputError, field_of, parse_spec
+from multitask.spec import DataSpec, InputError, field_of, is_labelled, parse_spec
 from multitask.startup import BACKENDS, import_tensorflow
 from multitask.trained import TrainedModel
 
@@ -140,7 +140,7 @@ class Clock:
 
 def copied_hold_out(combined: Table, task: str) -> Callable[..., Table]:
     """A `table.hold_out_validation` that copies another table's images and split of a task."""
-    labelled = combined.labels[:, combined.tasks.index(task)] != MISSING
+    labelled = is_labelled(combined.labels[:, combined.tasks.index(task)])
     split_of = pd.Series(combined.splits[labelled], combined.paths[labelled])
 
     def hold_out(table: Table, share: float, *, seed: int) -> Table:
@@ -205,7 +205,7 @@ def regress(folder: Path, records_dir: Path) -> None:
     )
     for column, task in enumerate(table.tasks):
         if task not in regressions:
-            known = [y[:, column] != MISSING for _, y in splits]
+            known = [is_labelled(y[:, column]) for _, y in splits]
             examples = [
                 (pooled(x[k]), y[k, column]) for (x, y), k in zip(splits, known, strict=True)
             ]

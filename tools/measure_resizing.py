@@ -18,7 +18,7 @@ from multitask.data.table import TEST
 from multitask.run import open_run
 from multitask.serving.predict import predict_files
 from multitask.serving.predictor import load_best
-from multitask.spec import MISSING
+from multitask.spec import is_labelled
 from multitask.trained import open_trained
 
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
         line = []
         for column, task in enumerate(table.tasks):
             labels = table.labels[rows][:, column]
-            known = [i for i, label in enumerate(labels) if label != MISSING]
+            known = [i for i, label in enumerate(labels) if is_labelled(label)]
             predicted = [int(answers[i][task].argmax()) for i in known]
             right = sum(p == labels[i] for p, i in zip(predicted, known, strict=True))
             line.append(f"{task} {right / len(known):.3f} of {len(known)}")

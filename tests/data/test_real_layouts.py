@@ -210,7 +210,8 @@ def computed(sample, trunk_of, tmp_path_factory):
         frame = pd.DataFrame({"split": table.splits, "file": files}, dtype=object)
         for column, task in enumerate(table.tasks):
             names = [*table.classes[task], None]
-            frame[task] = pd.Series([names[k] for k in table.labels[:, column]], dtype=object)
+            labels = np.maximum(table.labels[:, column], -1)  # an image of no class has no name
+            frame[task] = pd.Series([names[k] for k in labels], dtype=object)
         train, test = table.rows(TRAIN), table.rows(TEST)
         cached = cache_features(network, prepared, spec)
         frame["features"] = None
