@@ -426,7 +426,8 @@ class DataSpec(Fields):
                 )
             if task.is_open and self.mix is not None:
                 raise ValueError(
-                    f'task[{index}] "{task.name}": unlabelled: "other" cannot be combined with mix'
+                    f'task[{index}] "{task.name}": unlabelled: "other" cannot be combined with '
+                    'mix; set it to "unknown"'
                 )
         return self
 

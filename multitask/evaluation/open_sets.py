@@ -9,7 +9,7 @@ from multitask.calibration import Calibration, scale_probabilities
 from multitask.data.others import held_out
 from multitask.evaluation.predictions import Predictions
 from multitask.open_set import open_set_metrics, oscr_area, oscr_curve, thinned_curve
-from multitask.spec import OTHER_LABEL, DataSpec, is_labelled
+from multitask.spec import OTHER_LABEL, DataSpec, Task, is_labelled
 
 ANSWERED = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # confidences whose share of right answers is reported
 BINS = 20
@@ -47,7 +47,7 @@ def evaluate_open_tasks(
 
 
 def _evaluate(
-    predictions: Predictions, calibration: Calibration, task: Any, seed: int
+    predictions: Predictions, calibration: Calibration, task: Task, seed: int
 ) -> dict[str, Any]:
     rows, labels, probabilities, scores = predictions.examples(task.name)
     assert scores is not None

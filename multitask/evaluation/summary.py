@@ -97,6 +97,9 @@ def _open_set_lines(evaluation: "Evaluation") -> list[str]:
             lines[-1] += (
                 f"; {new['images']:,} of them are of held-out groups: {_rejection_text(new)}"
             )
+        rejection = evaluation.calibrations[task].rejection
+        if rejection and rejection.reason:
+            lines.append(f"The probability of `other` is not fitted: {task}: {rejection.reason}")
     return lines
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import scipy.special
 import tensorflow as tf
+from logged import logged
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -16,7 +17,7 @@ from multitask.evaluation.report import evaluate
 from multitask.run import start_run
 from multitask.serving.export import export
 from multitask.serving.predictor import load_best, load_export
-from multitask.spec import OTHER_LABEL, parse_spec
+from multitask.spec import OTHER_LABEL, override, parse_spec
 from multitask.trained import open_trained
 
 pytestmark = pytest.mark.usefixtures("untimed")
@@ -167,6 +168,17 @@ def test_the_closed_metrics_do_not_change(known, folder, metrics, tmp_path):
     assert "open_set" not in plain
     assert plain["calibration"]["warmth"]["ece"] == metrics["calibration"]["warmth"]["ece"]
     assert plain["calibration"]["shade"] == metrics["calibration"]["shade"]
+
+
+def test_a_rejection_that_is_not_fitted_is_a_line(known, spec, folder, tmp_path):
+    without = override(spec, {"validation": 0.0})
+    run = start_run(tmp_path / "unfitted", without, folder)
+    known.colour_model(("shade", "warmth")).save(run.best_model)
+    lines: list[str] = []
+    with logged(lines):
+        evaluate(open_trained(run), similar=False)
+    expected = "The probability of `other` is not fitted: warmth: there is no validation split"
+    assert lines.count(expected) == 1
 
 
 def test_the_report_shows_it(run):
