@@ -26,7 +26,8 @@ from multitask.errors import (
 )
 from multitask.reading import read_text
 from multitask.spec_description import inner_table
-from multitask.spec_fields import Augmentation, DataSpec, Task, Trunk
+from multitask.spec_fields import DataSpec, Trunk
+from multitask.spec_task import Augmentation, Task
 from multitask.spec_training import Kind, NonNegative, OptimizerOptions, Rate, Share
 
 __all__ = [
@@ -364,7 +365,7 @@ def _unknown_field(field: str, name: str, known: Iterable[str]) -> SpecError:
 def select_tasks(spec: DataSpec, names: Iterable[str]) -> DataSpec:
     """The spec with only the named tasks, in the spec's order.
 
-    A single task cannot be open, because no image without a label of the task is listed.
+    If a single task lists the images, it cannot be open: no image is without its label.
     """
     names = list(names)
     for name in names:
@@ -375,8 +376,9 @@ def select_tasks(spec: DataSpec, names: Iterable[str]) -> DataSpec:
             )
     raw = spec.to_dict()
     raw["task"] = [task for task in raw["task"] if task["name"] in names]
-    if len(raw["task"]) == 1:  # no file lists an image without a label of the only task
-        raw["task"][0] |= {"unlabelled": "unknown", "other": {}}
+    listing = [task for task in raw["task"] if task["label_from"] is None]
+    if len(listing) == 1:  # no file lists an image without a label of the only task
+        listing[0] |= {"unlabelled": "unknown", "other": {}}
     if not raw["task"]:
         raise SpecError(f"name at least one of: {', '.join(spec.task_names)}", field="tasks")
     return parse_spec(raw, source=spec.source_file)

@@ -38,15 +38,17 @@ class TrainedModel:
     Attributes:
         run: from open_run.
         model_file: one of the run's models.
+        auxiliary: include the auxiliary tasks; all parts below are without them otherwise.
     """
 
     run: Run
     model_file: Path
+    auxiliary: bool = False
 
-    @property
+    @cached_property
     def spec(self) -> DataSpec:
-        """The settings of the run."""
-        return self.run.spec
+        """The settings of the run; without its auxiliary tasks, unless `auxiliary`."""
+        return self.run.spec if self.auxiliary else self.run.spec.without_auxiliary()
 
     @property
     def image_dir(self) -> Path:
@@ -66,26 +68,37 @@ class TrainedModel:
     # === Data ===
 
     @cached_property
+    def _merged_table(self) -> Table:
+        """`merged_table` with the auxiliary tasks."""
+        kept = read_run_table(self.run.spec, self.run.workdir)
+        return kept if kept is not None else merge_tables(self.run.spec, self.run.data_dir)
+
+    @cached_property
     def merged_table(self) -> Table:
         """The images of all CSVs, before the subset and the validation split are sampled.
 
         Of a collection, the table of the first training, whatever the collection is by now.
         """
-        kept = read_run_table(self.spec, self.run.workdir)
-        return kept if kept is not None else merge_tables(self.spec, self.run.data_dir)
+        return self._merged_table.of_tasks(self.spec.task_names)
 
     @cached_property
     def classes(self) -> dict[str, tuple[str, ...]]:
         """Task -> class names, by index."""
-        if "merged_table" in self.__dict__:
-            return self.merged_table.classes
+        return {task: self._classes[task] for task in self.spec.task_names}
+
+    @cached_property
+    def _classes(self) -> dict[str, tuple[str, ...]]:
+        """`classes` with the auxiliary tasks."""
+        if "_merged_table" in self.__dict__:
+            return self._merged_table.classes
         # Serving a model needs its class names and no CSV.
-        return {task.name: classes_of(task, self.run.data_dir) for task in self.spec.tasks}
+        return {task.name: classes_of(task, self.run.data_dir) for task in self.run.spec.tasks}
 
     @cached_property
     def test_table(self) -> Table:
         """The table whose test rows are evaluated; it still contains missing files."""
-        return sample_table(self.spec, self.merged_table)
+        table = sample_table(self.run.spec, self._merged_table)
+        return table.of_tasks(self.spec.task_names)
 
     @cached_property
     def training_table(self) -> Table:
@@ -93,7 +106,8 @@ class TrainedModel:
         excluded = self.excluded_images
         if excluded is None:
             return self.test_table
-        return sample_without(self.spec, self.merged_table, excluded)
+        table = sample_without(self.run.spec, self._merged_table, excluded)
+        return table.of_tasks(self.spec.task_names)
 
     @cached_property
     def excluded_images(self) -> pd.DataFrame | None:
@@ -133,9 +147,10 @@ class TrainedModel:
     @cached_property
     def network(self) -> "keras.Model":
         """The network, read by `load_network`."""
-        from multitask.model.network import load_network
+        from multitask.model.network import load_network, of_tasks
 
-        return load_network(self.model_file, self.spec, self.classes)
+        network = load_network(self.model_file, self.run.spec, self._classes)
+        return of_tasks(network, self.spec.task_names)
 
     # === Results ===
 
@@ -144,12 +159,14 @@ class TrainedModel:
         """Task -> the calibration that `evaluate` saved; an empty one if it saved none."""
 
         def parse(content: dict[str, Any]) -> dict[str, Calibration]:
+            saved = content["tasks"]  # `evaluate` excludes auxiliary tasks by default
             return {
-                task: Calibration.from_dict(content["tasks"][task]) for task in self.spec.task_names
+                task.name: Calibration.from_dict(saved[task.name])
+                for task in self.spec.tasks
+                if not task.auxiliary or task.name in saved
             }
 
-        saved = self.read_results(CALIBRATION, parse)
-        return uncalibrated(self.spec) if saved is None else saved
+        return uncalibrated(self.spec) | (self.read_results(CALIBRATION, parse) or {})
 
     @cached_property
     def conformal(self) -> Conformal | None:
@@ -157,7 +174,9 @@ class TrainedModel:
 
         def parse(content: dict[str, Any]) -> Conformal | None:
             saved = content.get("conformal")  # missing in files of older versions
-            return None if saved is None else Conformal.from_dict(saved, self.spec.task_names)
+            if saved is None or content["tasks"].keys() != set(self.spec.task_names):
+                return None  # of other tasks: `evaluate` may include or exclude auxiliary ones
+            return Conformal.from_dict(saved, self.spec.task_names)
 
         return self.read_results(CALIBRATION, parse)
 
@@ -206,12 +225,15 @@ def uncalibrated(spec: DataSpec, reason: str | None = None) -> dict[str, Calibra
     }
 
 
-def open_trained(run: Run, model_file: Path | None = None) -> TrainedModel:
+def open_trained(
+    run: Run, model_file: Path | None = None, *, auxiliary: bool = False
+) -> TrainedModel:
     """Open a run's model; nothing is read yet.
 
     Args:
         run: from open_run.
         model_file: another model of the run; None: the best over all tasks.
+        auxiliary: include the auxiliary tasks.
 
     Raises:
         InputError: there is no such model.
@@ -219,4 +241,4 @@ def open_trained(run: Run, model_file: Path | None = None) -> TrainedModel:
     model_file = model_file or run.best_model
     if not model_file.exists():
         raise InputError(f"{model_file}: no such model; `multitask train` makes it")
-    return TrainedModel(run, model_file)
+    return TrainedModel(run, model_file, auxiliary)

@@ -15,6 +15,7 @@ FLOORS = (
     ("multitask", "reading", "console"),
     ("errors", "backend"),
     ("spec_training",),
+    ("spec_task",),
     ("spec_fields",),
     ("spec_description",),
     ("spec",),

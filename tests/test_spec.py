@@ -33,7 +33,7 @@ from multitask.spec import (
     shown,
     why_unsafe,
 )
-from multitask.spec_fields import OF_COLUMN
+from multitask.spec_task import OF_COLUMN
 
 TASK = {
     "name": "artist",
@@ -466,6 +466,7 @@ def test_every_field_has_a_flag_test():
         }
         == set(type(parse_spec(RAW, source="a").tasks[0]).model_fields)
         - {"column", *OF_COLUMN}
+        - {"label_from", "auxiliary"}  # tests/data/test_path_labels.py
         - {"other"}  # needs `unlabelled`: tests/data/test_others.py
     )
 

@@ -46,6 +46,9 @@ def define_flags(values: flags.FlagValues) -> None:
         "and centre)",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "auxiliary", False, "also evaluate the auxiliary tasks", flag_values=values
+    )
     define_similar(values)
 
 
@@ -58,7 +61,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     from multitask.trained import open_trained
 
     evaluate(
-        open_trained(run, model_file),
+        open_trained(run, model_file, auxiliary=values.auxiliary),
         batch_size=values.batch_size,
         max_missing=values.max_missing,
         exclude_near_duplicates=values.exclude_near_duplicates,

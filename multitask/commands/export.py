@@ -36,7 +36,12 @@ def define_flags(values: flags.FlagValues) -> None:
         "training images); the printed table compares the metrics",
         **to,
     )
-    flags.DEFINE_list("tasks", None, "tasks to export, separated by commas (default: all)", **to)
+    flags.DEFINE_list(
+        "tasks",
+        None,
+        "tasks to export, separated by commas (default: all but the auxiliary ones)",
+        **to,
+    )
     flags.DEFINE_string("out", None, "folder to write (default: export in the workdir)", **to)
     flags.DEFINE_string(
         "records_dir",

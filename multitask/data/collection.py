@@ -75,12 +75,17 @@ def read_collection(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> L
         )
     rows, row_notes = _rows_of(spec, source, data_dir, strict)
     notes += row_notes
-    columns = {task.name: _labels(spec, task, rows, strict) for task in spec.tasks}
+    columns = {
+        task.name: _labels(spec, task, rows, strict)
+        for task in spec.tasks
+        if task.label_from is None
+    }
     labels = np.stack([column.labels for column in columns.values()], axis=1)
     for column in columns.values():
         notes += column.notes
     classes = {task: column.classes for task, column in columns.items()}
-    notes += _split(spec, rows, labels)
+    main = [task for task in columns if task in spec.main_tasks]
+    notes += _split(spec, rows, labels[:, [task in main for task in columns]], main)
     notes += _keep_units_together(spec, rows)
     unlabelled = int((labels == MISSING).all(axis=1).sum())
     if unlabelled:
@@ -273,8 +278,8 @@ def _labels(spec: DataSpec, task: Task, rows: _Rows, strict: bool) -> ColumnLabe
     return column
 
 
-def _split(spec: DataSpec, rows: _Rows, labels: np.ndarray) -> list[str]:
-    """Draw the test set, if the spec asks for it."""
+def _split(spec: DataSpec, rows: _Rows, labels: np.ndarray, tasks: Sequence[str]) -> list[str]:
+    """Draw the test set, if the spec asks for it, by the labels of some tasks."""
     options = spec.table
     assert options is not None
     if not options.test:
@@ -283,7 +288,7 @@ def _split(spec: DataSpec, rows: _Rows, labels: np.ndarray) -> list[str]:
     try:
         drawn = draw_rows(
             labels, rows.paths, options.test, seed=spec.seed, units=rows.units,
-            tasks=spec.task_names, place=place,
+            tasks=tasks, place=place,
         )  # fmt: skip
     except InputError as error:
         if not rows.near:

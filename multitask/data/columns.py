@@ -76,6 +76,7 @@ def label_column(
     *,
     task: str | None = None,
     place: str | None = None,
+    field: str = "column",
     min_examples: int = 1,
     rare: str = "exclude",
     missing: Sequence[str] = MISSING_VALUES,
@@ -95,6 +96,7 @@ def label_column(
         column: the column with the task's values.
         task: the task's name, with which the notes begin; None: the column's name.
         place: the task's place in the spec, with which errors begin.
+        field: the field of the spec that the values come from, for errors.
         min_examples: classes with fewer examples are rare.
         rare: what rare classes become: "exclude", no label; "other", one class together.
         missing: values that mean "no label", compared case-insensitively.
@@ -110,22 +112,18 @@ def label_column(
     """
     place = f"task {quoted(task or column)}" if place is None else place
     _check_options(place, min_examples, rare, several, separator)
-    codes, cells = distinct_cells(column_cells(frame, column, place=f"{place}: column"))
+    codes, cells = distinct_cells(column_cells(frame, column, place=f"{place}: {field}"))
     renamed = {clean_text(key): clean_text(value) for key, value in (map or {}).items()}
     no_label = frozenset(clean_text(value).casefold() for value in ["", *missing])
     read = [_read_cell(cell, no_label, several, separator, renamed) for cell in cells]
     counts = _count(read, codes, train, classes, min_examples)
     if classes is None:
-        _check_values(counts, f"{place}: column: {quoted(column)}")
+        _check_values(counts, f"{place}: {field}: {quoted(column)}")
         classes = _choose_classes(counts, min_examples, rare, f"{place}: min_examples")
     join = rare == "other" and OTHER in classes
     labels = _to_labels([cell.value for cell in read], classes, join=join)[codes]
-    notes = [
-        *_cell_notes(counts, several),
-        *_map_notes(counts, renamed),
-        *_class_notes(counts, classes, min_examples, join),
-        *_spelling_notes(counts, classes),
-    ]
+    notes = _cell_notes(counts, several) + _map_notes(counts, renamed)
+    notes += _class_notes(counts, classes, min_examples, join) + _spelling_notes(counts, classes)
     notes = [f"{task or column}: {note}" for note in notes]
     ambiguous = np.array([cell.value is None and bool(cell.several) for cell in read], bool)
     return ColumnLabels(tuple(classes), labels, tuple(notes), counts, ambiguous[codes])

@@ -50,7 +50,7 @@ class LabelledRows:
     """The rows of all tasks, as their lists or a table's columns give them.
 
     Attributes:
-        classes: task -> its class names, ordered by index.
+        classes: task -> its class names, ordered by index; without the tasks with `label_from`.
         frames: task -> its rows, as `label_frame` gives them, with task, split (train or test)
             and file.
         files: columns task, split, file, rows (their number).
@@ -70,10 +70,11 @@ class LabelledRows:
 
 
 def read_lists(spec: DataSpec, data_dir: Path, *, strict: bool) -> LabelledRows:
-    """Read the class file and the CSVs of every task."""
-    classes = {task.name: read_classes(data_dir / task.classes) for task in spec.tasks}
+    """Read the class file and the CSVs of every task that has them."""
+    tasks = [task for task in spec.tasks if task.label_from is None]
+    classes = {task.name: read_classes(data_dir / task.classes) for task in tasks}
     frames, counts, notes = {}, [], []
-    for task in spec.tasks:
+    for task in tasks:
         frames[task.name], files, task_notes = _read_task(
             task, data_dir, classes[task.name], spec.max_unknown, strict
         )
@@ -125,7 +126,7 @@ def _read_task(
 
 
 def classes_of(task: Task, data_dir: Path) -> tuple[str, ...]:
-    """The class names of a task, by index: those of its column, or of its class file."""
+    """The class names of a task, by index: those of its column or paths, or of its class file."""
     if task.class_names is not None:
         return task.class_names
     return read_classes(data_dir / task.classes)

@@ -7,54 +7,62 @@ known to have none of the classes, and its label is OTHER_LABEL. An image whose 
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from multitask.data.path_labels import without_derived
 from multitask.spec import MISSING, OTHER_ANSWER, OTHER_LABEL, DataSpec, InputError, Task
 
 
 def label_others(
-    task: Task, labels: np.ndarray, paths: np.ndarray, listed: Iterable[str], *, place: str
+    spec: DataSpec,
+    classes: Mapping[str, Sequence[str]],
+    labels: np.ndarray,
+    paths: np.ndarray,
+    listed: Mapping[str, Iterable[str]],
 ) -> tuple[np.ndarray, list[str]]:
     """Give the images that have none of an open task's classes the label OTHER_LABEL.
 
     Args:
-        task: the task.
-        labels: int32 [rows] of the task; MISSING where an image has none.
+        spec: the tasks.
+        classes: task -> its class names.
+        labels: int32 [rows, tasks]; MISSING where an image has none.
         paths: str [rows].
-        listed: paths in the task's files, whatever their label.
-        place: the place of `unlabelled` in the spec, for messages.
+        listed: task -> paths in its files, whatever their label.
 
     Returns:
-        The labels, int32 [rows], and notes for the console.
+        The labels, int32 [rows, tasks], and notes for the console.
 
     Raises:
-        InputError: every image is in the task's files, or is excluded.
+        InputError: every image is in the task's files, or is excluded; or a class is named like
+            the answer `other`.
     """
-    if not task.is_open:
-        return labels, []
-    others = ~pd.Index(paths).isin(list(listed))
-    excluded = others & matching(task.other.exclude, paths)
-    others &= ~excluded
-    if not others.any():
-        raise InputError(
-            f'{place}: "other": every image has a label of this task, so no image '
-            "is an example of `other`"
-        )
-    note = f"{task.name}: {int(others.sum()):,} images have none of its classes ({OTHER_ANSWER})"
-    if excluded.any():
-        note += f"; {int(excluded.sum()):,} more may have one (other.exclude)"
-    return np.where(others, np.int32(OTHER_LABEL), labels), [note]
-
-
-def check_classes(task: Task, classes: Sequence[str], *, place: str) -> None:
-    """Raise InputError if a class of an open task is named like the answer `other`."""
-    if task.is_open and OTHER_ANSWER in classes:
-        raise InputError(
-            f'{place}: "other": the task has a class "{OTHER_ANSWER}"; rename the class'
-        )
+    labels, notes = labels.copy(), []
+    for column, task in enumerate(spec.tasks):
+        if not task.is_open:
+            continue
+        place = spec.place(task.name, "unlabelled")
+        if OTHER_ANSWER in classes[task.name]:
+            raise InputError(
+                f'{place}: "other": the task has a class "{OTHER_ANSWER}"; rename the class'
+            )
+        others = ~pd.Index(paths).isin(list(listed[task.name]))
+        excluded = others & matching(task.other.exclude, paths)
+        others &= ~excluded
+        if not others.any():
+            raise InputError(
+                f'{place}: "other": every image has a label of this task, so no image '
+                "is an example of `other`"
+            )
+        note = f"{task.name}: {int(others.sum()):,} images have none of its classes"
+        note += f" ({OTHER_ANSWER})"
+        if excluded.any():
+            note += f"; {int(excluded.sum()):,} more may have one (other.exclude)"
+        labels[others, column] = OTHER_LABEL
+        notes.append(note)
+    return labels, notes
 
 
 def matching(pattern: str | None, paths: np.ndarray) -> np.ndarray:
@@ -93,11 +101,14 @@ def without_held_out(spec: DataSpec, labels: np.ndarray, paths: np.ndarray) -> n
 
     Returns:
         int32 [rows, tasks]; MISSING in place of OTHER_LABEL where the path's group is held out.
+        Such an image loses the labels of auxiliary tasks from its path, too: they might be the
+        names of the groups, which would then not be new to the model.
     """
     labels = labels.copy()
     for column, task in enumerate(spec.tasks):
         out = held_out(task, paths, seed=spec.seed) & (labels[:, column] == OTHER_LABEL)
         labels[out, column] = MISSING
+        labels = without_derived(spec, labels, out)
     return labels
 
 

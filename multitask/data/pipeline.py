@@ -150,7 +150,9 @@ def _augmenting(prepared: PreparedData, spec: DataSpec) -> Callable:
     """Make a function: (epoch, number that keys the augmentation, row, JPEG) -> (image, labels)."""
     table = prepared.table
     all_labels = table.labels[table.rows(TRAIN)]
-    policies, policy_of = image_policies(all_labels, [t.augment for t in spec.tasks])
+    main = spec.without_auxiliary().tasks
+    of_main = table.of_tasks(spec.main_tasks).labels[table.rows(TRAIN)]
+    policies, policy_of = image_policies(of_main, [task.augment for task in main])
     labels, policies, policy_of = map(tf.constant, (all_labels, policies, policy_of))
 
     def load(epoch: tf.Tensor, number: tf.Tensor, row: tf.Tensor, encoded: tf.Tensor) -> tuple:

@@ -138,6 +138,8 @@ def table_fingerprint(spec: DataSpec, merged: Table, sampled: Table, sizes: np.n
         sampled: the sample of it, near-duplicates included.
         sizes: int64 [rows of merged], sizes of the files in bytes; -1 where there is no file.
     """
+    # Labels from the paths follow from them.
+    merged, sampled = (table.of_tasks(spec.listing_tasks) for table in (merged, sampled))
     digest = hashlib.sha256()
     options = [VERSION, spec.reduced_px, spec.records.quality, list(merged.classes.items())]
     if spec.exclude_near_duplicates:

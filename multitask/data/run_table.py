@@ -21,24 +21,25 @@ _DRAWN = "drawn"  # earlier versions' tables lack it, and list drawn validation 
 
 
 def with_class_names(spec: DataSpec, data_dir: Path, workdir: Path) -> DataSpec:
-    """The spec with the classes of its columns: those of the run, or those in the table now.
+    """The spec with the classes of its columns and paths: those of the run, or the present ones.
 
     Args:
-        spec: any spec; without a [table], it is returned unchanged.
+        spec: any spec; if all its tasks have class files, it is returned unchanged.
         data_dir: the folder that the spec's paths start at.
         workdir: the folder that may have a run.
 
     Raises:
         InputError: the table is wrong.
     """
-    if spec.table is None or all(task.class_names is not None for task in spec.tasks):
+    unnamed = {task.name for task in spec.tasks if not task.classes and task.class_names is None}
+    if not unnamed:
         return spec
     before = saved_spec(workdir)
     names = {task.name: task.class_names for task in before.tasks} if before else {}
-    if any(names.get(task) is None for task in spec.task_names):
+    if any(names.get(task) is None for task in unnamed):
         names = dict(merge_tables(spec, data_dir).classes)
     tasks = tuple(
-        task.model_copy(update={"class_names": task.class_names or names[task.name]})
+        task.model_copy(update={"class_names": names[task.name]}) if task.name in unnamed else task
         for task in spec.tasks
     )
     return spec.model_copy(update={"tasks": tasks})

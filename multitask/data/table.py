@@ -16,7 +16,8 @@ from multitask.data.collection import read_collection
 from multitask.data.draw import draw_rows
 from multitask.data.label_files import LabelledRows, read_lists
 from multitask.data.matching import Match, match_files
-from multitask.data.others import check_classes, label_others, without_held_out
+from multitask.data.others import label_others, without_held_out
+from multitask.data.path_labels import add_path_labels
 from multitask.data.splitting import SPLITS as SPLITS  # re-exported with the table
 from multitask.data.splitting import TEST as TEST
 from multitask.data.splitting import TRAIN as TRAIN
@@ -139,6 +140,14 @@ class Table:
             notes=self.notes + notes,
             excluded=self.excluded | dict(zip(self.paths[gone], reasons, strict=True)),
         )
+
+    def of_tasks(self, tasks: Sequence[str]) -> "Table":
+        """Return the table with the labels of some tasks, and with all rows."""
+        if tuple(tasks) == self.tasks:
+            return self
+        columns = [self.tasks.index(task) for task in tasks]
+        classes = {task: self.classes[task] for task in tasks}
+        return replace(self, classes=classes, labels=self.labels[:, columns])
 
     def excluded_frame(self) -> pd.DataFrame:
         """`excluded` as columns path and reason, sorted by path."""
@@ -281,32 +290,27 @@ def merge_tables(spec: DataSpec, data_dir: Path, *, strict: bool = True) -> Tabl
     read = read_lists if spec.table is None else read_collection
     rows = read(spec, data_dir, strict=strict)
     frames, findings, notes = dict(rows.frames), [Findings(rows.files)], list(rows.notes)
-    for task in spec.tasks:
-        check_classes(task, rows.classes[task.name], place=spec.place(task.name, "unlabelled"))
+    image_dir = data_dir / spec.images
     listed = {}
-    matches = _find_matches(
-        frames.values(), data_dir / spec.images, by_letters=spec.match == "letters"
-    )
-    for task in spec.tasks:
-        frame, spelling = _match_paths(frames[task.name], matches)
-        ambiguous = [_file_path(path, matches) for path in rows.ambiguous.get(task.name, ())]
-        listed[task.name] = {*frame["path"], *ambiguous}
-        frames[task.name], row_findings, row_notes = _one_row_per_path(frame)
+    matches = _find_matches(frames.values(), image_dir, by_letters=spec.match == "letters")
+    for task, unmatched in frames.items():
+        frame, spelling = _match_paths(unmatched, matches)
+        ambiguous = [_file_path(path, matches) for path in rows.ambiguous.get(task, ())]
+        listed[task] = {*frame["path"], *ambiguous}
+        frames[task], row_findings, row_notes = _one_row_per_path(frame)
         findings += [spelling, row_findings]
         notes += row_notes
     paths, labels, is_test, leaks, leak_notes = _merge_frames(frames)
-    for column, task in enumerate(spec.tasks):
-        place = spec.place(task.name, "unlabelled")
-        labels[:, column], other_notes = label_others(
-            task, labels[:, column], paths, listed[task.name], place=place
-        )
-        notes += other_notes
+    classes, labels, path_notes = add_path_labels(
+        spec, rows.classes, paths, labels, is_test, image_dir
+    )
+    labels, other_notes = label_others(spec, classes, labels, paths, listed)
     merged = _join([*findings, Findings(leaks=leaks)])
-    notes += leak_notes + describe_respelt(merged)
+    notes += [*path_notes, *other_notes, *leak_notes, *describe_respelt(merged)]
     nowhere = sorted(set(merged.unknown["path"]) - set(paths))
     splits = np.where(is_test, TEST, TRAIN).astype(object)
     table = Table(
-        rows.classes,
+        classes,
         paths,
         labels,
         splits,
@@ -403,19 +407,27 @@ def subset_table(table: Table, shares: Mapping[str, float], *, seed: int) -> Tab
     return replace(table, labels=labels).drop(~kept, NOT_SAMPLED, note)
 
 
-def hold_out_validation(table: Table, share: float, *, seed: int) -> Table:
+def hold_out_validation(
+    table: Table, share: float, *, seed: int, tasks: Sequence[str] | None = None
+) -> Table:
     """Move a share of the training images to the validation split (rule 3).
 
     A collection that names its validation images keeps them, and its groups stay together.
+
+    Args:
+        table: a merged table.
+        share: share of the training images, in [0, 1).
+        seed: the same seed chooses the same images.
+        tasks: the tasks by whose classes the images are chosen; None: all.
     """
     if share == 0 or (table.splits == VALIDATION).any():
         return table
-    train = table.splits == TRAIN
+    train, chooser = table.splits == TRAIN, table.of_tasks(tasks or table.tasks)
     if table.units is None:
-        chosen = validation_rows(table.labels, train, table.class_counts, share, seed=seed)
+        chosen = validation_rows(chooser.labels, train, chooser.class_counts, share, seed=seed)
     else:
         chosen = draw_rows(
-            table.labels,
+            chooser.labels,
             table.paths,
             share,
             seed=seed,
@@ -423,7 +435,7 @@ def hold_out_validation(table: Table, share: float, *, seed: int) -> Table:
             allowed=train,
             at_least=0,
             purpose=VALIDATION,
-            tasks=table.tasks,
+            tasks=chooser.tasks,
             place="validation",
         ).rows
     splits = table.splits.copy()
@@ -441,7 +453,7 @@ def sample_table(spec: DataSpec, table: Table) -> Table:
     useless = (table.splits == TRAIN) & ~is_labelled(table.labels).any(axis=1)
     table = table.drop(useless, NO_LABEL)
     table = subset_table(table, {task.name: task.subset for task in spec.tasks}, seed=spec.seed)
-    table = hold_out_validation(table, spec.validation, seed=spec.seed)
+    table = hold_out_validation(table, spec.validation, seed=spec.seed, tasks=spec.main_tasks)
     if not len(table.rows(TRAIN)):
         raise InputError(f"{spec.source_file}: no image is left to train on")
     for task in table.tasks:

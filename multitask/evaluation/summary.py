@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 def summary_lines(evaluation: "Evaluation") -> list[str]:
     """The console's table, with one line per task, and the other results of the evaluation."""
-    lines = _table_lines(evaluation.metrics)
+    lines = [
+        *_table_lines(evaluation.metrics),
+        *exact_match_lines(evaluation.details["exact_match"]),
+    ]
     if evaluation.near_duplicates:
         count = len(evaluation.near_duplicates)
         lines += [
@@ -58,6 +61,18 @@ def _table_lines(task_metrics: dict[str, dict[str, Any]]) -> list[str]:
                 f"{counted(absent, 'has', 'have')} no test image)"
             )
     return lines
+
+
+def exact_match_lines(values: dict[str, Any] | None) -> list[str]:
+    """The share of images with no wrong prediction, or nothing for a single task."""
+    if values is None:
+        return []
+    interval = values["interval"]
+    ends = f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return [
+        f"{', '.join(values['tasks'])} all right: {values['share']:.3f}{ends} of the "
+        f"{counted(values['images'], 'image')} with all of these labels"
+    ]
 
 
 def _three_decimals(value: float | None) -> str:

@@ -19,7 +19,7 @@ from multitask.conformal import Conformal, without_images
 from multitask.data.table import TEST, TRAIN, VALIDATION, Table
 from multitask.evaluation.coverage import conformal_of
 from multitask.evaluation.predictions import Predictions
-from multitask.evaluation.task_pairs import agreement, contradictions, dependence
+from multitask.evaluation.task_pairs import agreement, contradictions, dependence, exact_match
 from multitask.spec import DataSpec, InputError
 from multitask.trained import uncalibrated
 
@@ -119,7 +119,7 @@ def calibrated_confidences(
 def detailed_metrics(
     predictions: Predictions, training_table: Table, calibrations: dict[str, Calibration]
 ) -> dict[str, Any]:
-    """The further metrics: intervals, classes, confusion, calibration, pairs of tasks, leaks.
+    """The further metrics: intervals, classes, confusion, calibration, tasks together, leaks.
 
     Args:
         predictions: of the test set.
@@ -152,6 +152,7 @@ def detailed_metrics(
             task: calibration_metrics(calibration, *predictions.examples(task)[1:])
             for task, calibration in calibrations.items()
         },
+        "exact_match": exact_match(predictions),
         "task_pairs": {
             "dependence": dependence(predictions),
             "agreement": agreement(predictions, training_table),

@@ -1,4 +1,4 @@
-"""Metrics of pairs of tasks: how the predictions of two tasks depend on each other.
+"""Metrics of several tasks together: exact match, and how the predictions of two tasks depend.
 
 They need only the predictions and the training labels; all results are JSON-ready.
 """
@@ -7,7 +7,9 @@ import itertools
 from typing import Any
 
 import numpy as np
+from scipy.stats import binom
 
+from multitask.bootstrap import FEWEST_EXAMPLES
 from multitask.data.table import TRAIN, Table
 from multitask.evaluation.predictions import Predictions
 from multitask.spec import is_labelled
@@ -16,6 +18,26 @@ from multitask.spec import is_labelled
 # images with labels of both tasks.
 MIN_TRAINING_IMAGES = 20
 MAX_CONTRADICTIONS = 24  # listed
+
+
+def exact_match(predictions: Predictions) -> dict[str, Any] | None:
+    """Measure how often the predictions of all tasks are right for the same image.
+
+    Returns:
+        tasks: those with labelled images; images: those with a label of each of these tasks;
+        share: of these images, the share with no wrong prediction; interval: the 2.5 % and 97.5 %
+        quantiles of the bootstrapped share, which is binomial, None for too few images. None if
+        fewer than two tasks have labels, or no image has all labels.
+    """
+    tasks = [task for task in predictions.classes if predictions.labelled(task).any()]
+    rows = np.all([predictions.labelled(task) for task in tasks], axis=0)
+    if len(tasks) < 2 or not rows.any():
+        return None
+    right = np.all([predictions.correct(task)[rows] for task in tasks], axis=0)
+    images, share = len(right), float(right.mean())
+    ends = (binom.ppf([0.025, 0.975], images, share) / images).tolist()
+    interval = ends if images >= FEWEST_EXAMPLES and ends[0] < ends[1] else None
+    return {"tasks": tasks, "images": images, "share": share, "interval": interval}
 
 
 def dependence(predictions: Predictions) -> list[dict[str, Any]]:

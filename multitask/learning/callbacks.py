@@ -234,7 +234,7 @@ class EpochTracker(keras.callbacks.Callback):
         progress.epoch += 1
         progress.phase_epoch += 1
         progress.step = 0
-        scores = validation_scores(logs, spec.task_names)
+        scores = validation_scores(logs, spec.main_tasks)
         if BEST in scores:
             logs["val_macro_f1"] = scores[BEST]
         self.model.optimizer.use_averages(True)  # not yet in use if there was no validation

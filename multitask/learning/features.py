@@ -155,8 +155,9 @@ def _facts(
     if options.runtime != AUTO:
         facts["runtime"] = options.runtime
     if views:
-        augment = [task.augment.model_dump(mode="json") for task in spec.tasks]
-        facts |= {"seed": spec.seed, "augment": augment, "tasks": spec.task_names}
+        tasks = spec.without_auxiliary().tasks  # the others have no part in the augmentation
+        augment = [task.augment.model_dump(mode="json") for task in tasks]
+        facts |= {"seed": spec.seed, "augment": augment, "tasks": spec.main_tasks}
     return facts
 
 

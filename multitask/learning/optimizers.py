@@ -129,6 +129,11 @@ class GroupAdamW(keras.optimizers.Adam):
         averages = self._model_variables_moving_average if self.use_ema else []
         return list(zip(self._trainable_variables, averages, strict=self.use_ema))
 
+    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
+        """Update the group; do nothing if the loss does not depend on it, as with weight 0."""
+        if any(gradient is not None for gradient in grads):
+            super().apply(grads, trainable_variables)
+
     def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
         """Update one variable."""
         index = self._get_variable_index(variable)

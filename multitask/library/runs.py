@@ -244,6 +244,7 @@ class TrainingRun:
         max_missing: float | None = None,
         tta: str | None = None,
         similar: bool = True,
+        auxiliary: bool = False,
     ) -> "RunEvaluation":
         """Evaluate the best model on the test set and write the reports to `results/`.
 
@@ -253,6 +254,7 @@ class TrainingRun:
             max_missing: share of the images that may be missing; None: as in training.
             tta: also measure test-time augmentation, `flip` or `crops`.
             similar: also embed the training images, to report similar images.
+            auxiliary: also evaluate the auxiliary tasks.
 
         Raises:
             InputError: there is no model, or the data cannot be read.
@@ -265,7 +267,7 @@ class TrainingRun:
             from multitask.library.evaluations import RunEvaluation
             from multitask.trained import open_trained
 
-            trained = open_trained(self._run, _path(model))
+            trained = open_trained(self._run, _path(model), auxiliary=auxiliary)
             evaluation = evaluate(
                 trained, batch_size=batch_size, max_missing=max_missing, tta=tta, similar=similar
             )
@@ -286,7 +288,7 @@ class TrainingRun:
         Args:
             formats: some of `savedmodel`, `onnx`, `litert` and `keras`.
             quantize: `none`, `float16` or `int8`.
-            tasks: the tasks to export; None: all.
+            tasks: the tasks to export; None: all but the auxiliary ones.
             model: another model file of the run; None: the best one.
             out: the folder; None: `export` in the workdir.
             images: number of images to check with; 0: the whole test set; None: 32, or 256 with

@@ -169,6 +169,14 @@ def trunk_and_heads(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Mo
     return trunk, {task_of[network]: network for network in networks if network in task_of}
 
 
+def of_tasks(model: keras.Model, tasks: Sequence[str]) -> keras.Model:
+    """Return the model with the heads of some tasks, whose layers it shares."""
+    trunk, heads = trunk_and_heads(model)
+    if heads.keys() == set(tasks):
+        return model
+    return connect(trunk, {task: heads[task] for task in tasks})
+
+
 def examined_model(model: keras.Model) -> keras.Model:
     """Build a model of all outputs that an evaluation needs, with one pass of the trunk.
 

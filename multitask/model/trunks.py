@@ -354,13 +354,13 @@ def group_of(name: str) -> str:
 
 
 def merged_frozen_count(spec: DataSpec, trunk: keras.Model) -> int:
-    """Return the common freeze depth: a layer is trainable if any task trains it (rule 8)."""
+    """Return the common freeze depth: a layer is trainable if any main task trains it (rule 8)."""
     names = [layer.name for layer in trunk.layers]
     if spec.freeze_depth is not None:
         return frozen_count(spec.freeze_depth, names, place="`freeze_depth`")
     return min(
         frozen_count(task.freeze_depth, names, place=spec.place(task.name, "freeze_depth"))
-        for task in spec.tasks
+        for task in spec.without_auxiliary().tasks
     )
 
 

@@ -213,7 +213,7 @@ def write_page(
         attention: task, path, true, predicted, confidence, and overlay: uint8 [height, width, 3].
         similar: path of a query, labels (a text), and neighbours: path, distance, labels.
     """
-    every = [task["name"] for task in spec["task"]]
+    every = list(content["calibration"])  # the evaluated tasks
     tasks = every[:TASKS]
     labelled = {task: labelled_in(frame, task) for task in tasks}
     album = Album(load)

@@ -23,13 +23,13 @@ from multitask.data.records import prepare
 from multitask.data.table import SPLITS, TEST, TRAIN, Table
 from multitask.errors import RunError
 from multitask.files import replacing, silent, write_json
-from multitask.model.network import connect, in_float32, trunk_and_heads
+from multitask.model.network import in_float32, of_tasks
 from multitask.run import Run, package_versions
 from multitask.serving.agreement import Artifact, compare, rounding_line, table_lines, why_refused
 from multitask.serving.formats import FLOAT32, FORMATS, PRECISIONS, Source, check_installed
 from multitask.serving.model_card import model_card
 from multitask.serving.predictor import FORMAT
-from multitask.spec import MISSING, NO_TEST_SET, InputError, expected
+from multitask.spec import MISSING, NO_TEST_SET, DataSpec, InputError, expected
 from multitask.trained import TrainedModel, open_trained
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def export(
         model_file: another model of the run; None: the best one.
         formats: of formats.FORMATS.
         quantize: of formats.PRECISIONS; formats without quantization stay float32.
-        tasks: to export; None: all.
+        tasks: to export; None: all but the auxiliary ones.
         out: the folder; None: `export` in the workdir.
         records_dir: folder of prepared records, for int8; None: `records` in the data's folder.
         images: number of images to check with; 0: the whole test set; None: CHECKED_IMAGES.
@@ -69,12 +69,11 @@ def export(
             package.
         RunError: an artifact disagrees; an existing export folder is unchanged.
     """
-    spec = run.spec
     _check(formats, quantize)
-    tasks = _selected_tasks(spec.task_names, tasks)
+    tasks = _selected_tasks(run.spec, tasks)
     if out:
         _refuse_other_content(out)
-    trained = open_trained(run, model_file)
+    trained = open_trained(run, model_file, auxiliary=not {*tasks} <= {*run.spec.main_tasks})
     table = trained.training_table
     source, exported = _source(trained, tasks)
     _check_convertible(source.model, formats)
@@ -137,10 +136,7 @@ class _ImagesToCheck:
 
 def _source(trained: TrainedModel, tasks: tuple[str, ...]) -> tuple[Source, keras.Model]:
     """The content of the export, in float32, and the same model in its original precision."""
-    spec, model = trained.spec, trained.network
-    if tasks != spec.task_names:
-        trunk, heads = trunk_and_heads(model)
-        model = connect(trunk, {task: heads[task] for task in tasks})
+    spec, model = trained.spec, of_tasks(trained.network, tasks)
     calibrations = {task: trained.calibrations[task] for task in tasks}
     classes = {task: trained.classes[task] for task in tasks}
     description = {
@@ -270,10 +266,11 @@ def _refuse_other_content(out: Path) -> None:
         )
 
 
-def _selected_tasks(known: tuple[str, ...], tasks: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the selected tasks in the spec's order; None: all."""
+def _selected_tasks(spec: DataSpec, tasks: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the selected tasks in the spec's order; None: all but the auxiliary ones."""
     if tasks is None:
-        return known
+        return spec.main_tasks
+    known = spec.task_names
     for task in tasks:
         if task not in known:
             raise InputError(f"{task!r}. {expected(task, known)}", field="tasks")

@@ -10,7 +10,7 @@ from multitask.data.column_kinds import find_separator, read_facts
 from multitask.data.guesses import determination, guess_columns, task_name
 from multitask.data.spec_text import quote_toml, write_spec
 from multitask.spec import InputError
-from multitask.spec_fields import Task
+from multitask.spec_task import Task
 
 
 def kaggle(rows=600, seed=0):

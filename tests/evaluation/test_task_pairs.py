@@ -1,7 +1,8 @@
-"""Metrics of pairs of tasks, against counts by hand and plain loops."""
+"""Metrics of several tasks together, against counts by hand and plain loops."""
 
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score
 
 from multitask.data.table import TEST, TRAIN, Table
 from multitask.evaluation.predictions import Predictions
@@ -10,6 +11,7 @@ from multitask.evaluation.task_pairs import (
     agreement,
     contradictions,
     dependence,
+    exact_match,
     joint_counts,
 )
 
@@ -112,3 +114,31 @@ def test_contradictions_are_pairs_that_never_occur_in_training(test_set, table):
     count = 30 + MIN_TRAINING_IMAGES - 1
     few = Table(CLASSES, table.paths[:count], table.labels[:count], table.splits[:count])
     assert contradictions(other, few, sure) == []
+
+
+def test_exact_match_by_hand(test_set):
+    """Images 0 to 3 have both labels; both predictions are right for images 0 and 2."""
+    assert exact_match(test_set) == {
+        "tasks": ["hand", "mood"], "images": 4, "share": 0.5, "interval": None,
+    }  # fmt: skip
+
+
+def test_exact_match_is_sklearns_subset_accuracy():
+    rng = np.random.default_rng(3)
+    hand, hand_predicted = rng.integers(0, 2, (2, 200))
+    mood, mood_predicted = rng.integers(0, 3, (2, 200))
+    measured = exact_match(predictions(hand, mood, hand_predicted, mood_predicted))
+    # Subset accuracy takes indicators: of class 1, and of moods 1 and 2.
+    true, predicted = (
+        np.stack([h == 1, m == 1, m == 2], axis=1)
+        for h, m in ((hand, mood), (hand_predicted, mood_predicted))
+    )
+    assert measured["share"] == accuracy_score(true, predicted)
+    right = (true == predicted).all(axis=1)
+    drawn = rng.choice(right, (20_000, 200)).mean(axis=1)
+    np.testing.assert_allclose(measured["interval"], np.quantile(drawn, (0.025, 0.975)), atol=0.006)
+
+
+def test_exact_match_needs_two_tasks_with_a_common_image():
+    assert exact_match(predictions([0, 1, -1], [-1, -1, -1], [0, 1, 0], [0, 0, 0])) is None
+    assert exact_match(predictions([0, 1, -1], [-1, -1, 2], [0, 1, 0], [0, 0, 2])) is None

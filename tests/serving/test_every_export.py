@@ -28,7 +28,7 @@ from multitask.serving.formats import FORMATS, PRECISIONS
 from multitask.serving.predictor import load_export
 from multitask.serving.signatures import numbers
 from multitask.spec import override, parse_spec
-from multitask.spec_fields import OF_COLUMN
+from multitask.spec_task import OF_COLUMN
 
 NARROW = {"include_top": False, "weights": None}
 
@@ -287,7 +287,7 @@ OTHERS = {
 # the data set's. Open tasks are exported to every format in tests/evaluation/test_open_sets.py.
 NOT_WALKED = ("trunk.weights", "task.name", "task.train", "task.test", "task.classes", "table",
               "task.column", *(f"task.{name}" for name in OF_COLUMN),
-              "task.unlabelled", "task.other")  # fmt: skip
+              "task.unlabelled", "task.other", "task.label_from", "task.auxiliary")  # fmt: skip
 
 
 def described(known, spec) -> str:

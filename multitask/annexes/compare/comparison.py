@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from scipy.special import bdtr
 
-from multitask.annexes.compare.results import Results, common_test_set
+from multitask.annexes.compare.results import Results, common_exact_match, common_test_set
 from multitask.bootstrap import DRAWS, FEWEST_EXAMPLES, SEED, PairedPredictions, bootstrap
 from multitask.files import replacing
 from multitask.pages import render
 from multitask.spec import NO_TEST_SET, InputError
 
+ALL_TASKS = "all tasks"  # in place of a task, whose name has no space
 TEST_SET_METRICS = ("labelled", "classes", "classes_present")  # the same for every run
 
 
@@ -42,10 +43,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one task.
+    """One metric of one task, or of all tasks together.
 
     Attributes:
-        task: its name.
+        task: its name, or ALL_TASKS.
         metric: its name.
         values: values of all runs; None if a run lacks the metric.
         differences: differences of all runs but the first.
@@ -64,7 +65,8 @@ class Comparison:
     Attributes:
         runs: names; the others are compared to the first.
         models: the evaluated model of each run.
-        labelled: compared task -> number of images in its test set.
+        labelled: compared task -> number of images in its test set; ALL_TASKS -> number of images
+            that are in the test sets of all compared tasks, if there are several.
         rows: by task, then by metric.
         settings: differing setting -> its value in each run (None: not set).
         notes: tasks that are not compared or have no intervals, with the reasons.
@@ -132,6 +134,10 @@ def compare(results: Sequence[Results], *, draws: int = DRAWS, seed: int = SEED)
                 f"{FEWEST_EXAMPLES} are needed"
             )
         rows += _rows(task, results, test_set, draws=draws, seed=seed)
+    right = common_exact_match(shared, results)
+    if len(shared) > 1 and right.size:
+        labelled[ALL_TASKS] = right.shape[1]
+        rows.append(_exact_match_row(right, draws=draws, seed=seed))
     return Comparison(
         tuple(one.name for one in results),
         tuple(one.model for one in results),
@@ -182,6 +188,31 @@ def _rows(
             differences.append(Difference(run, value, low, high, p))
         rows.append(Row(task, metric, values, tuple(differences)))
     return rows
+
+
+def _exact_match_row(right: np.ndarray, *, draws: int, seed: int) -> Row:
+    """Compare the shares of images with no wrong prediction.
+
+    Args:
+        right: bool [runs, images].
+        draws: number of bootstrapped test sets.
+        seed: of the bootstrap.
+    """
+    images = right.shape[1]
+    values = tuple(right.mean(axis=1).tolist())
+    differences = []
+    for run in range(1, len(right)):
+        low = high = None
+        if images >= FEWEST_EXAMPLES:
+            # An image adds 1, 0 or -1 to the difference: the sums over samples are multinomial.
+            change = right[run].astype(int) - right[0]
+            shares = [(change == step).mean() for step in (1, 0, -1)]
+            counts = np.random.default_rng(seed).multinomial(images, shares, draws)
+            sampled = (counts[:, 0] - counts[:, 2]) / images
+            low, high = map(float, np.quantile(sampled, (0.025, 0.975)))
+        p = mcnemar(right[0], right[run])
+        differences.append(Difference(run, values[run] - values[0], low, high, p))
+    return Row(ALL_TASKS, "exact_match", values, tuple(differences))
 
 
 def _differing_settings(results: Sequence[Results], shared: Sequence[str]) -> dict[str, tuple]:

@@ -185,6 +185,27 @@ def common_test_set(task: str, results: Sequence[Results]) -> PairedPredictions:
     return PairedPredictions(labels, np.array(predictions), in_top5)
 
 
+def common_exact_match(tasks: Sequence[str], results: Sequence[Results]) -> np.ndarray:
+    """Whether all tasks of an image are predicted right, bool [runs, images].
+
+    Args:
+        tasks: the compared tasks, whose test sets are the same in all runs.
+        results: of the runs.
+
+    Returns:
+        One column for each image that has a label of every task, sorted by path.
+    """
+    truths = [_true_names(results[0], task) for task in tasks]
+    paths = sorted(set.intersection(*(set(truth) for truth in truths)))
+    right = np.ones((len(results), len(paths)), bool)
+    for row, one in enumerate(results):
+        place = {path: index for index, path in enumerate(one.paths)}
+        for task, truth in zip(tasks, truths, strict=True):
+            predicted = one.predicted[task]
+            right[row] &= [predicted[place[path]] == truth[path] for path in paths]
+    return right
+
+
 def _true_names(results: Results, task: str) -> dict[str, str]:
     """Path -> class name of the task's labelled images."""
     pairs = zip(results.paths, results.true[task], strict=True)

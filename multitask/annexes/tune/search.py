@@ -156,10 +156,10 @@ def _tunable(spec: DataSpec) -> DataSpec:
 
 def _score_name(spec: DataSpec, metric: str) -> str:
     """The key of the validation score that --metric names."""
-    scores = {field_of(task, BEST): field_of(task, BEST) for task in spec.task_names}
-    scores |= {task: field_of(task, BEST) for task in spec.task_names} | {BEST: BEST}
+    scores = {field_of(task, BEST): field_of(task, BEST) for task in spec.main_tasks}
+    scores |= {task: field_of(task, BEST) for task in spec.main_tasks} | {BEST: BEST}
     if metric not in scores:
-        choices = (BEST, *spec.task_names)
+        choices = (BEST, *spec.main_tasks)
         text = f'"{metric}": {lower_first(expected(metric, choices))}'
         raise InputError(text, field="metric")
     return scores[metric]
@@ -172,7 +172,7 @@ def _check_is_folder(workdir: Path) -> None:
 
 def _check_validation(spec: DataSpec, table: Table, metric: str) -> None:
     """Raise InputError if the metric has no label in the validation split."""
-    labelled = [task for task in spec.task_names if len(table.labels_of(task, VALIDATION))]
+    labelled = [task for task in spec.main_tasks if len(table.labels_of(task, VALIDATION))]
     if not labelled or metric not in (BEST, *(field_of(task, BEST) for task in labelled)):
         subject = (
             f'task "{metric.split("/")[0]}" has no label' if labelled else "no task has a label"
@@ -187,12 +187,12 @@ def _check_validation(spec: DataSpec, table: Table, metric: str) -> None:
 
 def _validation_remedy(spec: DataSpec, table: Table, metric: str) -> str:
     """Describe how to get validation labels: the smallest sufficient share, if there is one."""
-    tasks = spec.task_names if metric == BEST else (metric.split("/")[0],)
+    tasks = spec.main_tasks if metric == BEST else (metric.split("/")[0],)
     unsplit = dataclasses.replace(
         table, splits=np.where(table.splits == VALIDATION, TRAIN, table.splits)
     )
     for share in SHARES:
-        split = hold_out_validation(unsplit, share, seed=spec.seed)
+        split = hold_out_validation(unsplit, share, seed=spec.seed, tasks=spec.main_tasks)
         if any(len(split.labels_of(task, VALIDATION)) for task in tasks):
             return f"give a larger share, such as validation = {share:g}"
     counts = (np.bincount(unsplit.labels_of(task, TRAIN), minlength=1).max() for task in tasks)

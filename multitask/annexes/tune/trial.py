@@ -114,7 +114,7 @@ class TrialTrainer:
         progress = Progress(phase=HEADS_PHASE)
         epochs, state = spec.phases.heads.epochs, COMPLETE
         with progress_bar(label, epochs * self.steps, unit=" steps") as bar:
-            monitor = _TrialMonitor(progress, spec.task_names, metric, should_prune, bar)
+            monitor = _TrialMonitor(progress, spec.main_tasks, metric, should_prune, bar)
             try:
                 phase.model.fit(
                     self.train,

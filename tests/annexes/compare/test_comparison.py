@@ -19,6 +19,7 @@ from multitask import bootstrap as bootstrap_module
 from multitask import metrics
 from multitask.annexes.compare import comparison
 from multitask.annexes.compare.comparison import (
+    ALL_TASKS,
     compare,
     mcnemar,
     page,
@@ -204,12 +205,12 @@ def test_of_a_single_class_that_is_always_right_nothing_is_chance():
 def test_identical_runs_do_not_differ():
     result = compare([results("runs/a"), results("runs/b")])
     labelled = sum(map(bool, results().true["style"]))
-    assert result.labelled == {"style": labelled, "genre": labelled}
-    assert len(result.rows) == 2 * 6
+    assert result.labelled == {"style": labelled, "genre": labelled, ALL_TASKS: labelled}
+    assert len(result.rows) == 2 * 6 + 1
     for row in result.rows:
         (difference,) = row.differences
         assert difference.value == 0
-        assert difference.p == (1 if row.metric == "top1" else None)
+        assert difference.p == (1 if row.metric in ("top1", "exact_match") else None)
         ends = (None, None) if row.metric == "ece" else (0, 0)
         assert (difference.low, difference.high) == ends
 
@@ -220,7 +221,8 @@ def test_of_few_images_there_are_no_intervals_and_a_note_says_so():
     for row in few.rows:
         (difference,) = row.differences
         assert (difference.low, difference.high) == (None, None)
-        assert (difference.p is None) == (row.metric != "top1")  # exact for any number
+        exact = row.metric in ("top1", "exact_match")  # for any number of images
+        assert (difference.p is None) != exact
     assert [note.partition(":")[0] for note in few.notes] == ["style", "genre"]
     labelled = few.labelled["style"]
     assert few.notes[0] == (
@@ -236,7 +238,8 @@ def test_differences_are_to_the_first_run():
     result = compare(runs)
     for key, row in rows_of(result).items():
         name = "/".join(key)
-        assert row.values == tuple(run.metrics[name] for run in runs)
+        if row.task != ALL_TASKS:
+            assert row.values == tuple(run.metrics[name] for run in runs)
         for difference, run in zip(row.differences, (1, 2), strict=True):
             assert difference.run == run
             assert difference.value == row.values[run] - row.values[0]
@@ -252,6 +255,31 @@ def test_differences_are_to_the_first_run():
     assert rows_of(again)["style", "top1"].differences[1].value == pytest.approx(
         -rows_of(result)["style", "top1"].differences[1].value
     )
+
+
+def test_exact_match_of_all_tasks():
+    """Values by a loop, McNemar's test by SciPy, the interval by resampled images."""
+    runs = [results("runs/a", 1, count=300), results("runs/b", 2, count=300)]
+    result = compare(runs)
+    every = [i for i in range(300) if all(runs[0].true[task][i] for task in NAMES)]
+    assert 200 < len(every) < 300
+    assert result.labelled[ALL_TASKS] == len(every)
+    right = np.array([
+        [all(run.predicted[task][i] == run.true[task][i] for task in NAMES) for i in every]
+        for run in runs
+    ])  # fmt: skip
+    row = rows_of(result)[ALL_TASKS, "exact_match"]
+    assert row.values == pytest.approx(tuple(right.mean(axis=1)))
+    (difference,) = row.differences
+    change = right[1].astype(float) - right[0]
+    assert difference.value == pytest.approx(change.mean())
+    only = (change < 0).sum(), (change > 0).sum()
+    assert difference.p == pytest.approx(scipy.stats.binomtest(only[0], sum(only)).pvalue)
+    drawn = np.random.default_rng(1).choice(change, (20_000, len(change))).mean(axis=1)
+    ends = (difference.low, difference.high)
+    np.testing.assert_allclose(ends, np.quantile(drawn, (0.025, 0.975)), atol=0.008)
+    alone = [results(f"runs/{n}", names={"style": NAMES["style"]}) for n in "ab"]
+    assert ALL_TASKS not in compare(alone).labelled
 
 
 def test_the_order_of_the_images_is_no_difference():
@@ -387,7 +415,7 @@ def test_the_csv_has_every_metric(made, tmp_path):
         "comparison.html",
     ]
     frame = pd.read_csv(tmp_path / "out/comparison.csv")
-    assert len(frame) == 2 * len(result.rows) == 2 * 2 * 6
+    assert len(frame) == 2 * len(result.rows) == 2 * (2 * 6 + 1)
     for row in result.rows:
         first, second = frame[
             (frame["task"] == row.task) & (frame["metric"] == row.metric)
@@ -479,7 +507,7 @@ def test_the_page_is_whole_and_escapes_names():
     assert "@import" not in html
     assert "http://" not in html
     assert "https://" not in html
-    assert html.count("<svg") == 2 + len(result.rows)  # an axis a task, a plot a figure
+    assert html.count("<svg") == 3 + len(result.rows)  # an axis a section, a plot a metric
     for text in ("prefers-color-scheme: dark", "@media print", "width=device-width"):
         assert text in html
 
@@ -504,7 +532,7 @@ def test_the_table_has_a_row_a_figure(capsys):
     lines = [line for line in table_lines(result) if line]
     assert lines[0].split() == ["task", "metric", "runs/a", "runs/b", "runs/b", "-", "runs/a"]
     assert len(lines) == 1 + len(result.rows)
-    top1 = next(line for line in lines if line.startswith("style  top1"))
+    top1 = next(line for line in lines if line.split()[:2] == ["style", "top1"])
     values = rows_of(result)["style", "top1"].values
     assert top1.split()[2:4] == [f"{value:.3f}" for value in values]
     assert re.search(r"\[[+-]0\.\d{3}, [+-]0\.\d{3}\]  p [=<] 0\.\d{3}$", top1)
