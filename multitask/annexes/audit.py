@@ -31,7 +31,7 @@ from multitask.data.near_duplicates import (
 )
 from multitask.data.records import default_records_dir
 from multitask.data.table import MISSING_FILE, TEST, TRAIN, Table, merge_tables
-from multitask.files import check_image_folder
+from multitask.files import check_image_folder, replacing, write_json
 from multitask.pages import audit_page
 from multitask.spec import DataSpec, field_of, is_labelled
 
@@ -267,6 +267,14 @@ class Audit:
                 for path, rows in leaks
             ],
         }
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Write `audit.html` and `audit.json`, and return their paths."""
+        page, lists = folder / "audit.html", folder / "audit.json"
+        write_json(lists, self.to_json())
+        with replacing(page) as temporary:
+            self.write_page(temporary)
+        return page, lists
 
     def write_page(self, path: Path) -> None:
         """Write the audit as an HTML page; the caller renames the file when it is complete."""

@@ -26,7 +26,7 @@ from multitask.commands.spec_flags import (
     folder_or_none,
     resolve_data,
 )
-from multitask.files import check_writable, replacing, write_json
+from multitask.files import check_writable
 from multitask.startup import import_tensorflow
 
 HAS_FINDINGS = 3  # exit status
@@ -51,10 +51,8 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
 
     audit = audit_data_set(spec, data_dir, records_dir=records_dir)
     print("\n".join(summary(audit)), flush=True)
-    write_json(out / "audit.json", audit.to_json())
-    with replacing(out / "audit.html") as temporary:
-        audit.write_page(temporary)
-    print(f"\nWritten: {out / 'audit.html'}, {out / 'audit.json'}")
+    page, lists = audit.write(out)
+    print(f"\nWritten: {page}, {lists}")
     findings = name_findings(audit.findings)
     if findings:
         print(f"Findings: {findings}", flush=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from absl import flags
 
-from multitask.commands import DISTRIBUTIONS
 from multitask.commands.run_flags import define_similar
 from multitask.commands.spec_flags import (
     define_records_dir,
@@ -23,10 +22,12 @@ from multitask.commands.spec_flags import (
     folder_or_none,
     resolve_data,
 )
-from multitask.spec import PHASES, InputError
+from multitask.spec import PHASES, InputError, wanted_phases
 from multitask.startup import BACKENDS, import_tensorflow
 
 logger = logging.getLogger(__name__)
+
+DISTRIBUTIONS = ("none", "mirrored", "multihost")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -104,10 +105,7 @@ def _define_distribution(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues, left: list[str]) -> None:
     """Train, then evaluate."""
     spec, data_dir = resolve_data(values, left, "train", ("workdir",))
-    phases = PHASES if values.phase == "all" else (values.phase,)
-    if not any(getattr(spec.phases, phase).epochs for phase in phases):
-        options = " or ".join(f"--epochs_{phase}" for phase in phases)
-        raise InputError(f"--phase={values.phase}: has 0 epochs to train; give {options}")
+    wanted_phases(spec, values.phase)  # an error does not wait for TensorFlow
 
     import_tensorflow(_backend(values))
     from multitask.annexes.extensions import build_extensions

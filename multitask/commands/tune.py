@@ -77,9 +77,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
 
     import_tensorflow()
     from multitask.annexes.tune.search import tune
-    from multitask.annexes.tune.space import GROUPS
 
-    groups = [name.strip() for name in values.search.split(",") if name.strip()]
     tune(
         spec,
         data_dir,
@@ -88,5 +86,5 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         trials=values.trials,
         minutes=values.minutes,
         metric=values.metric,
-        groups=tuple(GROUPS) if groups == ["all"] else groups,
+        groups=[name.strip() for name in values.search.split(",") if name.strip()],
     )

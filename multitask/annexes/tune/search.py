@@ -85,7 +85,7 @@ def tune(
         minutes: no further trial starts after this time; 0: no limit.
         metric: of the validation split: `macro_f1`, the mean of all tasks' macro-F1, or a task's
             name for its macro-F1 (or `artist/macro_f1`, which a task called `macro_f1` needs).
-        groups: searched groups, names of GROUPS.
+        groups: searched groups, names of GROUPS; or `all` alone.
 
     Raises:
         InputError: the user's input is wrong, or a package is missing.
@@ -93,6 +93,7 @@ def tune(
     """
     optuna = _optuna()
     spec = with_class_names(_tunable(spec), data_dir, workdir / FOLDER)
+    groups = tuple(GROUPS) if list(groups) == ["all"] else groups
     space = search_space(spec, groups)
     folder, settings = workdir / FOLDER, {"metric": metric, "search": sorted(set(groups))}
     metric = _score_name(spec, metric)
