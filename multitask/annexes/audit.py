@@ -22,6 +22,7 @@ from multitask.data.conversion import conversions_logged
 from multitask.data.folders import ImageSearch, identity
 from multitask.data.image_files import read_reduced
 from multitask.data.matching import repair_mojibake
+from multitask.data.merging import merge_tables
 from multitask.data.near_duplicates import (
     describe_pairs,
     find_pairs,
@@ -29,8 +30,8 @@ from multitask.data.near_duplicates import (
     leaking_images,
     scan_images,
 )
-from multitask.data.records import default_records_dir
-from multitask.data.table import MISSING_FILE, TEST, TRAIN, Table, merge_tables
+from multitask.data.records_builder import default_records_dir
+from multitask.data.table import MISSING_FILE, TEST, TRAIN, Table
 from multitask.files import check_image_folder, replacing, write_json
 from multitask.pages import audit_page
 from multitask.spec import DataSpec, field_of, is_labelled

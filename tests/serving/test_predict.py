@@ -18,7 +18,7 @@ from PIL import Image
 
 from multitask.__main__ import main
 from multitask.data.decode_arrays import decode_array
-from multitask.data.table import load_table
+from multitask.data.merging import load_table
 from multitask.disk import DiskError
 from multitask.evaluation.examiner import Examiner
 from multitask.evaluation.predictions import predict_split

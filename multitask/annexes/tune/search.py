@@ -91,11 +91,10 @@ def tune(
         InputError: the user's input is wrong, or a package is missing.
         RunError: no trial was completed.
     """
-    optuna = _optuna()
-    spec = with_class_names(_tunable(spec), data_dir, workdir / FOLDER)
+    optuna, folder = _optuna(), workdir / FOLDER
+    spec = with_class_names(_tunable(spec), data_dir, folder)
     groups = tuple(GROUPS) if list(groups) == ["all"] else groups
-    space = search_space(spec, groups)
-    folder, settings = workdir / FOLDER, {"metric": metric, "search": sorted(set(groups))}
+    space, settings = search_space(spec, groups), {"metric": metric, "search": sorted(set(groups))}
     metric = _score_name(spec, metric)
     _check_is_folder(workdir)
     resumed = check_workdir(folder, spec, kind=KIND, **settings)
