@@ -1,7 +1,7 @@
 """Audit: count and list the contents of a data set and its problems.
 
 A finding is a problem to correct, or to accept knowingly: it costs labels or images, or makes a
-test set too easy. FINDINGS lists all kinds. These are not findings: coverage, imbalance, rare
+test set too easy. FINDINGS lists all kinds. These are not findings: sets of labels, imbalance, rare
 classes, mojibake (a file with a garbled name is read like any other), and near-duplicates within
 one split.
 """
@@ -153,7 +153,7 @@ class Audit:
         counts = leaks["task"][leaks["split"] == TEST].value_counts()
         return {task: int(counts.get(task, 0)) for task in self.table.tasks}
 
-    def coverage(self) -> dict[tuple[str, ...], int]:
+    def label_sets(self) -> dict[tuple[str, ...], int]:
         """Set of tasks -> number of images that exactly these tasks list, largest first.
 
         Leaking and contradictory labels count too.
@@ -219,7 +219,8 @@ class Audit:
             "images": len(self.table),
             "rows": rows.files.to_dict("records"),
             "coverage": [
-                {"tasks": list(tasks), "images": count} for tasks, count in self.coverage().items()
+                {"tasks": list(tasks), "images": count}
+                for tasks, count in self.label_sets().items()
             ],
             "splits": self.counts().to_dict("index"),
             "splits_readable": self.counts(readable=True).to_dict("index"),

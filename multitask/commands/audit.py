@@ -10,7 +10,7 @@ Exit status, for use in CI: 0 no findings, 3 findings, 2 wrong input.
 Findings: a missing or unreadable file; a row with an unsafe path or an unknown label; an image
 with contradictory labels, or listed repeatedly by one task; an image that is train for one task
 and test for another; a test image with a near-duplicate in train; a class without a training or
-a test label. The last line counts them. Information only: label coverage, imbalance, classes
+a test label. The last line counts them. Information only: sets of labels, imbalance, classes
 with few labels, mojibake in a path, a path that is spelled differently from its file (which is
 read), a task without a test set, near-duplicates within train or within test, images in the folder
 that no CSV names.

@@ -22,7 +22,7 @@ from multitask.evaluation.task_metrics import (
     fit_calibrations,
     flat_metrics,
 )
-from multitask.evaluation.test_time import TTA
+from multitask.evaluation.tta import TTA
 from multitask.files import collect_written_files
 from multitask.results import write_record
 from multitask.trained import TrainedModel

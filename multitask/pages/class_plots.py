@@ -299,7 +299,7 @@ def class_counts(
     return target
 
 
-def label_coverage(
+def label_sets(
     target: AnyTarget, counts: ArrayLike, names: Sequence[str], *, title: str
 ) -> AnyTarget:
     """Plot the number of images with each set of labels, on a logarithmic axis.

@@ -22,7 +22,7 @@ from multitask.data.merging import load_table
 from multitask.disk import DiskError
 from multitask.evaluation.examiner import Examiner
 from multitask.evaluation.predictions import predict_split
-from multitask.evaluation.test_time import TTA
+from multitask.evaluation.tta import TTA
 from multitask.model.network import load_network
 from multitask.serving.answers import answer, answer_lines
 from multitask.serving.export import export
