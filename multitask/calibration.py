@@ -351,7 +351,7 @@ def calibration_metrics(
     """Measure a calibration on the test set, for `metrics.json`.
 
     Args:
-        calibration: from `calibrate`, estimated on other images.
+        calibration: from `calibrate`, estimated on a different split.
         labels: int [n], of the test set; for an open task, also OTHER_LABEL.
         probabilities: float [n, classes], raw.
         scores: float [n], as for `calibrate`.

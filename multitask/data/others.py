@@ -53,7 +53,8 @@ def check_classes(task: Task, classes: Sequence[str], *, place: str) -> None:
     """Raise InputError if a class of an open task is named like the answer `other`."""
     if task.is_open and OTHER_ANSWER in classes:
         raise InputError(
-            f'{place}: "other": the task has a class "{OTHER_ANSWER}"; rename the class'
+            f'{place}: "other": the task has a class "{OTHER_ANSWER}"; rename the class, or '
+            'exclude the rare classes if they are joined as it (rare = "exclude")'
         )
 
 

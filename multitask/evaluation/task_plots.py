@@ -93,7 +93,7 @@ def _confusion_matrix(target: Target, source: PlotSource) -> None:
         counts,
         names,
         task=source.task,
-        others=matrix["others"],
+        rest=matrix["others"],
         right=int((predicted == labels).sum()),
     )
 
