@@ -104,9 +104,9 @@ class Calibration:
         temperature: divisor of the logits.
         fitted_on: number of labelled images of the validation split.
         reason: why no temperature was fitted or used; None if one was.
-        steps: "calibrated" and "raw" -> ascending (threshold, accuracy, coverage): each is the
-            lowest confidence that reaches its accuracy. For an open task, accuracy is that of the
-            answers that name a class, and coverage is their share of all validation images.
+        steps: "calibrated" and "raw" -> ascending (threshold, accuracy, share answered): each
+            is the lowest confidence that reaches its accuracy. For an open task, accuracy is that
+            of the answers that name a class, and the share is theirs of all validation images.
         rejection: the rejection of an open task; None if the task is not open.
     """
 
@@ -323,13 +323,13 @@ def calibrate(
         curve = answer_curve(labels, answers, classes=probabilities.shape[1])
         curve = curve[curve["answered"] >= MIN_ANSWERED]
         better = curve["accuracy"] > curve["accuracy"].cummax().shift(fill_value=-1.0)
-        chosen = curve.loc[better, ["threshold", "accuracy", "coverage"]]
-        steps[kind] = tuple((float(t), float(a), float(c)) for t, a, c in chosen.to_numpy())
+        chosen = curve.loc[better, ["threshold", "accuracy", "share_answered"]]
+        steps[kind] = tuple((float(t), float(a), float(s)) for t, a, s in chosen.to_numpy())
     return dataclasses.replace(fitted, steps=steps)
 
 
 def answer_curve(labels: np.ndarray, answers: np.ndarray, *, classes: int) -> pd.DataFrame:
-    """Compute `metrics.coverage_curve` of the answers that name a class, over all images.
+    """Compute `metrics.threshold_curve` of the answers that name a class, over all images.
 
     Args:
         labels: int [n]; an image with a negative label has none of the classes.
@@ -338,8 +338,8 @@ def answer_curve(labels: np.ndarray, answers: np.ndarray, *, classes: int) -> pd
     """
     predicted = answers.argmax(axis=1)
     named = predicted < classes
-    curve = metrics.coverage_curve(answers.max(axis=1)[named], (predicted == labels)[named])
-    return curve.assign(coverage=curve["answered"] / max(len(labels), 1))
+    curve = metrics.threshold_curve(answers.max(axis=1)[named], (predicted == labels)[named])
+    return curve.assign(share_answered=curve["answered"] / max(len(labels), 1))
 
 
 def calibration_metrics(
@@ -351,7 +351,7 @@ def calibration_metrics(
     """Measure a calibration on the test set, for `metrics.json`.
 
     Args:
-        calibration: from `calibrate`, estimated on other images.
+        calibration: from `calibrate`, estimated on a different split.
         labels: int [n], of the test set; for an open task, also OTHER_LABEL.
         probabilities: float [n, classes], raw.
         scores: float [n], as for `calibrate`.
@@ -359,8 +359,8 @@ def calibration_metrics(
     Returns:
         temperature, fitted_on, reason; ece, nll and reliability (rows of `metrics.reliability`),
         each "raw" and "calibrated"; coverage (about 100 points of the curve of calibrated
-        confidence); thresholds: the result of `_threshold_metrics` for each of
-        TARGET_ACCURACIES. Only the first three if n is 0.
+        confidence, with the share answered as coverage); thresholds: the result of
+        `_threshold_metrics` for each of TARGET_ACCURACIES. Only the first three if n is 0.
     """
     content: dict[str, Any] = {
         "temperature": calibration.temperature,
@@ -382,8 +382,8 @@ def calibration_metrics(
     curve = answer_curve(labels, answers, classes=probabilities.shape[1])
     places = np.unique(np.linspace(0, len(curve) - 1, 101).round().astype(int))
     content["coverage"] = [
-        {name: float(row[name]) for name in ("threshold", "coverage", "accuracy")}
-        for row in curve.iloc[places].to_dict("records")
+        {"threshold": row.threshold, "coverage": row.share_answered, "accuracy": row.accuracy}
+        for row in curve.iloc[places].astype(float).itertuples()
     ]
     content["thresholds"] = [
         _threshold_metrics(calibration, accuracy, curve) for accuracy in TARGET_ACCURACIES
@@ -399,16 +399,16 @@ def _reliability(labels: np.ndarray, probabilities: np.ndarray) -> list[dict[str
 def _threshold_metrics(
     calibration: Calibration, accuracy: float, curve: pd.DataFrame
 ) -> dict[str, Any]:
-    """The threshold for a target accuracy, and its accuracy and coverage in both splits.
+    """The threshold for a target accuracy, and its accuracy and share answered in both splits.
 
     Args:
         calibration: the calibration of the task.
         accuracy: the target accuracy.
-        curve: `metrics.coverage_curve` of the test set.
+        curve: `metrics.threshold_curve` of the test set.
 
     Returns:
-        target_accuracy, threshold, validation and test (accuracy and coverage each); without a
-        threshold, these three are None, and reason has the cause.
+        target_accuracy, threshold, validation and test (each with accuracy, and the share
+        answered as coverage); without a threshold, these three are None, and reason has the cause.
     """
     threshold = calibration.threshold(accuracy)
     content: dict[str, Any] = {"target_accuracy": accuracy, "threshold": threshold}
@@ -419,9 +419,8 @@ def _threshold_metrics(
     step = next(step for step in steps if step[0] == threshold)
     answered = curve[curve["threshold"] >= threshold]
     content["validation"] = {"accuracy": step[1], "coverage": step[2]}
-    content["test"] = (
-        {name: float(answered.iloc[0][name]) for name in ("accuracy", "coverage")}
-        if len(answered)
-        else {"accuracy": None, "coverage": 0.0}
-    )
+    content["test"] = {"accuracy": None, "coverage": 0.0}
+    if len(answered):
+        right, share = map(float, answered.iloc[0][["accuracy", "share_answered"]])
+        content["test"] = {"accuracy": right, "coverage": share}
     return content

@@ -361,8 +361,8 @@ def expected_calibration_error(
     return float(gaps.sum() / total)
 
 
-def coverage_curve(confidence: ArrayLike, correct: ArrayLike) -> pd.DataFrame:
-    """Compute accuracy and coverage for each threshold of confidence.
+def threshold_curve(confidence: ArrayLike, correct: ArrayLike) -> pd.DataFrame:
+    """Compute the accuracy and the share of answers for each threshold of confidence.
 
     Args:
         confidence: float [n].
@@ -370,7 +370,7 @@ def coverage_curve(confidence: ArrayLike, correct: ArrayLike) -> pd.DataFrame:
 
     Returns:
         One row for each distinct confidence, the lowest first: threshold, answered (int, examples
-        with at least that confidence), coverage (their share) and accuracy (among them).
+        with at least that confidence), share_answered and accuracy (among the answered).
 
     Raises:
         ValueError: arrays of different shapes, or not of one dimension.
@@ -387,7 +387,7 @@ def coverage_curve(confidence: ArrayLike, correct: ArrayLike) -> pd.DataFrame:
         {
             "threshold": thresholds,
             "answered": answered,
-            "coverage": answered / max(len(confidence), 1),
+            "share_answered": answered / max(len(confidence), 1),
             "accuracy": (correct.sum() - correct_below[first]) / np.maximum(answered, 1),
         }
     )

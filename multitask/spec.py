@@ -384,6 +384,20 @@ def select_tasks(spec: DataSpec, names: Iterable[str]) -> DataSpec:
     return parse_spec(raw, source=spec.source_file)
 
 
+def wanted_phases(spec: DataSpec, phase: str) -> tuple[str, ...]:
+    """Return the phases to train; `all` means both, and a phase of 0 epochs is skipped.
+
+    Raises:
+        InputError: no phase is left.
+    """
+    names = PHASES if phase == "all" else (phase,)
+    wanted = tuple(name for name in names if getattr(spec.phases, name).epochs)
+    if not wanted:
+        fields = " or ".join(f"`phases.{name}.epochs`" for name in names)
+        raise InputError(f"`phase={phase}`: has 0 epochs to train; give {fields}")
+    return wanted
+
+
 def check_kind(choice: Kind, registry: Mapping[str, Callable], *, place: str) -> dict[str, Any]:
     """Check a named choice against the function that builds it.
 

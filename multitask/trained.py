@@ -16,8 +16,9 @@ import pandas as pd
 from multitask.calibration import CALIBRATION, Calibration
 from multitask.conformal import Conformal
 from multitask.data.label_files import classes_of
+from multitask.data.merging import merge_tables
 from multitask.data.run_table import read_run_table
-from multitask.data.table import Table, merge_tables, sample_table, sample_without
+from multitask.data.table import Table, sample_table, sample_without
 from multitask.files import read_json, replacing
 from multitask.open_set import Rejection
 from multitask.reading import sha256
@@ -129,8 +130,7 @@ class TrainedModel:
         """
         from multitask.data.image_files import read_frame
         from multitask.data.near_duplicates import describe_pairs, hash_cache, near_pairs
-        from multitask.data.records import default_records_dir
-        from multitask.data.records_builder import NEAR_DUPLICATES
+        from multitask.data.records_builder import NEAR_DUPLICATES, default_records_dir
 
         file = self.run.workdir / NEAR_DUPLICATES
         if not file.is_file():

@@ -18,8 +18,9 @@ import pytest
 from logged import logged
 
 from multitask.__main__ import main
+from multitask.data.merging import load_table
 from multitask.data.records import prepare
-from multitask.data.table import TEST, load_table
+from multitask.data.table import TEST
 from multitask.learning import features, training
 from multitask.learning.training import train
 from multitask.model.network import load_network, trunk_and_heads

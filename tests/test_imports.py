@@ -1,6 +1,7 @@
 """Imports point one way, and no code knows a task by name; read from the syntax trees."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,41 @@ def test_the_rule_sees_every_kind_of_import(monkeypatch, text, wrong):
     path = PACKAGE / "model" / "not_written.py"
     monkeypatch.setattr(Path, "read_text", lambda self: text)
     assert wrong_imports(path) == wrong
+
+
+# === No circles ===
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Module -> all modules of ours that it imports: at the top, in a function, or for types.
+
+    The package itself counts as a module without imports: what it imports is for type checkers.
+    """
+    names = {name_of(path) for path in MODULES}
+    return {
+        name_of(path): set() if path == PUBLIC else imports(path) & names - {name_of(path)}
+        for path in MODULES
+    }
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one circle, the first of them twice; empty if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circle(import_graph()) == []
+
+
+def test_the_rule_sees_a_circle():
+    graph = import_graph()
+    assert {"multitask.data.table", "multitask.spec"} <= graph["multitask.data.merging"]
+    graph["multitask.spec"].add("multitask.data.merging")
+    assert circle(graph)[0] == circle(graph)[-1]
 
 
 # === The core knows no annex ===

@@ -265,14 +265,14 @@ def test_few_examples_have_no_interval(count):
 @pytest.mark.parametrize("accuracy", [0.3, 0.5, 0.7, 0.9])
 def test_intervals_of_enough_examples_contain_the_true_value(accuracy):
     """Exact, over all outcomes: k of n correct have the interval of the binomial distribution."""
-    coverage = {}
+    contained = {}
     for count in (FEWEST_EXAMPLES, 5):
         correct = np.arange(count + 1)
         low, high = (scipy.stats.binom.ppf(q, count, correct / count) for q in (0.025, 0.975))
         contains = (low <= accuracy * count + 1e-9) & (accuracy * count <= high + 1e-9)
-        coverage[count] = scipy.stats.binom.pmf(correct, count, accuracy)[contains].sum()
-    assert coverage[FEWEST_EXAMPLES] > 0.87
-    assert coverage[5] < coverage[FEWEST_EXAMPLES]
+        contained[count] = scipy.stats.binom.pmf(correct, count, accuracy)[contains].sum()
+    assert contained[FEWEST_EXAMPLES] > 0.87
+    assert contained[5] < contained[FEWEST_EXAMPLES]
 
 
 # === Confidence ===
@@ -288,23 +288,23 @@ def test_reliability_by_hand():
     np.testing.assert_allclose(table["accuracy"], [np.nan, 0, 1, 0.5])
 
 
-def test_coverage_curve_by_a_loop():
+def test_threshold_curve_by_a_loop():
     rng = np.random.default_rng(2)
     confidence = rng.integers(1, 12, 60) / 12  # with ties
     correct = rng.random(60) < confidence
-    curve = metrics.coverage_curve(confidence, correct)
+    curve = metrics.threshold_curve(confidence, correct)
     assert curve["threshold"].tolist() == sorted(set(confidence))
     for row in curve.itertuples():
         answered = confidence >= row.threshold
         assert row.answered == answered.sum()
-        assert row.coverage == pytest.approx(answered.mean())
+        assert row.share_answered == pytest.approx(answered.mean())
         assert row.accuracy == pytest.approx(correct[answered].mean())
 
 
-def test_coverage_curve_of_no_examples_and_of_different_shapes():
-    assert len(metrics.coverage_curve([], [])) == 0
+def test_threshold_curve_of_no_examples_and_of_different_shapes():
+    assert len(metrics.threshold_curve([], [])) == 0
     with pytest.raises(ValueError, match="does not match"):
-        metrics.coverage_curve([0.5], [True, False])
+        metrics.threshold_curve([0.5], [True, False])
 
 
 @pytest.mark.parametrize("count", [0, 1, 500])

@@ -31,6 +31,7 @@ from multitask.spec import (
     select_tasks,
     shipped_specs,
     shown,
+    wanted_phases,
     why_unsafe,
 )
 from multitask.spec_task import OF_COLUMN
@@ -761,3 +762,22 @@ def test_a_path_that_leaves_the_data_is_refused_unless_allowed(field):
 def test_shipped_specs_stay_inside():
     for name in shipped_specs():
         refuse_outside(load_spec(name), allowed=False)
+
+
+# === Phases ===
+
+
+def test_wanted_phases():
+    spec = load_spec("wikiart")
+    assert wanted_phases(spec, "all") == ("heads", "finetune")
+    assert wanted_phases(spec, "heads") == ("heads",)
+    assert wanted_phases(spec, "finetune") == ("finetune",)
+
+
+@pytest.mark.parametrize("empty", ["heads", "finetune"])
+def test_a_phase_of_no_epochs_is_not_wanted(empty):
+    spec = override(load_spec("wikiart"), {f"phases.{empty}.epochs": 0})
+    assert wanted_phases(spec, "all") == tuple({"heads", "finetune"} - {empty})
+    message = f"^`phase={empty}`: has 0 epochs to train; give `phases.{empty}.epochs`$"
+    with pytest.raises(InputError, match=message):
+        wanted_phases(spec, empty)

@@ -30,7 +30,7 @@ def run(known, data, tmp_path):
 def calls(monkeypatch):
     """(name, last argument) -> number of calls of what reads a run's files."""
     from multitask import reading, results
-    from multitask.data import label_files, table
+    from multitask.data import label_files, merging
 
     counts = Counter()
 
@@ -41,11 +41,11 @@ def calls(monkeypatch):
             counts[name, args[place]] += 1
             return function(*args, **kwargs)
 
-        for user in (module, trained_module, results, table, label_files):
+        for user in (module, trained_module, results, merging, label_files):
             if getattr(user, name, None) is function:
                 monkeypatch.setattr(user, name, counted)
 
-    count(table, "merge_tables", place=1)
+    count(merging, "merge_tables", place=1)
     count(label_files, "read_classes")
     count(reading, "sha256")
     count(network, "load_network")

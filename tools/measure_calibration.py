@@ -27,7 +27,7 @@ from multitask.calibration import (
     scale_probabilities,
     usable_temperature,
 )
-from multitask.metrics import coverage_curve
+from multitask.metrics import threshold_curve
 
 SHARPNESS = 2.0  # standard deviation of the logits
 TEST_IMAGES = 4000
@@ -95,7 +95,7 @@ def print_by_answered(rng: np.random.Generator, samples: int) -> None:
     given = dict.fromkeys(LEAST, 0)
     for _ in range(samples):
         # Right in 0.7 of the cases, independent of the confidence.
-        curve = coverage_curve(rng.random(100), rng.random(100) < 0.7)
+        curve = threshold_curve(rng.random(100), rng.random(100) < 0.7)
         for least in LEAST:
             enough = curve[curve["answered"] >= least]
             given[least] += bool((enough["accuracy"] >= TARGET).any())

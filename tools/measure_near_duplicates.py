@@ -16,13 +16,14 @@ import numpy as np
 from absl import app, flags
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
+from multitask.data.merging import merge_tables
 from multitask.data.near_duplicates import (
     describe_pairs,
     find_pairs,
     leaking_images,
     scan_images,
 )
-from multitask.data.table import TEST, merge_tables
+from multitask.data.table import TEST
 from multitask.spec import load_spec
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder that the paths of the spec start at")

@@ -1,7 +1,7 @@
 """Audit: count and list the contents of a data set and its problems.
 
 A finding is a problem to correct, or to accept knowingly: it costs labels or images, or makes a
-test set too easy. FINDINGS lists all kinds. These are not findings: coverage, imbalance, rare
+test set too easy. FINDINGS lists all kinds. These are not findings: sets of labels, imbalance, rare
 classes, mojibake (a file with a garbled name is read like any other), and near-duplicates within
 one split.
 """
@@ -22,6 +22,7 @@ from multitask.data.conversion import conversions_logged
 from multitask.data.folders import ImageSearch, identity
 from multitask.data.image_files import read_reduced
 from multitask.data.matching import repair_mojibake
+from multitask.data.merging import merge_tables
 from multitask.data.near_duplicates import (
     describe_pairs,
     find_pairs,
@@ -29,9 +30,9 @@ from multitask.data.near_duplicates import (
     leaking_images,
     scan_images,
 )
-from multitask.data.records import default_records_dir
-from multitask.data.table import MISSING_FILE, TEST, TRAIN, Table, merge_tables
-from multitask.files import check_image_folder
+from multitask.data.records_builder import default_records_dir
+from multitask.data.table import MISSING_FILE, TEST, TRAIN, Table
+from multitask.files import check_image_folder, replacing, write_json
 from multitask.pages import audit_page
 from multitask.spec import DataSpec, field_of, is_labelled
 
@@ -152,7 +153,7 @@ class Audit:
         counts = leaks["task"][leaks["split"] == TEST].value_counts()
         return {task: int(counts.get(task, 0)) for task in self.table.tasks}
 
-    def coverage(self) -> dict[tuple[str, ...], int]:
+    def label_sets(self) -> dict[tuple[str, ...], int]:
         """Set of tasks -> number of images that exactly these tasks list, largest first.
 
         Leaking and contradictory labels count too.
@@ -218,7 +219,8 @@ class Audit:
             "images": len(self.table),
             "rows": rows.files.to_dict("records"),
             "coverage": [
-                {"tasks": list(tasks), "images": count} for tasks, count in self.coverage().items()
+                {"tasks": list(tasks), "images": count}
+                for tasks, count in self.label_sets().items()
             ],
             "splits": self.counts().to_dict("index"),
             "splits_readable": self.counts(readable=True).to_dict("index"),
@@ -267,6 +269,14 @@ class Audit:
                 for path, rows in leaks
             ],
         }
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Write `audit.html` and `audit.json`, and return their paths."""
+        page, lists = folder / "audit.html", folder / "audit.json"
+        write_json(lists, self.to_json())
+        with replacing(page) as temporary:
+            self.write_page(temporary)
+        return page, lists
 
     def write_page(self, path: Path) -> None:
         """Write the audit as an HTML page; the caller renames the file when it is complete."""

@@ -34,7 +34,7 @@ def _image_lines(audit: Audit) -> list[str]:
     table = audit.table
     rows = table.findings.files.pivot(index="task", columns="split", values="rows")
     rows = rows.reindex(list(table.tasks), columns=[TRAIN, TEST]).fillna(0).astype(int)
-    sets = {name_tasks(tasks): count for tasks, count in audit.coverage().items()}
+    sets = {name_tasks(tasks): count for tasks, count in audit.label_sets().items()}
     width = max(map(len, sets), default=0)
     return [
         f"{audit.spec.title or audit.spec.name}: {counted(len(table), 'image')} in the CSVs, "

@@ -1,3 +1,1 @@
 """The commands. Each defines its flags and makes one call into the package."""
-
-DISTRIBUTIONS = ("none", "mirrored", "multihost")

@@ -10,7 +10,7 @@ Exit status, for use in CI: 0 no findings, 3 findings, 2 wrong input.
 Findings: a missing or unreadable file; a row with an unsafe path or an unknown label; an image
 with contradictory labels, or listed repeatedly by one task; an image that is train for one task
 and test for another; a test image with a near-duplicate in train; a class without a training or
-a test label. The last line counts them. Information only: label coverage, imbalance, classes
+a test label. The last line counts them. Information only: sets of labels, imbalance, classes
 with few labels, mojibake in a path, a path that is spelled differently from its file (which is
 read), a task without a test set, near-duplicates within train or within test, images in the folder
 that no CSV names.
@@ -23,10 +23,10 @@ from absl import flags
 from multitask.commands.spec_flags import (
     define_records_dir,
     define_spec_flags,
-    folder_or_none,
+    path_or_none,
     resolve_data,
 )
-from multitask.files import check_writable, replacing, write_json
+from multitask.files import check_writable
 from multitask.startup import import_tensorflow
 
 HAS_FINDINGS = 3  # exit status
@@ -40,7 +40,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
     spec, data_dir = resolve_data(values, left, "audit", ("out",))
-    out, records_dir = Path(values.out), folder_or_none(values.records_dir)
+    out, records_dir = Path(values.out), path_or_none(values.records_dir)
     check_writable(out, field="out")
     if records_dir:
         check_writable(records_dir, field="records_dir")
@@ -51,10 +51,8 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
 
     audit = audit_data_set(spec, data_dir, records_dir=records_dir)
     print("\n".join(summary(audit)), flush=True)
-    write_json(out / "audit.json", audit.to_json())
-    with replacing(out / "audit.html") as temporary:
-        audit.write_page(temporary)
-    print(f"\nWritten: {out / 'audit.html'}, {out / 'audit.json'}")
+    page, lists = audit.write(out)
+    print(f"\nWritten: {page}, {lists}")
     findings = name_findings(audit.findings)
     if findings:
         print(f"Findings: {findings}", flush=True)

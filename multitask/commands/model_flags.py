@@ -1,15 +1,11 @@
 """The flags of every command that predicts with an export."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from absl import flags
 
-from multitask.console import note
+from multitask.commands.spec_flags import path_or_none
 from multitask.runtimes.libraries import AUTO, RUNTIMES
-from multitask.spec import InputError
-
-if TYPE_CHECKING:  # flags do not wait for TensorFlow
-    from multitask.serving.predictor import Predictor
 
 
 def define_model_flags(values: flags.FlagValues, when: str = "", measured: str = "") -> None:
@@ -42,83 +38,15 @@ def define_model_flags(values: flags.FlagValues, when: str = "", measured: str =
     )
 
 
-def confidence(text: str) -> tuple[bool, float]:
-    """Parse --min_confidence: `0.6` -> (False, 0.6), `auto:0.9` -> (True, 0.9).
+def model_options(values: flags.FlagValues) -> dict[str, Any]:
+    """The options of the model and its answers that all these commands have."""
+    from multitask.serving.rules import MinConfidence
 
-    Raises:
-        InputError: any other text.
-    """
-    auto, _, number = text.rpartition(":")
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1.0
-    if auto not in ("", "auto") or not 0 <= value <= 1:
-        raise InputError(
-            f"--min_confidence: {text!r}: expected a number from 0 to 1, or auto: and such a "
-            "number, as in auto:0.9"
-        )
-    return bool(auto), value
-
-
-def thresholds_of(model: "Predictor", min_confidence: tuple[bool, float]) -> dict[str, float]:
-    """Return the threshold of each task, and print those that were looked up.
-
-    Args:
-        model: its validation split determines the thresholds.
-        min_confidence: from `confidence`.
-    """
-    auto, value = min_confidence
-    if not auto:
-        return dict.fromkeys(model.classes, value)
-    thresholds = model.thresholds(value)
-    reasons = {
-        task: one.why_no_threshold(value, calibrated=model.calibrated)
-        for task, one in model.calibrations.items()
+    return {
+        "workdir": path_or_none(values.workdir),
+        "data_dir": path_or_none(values.data_dir),
+        "allow_outside": values.allow_outside,
+        "runtime": values.runtime,
+        "min_confidence": MinConfidence.parse(values.min_confidence),
+        "calibrated": values.calibrated,
     }
-    parts = (
-        f"{task} never ({why})" if (why := reasons[task]) else f"{task} {threshold:.3f}"
-        for task, threshold in thresholds.items()
-    )
-    note(f"Thresholds: {', '.join(parts)}")
-    return thresholds
-
-
-def check_coverage(values: flags.FlagValues) -> None:
-    """Check --coverage and --joint, before a model is loaded.
-
-    Raises:
-        InputError: --coverage is not between 0 and 1, or --joint is given without it.
-    """
-    if values.coverage is None:
-        if values.joint:
-            raise InputError("--joint: needs --coverage, such as --coverage=0.9")
-    elif not 0 < values.coverage < 1:
-        raise InputError(
-            f"--coverage: {values.coverage:g}: expected a number between 0 and 1, such as 0.9"
-        )
-
-
-def set_thresholds_of(values: flags.FlagValues, model: "Predictor") -> dict[str, float] | None:
-    """Return task -> threshold of its set of classes, and print the range of their true coverage.
-
-    Args:
-        values: flags of the command, with --coverage and --joint.
-        model: the model; its validation split determines the thresholds.
-
-    Returns:
-        None without --coverage.
-    """
-    if values.coverage is None:
-        return None
-    from multitask.conformal import coverage_interval
-
-    thresholds = model.set_thresholds(values.coverage, joint=values.joint)
-    assert model.conformal is not None  # otherwise it raises
-    tables = {"all tasks": model.conformal.joint} if values.joint else model.conformal.tasks
-    parts = []
-    for name, table in tables.items():
-        low, high = coverage_interval(table.images, values.coverage)
-        parts.append(f"{name} {low:.3f} to {high:.3f} (from {table.images:,} images)")
-    note(f"Sets of coverage {values.coverage:g}; 95 % range: {', '.join(parts)}")
-    return thresholds

@@ -9,34 +9,15 @@ With --out, predictions are stored continuously: the same command with --resume
 continues an interrupted prediction.
 """
 
-import dataclasses
-import sys
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 from absl import flags
 
-from multitask.commands.model_flags import (
-    check_coverage,
-    confidence,
-    define_model_flags,
-    set_thresholds_of,
-    thresholds_of,
-)
-from multitask.commands.spec_flags import define_allow_outside
-from multitask.console import log_to_stderr, note
-from multitask.errors import counted
-from multitask.spec import InputError, expected
+from multitask.commands.model_flags import define_model_flags, model_options
+from multitask.commands.run_flags import define_tta
+from multitask.commands.spec_flags import define_allow_outside, path_or_none
+from multitask.console import log_to_stderr
+from multitask.runtimes.libraries import FEWEST_MEASURED
+from multitask.spec import InputError
 from multitask.startup import import_tensorflow
-
-if TYPE_CHECKING:  # flags do not wait for TensorFlow
-    from multitask.serving.predictor import Predictor
-
-SUFFIXES = (".csv", ".jsonl", ".parquet")
-MANY = 1000  # images; for fewer, measuring the runtimes takes longer than it saves
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -55,7 +36,7 @@ def define_flags(values: flags.FlagValues) -> None:
         **to,
     )
     flags.DEFINE_boolean("resume", False, "with --out: continue an interrupted prediction", **to)
-    define_model_flags(values, "with --model: ", f", for {MANY:,} images or more")
+    define_model_flags(values, "with --model: ", f", for {FEWEST_MEASURED:,} images or more")
     flags.DEFINE_float(
         "coverage",
         None,
@@ -70,173 +51,29 @@ def define_flags(values: flags.FlagValues) -> None:
         "probability",
         **to,
     )
-    flags.DEFINE_enum(
-        "tta",
-        None,
-        ["flip", "crops"],
-        "test-time augmentation: the mean of 2 views (mirrored) or 12 (also corners and centre)",
-        **to,
-    )
+    define_tta(values)
     flags.DEFINE_integer("batch_size", 16, "images in a batch", lower_bound=1, **to)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rules:
-    """What turns probabilities into answers.
-
-    Attributes:
-        confidences: task -> least confidence of an answer.
-        sets: task -> threshold of its set of classes; None: no sets.
-    """
-
-    confidences: Mapping[str, float]
-    sets: Mapping[str, float] | None
-
-
-def _check_out(out: Path) -> None:
-    if out.suffix.lower() not in SUFFIXES:
-        raise InputError(f"--out: {out}: {expected(out.suffix.lower(), SUFFIXES)}")
-    if out.is_dir():
-        raise InputError(f"--out: {out}: is a folder; name a file")
-    for path in (out, out.with_name(out.name + ".partial")):
-        if path.exists() and not path.is_file():
-            raise InputError(f"--out: {path}: is not a regular file; name another")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"--out: {out}: there is no folder {out.parent}")
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
     """Predict the images and folders in `left`."""
-    min_confidence = confidence(values.min_confidence)
+    from multitask.serving.options import PredictOptions
+
     if bool(values.model) == bool(values.workdir):
         raise InputError("multitask predict: give either --model=EXPORT or --workdir=RUN")
-    if values.workdir and values.runtime not in ("auto", "tensorflow"):
-        raise InputError(f"--runtime={values.runtime}: needs --model; a run needs TensorFlow")
-    out = Path(values.out) if values.out else None
-    if out:
-        _check_out(out)
-    elif values.resume:
-        raise InputError("--resume: needs --out; without it no predictions are stored")
-    check_coverage(values)
+    options = PredictOptions(
+        model=path_or_none(values.model),
+        **model_options(values),
+        tta=values.tta,
+        coverage=values.coverage,
+        joint=values.joint,
+        batch_size=values.batch_size,
+        out=path_or_none(values.out),
+        resume=values.resume,
+    )
 
     import_tensorflow()
-    from multitask.serving.predict import find_images
+    from multitask.serving.predict import predict
 
     log_to_stderr()
-    files = find_images(left)
-    model = _load_model(values, measure=len(files) >= MANY)
-    rules = _Rules(thresholds_of(model, min_confidence), set_thresholds_of(values, model))
-    if out:
-        _predict_to_file(values, out, model, files, rules)
-        return
-    readable = 0
-    for file, predictions in _predictions(model, files, values.batch_size, rules):
-        if not isinstance(predictions, str):
-            readable += 1
-            print("\n".join(_answer_lines(file, predictions)), flush=True)
-    _require_readable(readable, files)
-
-
-def _load_model(values: flags.FlagValues, *, measure: bool) -> "Predictor":
-    from multitask.run import open_run
-    from multitask.serving import predictor
-
-    if values.model:
-        batch = values.batch_size if measure else None
-        model = predictor.load_export(Path(values.model), runtime=values.runtime, batch=batch)
-    else:
-        data_dir = Path(values.data_dir) if values.data_dir else None
-        run = open_run(Path(values.workdir), data_dir, allow_outside=values.allow_outside)
-        model = predictor.load_best(run)
-    return dataclasses.replace(model, calibrated=values.calibrated, tta=values.tta)
-
-
-def _predictions(
-    model: "Predictor", files: Sequence[str], batch_size: int, rules: _Rules
-) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Yield each file with task -> `answers.answer`, or with the reason, which is also printed."""
-    from multitask.serving import predict
-    from multitask.serving.answers import answer
-
-    for file, result in predict.predict_files(model, files, batch_size=batch_size):
-        if isinstance(result, str):
-            note(f"{file}: {result}", sys.stderr)
-            yield file, result
-            continue
-        yield (
-            file,
-            {
-                task: answer(
-                    probabilities,
-                    model.classes[task],
-                    min_confidence=rules.confidences[task],
-                    set_threshold=rules.sets[task] if rules.sets else None,
-                )
-                for task, probabilities in result.items()
-            },
-        )
-
-
-def _answer_lines(file: str, predictions: dict[str, Any]) -> list[str]:
-    from multitask.serving.answers import answer_lines
-
-    return answer_lines(file, predictions)
-
-
-def _predict_to_file(
-    values: flags.FlagValues,
-    out: Path,
-    model: "Predictor",
-    all_files: Sequence[str],
-    rules: _Rules,
-) -> None:
-    from multitask.serving.answers import UNCERTAIN
-    from multitask.serving.prediction_files import PredictionFile
-
-    settings = {
-        "model": model.identity,
-        "runtime": model.runtime,
-        "min_confidence": rules.confidences,
-        "calibrated": values.calibrated,
-        "tta": values.tta,
-    }
-    if rules.sets:
-        settings |= {"coverage": values.coverage, "joint": values.joint}
-    prediction_file = PredictionFile(
-        out, settings, model.classes, resume=values.resume, sets=bool(rules.sets)
-    )
-    files = [file for file in all_files if not prediction_file.has(file)]
-    done = len(all_files) - len(files)
-    if done:
-        note(f"Resuming: {done:,} of {len(all_files):,} images have predictions")
-    note(f"Predicting {counted(len(files), 'image')} with {model.runtime}")
-    readable, start_s = 0, time.perf_counter()
-    uncertain: Counter[str] = Counter()
-    set_sizes: Counter[str] = Counter()
-    try:
-        for file, predictions in _predictions(model, files, values.batch_size, rules):
-            prediction_file.add(file, predictions)
-            if not isinstance(predictions, str):
-                readable += 1
-                uncertain.update(t for t, p in predictions.items() if p["answer"] == UNCERTAIN)
-                set_sizes.update({t: len(p.get("set", ())) for t, p in predictions.items()})
-    finally:
-        prediction_file.close()
-    seconds = time.perf_counter() - start_s
-    prediction_file.finish()
-    rate = f", {readable / seconds:.0f} a second" if readable else ""
-    note(f"{readable:,} predicted{rate}; {len(files) - readable:,} cannot be read")
-    if rules.sets and readable:
-        sizes = (f"{task} {set_sizes[task] / readable:.1f}" for task in model.classes)
-        note(f"Classes in a set: {', '.join(sizes)}")
-    if any(rules.confidences.values()) and readable:
-        shares = (f"{task} {uncertain[task] / readable:.1%}" for task in model.classes)
-        note(f"Uncertain: {', '.join(shares)}")
-    note(f"Written: {out}")
-    if not done:
-        _require_readable(readable, files)
-
-
-def _require_readable(readable: int, files: Sequence[str]) -> None:
-    if not readable:
-        raise InputError("none of the images can be read")
+    predict(left, options)

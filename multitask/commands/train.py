@@ -15,18 +15,19 @@ from pathlib import Path
 
 from absl import flags
 
-from multitask.commands import DISTRIBUTIONS
 from multitask.commands.run_flags import define_similar
 from multitask.commands.spec_flags import (
     define_records_dir,
     define_spec_flags,
-    folder_or_none,
+    path_or_none,
     resolve_data,
 )
-from multitask.spec import PHASES, InputError
+from multitask.spec import PHASES, InputError, wanted_phases
 from multitask.startup import BACKENDS, import_tensorflow
 
 logger = logging.getLogger(__name__)
+
+DISTRIBUTIONS = ("none", "mirrored", "multihost")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -104,10 +105,7 @@ def _define_distribution(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues, left: list[str]) -> None:
     """Train, then evaluate."""
     spec, data_dir = resolve_data(values, left, "train", ("workdir",))
-    phases = PHASES if values.phase == "all" else (values.phase,)
-    if not any(getattr(spec.phases, phase).epochs for phase in phases):
-        options = " or ".join(f"--epochs_{phase}" for phase in phases)
-        raise InputError(f"--phase={values.phase}: has 0 epochs to train; give {options}")
+    wanted_phases(spec, values.phase)  # an error does not wait for TensorFlow
 
     import_tensorflow(_backend(values))
     from multitask.annexes.extensions import build_extensions
@@ -131,9 +129,9 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
             spec,
             data_dir,
             Path(values.workdir),
-            records_dir=folder_or_none(values.records_dir),
+            records_dir=path_or_none(values.records_dir),
             phase=values.phase,
-            init_from=folder_or_none(values.init_from),
+            init_from=path_or_none(values.init_from),
             per_task_best=values.best_per_task,
             checkpoint_minutes=values.checkpoint_minutes,
             deterministic=values.deterministic,

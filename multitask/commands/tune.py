@@ -27,7 +27,7 @@ from multitask.commands.spec_flags import (
     OVERRIDES,
     define_records_dir,
     define_spec_flags,
-    folder_or_none,
+    path_or_none,
     resolve_data,
 )
 from multitask.startup import import_tensorflow
@@ -77,16 +77,14 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
 
     import_tensorflow()
     from multitask.annexes.tune.search import tune
-    from multitask.annexes.tune.space import GROUPS
 
-    groups = [name.strip() for name in values.search.split(",") if name.strip()]
     tune(
         spec,
         data_dir,
         Path(values.workdir),
-        records_dir=folder_or_none(values.records_dir),
+        records_dir=path_or_none(values.records_dir),
         trials=values.trials,
         minutes=values.minutes,
         metric=values.metric,
-        groups=tuple(GROUPS) if groups == ["all"] else groups,
+        groups=[name.strip() for name in values.search.split(",") if name.strip()],
     )

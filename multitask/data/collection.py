@@ -210,7 +210,7 @@ def _near_duplicates(
     """The near-duplicate group of each row, None for most; and a note, "" if there are none."""
     # These import TensorFlow, which is not needed if a column names the splits.
     from multitask.data.near_duplicates import hash_cache, near_groups
-    from multitask.data.records import default_records_dir
+    from multitask.data.records_builder import default_records_dir
 
     image_dir = data_dir / spec.images
     safe = [path for path, reason in zip(paths, unsafe, strict=True) if not reason]

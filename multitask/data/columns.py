@@ -21,7 +21,7 @@ from multitask.spec import MISSING
 
 # Values that mean "no label", compared case-insensitively.
 MISSING_VALUES = ("", "unknown", "n/a", "na", "none", "-", "?", "null")
-OTHER = "other"  # the class of all rare classes, if they are joined
+JOINED_CLASS = "other"  # the class that rare classes are joined as; not the answer `other`
 MOST_CLASSES = 10_000  # a column with more values is an identifier
 _MOST_COMPARED = 20_000  # values that a wrong key is compared with; more would take seconds
 
@@ -98,7 +98,7 @@ def label_column(
         place: the task's place in the spec, with which errors begin.
         field: the field of the spec that the values come from, for errors.
         min_examples: classes with fewer examples are rare.
-        rare: what rare classes become: "exclude", no label; "other", one class together.
+        rare: what rare classes become: "exclude", no label; "other", together the class `other`.
         missing: values that mean "no label", compared case-insensitively.
         several: what a cell with several values becomes: "exclude", no label; "first", its first.
         separator: the text between the values of a cell; None if cells are not split.
@@ -120,7 +120,7 @@ def label_column(
     if classes is None:
         _check_values(counts, f"{place}: {field}: {quoted(column)}")
         classes = _choose_classes(counts, min_examples, rare, f"{place}: min_examples")
-    join = rare == "other" and OTHER in classes
+    join = rare == "other" and JOINED_CLASS in classes
     labels = _to_labels([cell.value for cell in read], classes, join=join)[codes]
     notes = _cell_notes(counts, several) + _map_notes(counts, renamed)
     notes += _class_notes(counts, classes, min_examples, join) + _spelling_notes(counts, classes)
@@ -257,12 +257,12 @@ def _check_values(counts: ColumnCounts, place: str) -> None:
 def _choose_classes(
     counts: ColumnCounts, min_examples: int, rare: str, place: str
 ) -> tuple[str, ...]:
-    """Choose the classes, sorted: those that are not rare, and OTHER if rare ones are joined."""
+    """Choose the classes, sorted: those that are not rare, and JOINED_CLASS."""
     names = set(counts.examples) - set(counts.rare)
     # The joined class needs enough examples, as every class does.
     joined = sum(counts.rare.values())
-    if rare == "other" and joined and (OTHER in names or joined >= min_examples):
-        names.add(OTHER)
+    if rare == "other" and joined and (JOINED_CLASS in names or joined >= min_examples):
+        names.add(JOINED_CLASS)
     if len(names) < 2:
         raise InputError(
             f"{min_examples}: {counted(len(names), 'class has', 'classes have')} at least "
@@ -274,9 +274,9 @@ def _choose_classes(
 
 
 def _to_labels(values: Sequence[str | None], classes: Sequence[str], *, join: bool) -> np.ndarray:
-    """int32 [cells]: the label of each value; `join` makes the other values the class OTHER."""
+    """int32 [cells]: the label of each value; `join` makes the remaining ones JOINED_CLASS."""
     index_of = {name: index for index, name in enumerate(classes)}
-    rest = index_of[OTHER] if join else MISSING
+    rest = index_of[JOINED_CLASS] if join else MISSING
     labels = [MISSING if value is None else index_of.get(value, rest) for value in values]
     return np.asarray(labels, np.int32)
 
@@ -325,14 +325,16 @@ def _class_notes(
     if counts.rare:
         rows = sum(counts.values[name] for name in counts.rare)
         be = "is" if len(counts.rare) == 1 else "are"
-        effect = f"{be} joined as {quoted(OTHER)}" if join else f"{be} excluded"
+        effect = f"{be} joined as the class {quoted(JOINED_CLASS)}" if join else f"{be} excluded"
         notes.append(
             f"{counted(len(counts.rare), 'class', 'classes')} with fewer than {min_examples:,} "
             f"training examples {effect}, {counted(rows, 'label')} ({named_counts(counts.rare)})"
         )
     if counts.unknown:
         rows = sum(counts.unknown.values())
-        effect = f"their label is {quoted(OTHER)}" if join else "they have no label"
+        effect = (
+            f"their label is the class {quoted(JOINED_CLASS)}" if join else "they have no label"
+        )
         first = " ".join(
             f"{quoted(value)}: {count:,}.{near(value, classes)}"
             for value, count in list(counts.unknown.items())[:MOST_NAMED]

@@ -1,7 +1,7 @@
 """Make other formats and colors readable: every image becomes a JPEG, PNG or WebP in sRGB.
 
 `decode` and `decode_arrays` read JPEG, PNG and WebP, and treat their values as sRGB. This module
-converts all other images to PNG: other formats (TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC, animated
+converts all remaining images to PNG: other formats (TIFF, GIF, BMP, JPEG 2000, AVIF, HEIC, animated
 WebP), and images with a color profile other than sRGB (Adobe RGB, Display P3, CMYK, …). Pillow
 converts them in worker processes: a decoder that crashes, hangs or needs too much memory costs one
 image, not the run.

@@ -15,10 +15,11 @@ from multitask.data.extracted import extract_images
 from multitask.data.image_kinds import SUFFIXES
 from multitask.data.label_files import LabelledRows, read_lists
 from multitask.data.matching import fold, letters
+from multitask.data.merging import merge_tables
 from multitask.data.sources import Source, open_source
 from multitask.data.sources.class_folders import LevelsNeededError
 from multitask.data.sources.image_column import USUAL, has_image_suffix
-from multitask.data.table import Table, merge_tables
+from multitask.data.table import Table
 from multitask.errors import counted
 from multitask.files import check_is_folder
 from multitask.spec import MISSING, DataSpec, InputError, override, why_unsafe

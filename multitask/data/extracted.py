@@ -45,7 +45,7 @@ def extract_images(
         source: a source with embedded images.
         references: the references of the images.
         folder: the folder to write to: new, empty, or from an earlier call.
-        names: reference -> path without suffix, safe and unique. All other images are named by
+        names: reference -> path without suffix, safe and unique. All remaining images are named by
             their shard and row.
 
     Returns:

@@ -46,7 +46,8 @@ def label_others(
         place = spec.place(task.name, "unlabelled")
         if OTHER_ANSWER in classes[task.name]:
             raise InputError(
-                f'{place}: "other": the task has a class "{OTHER_ANSWER}"; rename the class'
+                f'{place}: "other": the task has a class "{OTHER_ANSWER}"; rename the class, or '
+                'exclude the rare classes if they are joined as it (rare = "exclude")'
             )
         others = ~pd.Index(paths).isin(list(listed[task.name]))
         excluded = others & matching(task.other.exclude, paths)

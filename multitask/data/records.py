@@ -26,6 +26,7 @@ from multitask.data.image_files import (
     refuse_missing,
     unusable,
 )
+from multitask.data.merging import merge_tables
 from multitask.data.near_duplicates import (
     CACHE_VERSION,
     MAX_DISTANCE,
@@ -38,6 +39,7 @@ from multitask.data.records_builder import (
     VERSION,
     RecordsBuilder,
     config_name,
+    default_records_dir,
 )
 from multitask.data.split_column import class_counts, describe_class_counts
 from multitask.data.table import (
@@ -46,7 +48,6 @@ from multitask.data.table import (
     TRAIN,
     VALIDATION,
     Table,
-    merge_tables,
     sample_table,
     sample_without,
 )
@@ -122,11 +123,6 @@ class PreparedData:
             return chunk, tf.io.parse_example(examples, feature)["image"]
 
         return lambda positions: positions.batch(CHUNK).map(load, 2, deterministic=True).unbatch()
-
-
-def default_records_dir(data_dir: Path) -> Path:
-    """Return the folder of the records unless the user names another one."""
-    return data_dir / "records"
 
 
 def table_fingerprint(spec: DataSpec, merged: Table, sampled: Table, sizes: np.ndarray) -> str:

@@ -314,6 +314,11 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
         return paths
 
 
+def default_records_dir(data_dir: Path) -> Path:
+    """Return the folder of the records unless the user names another one."""
+    return data_dir / "records"
+
+
 def config_name(spec: DataSpec, fingerprint: str) -> str:
     """The name of the folder of a spec's records."""
     return f"{spec.name}-{fingerprint[:12]}"

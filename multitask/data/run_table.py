@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from multitask.data.lists import read_labels_as
+from multitask.data.merging import merge_tables
 from multitask.data.splitting import TRAIN, VALIDATION
-from multitask.data.table import Table, merge_tables
+from multitask.data.table import Table
 from multitask.files import replacing
 from multitask.run import saved_spec
 from multitask.spec import OTHER_LABEL, DataSpec, is_labelled

@@ -136,11 +136,14 @@ def _rare_lines(task: TaskGuess) -> list[str]:
             f"{len(few):,} {have} fewer than {FEW_EXAMPLES} images: {named_counts(few)}."
         )
     if task.min_examples > 1:
-        lines += _comment("Most images have one of the other classes.")
+        lines += _comment("Most images have one of the remaining classes.")
         lines += [f"min_examples = {task.min_examples}"]
     else:
         lines += [f"# min_examples = {FEW_EXAMPLES}"]
-    return [*lines, '# rare = "exclude"    # or "other": join the rare classes']
+    return [
+        *lines,
+        '# rare = "exclude"    # or "other": join the rare classes as the class "other"',
+    ]
 
 
 def _missing_lines(task: TaskGuess) -> list[str]:

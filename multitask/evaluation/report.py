@@ -3,16 +3,12 @@
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
-from multitask.calibration import Calibration
-from multitask.conformal import Conformal
+from multitask.data.merging import describe_respelt
 from multitask.data.near_duplicates import leaking_images
-from multitask.data.table import describe_respelt
 from multitask.evaluation.coverage import coverage_metrics
+from multitask.evaluation.evaluation import Evaluation
 from multitask.evaluation.examiner import examiner_of
 from multitask.evaluation.gallery import Gallery, load_or_build, normalised
 from multitask.evaluation.neighbours import retrieval_quality
@@ -26,39 +22,12 @@ from multitask.evaluation.task_metrics import (
     fit_calibrations,
     flat_metrics,
 )
-from multitask.evaluation.test_time import TTA
+from multitask.evaluation.tta import TTA
 from multitask.files import collect_written_files
 from multitask.results import write_record
 from multitask.trained import TrainedModel
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The result of an evaluation.
-
-    Attributes:
-        predictions: of every readable test image.
-        metrics: task -> the metrics of `evaluate_tasks`.
-        calibrations: task -> its calibration, estimated on the validation split.
-        conformal: the scores of the validation split, for sets of classes.
-        details: the rest of `metrics.json`, JSON-ready.
-        unreadable: path and reason of the test images that could not be read.
-        near_duplicates: paths of the test images that show the same painting as a training image;
-            None if they were not searched for.
-        metrics_without_near_duplicates: like `metrics`, for the test set without those images; None
-            if they were not searched for.
-    """
-
-    predictions: Predictions
-    metrics: dict[str, dict[str, Any]]
-    calibrations: dict[str, Calibration]
-    conformal: Conformal
-    details: dict[str, Any]
-    unreadable: pd.DataFrame
-    near_duplicates: tuple[str, ...] | None = None
-    metrics_without_near_duplicates: dict[str, dict[str, Any]] | None = None
 
 
 def evaluate(

@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from multitask import metrics
 from multitask.calibration import CALIBRATION
 from multitask.data.image_files import read_frame
 from multitask.evaluation.coverage import class_table
+from multitask.evaluation.evaluation import Evaluation
 from multitask.evaluation.examiner import Examiner
 from multitask.evaluation.examples import attention_examples, similar_examples
 from multitask.evaluation.gallery import Gallery
@@ -24,13 +25,10 @@ from multitask.run import Run, package_versions
 from multitask.spec import field_of
 from multitask.trained import TrainedModel
 
-if TYPE_CHECKING:
-    from multitask.evaluation.report import Evaluation
-
 
 def write_results(
     trained: TrainedModel,
-    evaluation: "Evaluation",
+    evaluation: Evaluation,
     *,
     examiner: Examiner,
     gallery: Gallery | None,
@@ -88,7 +86,7 @@ def read_history(run: Run) -> pd.DataFrame:
     return read_frame(file, ("epoch",), remedy)
 
 
-def _metrics_content(trained: TrainedModel, evaluation: "Evaluation") -> dict[str, Any]:
+def _metrics_content(trained: TrainedModel, evaluation: Evaluation) -> dict[str, Any]:
     """The content of `metrics.json`."""
     count = len(evaluation.predictions.paths)
     content = {
@@ -113,7 +111,7 @@ def _metrics_content(trained: TrainedModel, evaluation: "Evaluation") -> dict[st
     return content
 
 
-def _write_predictions(evaluation: "Evaluation", folder: Path, gallery: Gallery | None) -> None:
+def _write_predictions(evaluation: Evaluation, folder: Path, gallery: Gallery | None) -> None:
     """Write `predictions.csv` with calibrated confidences and distances to the class.
 
     For an open task, the file also has the probability that the image has one of its classes.

@@ -1,17 +1,15 @@
 """The lines that `evaluate` prints."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from multitask.data.image_files import count_reasons
 from multitask.errors import counted
 from multitask.evaluation.coverage import coverage_lines
+from multitask.evaluation.evaluation import Evaluation
 from multitask.spec import NO_TEST_SET
 
-if TYPE_CHECKING:
-    from multitask.evaluation.report import Evaluation
 
-
-def summary_lines(evaluation: "Evaluation") -> list[str]:
+def summary_lines(evaluation: Evaluation) -> list[str]:
     """The console's table, with one line per task, and the other results of the evaluation."""
     lines = [
         *_table_lines(evaluation.metrics),
@@ -79,7 +77,7 @@ def _three_decimals(value: float | None) -> str:
     return "  n/a" if value is None else f"{value:.3f}"
 
 
-def _calibration_lines(evaluation: "Evaluation") -> list[str]:
+def _calibration_lines(evaluation: Evaluation) -> list[str]:
     calibration = evaluation.details["calibration"]
     changes = [
         "{} {raw:.3f} → {calibrated:.3f} (T {:.2f})".format(
@@ -99,7 +97,7 @@ def _calibration_lines(evaluation: "Evaluation") -> list[str]:
     return lines
 
 
-def _open_set_lines(evaluation: "Evaluation") -> list[str]:
+def _open_set_lines(evaluation: Evaluation) -> list[str]:
     """One line per open task: how well it rejects images that have none of its classes."""
     lines = []
     for task, values in evaluation.details.get("open_set", {}).items():
@@ -124,7 +122,7 @@ def _rejection_text(values: dict[str, Any]) -> str:
     return f"AUROC {values['auroc']:.3f}, FPR at 95 % TPR {values['fpr95']:.3f}"
 
 
-def _tta_lines(evaluation: "Evaluation") -> list[str]:
+def _tta_lines(evaluation: Evaluation) -> list[str]:
     tta = evaluation.details.get("tta")
     if not tta:
         return []

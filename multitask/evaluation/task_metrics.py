@@ -168,7 +168,7 @@ def confusion_matrix(
     """Count true and predicted classes, with at most `limit` classes by name.
 
     With more classes, the matrix has those that are most often confused with each other, and one
-    more row and column for all the others together.
+    more row and column for all remaining classes together.
 
     Args:
         labels: int [n], true classes.
@@ -178,28 +178,28 @@ def confusion_matrix(
 
     Returns:
         names: of the shown classes, ordered so that confused classes are neighbours; counts: int
-        [shown, shown], or [shown + 1, shown + 1] with the others last; others: number of the other
-        classes, 0 if all are shown. The last cell holds both right and wrong predictions.
+        [shown, shown], or [shown + 1, shown + 1] with the remaining classes last; others: their
+        number, 0 if all are shown. The last cell holds both right and wrong predictions.
     """
     pairs = metrics.confusion_pairs(labels, predicted, classes=len(names))
     kept = metrics.most_confused(pairs, classes=len(names), limit=limit)
-    others = len(names) - len(kept)
+    rest = len(names) - len(kept)
     place = np.full(len(names), len(kept))
     place[kept] = np.arange(len(kept))
-    counts = metrics.confusion(place[labels], place[predicted], classes=len(kept) + bool(others))
+    counts = metrics.confusion(place[labels], place[predicted], classes=len(kept) + bool(rest))
     order = metrics.confusion_order(counts[: len(kept), : len(kept)])
-    rows = np.append(order, [len(kept)] * bool(others)).astype(int)
+    rows = np.append(order, [len(kept)] * bool(rest)).astype(int)
     return {
         "names": [names[i] for i in kept[order]],
         "counts": counts[np.ix_(rows, rows)].tolist(),
-        "others": others,
+        "others": rest,
     }
 
 
 def _leak_metrics(predictions: Predictions, training_table: Table) -> dict[str, dict[str, Any]]:
     """Each task's accuracy on the test images that another task lists for training.
 
-    No task was trained on these images. If the accuracy on them is higher than on the others,
+    No task was trained on these images. If the accuracy on them is higher than on the rest,
     training on them is not the cause.
     """
     leaks = training_table.findings.leaks

@@ -101,7 +101,7 @@ def joint_counts(table: Table, first: str, second: str) -> np.ndarray:
 def agreement(predictions: Predictions, table: Table) -> list[dict[str, Any]]:
     """Measure how often the predictions of two heads are a pair that occurs in training.
 
-    Only images with labels of both tasks count, as other images may belong to no class of a task.
+    Only images with labels of both tasks count, as the rest may belong to no class of a task.
 
     Args:
         predictions: of the test set.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ import pandas as pd
 from multitask import metrics
 from multitask.data.image_files import read_reduced
 from multitask.evaluation.architecture import architecture_nodes
+from multitask.evaluation.evaluation import Evaluation
 from multitask.evaluation.predictions import Predictions
 from multitask.evaluation.task_metrics import LOW_CONFIDENCE
 from multitask.pages import (
@@ -24,9 +25,6 @@ from multitask.pages import (
 )
 from multitask.pages.canvas import Target
 from multitask.trained import TrainedModel
-
-if TYPE_CHECKING:
-    from multitask.evaluation.report import Evaluation
 
 SHOWN_OUTLIERS = 24  # images of the plot
 THUMBNAIL_PX = 240
@@ -49,7 +47,7 @@ class PlotSource:
     """
 
     trained: TrainedModel
-    evaluation: "Evaluation"
+    evaluation: Evaluation
     task: str
     history: pd.DataFrame
 
@@ -95,7 +93,7 @@ def _confusion_matrix(target: Target, source: PlotSource) -> None:
         counts,
         names,
         task=source.task,
-        others=matrix["others"],
+        rest=matrix["others"],
         right=int((predicted == labels).sum()),
     )
 

@@ -58,12 +58,6 @@ class PhaseModel:
         return metrics
 
 
-def wanted_phases(spec: DataSpec, phase: str) -> tuple[str, ...]:
-    """Return the phases to train; `all` means both, and a phase of 0 epochs is skipped."""
-    names = PHASES if phase == "all" else (phase,)
-    return tuple(name for name in names if getattr(spec.phases, name).epochs)
-
-
 def seed_phase(spec: DataSpec, phase: str) -> None:
     """Seed the random numbers of a phase, independently of earlier phases."""
     keras.utils.set_random_seed(spec.seed + 1 + PHASES.index(phase))

@@ -48,7 +48,7 @@ from multitask.learning.feature_batches import Features
 from multitask.learning.features import cache_features, cache_maps, wants_cache
 from multitask.learning.frozen_maps import finetune_cut, phase_cut
 from multitask.learning.losses import build_losses
-from multitask.learning.phases import PhaseModel, prepare_phase, seed_phase, wanted_phases
+from multitask.learning.phases import PhaseModel, prepare_phase, seed_phase
 from multitask.learning.placement import ONE_DEVICE, Placement
 from multitask.learning.schedules import build_schedule
 from multitask.model.network import (
@@ -58,7 +58,7 @@ from multitask.model.network import (
 )
 from multitask.model.trunks import check_trunk
 from multitask.run import Run, check_same_data, check_workdir, start_run
-from multitask.spec import PHASES, DataSpec, InputError, SpecError
+from multitask.spec import PHASES, DataSpec, InputError, SpecError, wanted_phases
 
 logger = logging.getLogger(__name__)
 

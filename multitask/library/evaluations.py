@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from multitask.evaluation.report import Evaluation
+from multitask.evaluation.evaluation import Evaluation
 from multitask.evaluation.result_files import read_history
 from multitask.evaluation.task_plots import PLOTS, PlotSource
 from multitask.library.html import figure_html

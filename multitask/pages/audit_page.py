@@ -79,7 +79,7 @@ def write_page(
         repeated_in_both=sum(
             len({row["split"] for row in entry["rows"]}) > 1 for entry in audit["repeated"]
         ),
-        coverage_plot=_coverage_plot(audit, spec.name),
+        sets_plot=_label_sets_plot(audit, spec.name),
         class_plots={
             task: _class_plot(task, classes, audit["rare_below"])
             for task, classes in list(audit["classes"].items())[:MAX_TASKS]
@@ -125,7 +125,7 @@ def _sections(audit: Mapping[str, Any]) -> list[_Section]:
     pairs, spelling = audit["near_duplicates"]["pairs"], audit["respelt"] + audit["ambiguous"]
     sections += [
         ("rows", "Rows and splits", counted(audit["images"], "image"), False),
-        ("coverage", "Label coverage", counted(len(audit["coverage"]), "set"), False),
+        ("coverage", "Sets of labels", counted(len(audit["coverage"]), "set"), False),
         ("classes", "Classes and imbalance", counted(classes, "class", "classes"), False),
         ("similar", "Near-duplicates", counted(len(pairs), "pair"), False),
         ("mojibake", "Mojibake", counted(len(audit["mojibake"]), "path"), False),
@@ -254,12 +254,12 @@ def _png(draw: Callable[[Path], Any]) -> str:
         return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def _coverage_plot(audit: Mapping[str, Any], title: str) -> str | None:
+def _label_sets_plot(audit: Mapping[str, Any], title: str) -> str | None:
     if not audit["coverage"]:
         return None
     counts = [row["images"] for row in audit["coverage"]]
     names = [name_tasks(row["tasks"]) for row in audit["coverage"]]
-    return _png(lambda path: class_plots.label_coverage(path, counts, names, title=title))
+    return _png(lambda path: class_plots.label_sets(path, counts, names, title=title))
 
 
 def _class_plot(task: str, classes: Sequence[Mapping[str, Any]], rare: int) -> str:

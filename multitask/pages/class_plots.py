@@ -43,58 +43,58 @@ def confusion_matrix(
     names: Sequence[str],
     *,
     task: str,
-    others: int = 0,
+    rest: int = 0,
     right: int | None = None,
 ) -> AnyTarget:
     """Plot a confusion matrix, coloured by the share of the true class.
 
-    A class without examples is a grey row. The cell in which all other classes are predicted as
-    other classes is grey, because it has right and wrong predictions.
+    A class without examples is a grey row. The cell in which all remaining classes are predicted as
+    remaining classes is grey, because it has right and wrong predictions.
 
     Args:
         target: the PNG to write, or a `Drawing`.
-        matrix: int [classes, classes], counts; rows are the true class. With `others`:
-            [classes + 1, classes + 1], and the last row and column are the other classes.
-        names: name of each class, by index, without the others.
+        matrix: int [classes, classes], counts; rows are the true class. With `rest`:
+            [classes + 1, classes + 1], and the last row and column are the remaining classes.
+        names: name of each class, by index, without the remaining ones.
         task: name of the task, for the title.
-        others: number of classes that share the last row and column.
+        rest: number of remaining classes, which share the last row and column.
         right: number of right predictions; None: the sum of the diagonal.
 
     Raises:
         ValueError: the matrix is not square, or does not match `names`.
     """
     matrix = np.asarray(matrix, dtype=np.int64)
-    classes = len(names) + bool(others)
+    classes = len(names) + bool(rest)
     if matrix.shape != (classes, classes) or not len(names):
         raise ValueError(f"a matrix of shape {matrix.shape} does not match {len(names)} names.")
     total = int(matrix.sum())
     cell_in, labels = min(0.8, 12 / classes), [shorten(name, 30) for name in names]
-    if others:
+    if rest:
         cell_in = max(0.34, cell_in)
-        labels.append(counted(others, "other", "others"))
+        labels.append(counted(rest, "more class", "more classes"))
     side_in = max(3.2, cell_in * classes)
     with new_figure(target, (side_in + 3, side_in + 2.2), layout="compressed") as figure:
         axes = figure.add_subplot()
-        _draw_matrix(axes, matrix, cell_in, others=bool(others))
+        _draw_matrix(axes, matrix, cell_in, rest=bool(rest))
         _label_matrix(axes, labels if cell_in > 0.12 else [], matrix.sum(axis=1))
         right = int(np.trace(matrix)) if right is None else right
-        every = "all " if others else ""
+        every = "all " if rest else ""
         text = f"{right / total * 100:.1f} % of {every}{total:,} right" if total else NO_TEST_SET
-        if others:
-            shown = f"{len(names)} of {len(names) + others:,} classes"
+        if rest:
+            shown = f"{len(names)} of {len(names) + rest:,} classes"
             text = f"{shown}, those most often confused; {text}"
-            axes.set_xlabel("predicted (grey corner: other classes, right and wrong)")
+            axes.set_xlabel("predicted (grey corner: remaining classes, right and wrong)")
         write_title(figure, task, f"confusion matrix, {text}")
     return target
 
 
-def _draw_matrix(axes: Axes, matrix: np.ndarray, cell_in: float, *, others: bool) -> None:
+def _draw_matrix(axes: Axes, matrix: np.ndarray, cell_in: float, *, rest: bool) -> None:
     """Draw the cells, with percentages if a cell is large enough."""
     classes, support = len(matrix), matrix.sum(axis=1)
     absent = support == 0
     shares = matrix / np.maximum(support, 1)[:, None]
     mask = np.repeat(absent[:, None], classes, axis=1)
-    if others:
+    if rest:
         mask[-1, -1] = True
     # A percentage needs a third of an inch; a count below it needs room for two lines.
     annotations: Any = False
@@ -299,7 +299,7 @@ def class_counts(
     return target
 
 
-def label_coverage(
+def label_sets(
     target: AnyTarget, counts: ArrayLike, names: Sequence[str], *, title: str
 ) -> AnyTarget:
     """Plot the number of images with each set of labels, on a logarithmic axis.

@@ -205,11 +205,12 @@ def _mark_phases(axes: Axes, epochs: np.ndarray, history: pd.DataFrame) -> None:
 
 
 def calibration_panels(calibration: Mapping[str, Any]) -> list[Panel]:
-    """The reliability diagram, and accuracy against coverage; none without test images.
+    """The reliability diagram, and accuracy by the share answered; none without test images.
 
     Args:
         calibration: of one task, as `metrics.json` has it: `reliability` ("raw" and "calibrated"
-            -> rows with confidence and accuracy) and `coverage` (rows with coverage and accuracy).
+            -> rows with confidence and accuracy) and `coverage` (rows with accuracy, and the
+            share answered as `coverage`).
     """
     if "reliability" not in calibration:
         return []
@@ -225,8 +226,8 @@ def calibration_panels(calibration: Mapping[str, Any]) -> list[Panel]:
     with new_figure(svg, PANEL_IN) as figure:
         axes = figure.add_subplot()
         _draw_line(axes, calibration["coverage"], "coverage", "accuracy", ORANGE)
-        axes.set_xlabel("share of the images with a prediction")
-    return [*panels, Panel("Accuracy against coverage", svg.text)]
+        axes.set_xlabel("share answered")
+    return [*panels, Panel("Accuracy by share answered", svg.text)]
 
 
 def _draw_line(

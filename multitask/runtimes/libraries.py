@@ -182,6 +182,7 @@ RUNTIMES = {
     "tensorflow": Runtime("TensorFlow", "tensorflow", "", "savedmodel", SavedModel),
 }
 AUTO = "auto"
+FEWEST_MEASURED = 1000  # images; for fewer, measuring takes longer than it saves
 
 
 def usable_runtimes(name: str, artifacts: Mapping[str, str]) -> list[str]:

@@ -17,12 +17,29 @@ from multitask.disk import writing
 from multitask.files import parse_json, replacing
 from multitask.run import refuse_other_settings
 from multitask.serving.answers import SEPARATOR, columns, row
-from multitask.spec import InputError
+from multitask.spec import InputError, expected
 
 ROWS = 10_000  # in a row group of Parquet
 FLUSH_EVERY = 64  # records
 ESCAPED = "backslashreplace"  # a file name may be invalid UTF-8
 RESUME = "then run the same command again with `resume`"
+
+
+def check_out(path: Path) -> None:
+    """Raise InputError if predictions cannot be written to a file of this name."""
+    if path.suffix.lower() not in WRITERS:
+        raise InputError(f"{path}: {expected(path.suffix.lower(), WRITERS)}", field="out")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file", field="out")
+    for one in (path, _partial(path)):
+        if one.exists() and not one.is_file():
+            raise InputError(f"{one}: is not a regular file; name another", field="out")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}", field="out")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
 
 
 class PredictionFile:
@@ -52,7 +69,7 @@ class PredictionFile:
         sets: bool = False,
     ):
         self.path, self.columns = path, columns(classes, sets=sets)
-        self.partial = path.with_name(path.name + ".partial")
+        self.partial = _partial(path)
         self.done: set[str] = set()
         if not self.partial.exists() or not self.partial.stat().st_size:
             # Written atomically with its first line; an empty file contains no predictions.
@@ -118,7 +135,7 @@ class PredictionFile:
 
         Args:
             file: the image.
-            result: task -> `predict.answer`; or the reason why the image cannot be read.
+            result: task -> `answers.answer`; or the reason why the image cannot be read.
         """
         name = _name_as_text(file)
         if isinstance(result, str):

@@ -47,7 +47,7 @@ class Predictor:
         convert_profiles: whether embedded color profiles are applied.
         identity: a text that differs for different models.
         calibrated: whether probabilities are scaled by the temperature.
-        tta: one of test_time.TTA; None: the plain image.
+        tta: one of tta.TTA; None: the plain image.
         conformal: the scores of the validation split; None if the model was not evaluated, or only
             by an older version.
     """
@@ -93,7 +93,7 @@ class Predictor:
         if self.tta:
             import tensorflow as tf
 
-            from multitask.evaluation.test_time import TTA
+            from multitask.evaluation.tta import TTA
 
             views = [view.numpy() for view in TTA[self.tta](tf.constant(images))]
         outputs = [self.infer(view) for view in views]

@@ -166,10 +166,10 @@ def test_a_near_duplicate_of_a_test_image_is_listed(planted, tiny_spec):
     assert result.findings["near_duplicates"] == 0
 
 
-def test_counts_coverage_and_classes_by_hand(planted, tiny_spec):
+def test_counts_sets_of_labels_and_classes_by_hand(planted, tiny_spec):
     """The default data: 12 images of train and 4 of test, with 6/12/9 and 2/4/3 labels."""
     result = audit(tiny_spec(), planted)
-    assert result.coverage() == {
+    assert result.label_sets() == {
         # 16 by default less 6 + 2 and 3 + 1, less the leak; c, gone, broken, 2 mojibake, naïve,
         # copy and b.
         ("style",): 3 + 1 - 1 + 8,
@@ -252,7 +252,7 @@ def test_a_list_without_a_single_good_row(tiny_data, tiny_spec):
     assert (result.findings["unknown"], result.findings["unsafe"]) == (1, 1)
     assert result.findings["empty_classes"] == 3
     assert imbalance(result.classes, "style") == {}
-    assert result.coverage() == {("style",): 1}
+    assert result.label_sets() == {("style",): 1}
     assert "style: no training labels" in "\n".join(summary(result))
     json.dumps(result.to_json())
 
@@ -320,7 +320,7 @@ def test_the_real_data_set_has_its_known_facts(tmp_path):
         ("style", "train"): 57_025,
         ("style", "test"): 24_421,
     }
-    assert result.coverage() == {
+    assert result.label_sets() == {
         ("style", "genre"): 48_744,
         TASKS: 16_250,
         ("style",): 13_650,

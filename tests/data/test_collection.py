@@ -11,9 +11,10 @@ from PIL import Image, ImageOps
 from multitask.data import near_duplicates
 from multitask.data.draft import draft_spec
 from multitask.data.extracted import INDEX
+from multitask.data.merging import load_table, merge_tables
 from multitask.data.records import describe_table
 from multitask.data.run_table import read_run_table, with_class_names, write_run_table
-from multitask.data.table import TEST, TRAIN, VALIDATION, load_table, merge_tables
+from multitask.data.table import TEST, TRAIN, VALIDATION
 from multitask.run import write_config
 from multitask.spec import InputError, SpecError, override, parse_spec, refuse_outside
 

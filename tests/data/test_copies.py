@@ -12,7 +12,7 @@ import pytest
 from multitask.__main__ import main
 from multitask.data.copies import with_copy
 from multitask.data.extracted import INDEX
-from multitask.data.table import merge_tables
+from multitask.data.merging import merge_tables
 from multitask.run import open_run, start_run
 from multitask.spec import InputError, load_spec, outside_paths
 

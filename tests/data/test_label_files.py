@@ -6,7 +6,8 @@ import pytest
 from table_checks import by_path, notes_with
 
 from multitask.data.label_files import read_classes, read_labels
-from multitask.data.table import TRAIN, load_table, merge_tables
+from multitask.data.merging import load_table, merge_tables
+from multitask.data.table import TRAIN
 from multitask.spec import InputError, parse_spec
 
 CLASSES = ("red", "green", "blue")

@@ -23,8 +23,9 @@ from multitask.data.matching import (
     repair_mojibake,
     why_missing,
 )
+from multitask.data.merging import load_table, merge_tables
 from multitask.data.records import prepare
-from multitask.data.table import MISSING_FILE, TEST, TRAIN, load_table, merge_tables
+from multitask.data.table import MISSING_FILE, TEST, TRAIN
 from multitask.spec import InputError
 
 NFC, NFD = (unicodedata.normalize(form, "Dots/café.jpg") for form in ("NFC", "NFD"))

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from specs import lists_of, spec_of
 
+from multitask.data.merging import load_table, merge_tables
 from multitask.data.others import held_out
 from multitask.data.run_table import read_run_table, with_class_names, write_run_table
-from multitask.data.table import TEST, TRAIN, VALIDATION, load_table, merge_tables
+from multitask.data.table import TEST, TRAIN, VALIDATION
 from multitask.spec import MISSING, OTHER_LABEL, InputError, load_spec, parse_spec, select_tasks
 
 

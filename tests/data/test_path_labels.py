@@ -5,10 +5,11 @@ import pytest
 from specs import lists_of, spec_of
 
 from multitask.data.augment import image_policies
+from multitask.data.merging import load_table, merge_tables
 from multitask.data.others import held_out
 from multitask.data.records import image_sizes, table_fingerprint
 from multitask.data.run_table import with_class_names
-from multitask.data.table import TEST, TRAIN, VALIDATION, load_table, merge_tables
+from multitask.data.table import TEST, TRAIN, VALIDATION
 from multitask.spec import MISSING, OTHER_LABEL, InputError, SpecError, select_tasks
 
 PAINTER = {
@@ -64,8 +65,8 @@ def test_labels_are_the_captured_parts_of_the_paths(data):
     assert table.classes["painter"] == ("ann", "bo")
     assert table.tasks == ("style", "genre", "painter")
     for split in (TRAIN, TEST):
-        found = painters(table, split)
-        assert found == by_name(found, ("ann", "bo"))
+        labels = painters(table, split)
+        assert labels == by_name(labels, ("ann", "bo"))
     assert painters(table, TRAIN)["Dots/plain.jpg"] == ""
     assert sum(name == "ann" for name in painters(table, TEST).values()) == 2
     assert any(note.startswith("painter: 12 of ") for note in table.notes), table.notes
@@ -143,7 +144,7 @@ def test_held_out_groups_are_new_to_the_trunk(data):
     assert (table.labels[of_test, 2] >= 0).any()
 
 
-def test_a_task_from_the_paths_may_be_judged(data):
+def test_a_task_from_the_paths_is_evaluated_if_it_is_not_auxiliary(data):
     spec = spec_with(painter={"auxiliary": False, "min_examples": 2})
     assert spec.main_tasks == ("style", "genre", "painter")
     table = load_table(spec, data)

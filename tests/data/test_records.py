@@ -19,6 +19,7 @@ from logged import logged
 from PIL import Image, ImageOps
 
 from multitask.data import records, records_builder
+from multitask.data.merging import load_table, merge_tables
 from multitask.data.records import describe_table, prepare, table_fingerprint
 from multitask.data.records_builder import VERSION
 from multitask.data.table import (
@@ -29,8 +30,6 @@ from multitask.data.table import (
     TEST,
     TRAIN,
     VALIDATION,
-    load_table,
-    merge_tables,
 )
 from multitask.disk import DiskError
 from multitask.spec import InputError, load_spec, override

@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from multitask.__main__ import main
-from multitask.data.table import load_table
+from multitask.data.merging import load_table
 from multitask.evaluation import neighbours
 from multitask.evaluation.examiner import Examiner
 from multitask.evaluation.gallery import Gallery, load_or_build, normalised

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from multitask.__main__ import main
-from multitask.data.table import load_table
+from multitask.data.merging import load_table
 from multitask.evaluation.report import evaluate
 from multitask.run import start_run
 from multitask.serving.export import export

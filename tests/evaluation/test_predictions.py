@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from multitask.data.table import load_table
+from multitask.data.merging import load_table
 from multitask.evaluation.examiner import Examiner, compiled, examiner_of
 from multitask.evaluation.predictions import Predictions, predict_split
 from multitask.runtimes.libraries import RUNTIMES

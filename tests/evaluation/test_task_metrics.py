@@ -1,4 +1,4 @@
-"""The saved confusion matrix: complete, or of the most confused classes and all others."""
+"""The saved confusion matrix: complete, or of the most confused classes and all remaining ones."""
 
 import json
 

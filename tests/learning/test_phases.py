@@ -6,10 +6,10 @@ import pytest
 from specs import spec_of
 
 from multitask.learning.optimizers import current_rates
-from multitask.learning.phases import prepare_phase, wanted_phases
+from multitask.learning.phases import prepare_phase
 from multitask.model.heads import build_head
 from multitask.model.network import connect, trunk_and_heads
-from multitask.spec import SpecError, override
+from multitask.spec import SpecError
 
 SIZE = 32
 CLASSES = {"colour": 2, "shape": 3}
@@ -195,20 +195,6 @@ def test_a_depth_beyond_the_trunk_is_refused():
     spec = make_spec(8)
     with pytest.raises(SpecError, match=r"^`freeze_depth`: 8: the trunk has 7 layers$"):
         prepared_phase(make_network(spec), spec, "finetune")
-
-
-def test_wanted_phases():
-    spec = make_spec()
-    assert wanted_phases(spec, "all") == ("heads", "finetune")
-    assert wanted_phases(spec, "heads") == ("heads",)
-    assert wanted_phases(spec, "finetune") == ("finetune",)
-
-
-@pytest.mark.parametrize("empty", ["heads", "finetune"])
-def test_a_phase_of_no_epochs_is_not_wanted(empty):
-    spec = override(make_spec(), {f"phases.{empty}.epochs": 0})
-    assert wanted_phases(spec, "all") == tuple({"heads", "finetune"} - {empty})
-    assert wanted_phases(spec, empty) == ()
 
 
 @pytest.mark.parametrize("phase", ["heads", "finetune"])

@@ -77,7 +77,7 @@ def test_clean_data(tiny_data, tiny_spec, tmp_path):
     check_self_contained(page)
     assert "No findings." in page.text
     assert "Every file that exists can be read." in page.text
-    assert page.tags.count("img") == 2  # coverage, and one task
+    assert page.tags.count("img") == 2  # sets of labels, and one task
 
 
 def test_every_kind_of_finding_is_on_the_page(tiny_data, tiny_spec, tmp_path):
@@ -164,7 +164,7 @@ def test_many_classes_and_long_names_do_not_make_a_long_page(
     assert all(len(own) == count for own in audit.to_json()["classes"].values())
     assert "The first 100 of 3,000; audit.json has all under “classes”." in page.text
     assert "Not shown: 1 of 3 tasks; audit.json has all." in page.text
-    assert page.tags.count("img") == 3  # coverage, and two tasks
+    assert page.tags.count("img") == 3  # sets of labels, and two tasks
     assert page.tags.count("tr") < 700
 
 

@@ -100,10 +100,10 @@ def test_class_counts(tmp_path, classes, empty):
 
 
 @pytest.mark.parametrize("sets", [1, 7])
-def test_label_coverage(tmp_path, sets):
-    path = tmp_path / "coverage.png"
+def test_label_sets(tmp_path, sets):
+    path = tmp_path / "sets.png"
     counts = 10 ** np.arange(sets)
-    assert class_plots.label_coverage(path, counts, names_of(sets), title="a $x$") == path
+    assert class_plots.label_sets(path, counts, names_of(sets), title="a $x$") == path
     check(path, tmp_path)
 
 
@@ -128,25 +128,25 @@ def test_counts_refuse_other_lengths(tmp_path):
         with pytest.raises(ValueError, match="do not match"):
             class_plots.class_counts(tmp_path / "a.png", counts, names, task="t")
         with pytest.raises(ValueError, match="do not match"):
-            class_plots.label_coverage(tmp_path / "a.png", counts, names, title="t")
+            class_plots.label_sets(tmp_path / "a.png", counts, names, title="t")
 
 
-@pytest.mark.parametrize("others", [1, 960, 12_345])
-def test_confusion_matrix_of_some_classes_and_all_others(tmp_path, drawn, others):
+@pytest.mark.parametrize("rest", [1, 960, 12_345])
+def test_confusion_matrix_of_some_classes_and_all_remaining(tmp_path, drawn, rest):
     matrix = np.random.default_rng(0).integers(0, 9, (41, 41))
     matrix[2] = 0
     names = [f"class_number_{i}" for i in range(40)]
     path = tmp_path / "matrix.png"
-    class_plots.confusion_matrix(path, matrix, names, task="t", others=others, right=7)
+    class_plots.confusion_matrix(path, matrix, names, task="t", rest=rest, right=7)
     check(path, tmp_path)
     (figure,) = drawn
     axes = figure.axes[0]
-    last = {1: "1 other", 960: "960 others", 12_345: "12,345 others"}[others]
+    last = {1: "1 more class", 960: "960 more classes", 12_345: "12,345 more classes"}[rest]
     assert shown_names(axes.xaxis) == [*(name.replace("_", " ") for name in names), last]
     assert shown_names(axes.yaxis)[-1] == f"{last}  ({matrix[-1].sum():,})"
     total = matrix.sum()
     assert figure.get_suptitle() == (
-        f"t: confusion matrix, 40 of {40 + others:,} classes, those most often confused; "
+        f"t: confusion matrix, 40 of {40 + rest:,} classes, those most often confused; "
         f"{700 / total:.1f} % of all {total:,} right"
     )
     # Right and wrong ones together are neither: that cell and the empty row have no colour.
@@ -223,10 +223,10 @@ def test_counts_of_the_largest_and_the_smallest_of_many_classes(tmp_path, drawn,
         assert not any("$" in text.get_text() for text in figure.findobj(Text))
 
 
-def test_coverage_of_many_sets(tmp_path, drawn):
+def test_many_sets_of_labels(tmp_path, drawn):
     names = [f"set {i}" for i in range(1024)]
-    path = tmp_path / "coverage.png"
-    class_plots.label_coverage(path, np.arange(1024)[::-1], names, title="t")
+    path = tmp_path / "sets.png"
+    class_plots.label_sets(path, np.arange(1024)[::-1], names, title="t")
     check(path, tmp_path)
     assert shown_names(drawn[0].axes[0].yaxis) == names[:40]
     assert "40 of 1,024 sets of labels" in drawn[0].get_suptitle()

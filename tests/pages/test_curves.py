@@ -150,11 +150,11 @@ def test_panels_of_calibration():
     bins = [{"confidence": c, "accuracy": a} for c, a in ((0.2, 0.1), (0.5, 0.6), (0.9, 0.8))]
     curve = [{"coverage": c, "accuracy": 1 - c / 4} for c in (0.1, 0.4, 1.0)]
     calibration = {"reliability": {"raw": bins, "calibrated": bins[::-1]}, "coverage": curve}
-    reliability, coverage = curves.calibration_panels(calibration)
+    reliability, accuracy = curves.calibration_panels(calibration)
     x, y = lines_of(reliability.svg)["var(--first)"].T
     assert is_linear([0.2, 0.5, 0.9], x)
     assert is_linear([0.1, 0.6, 0.8], y)
-    x, y = lines_of(coverage.svg)["var(--second)"].T
+    x, y = lines_of(accuracy.svg)["var(--second)"].T
     assert is_linear([0.1, 0.4, 1.0], x)
     assert is_linear([0.975, 0.9, 0.75], y)
     assert curves.calibration_panels({"temperature": 1.0}) == []

@@ -478,11 +478,11 @@ def test_a_pair_of_classes_opens_its_images_and_links_lead_to_the_files(browser,
     assert [c.split()[-1] for c in captions] == chosen["path"].tolist()[: report_page.SHOWN_IMAGES]
     links = browser.run("[...document.querySelectorAll('main a')].map((a) => a.href)")
     assert links == [(many / f"{kind}_shade.csv").as_uri() for kind in ("classes", "confusion")]
-    # The others' common cell is neither right nor wrong, and no cell of theirs opens images.
+    # The remaining classes' common cell is neither right nor wrong, and their cells open no images.
     rows = "[...document.querySelectorAll('.confusion tbody tr')]"
     cells_of = browser.run(f"{rows}.map((row) => [...row.cells].map((c) => c.title))")
     assert len(cells_of) == 41
-    assert cells_of[-1][-1].startswith("60 others predicted as 60 others")
+    assert cells_of[-1][-1].startswith("60 more classes predicted as 60 more classes")
     assert browser.run("!document.querySelector('.confusion tr:last-child button')")
     assert browser.console_lines == []
 

@@ -12,7 +12,7 @@ from logged import logged
 from PIL import Image
 
 from multitask.calibration import Calibration
-from multitask.data.table import load_table
+from multitask.data.merging import load_table
 from multitask.errors import RunError
 from multitask.run import start_run
 from multitask.serving import agreement, signatures

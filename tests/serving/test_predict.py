@@ -17,18 +17,17 @@ from color_profiles import ADOBE, rgb_profile
 from PIL import Image
 
 from multitask.__main__ import main
-from multitask.commands.predict import SUFFIXES
 from multitask.data.decode_arrays import decode_array
-from multitask.data.table import load_table
+from multitask.data.merging import load_table
 from multitask.disk import DiskError
 from multitask.evaluation.examiner import Examiner
 from multitask.evaluation.predictions import predict_split
-from multitask.evaluation.test_time import TTA
+from multitask.evaluation.tta import TTA
 from multitask.model.network import load_network
 from multitask.serving.answers import answer, answer_lines
 from multitask.serving.export import export
 from multitask.serving.predict import find_images, predict_files
-from multitask.serving.prediction_files import WRITERS, PredictionFile
+from multitask.serving.prediction_files import PredictionFile
 from multitask.serving.predictor import load_best, load_export
 from multitask.spec import InputError
 
@@ -471,10 +470,6 @@ def test_what_is_left_cannot_be_read(onnx, mixed, tmp_path, monkeypatch, capsys)
     result = pd.read_csv(out)
     assert list(result["path"]) == [str(good), str(bad)]
     assert list(result["error"].isna()) == [True, False]
-
-
-def test_every_suffix_has_its_writer():
-    assert set(SUFFIXES) == set(WRITERS)  # the one without TensorFlow, the other with it
 
 
 @pytest.mark.parametrize(

@@ -120,10 +120,10 @@ def test_the_figures_are_those_of_the_split(spec, data, variants, in_process, tm
     every = (table.labels[rows] >= 0).all(axis=1)
     assert measured["all right"] == pytest.approx(right[every].mean())
     artist = table.labels[rows, 0]
-    judged = (artist >= 0) | (artist == OTHER_LABEL)
+    counted = (artist >= 0) | (artist == OTHER_LABEL)
     energy = np.log(np.exp(logits["artist"].astype(float)).sum(axis=1))
     assert measured["artist/auroc"] == pytest.approx(
-        roc_auc_score(artist[judged] >= 0, energy[judged])
+        roc_auc_score(artist[counted] >= 0, energy[counted])
     )
 
 

@@ -15,7 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import classification_report
 
 from multitask.data import table as tables
-from multitask.data.table import SPLITS, load_table
+from multitask.data.merging import load_table
+from multitask.data.table import SPLITS
 from multitask.errors import RunError
 from multitask.files import locked
 from multitask.spec import MISSING, load_spec, override, parse_spec, select_tasks

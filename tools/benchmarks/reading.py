@@ -131,7 +131,7 @@ def measure_memory(folder: Path, counts: tuple[int, int]) -> list[dict]:
 
 
 def measure_merging(wikiart: Path) -> list[dict]:
-    from multitask.data.table import merge_tables
+    from multitask.data.merging import merge_tables
     from multitask.spec import load_spec
 
     spec, seconds, reading = load_spec("wikiart"), [], []

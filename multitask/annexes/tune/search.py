@@ -85,16 +85,16 @@ def tune(
         minutes: no further trial starts after this time; 0: no limit.
         metric: of the validation split: `macro_f1`, the mean of all tasks' macro-F1, or a task's
             name for its macro-F1 (or `artist/macro_f1`, which a task called `macro_f1` needs).
-        groups: searched groups, names of GROUPS.
+        groups: searched groups, names of GROUPS; or `all` alone.
 
     Raises:
         InputError: the user's input is wrong, or a package is missing.
         RunError: no trial was completed.
     """
-    optuna = _optuna()
-    spec = with_class_names(_tunable(spec), data_dir, workdir / FOLDER)
-    space = search_space(spec, groups)
-    folder, settings = workdir / FOLDER, {"metric": metric, "search": sorted(set(groups))}
+    optuna, folder = _optuna(), workdir / FOLDER
+    spec = with_class_names(_tunable(spec), data_dir, folder)
+    groups = tuple(GROUPS) if list(groups) == ["all"] else groups
+    space, settings = search_space(spec, groups), {"metric": metric, "search": sorted(set(groups))}
     metric = _score_name(spec, metric)
     _check_is_folder(workdir)
     resumed = check_workdir(folder, spec, kind=KIND, **settings)

@@ -20,7 +20,8 @@ from PIL import Image
 from multitask.annexes.tune.search import tune
 from multitask.annexes.tune.space import GROUPS, search_space
 from multitask.annexes.tune.trial import TrialTrainer
-from multitask.data.table import VALIDATION, load_table
+from multitask.data.merging import load_table
+from multitask.data.table import VALIDATION
 from multitask.errors import RunError
 from multitask.learning.training import train
 from multitask.model import trunks

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from table_checks import assert_disjoint_and_whole, by_path, notes_with
 
+from multitask.data.merging import load_table, merge_tables
 from multitask.data.table import (
     MISSING_FILE,
     NEAR_DUPLICATE,
@@ -19,8 +20,6 @@ from multitask.data.table import (
     UNKNOWN_LABEL,
     VALIDATION,
     hold_out_validation,
-    load_table,
-    merge_tables,
 )
 from multitask.spec import InputError, load_spec
 

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from multitask.evaluation.test_time import CROP, TTA, crops, flip
+from multitask.evaluation.tta import CROP, TTA, crops, flip
 
 
 def batch(size=16):
