@@ -16,7 +16,7 @@ The file has one table for each variant. Its entries replace fields of the spec:
 
 Each variant is trained once with each seed, by `multitask train` in its own process. The best epoch
 of each run is then measured on its validation split. The test set is read only with --test, for the
-final figures; choose by the validation split. The same command resumes.
+final metrics; choose by the validation split. The same command resumes.
 
   OUT/{variant}/seed-{n}/     the runs
   OUT/ablation.csv            a row for each run
@@ -78,7 +78,7 @@ def spec_of(spec: DataSpec, changes: Mapping[str, Any], seed: int) -> DataSpec:
 
 
 def measure(workdir: Path, split: str) -> dict[str, float]:
-    """The figures of a run's best model on a split.
+    """The metrics of a run's best model on a split.
 
     Returns:
         top-1 and macro-F1 of each task, the share of images whose answers are right for all tasks,
@@ -98,18 +98,18 @@ def measure(workdir: Path, split: str) -> dict[str, float]:
         examiner_of(trained), table, spec=spec, split=split, image_dir=trained.image_dir,
         batch_size=spec.batch_size, max_missing=1.0,
     )  # fmt: skip
-    figures: dict[str, float] = {}
+    measured: dict[str, float] = {}
     for task, values in evaluate_tasks(predictions, table).items():
         if values["labelled"]:
-            figures |= {field_of(task, name): values[name] for name in ("top1", "macro_f1")}
+            measured |= {field_of(task, name): values[name] for name in ("top1", "macro_f1")}
     if together := exact_match(predictions):
-        figures[ALL_RIGHT] = together["share"]
+        measured[ALL_RIGHT] = together["share"]
     for task in spec.open_tasks:
         labels, scores = predictions.labels_of(task), predictions.scores[task]
         known, others = is_labelled(labels), labels == OTHER_LABEL
         if known.any() and others.any():
-            figures[field_of(task, "auroc")] = auroc(scores[known], scores[others])
-    return figures
+            measured[field_of(task, "auroc")] = auroc(scores[known], scores[others])
+    return measured
 
 
 def train(spec: DataSpec, data_dir: Path, workdir: Path, arguments: list[str]) -> float:

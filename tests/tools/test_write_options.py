@@ -41,8 +41,11 @@ def test_defaults_are_those_of_a_spec():
     ).to_dict()
     for place, default in defaults.items():
         value = spec
-        # A spec has either files or a table with columns.
-        if place.startswith("table.") or place in ("task.train", "task.classes"):
+        # A spec has either files, or a table with columns, or labels from paths.
+        if place.startswith(("table.", "task.label_from.")) or place in (
+            "task.train",
+            "task.classes",
+        ):
             continue
         for name in place.split("."):
             value = value[0][name] if isinstance(value, list) else value[name]
