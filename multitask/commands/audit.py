@@ -23,7 +23,7 @@ from absl import flags
 from multitask.commands.spec_flags import (
     define_records_dir,
     define_spec_flags,
-    folder_or_none,
+    path_or_none,
     resolve_data,
 )
 from multitask.files import check_writable
@@ -40,7 +40,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
     spec, data_dir = resolve_data(values, left, "audit", ("out",))
-    out, records_dir = Path(values.out), folder_or_none(values.records_dir)
+    out, records_dir = Path(values.out), path_or_none(values.records_dir)
     check_writable(out, field="out")
     if records_dir:
         check_writable(records_dir, field="records_dir")

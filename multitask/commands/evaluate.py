@@ -9,7 +9,7 @@ the training history and the architecture.
 
 from absl import flags
 
-from multitask.commands.run_flags import define_run_flags, define_similar, run_and_model
+from multitask.commands.run_flags import define_run_flags, define_similar, define_tta, run_and_model
 from multitask.startup import import_tensorflow
 
 
@@ -38,14 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "image (default: with --similar, or if training excluded such images)",
         flag_values=values,
     )
-    flags.DEFINE_enum(
-        "tta",
-        None,
-        ["flip", "crops"],
-        "also measure test-time augmentation: the mean of 2 views (mirrored) or 12 (also corners "
-        "and centre)",
-        flag_values=values,
-    )
+    define_tta(values, "also measure ")
     define_similar(values)
 
 

@@ -14,11 +14,10 @@ this package.
   keras       Keras
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from multitask.commands.run_flags import define_run_flags, run_and_model
+from multitask.commands.spec_flags import path_or_none
 from multitask.startup import import_tensorflow
 
 
@@ -66,8 +65,8 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         formats=values.format,
         quantize=values.quantize,
         tasks=values.tasks,
-        out=Path(values.out) if values.out else None,
-        records_dir=Path(values.records_dir) if values.records_dir else None,
+        out=path_or_none(values.out),
+        records_dir=path_or_none(values.records_dir),
         images=values.check_images,
     )
     print(f"Export: {folder}")

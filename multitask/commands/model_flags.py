@@ -1,7 +1,10 @@
 """The flags of every command that predicts with an export."""
 
+from typing import Any
+
 from absl import flags
 
+from multitask.commands.spec_flags import path_or_none
 from multitask.runtimes.libraries import AUTO, RUNTIMES
 
 
@@ -33,3 +36,17 @@ def define_model_flags(values: flags.FlagValues, when: str = "", measured: str =
     flags.DEFINE_boolean(
         "calibrated", True, "scale probabilities by the temperature that `evaluate` fitted", **to
     )
+
+
+def model_options(values: flags.FlagValues) -> dict[str, Any]:
+    """The options of the model and its answers that all these commands have."""
+    from multitask.serving.rules import MinConfidence
+
+    return {
+        "workdir": path_or_none(values.workdir),
+        "data_dir": path_or_none(values.data_dir),
+        "allow_outside": values.allow_outside,
+        "runtime": values.runtime,
+        "min_confidence": MinConfidence.parse(values.min_confidence),
+        "calibrated": values.calibrated,
+    }

@@ -11,8 +11,9 @@ continues an interrupted prediction.
 
 from absl import flags
 
-from multitask.commands.model_flags import define_model_flags
-from multitask.commands.spec_flags import define_allow_outside, folder_or_none
+from multitask.commands.model_flags import define_model_flags, model_options
+from multitask.commands.run_flags import define_tta
+from multitask.commands.spec_flags import define_allow_outside, path_or_none
 from multitask.console import log_to_stderr
 from multitask.runtimes.libraries import FEWEST_MEASURED
 from multitask.spec import InputError
@@ -50,36 +51,25 @@ def define_flags(values: flags.FlagValues) -> None:
         "probability",
         **to,
     )
-    flags.DEFINE_enum(
-        "tta",
-        None,
-        ["flip", "crops"],
-        "test-time augmentation: the mean of 2 views (mirrored) or 12 (also corners and centre)",
-        **to,
-    )
+    define_tta(values)
     flags.DEFINE_integer("batch_size", 16, "images in a batch", lower_bound=1, **to)
 
 
 def main(values: flags.FlagValues, left: list[str]) -> None:
     """Predict the images and folders in `left`."""
     from multitask.serving.options import PredictOptions
-    from multitask.serving.rules import MinConfidence
 
+    of_model = model_options(values)
     if bool(values.model) == bool(values.workdir):
         raise InputError("multitask predict: give either --model=EXPORT or --workdir=RUN")
     options = PredictOptions(
-        model=folder_or_none(values.model),
-        workdir=folder_or_none(values.workdir),
-        data_dir=folder_or_none(values.data_dir),
-        allow_outside=values.allow_outside,
-        runtime=values.runtime,
-        min_confidence=MinConfidence.parse(values.min_confidence),
-        calibrated=values.calibrated,
+        model=path_or_none(values.model),
+        **of_model,
         tta=values.tta,
         coverage=values.coverage,
         joint=values.joint,
         batch_size=values.batch_size,
-        out=folder_or_none(values.out),
+        out=path_or_none(values.out),
         resume=values.resume,
     )
 

@@ -14,7 +14,7 @@ from multitask.commands.spec_flags import (
     OF_RECORDS,
     define_records_dir,
     define_spec_flags,
-    folder_or_none,
+    path_or_none,
     resolve_data,
 )
 from multitask.startup import import_tensorflow
@@ -47,7 +47,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     prepared = prepare(
         spec,
         data_dir,
-        folder_or_none(values.records_dir),
+        path_or_none(values.records_dir),
         beam_runner=values.beam_runner,
         beam_options=values.beam_options,
     )

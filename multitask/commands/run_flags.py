@@ -4,9 +4,8 @@ from pathlib import Path
 
 from absl import flags
 
-from multitask.commands.spec_flags import define_allow_outside, folder_or_none
+from multitask.commands.spec_flags import check_needed, define_allow_outside, path_or_none
 from multitask.run import Run, open_run
-from multitask.spec import InputError
 
 
 def define_run_flags(values: flags.FlagValues) -> None:
@@ -31,17 +30,26 @@ def define_similar(values: flags.FlagValues) -> None:
     )
 
 
+def define_tta(values: flags.FlagValues, use: str = "") -> None:
+    """Define --tta; `use` is the beginning of its help."""
+    flags.DEFINE_enum(
+        "tta",
+        None,
+        ["flip", "crops"],
+        f"{use}test-time augmentation: the mean of 2 views (mirrored) or 12 (also corners and "
+        "centre)",
+        flag_values=values,
+    )
+
+
 def run_and_model(
     values: flags.FlagValues, left: list[str], command: str
 ) -> tuple[Run, Path | None]:
     """The run that the flags name, and the model file if one is named."""
-    if left:
-        raise InputError(f"multitask {command}: takes flags only, not {left[0]!r}")
-    if not values.workdir:
-        raise InputError(f"multitask {command}: --workdir is needed; --help lists the flags")
+    check_needed(values, left, command, ("workdir",))
     run = open_run(
         Path(values.workdir),
-        folder_or_none(values.data_dir),
+        path_or_none(values.data_dir),
         allow_outside=values.allow_outside,
     )
-    return run, Path(values.model) if values.model else None
+    return run, path_or_none(values.model)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from multitask.commands.model_flags import define_model_flags
-from multitask.commands.spec_flags import check_needed, define_allow_outside, folder_or_none
+from multitask.commands.model_flags import define_model_flags, model_options
+from multitask.commands.spec_flags import check_needed, define_allow_outside
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -89,18 +89,12 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     check_needed(values, left, "serve", ("model",))
     from multitask.annexes.serve.options import ServeOptions
     from multitask.annexes.serve.server import serve
-    from multitask.serving.rules import MinConfidence
 
     options = ServeOptions(
         model=Path(values.model),
-        workdir=folder_or_none(values.workdir),
-        data_dir=folder_or_none(values.data_dir),
-        allow_outside=values.allow_outside,
+        **model_options(values),
         host=values.host,
         port=values.port,
-        runtime=values.runtime,
-        min_confidence=MinConfidence.parse(values.min_confidence),
-        calibrated=values.calibrated,
         max_upload_mb=values.max_upload_mb,
         max_megapixels=values.max_megapixels,
         upload_timeout_s=values.upload_timeout_s,

@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from multitask.commands.run_flags import define_run_flags, run_and_model
+from multitask.commands.spec_flags import path_or_none
 from multitask.console import log_to_stderr
 from multitask.startup import import_tensorflow
 
@@ -48,7 +49,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         [Path(name) for name in find_images([*values.query, *left])],
         task=values.task,
         top_k=values.top_k,
-        out=Path(values.out) if values.out else None,
+        out=path_or_none(values.out),
     )
     for result in results:
         print("\n".join(neighbour_lines(result)))

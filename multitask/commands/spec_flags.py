@@ -166,7 +166,7 @@ def draft_of_flags(
     tasks = [name.strip() for name in values.tasks or () if name.strip()]
     return draft_spec(
         place,
-        images=folder_or_none(values.images),
+        images=path_or_none(values.images),
         spec_dir=spec_dir,
         tasks=tasks or None,
         image_column=values.image_column,
@@ -193,7 +193,7 @@ def define_records_dir(values: flags.FlagValues) -> None:
     )
 
 
-def folder_or_none(value: str | None) -> Path | None:
+def path_or_none(value: str | None) -> Path | None:
     return Path(value) if value else None
 
 
@@ -273,9 +273,9 @@ def _with_copy(values: flags.FlagValues) -> tuple[DataSpec, Path]:
     refuse_outside(override(spec, {"images": "."}), allowed=values.allow_outside)
     return with_copy(
         _overridden(values, spec, values.tasks),
-        folder_or_none(values.data_dir),
+        path_or_none(values.data_dir),
         Path(values.data),
-        images=folder_or_none(values.images),
+        images=path_or_none(values.images),
     )
 
 

@@ -19,7 +19,7 @@ from multitask.commands.run_flags import define_similar
 from multitask.commands.spec_flags import (
     define_records_dir,
     define_spec_flags,
-    folder_or_none,
+    path_or_none,
     resolve_data,
 )
 from multitask.spec import PHASES, InputError, wanted_phases
@@ -129,9 +129,9 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
             spec,
             data_dir,
             Path(values.workdir),
-            records_dir=folder_or_none(values.records_dir),
+            records_dir=path_or_none(values.records_dir),
             phase=values.phase,
-            init_from=folder_or_none(values.init_from),
+            init_from=path_or_none(values.init_from),
             per_task_best=values.best_per_task,
             checkpoint_minutes=values.checkpoint_minutes,
             deterministic=values.deterministic,

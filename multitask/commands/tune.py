@@ -27,7 +27,7 @@ from multitask.commands.spec_flags import (
     OVERRIDES,
     define_records_dir,
     define_spec_flags,
-    folder_or_none,
+    path_or_none,
     resolve_data,
 )
 from multitask.startup import import_tensorflow
@@ -82,7 +82,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         spec,
         data_dir,
         Path(values.workdir),
-        records_dir=folder_or_none(values.records_dir),
+        records_dir=path_or_none(values.records_dir),
         trials=values.trials,
         minutes=values.minutes,
         metric=values.metric,
