@@ -34,6 +34,7 @@ RETIRED_NAMES = {
 }
 # Whole names.
 RETIRED_WHOLE = {"say", "across", "trained_on", "figures", "parts_of"}
+RETIRED_WHOLE |= {"coverage_curve", "label_coverage"}  # coverage is of sets of classes
 # In prose: comments, docstrings, messages, templates and pages.
 RETIRED_PROSE = [
     r"exams?",
@@ -51,6 +52,8 @@ RETIRED_PROSE = [
     r"how sure it may be",
     r"official val rows",
     r"val images?",
+    r"label coverage",
+    r"against coverage",
 ]
 PROSE = re.compile(rf"\b({'|'.join(RETIRED_PROSE)})\b", re.IGNORECASE)
 # What a name of somebody else's is called, or what two words mean by chance.

@@ -59,11 +59,12 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     """Predict the images and folders in `left`."""
     from multitask.serving.options import PredictOptions
 
+    of_model = model_options(values)
     if bool(values.model) == bool(values.workdir):
         raise InputError("multitask predict: give either --model=EXPORT or --workdir=RUN")
     options = PredictOptions(
         model=path_or_none(values.model),
-        **model_options(values),
+        **of_model,
         tta=values.tta,
         coverage=values.coverage,
         joint=values.joint,
