@@ -18,6 +18,7 @@ from multitask.conformal import Conformal
 from multitask.data.label_files import classes_of
 from multitask.data.run_table import read_run_table
 from multitask.data.table import Table, merge_tables, sample_table, sample_without
+from multitask.feature_distance import DISTANCE, FeatureDistance
 from multitask.files import read_json, replacing
 from multitask.open_set import Rejection
 from multitask.reading import sha256
@@ -160,6 +161,11 @@ class TrainedModel:
             return None if saved is None else Conformal.from_dict(saved, self.spec.task_names)
 
         return self.read_results(CALIBRATION, parse)
+
+    @cached_property
+    def distance(self) -> FeatureDistance | None:
+        """The distance to the training images, as saved by `evaluate`; None if there is none."""
+        return self.read_results(DISTANCE, FeatureDistance.from_dict)
 
     def read_results(self, name: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
         """Read a JSON file of results/ if it belongs to this model.

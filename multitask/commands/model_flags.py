@@ -37,6 +37,14 @@ def define_model_flags(values: flags.FlagValues, when: str = "", measured: str =
         "split",
         **to,
     )
+    flags.DEFINE_float(
+        "max_unlike",
+        None,
+        "answer `not like the training data` for images whose features are farther from the "
+        "training images than those of all but this share of the validation images; 0: never "
+        "(default: 0.01)",
+        **to,
+    )
     flags.DEFINE_boolean(
         "calibrated", True, "scale probabilities by the temperature that `evaluate` fitted", **to
     )
@@ -82,6 +90,19 @@ def thresholds_of(model: "Predictor", min_confidence: tuple[bool, float]) -> dic
     )
     note(f"Thresholds: {', '.join(parts)}")
     return thresholds
+
+
+def max_distance_of(values: flags.FlagValues, model: "Predictor") -> float | None:
+    """Return the highest distance of an image that is like the training images.
+
+    Args:
+        values: flags of the command, with --max_unlike.
+        model: the model; its validation split determines the threshold.
+
+    Returns:
+        None if the model has no distance; inf if no image is refused.
+    """
+    return model.max_distance(values.max_unlike)
 
 
 def check_coverage(values: flags.FlagValues) -> None:

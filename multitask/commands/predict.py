@@ -23,6 +23,7 @@ from multitask.commands.model_flags import (
     check_coverage,
     confidence,
     define_model_flags,
+    max_distance_of,
     set_thresholds_of,
     thresholds_of,
 )
@@ -33,6 +34,7 @@ from multitask.spec import InputError, expected
 from multitask.startup import import_tensorflow
 
 if TYPE_CHECKING:  # flags do not wait for TensorFlow
+    from multitask.serving.answers import Distance
     from multitask.serving.predictor import Predictor
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -87,10 +89,12 @@ class _Rules:
     Attributes:
         confidences: task -> least confidence of an answer.
         sets: task -> threshold of its set of classes; None: no sets.
+        max_distance: of an image that is like the training images; None: no distances.
     """
 
     confidences: Mapping[str, float]
     sets: Mapping[str, float] | None
+    max_distance: float | None
 
 
 def _check_out(out: Path) -> None:
@@ -125,15 +129,19 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
     log_to_stderr()
     files = find_images(left)
     model = _load_model(values, measure=len(files) >= MANY)
-    rules = _Rules(thresholds_of(model, min_confidence), set_thresholds_of(values, model))
+    rules = _Rules(
+        thresholds_of(model, min_confidence),
+        set_thresholds_of(values, model),
+        max_distance_of(values, model),
+    )
     if out:
         _predict_to_file(values, out, model, files, rules)
         return
     readable = 0
-    for file, predictions in _predictions(model, files, values.batch_size, rules):
+    for file, predictions, distance in _predictions(model, files, values.batch_size, rules):
         if not isinstance(predictions, str):
             readable += 1
-            print("\n".join(_answer_lines(file, predictions)), flush=True)
+            print("\n".join(_answer_lines(file, predictions, distance)), flush=True)
     _require_readable(readable, files)
 
 
@@ -153,16 +161,19 @@ def _load_model(values: flags.FlagValues, *, measure: bool) -> "Predictor":
 
 def _predictions(
     model: "Predictor", files: Sequence[str], batch_size: int, rules: _Rules
-) -> Iterator[tuple[str, dict[str, Any] | str]]:
+) -> Iterator[tuple[str, dict[str, Any] | str, "Distance | None"]]:
     """Yield each file with task -> `answers.answer`, or with the reason, which is also printed."""
     from multitask.serving import predict
-    from multitask.serving.answers import answer
+    from multitask.serving.answers import Distance, answer
 
     for file, result in predict.predict_files(model, files, batch_size=batch_size):
         if isinstance(result, str):
             note(f"{file}: {result}", sys.stderr)
-            yield file, result
+            yield file, result, None
             continue
+        distance = None
+        if rules.max_distance is not None and result.distance is not None:
+            distance = Distance(result.distance, rules.max_distance)
         yield (
             file,
             {
@@ -171,16 +182,34 @@ def _predictions(
                     model.classes[task],
                     min_confidence=rules.confidences[task],
                     set_threshold=rules.sets[task] if rules.sets else None,
+                    distance=distance,
                 )
                 for task, probabilities in result.items()
             },
+            distance,
         )
 
 
-def _answer_lines(file: str, predictions: dict[str, Any]) -> list[str]:
+def _answer_lines(file: str, predictions: dict[str, Any], distance: "Distance | None") -> list[str]:
     from multitask.serving.answers import answer_lines
 
-    return answer_lines(file, predictions)
+    return answer_lines(file, predictions, distance)
+
+
+def _settings(values: flags.FlagValues, model: "Predictor", rules: _Rules) -> dict[str, Any]:
+    """The settings that the predictions depend on."""
+    settings = {
+        "model": model.identity,
+        "runtime": model.runtime,
+        "min_confidence": rules.confidences,
+        "calibrated": values.calibrated,
+        "tta": values.tta,
+    }
+    if rules.sets:
+        settings |= {"coverage": values.coverage, "joint": values.joint}
+    if rules.max_distance is not None:
+        settings["max_unlike"] = values.max_unlike
+    return settings
 
 
 def _predict_to_file(
@@ -193,31 +222,28 @@ def _predict_to_file(
     from multitask.serving.answers import UNCERTAIN
     from multitask.serving.prediction_files import PredictionFile
 
-    settings = {
-        "model": model.identity,
-        "runtime": model.runtime,
-        "min_confidence": rules.confidences,
-        "calibrated": values.calibrated,
-        "tta": values.tta,
-    }
-    if rules.sets:
-        settings |= {"coverage": values.coverage, "joint": values.joint}
     prediction_file = PredictionFile(
-        out, settings, model.classes, resume=values.resume, sets=bool(rules.sets)
+        out,
+        _settings(values, model, rules),
+        model.classes,
+        resume=values.resume,
+        sets=bool(rules.sets),
+        distances=rules.max_distance is not None,
     )
     files = [file for file in all_files if not prediction_file.has(file)]
     done = len(all_files) - len(files)
     if done:
         note(f"Resuming: {done:,} of {len(all_files):,} images have predictions")
     note(f"Predicting {counted(len(files), 'image')} with {model.runtime}")
-    readable, start_s = 0, time.perf_counter()
+    readable, unlike, start_s = 0, 0, time.perf_counter()
     uncertain: Counter[str] = Counter()
     set_sizes: Counter[str] = Counter()
     try:
-        for file, predictions in _predictions(model, files, values.batch_size, rules):
-            prediction_file.add(file, predictions)
+        for file, predictions, distance in _predictions(model, files, values.batch_size, rules):
+            prediction_file.add(file, predictions, distance)
             if not isinstance(predictions, str):
                 readable += 1
+                unlike += bool(distance and distance.unlike)
                 uncertain.update(t for t, p in predictions.items() if p["answer"] == UNCERTAIN)
                 set_sizes.update({t: len(p.get("set", ())) for t, p in predictions.items()})
     finally:
@@ -229,6 +255,8 @@ def _predict_to_file(
     if rules.sets and readable:
         sizes = (f"{task} {set_sizes[task] / readable:.1f}" for task in model.classes)
         note(f"Classes in a set: {', '.join(sizes)}")
+    if unlike:
+        note(f"Not like the training data: {counted(unlike, 'image')}")
     if any(rules.confidences.values()) and readable:
         shares = (f"{task} {uncertain[task] / readable:.1%}" for task in model.classes)
         note(f"Uncertain: {', '.join(shares)}")

@@ -3,6 +3,7 @@
 export/<spec>/1/          SavedModel: `tf.saved_model.load`, TensorFlow Serving
 export/<spec>.onnx        ONNX; likewise .tflite (LiteRT) and .keras
 export/classes.json       tasks, class names, image size, thresholds, artifacts
+export/distance.json      the distance to the training images, if the evaluation fitted it
 export/report.json        comparison of each artifact with the model: agreement, size, speed
 export/MODEL_CARD.md      data, counts, metrics, recipe, licence
 """
@@ -22,6 +23,7 @@ from multitask.data.pipeline import file_names
 from multitask.data.records import prepare
 from multitask.data.table import SPLITS, TEST, TRAIN, Table
 from multitask.errors import RunError
+from multitask.feature_distance import DISTANCE
 from multitask.files import replacing, silent, write_json
 from multitask.model.network import connect, in_float32, trunk_and_heads
 from multitask.run import Run, package_versions
@@ -102,7 +104,7 @@ def _write_descriptions(
     entries: Sequence[dict[str, Any]],
     kind: str,
 ) -> None:
-    """Write classes.json, report.json and the model card."""
+    """Write classes.json, distance.json, report.json and the model card."""
     paths = {a.format: a.path.relative_to(folder).as_posix() for a in artifacts}
     content = {
         **source.description,
@@ -111,6 +113,8 @@ def _write_descriptions(
         "versions": package_versions(),
     }
     write_json(folder / "classes.json", content)
+    if trained.distance is not None:
+        write_json(folder / DISTANCE, trained.distance.to_dict())
     write_json(folder / "report.json", {"artifacts": entries})
     card = model_card(
         trained, trained.training_table, source.calibrations, entries, paths, checked_on=kind
@@ -156,6 +160,8 @@ def _source(trained: TrainedModel, tasks: tuple[str, ...]) -> tuple[Source, kera
     }
     if trained.conformal is not None:
         description["conformal"] = trained.conformal.of_tasks(tasks).to_dict()
+    if trained.distance is not None:
+        description["distance"] = DISTANCE
     source = Source(
         name=spec.name,
         # ONNX and LiteRT have no bfloat16 convolutions, and all formats must agree.

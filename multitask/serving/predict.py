@@ -54,16 +54,26 @@ def find_images(names: Sequence[str]) -> list[str]:
     return list(files)
 
 
+class ImageProbabilities(dict[str, np.ndarray]):
+    """Task -> float32 [classes] of one image.
+
+    Attributes:
+        distance: to the training images; None if the model has none.
+    """
+
+    distance: float | None = None
+
+
 def predict_files(
     predictor: Predictor, files: Sequence[str | Path], *, batch_size: int
-) -> Iterator[tuple[str, dict[str, np.ndarray] | str]]:
+) -> Iterator[tuple[str, ImageProbabilities | str]]:
     """Predict files in order.
 
     Images are decoded while the model works on previous ones. The use of memory does not grow with
     the number of images.
 
     Yields:
-        A file; and task -> float32 [classes], or the reason why it cannot be read.
+        A file; and its probabilities, or the reason why it cannot be read.
     """
     names = [os.fspath(file) for file in files]
     batches = readable_images(
@@ -80,10 +90,13 @@ def predict_files(
     with conversions_logged(), progress_bar("predicting", len(names)) as bar:
         for places, images in batches:
             # `numpy()` would copy ten megabytes per batch while the model waits.
-            probabilities = predictor.probabilities(np.asarray(images))
+            probabilities, embedding = predictor.answer(np.asarray(images))
+            distances = predictor.distances(embedding)
             for row, place in enumerate(places.numpy().tolist()):
                 yield from unreadable(place)
-                yield names[place], {task: each[row] for task, each in probabilities.items()}
+                one = ImageProbabilities({task: p[row] for task, p in probabilities.items()})
+                one.distance = None if distances is None else float(distances[row])
+                yield names[place], one
                 done = place + 1
             bar.update(done - bar.n)
         yield from unreadable(len(names))
