@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from multitask.commands.model_flags import confidence, define_model_flags, thresholds_of
+from multitask.commands.model_flags import (
+    confidence,
+    define_model_flags,
+    max_distance_of,
+    thresholds_of,
+)
 from multitask.commands.spec_flags import define_allow_outside
 from multitask.spec import InputError, install
 from multitask.startup import import_tensorflow
@@ -208,6 +213,7 @@ def _build_app(
             data_dir=Path(values.data_dir) if values.data_dir else None,
             allow_outside=values.allow_outside,
         ),
+        max_distance=max_distance_of(values, model),
         limits=limits,
         hosts=(*LOOPBACK, values.host.lower()) if loopback else None,
     )
