@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -13,20 +13,23 @@ from multitask.conformal import Conformal
 from multitask.data.near_duplicates import leaking_images
 from multitask.data.table import describe_respelt
 from multitask.evaluation.coverage import coverage_metrics
+from multitask.evaluation.distances import distance_metrics, fit_feature_distance
 from multitask.evaluation.examiner import examiner_of
-from multitask.evaluation.gallery import Gallery, load_or_build, normalised
+from multitask.evaluation.gallery import Gallery, load_or_build, normalised, read_gallery
 from multitask.evaluation.neighbours import retrieval_quality
 from multitask.evaluation.open_sets import evaluate_open_tasks
 from multitask.evaluation.predictions import Predictions, predict_split
 from multitask.evaluation.result_files import write_results
 from multitask.evaluation.summary import summary_lines
 from multitask.evaluation.task_metrics import (
+    Fitted,
     detailed_metrics,
     evaluate_tasks,
     fit_calibrations,
     flat_metrics,
 )
 from multitask.evaluation.test_time import TTA
+from multitask.feature_distance import FeatureDistance
 from multitask.files import collect_written_files
 from multitask.results import write_record
 from multitask.trained import TrainedModel
@@ -41,24 +44,34 @@ class Evaluation:
     Attributes:
         predictions: of every readable test image.
         metrics: task -> the metrics of `evaluate_tasks`.
-        calibrations: task -> its calibration, estimated on the validation split.
-        conformal: the scores of the validation split, for sets of classes.
+        fitted: the calibrations and the scores for sets of classes, of the validation split.
         details: the rest of `metrics.json`, JSON-ready.
         unreadable: path and reason of the test images that could not be read.
         near_duplicates: paths of the test images that show the same painting as a training image;
             None if they were not searched for.
         metrics_without_near_duplicates: like `metrics`, for the test set without those images; None
             if they were not searched for.
+        distance: the distance to the training images; None if it was not fitted.
     """
 
     predictions: Predictions
     metrics: dict[str, dict[str, Any]]
-    calibrations: dict[str, Calibration]
-    conformal: Conformal
+    fitted: Fitted
     details: dict[str, Any]
     unreadable: pd.DataFrame
     near_duplicates: tuple[str, ...] | None = None
     metrics_without_near_duplicates: dict[str, dict[str, Any]] | None = None
+    distance: FeatureDistance | None = None
+
+    @property
+    def calibrations(self) -> dict[str, Calibration]:
+        """Task -> its calibration, estimated on the validation split."""
+        return self.fitted.calibrations
+
+    @property
+    def conformal(self) -> Conformal:
+        """The scores of the validation split, for sets of classes."""
+        return self.fitted.conformal
 
 
 def evaluate(
@@ -80,7 +93,7 @@ def evaluate(
             painting as a training image; None: if training excluded them or `similar` is on.
         tta: also measure test-time augmentation, one of TTA.
         similar: also embed the training images (once per model), to report similar images and
-            images that are far from their class.
+            images that are far from their class, and to fit the distance to the training images.
 
     Raises:
         InputError: the model or the data cannot be read, or too many images are missing.
@@ -106,14 +119,18 @@ def evaluate(
     evaluation = _measure(
         trained, predict, tta=tta, exclude_near_duplicates=exclude_near_duplicates
     )
-    gallery = None
+    gallery = load_or_build(trained, examiner=examiner) if similar else read_gallery(trained)
+    evaluation = _with_distance(evaluation, gallery)
     if similar:
-        gallery = load_or_build(trained, examiner=examiner)
+        assert gallery is not None
         evaluation.details["similar"] = _retrieval_metrics(trained, evaluation.predictions, gallery)
+    else:
+        gallery = None
     with collect_written_files() as written:
         write_results(trained, evaluation, examiner=examiner, gallery=gallery)
     write_record(run, digest, written)
     trained.calibrations, trained.conformal = evaluation.calibrations, evaluation.conformal
+    trained.distance = evaluation.distance
     for line in summary_lines(evaluation):
         logger.info(line)
     return evaluation
@@ -132,7 +149,8 @@ def _measure(
     """
     table, training_table = trained.test_table, trained.training_table
     predictions, unreadable = predict(table)
-    calibrations, conformal = fit_calibrations(predict, training_table, trained.spec)
+    fitted = fit_calibrations(predict, training_table, trained.spec)
+    calibrations = fitted.calibrations
     near_duplicates, metrics_without = None, None
     if exclude_near_duplicates:
         leaked = leaking_images(trained.near_duplicates, test=True)
@@ -142,7 +160,7 @@ def _measure(
     details = detailed_metrics(predictions, training_table, calibrations)
     if open_set := evaluate_open_tasks(predictions, calibrations, trained.spec):
         details["open_set"] = open_set
-    details["conformal"] = coverage_metrics(predictions, calibrations, conformal)
+    details["conformal"] = coverage_metrics(predictions, calibrations, fitted.conformal)
     if tta:
         temperatures = {task: one.temperature for task, one in calibrations.items()}
         augmented, _ = predict(table, views=TTA[tta], temperatures=temperatures)
@@ -150,13 +168,19 @@ def _measure(
     return Evaluation(
         predictions,
         task_metrics,
-        calibrations,
-        conformal,
+        fitted,
         details,
         unreadable,
         near_duplicates,
         metrics_without,
     )
+
+
+def _with_distance(evaluation: Evaluation, gallery: Gallery | None) -> Evaluation:
+    """The evaluation with the distance to the training images, if it can be fitted."""
+    fitted = fit_feature_distance(gallery, evaluation.fitted.validation)
+    evaluation.details["distance"] = distance_metrics(evaluation.predictions, fitted)
+    return replace(evaluation, distance=None if isinstance(fitted, str) else fitted)
 
 
 def _retrieval_metrics(
