@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from logged import logged
 from PIL import Image
 from sklearn.decomposition import PCA
 
@@ -313,3 +314,22 @@ def test_a_model_without_embedding_has_no_distances(run):
     assert model.distances(None) is None
     with pytest.raises(InputError, match="max_unlike: 2: expected a number"):
         model.max_distance(2)
+
+
+def test_the_check_of_an_export_has_the_share_of_each_artifact(run, known, data, tmp_path):
+    """Quantized weights change the features."""
+    lines: list[str] = []
+    with logged(lines):
+        folder = export(run, formats=("onnx", "litert"), quantize="float16", out=tmp_path / "half")
+    report = json.loads((folder / "report.json").read_text())["artifacts"]
+    assert "unlike" not in report[0]  # the model, whose outputs are logits
+    painted = np.array([data.painted[path] for path in sorted(data.painted)])
+    some = expected(painted) > FITTED.threshold()
+    assert some.any()
+    assert {entry["format"] for entry in report[1:]} == {"onnx", "litert"}
+    for entry in report[1:]:
+        assert 0 < entry["unlike"] <= 1
+    (line,) = [line for line in lines if line.startswith("Not like the training data, of these")]
+    assert f"{report[1]['unlike']:.1%}" in line
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert f"is above {FITTED.threshold():.3f} is {UNLIKE} (`distance.json`)" in card
