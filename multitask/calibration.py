@@ -137,8 +137,8 @@ class Calibration:
             return "no number of images can show an accuracy of 1"
         if self.reason and not self.fitted_on:
             return self.reason
-        if self.fitted_on < least:
-            return _too_few(self.fitted_on, int(least))
+        if self._images < least:
+            return _too_few(self._images, int(least), is_open=self.rejection is not None)
         step = self._step(accuracy, calibrated)
         if step is not None:
             count = self._answered(step)
@@ -232,12 +232,19 @@ def min_answered(accuracy: float) -> float:
     return max(MIN_ANSWERED, math.ceil(round(3 / (1 - accuracy), 6)))
 
 
-def _too_few(count: int, least: int) -> str:
-    """The reason for a missing estimate."""
+def _too_few(count: int, least: int, *, is_open: bool = False) -> str:
+    """The reason for a missing estimate.
+
+    Args:
+        count: number of images that have an answer.
+        least: number of images that it needs.
+        is_open: whether the answer can also be that an image has none of the classes.
+    """
+    what = "a label or none of the classes" if is_open else "a label"
     if not count:
-        return "no validation image has a label"
+        return f"no validation image has {what}"
     noun = "image has" if count == 1 else "images have"
-    return f"only {count} validation {noun} a label, at least {least} are needed"
+    return f"only {count} validation {noun} {what}, at least {least} are needed"
 
 
 def usable_temperature(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, str | None]:
@@ -357,16 +364,19 @@ def calibration_metrics(
         scores: float [n], as for `calibrate`.
 
     Returns:
-        temperature, fitted_on, reason; ece, nll and reliability (rows of `metrics.reliability`),
-        each "raw" and "calibrated"; coverage (about 100 points of the curve of calibrated
-        confidence, with the share answered as coverage); thresholds: the result of
-        `_threshold_metrics` for each of TARGET_ACCURACIES. Only the first three if n is 0.
+        temperature, fitted_on, reason; for an open task, rejection (of `Rejection.to_dict`); ece,
+        nll and reliability (rows of `metrics.reliability`), each "raw" and "calibrated"; coverage
+        (about 100 points of the curve of calibrated confidence, with the share answered as
+        coverage); thresholds: the result of `_threshold_metrics` for each of TARGET_ACCURACIES.
+        Only those before ece if n is 0.
     """
     content: dict[str, Any] = {
         "temperature": calibration.temperature,
         "fitted_on": calibration.fitted_on,
         "reason": calibration.reason,
     }
+    if calibration.rejection is not None:
+        content["rejection"] = calibration.rejection.to_dict()
     labelled = labels >= 0
     if not labelled.any():
         return content

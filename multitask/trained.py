@@ -19,6 +19,7 @@ from multitask.data.label_files import classes_of
 from multitask.data.merging import merge_tables
 from multitask.data.run_table import read_run_table
 from multitask.data.table import Table, sample_table, sample_without
+from multitask.feature_distance import DISTANCE, FeatureDistance
 from multitask.files import read_json, replacing
 from multitask.open_set import Rejection
 from multitask.reading import sha256
@@ -179,6 +180,11 @@ class TrainedModel:
             return Conformal.from_dict(saved, self.spec.task_names)
 
         return self.read_results(CALIBRATION, parse)
+
+    @cached_property
+    def distance(self) -> FeatureDistance | None:
+        """The distance to the training images, as saved by `evaluate`; None if there is none."""
+        return self.read_results(DISTANCE, FeatureDistance.from_dict)
 
     def read_results(self, name: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
         """Read a JSON file of results/ if it belongs to this model.

@@ -28,7 +28,7 @@ FLOORS = (
     ("bootstrap",),
     ("metrics", "retrieval"),
     ("open_set", "conformal"),
-    ("calibration",),
+    ("calibration", "feature_distance"),
     ("pages",),
     ("data",),
     ("runtimes",),
@@ -189,6 +189,7 @@ def test_only_commands_know_absl_flags(path):
     "name",
     [
         *("metrics", "retrieval", "calibration", "conformal", "bootstrap"),
+        "feature_distance",
         *("spec", "disk", "files", "run", "results"),
     ],
 )

@@ -179,6 +179,18 @@ def test_thresholds_hold_over_all_images():
     assert closed < threshold
 
 
+def test_the_reason_for_no_threshold_counts_all_images():
+    """The thresholds of an open task are over the images without a label too."""
+    steps = {"calibrated": ((0.5, 0.7, 1.0),), "raw": ()}
+    rejection = open_set.Rejection(others=20)
+    few = calibration.Calibration(1.0, 12, steps, None, rejection)
+    assert few.why_no_threshold(0.8) == "this accuracy is never reached, at most 0.700"
+    fewer = calibration.Calibration(1.0, 2, steps, None, open_set.Rejection(others=10))
+    assert fewer.why_no_threshold(0.8) == (
+        "only 12 validation images have a label or none of the classes, at least 15 are needed"
+    )
+
+
 def test_the_temperature_is_that_of_the_labelled_images():
     labels, logits = open_task()
     probabilities = softmax(logits, axis=1)

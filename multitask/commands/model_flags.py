@@ -33,6 +33,14 @@ def define_model_flags(values: flags.FlagValues, when: str = "", measured: str =
         "split",
         **to,
     )
+    flags.DEFINE_float(
+        "max_unlike",
+        None,
+        "answer `not like the training data` for images whose features are farther from the "
+        "training images than those of all but this share of the validation images; 0: never "
+        "(default: 0.01)",
+        **to,
+    )
     flags.DEFINE_boolean(
         "calibrated", True, "scale probabilities by the temperature that `evaluate` fitted", **to
     )
@@ -48,5 +56,6 @@ def model_options(values: flags.FlagValues) -> dict[str, Any]:
         "allow_outside": values.allow_outside,
         "runtime": values.runtime,
         "min_confidence": MinConfidence.parse(values.min_confidence),
+        "max_unlike": values.max_unlike,
         "calibrated": values.calibrated,
     }

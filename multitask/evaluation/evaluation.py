@@ -8,6 +8,8 @@ import pandas as pd
 from multitask.calibration import Calibration
 from multitask.conformal import Conformal
 from multitask.evaluation.predictions import Predictions
+from multitask.evaluation.task_metrics import Fitted
+from multitask.feature_distance import FeatureDistance
 
 
 @dataclass(frozen=True)
@@ -17,21 +19,31 @@ class Evaluation:
     Attributes:
         predictions: of every readable test image.
         metrics: task -> the metrics of `evaluate_tasks`.
-        calibrations: task -> its calibration, estimated on the validation split.
-        conformal: the scores of the validation split, for sets of classes.
+        fitted: the calibrations and the scores for sets of classes, of the validation split.
         details: the rest of `metrics.json`, JSON-ready.
         unreadable: path and reason of the test images that could not be read.
         near_duplicates: paths of the test images that show the same painting as a training image;
             None if they were not searched for.
         metrics_without_near_duplicates: like `metrics`, for the test set without those images; None
             if they were not searched for.
+        distance: the distance to the training images; None if it was not fitted.
     """
 
     predictions: Predictions
     metrics: dict[str, dict[str, Any]]
-    calibrations: dict[str, Calibration]
-    conformal: Conformal
+    fitted: Fitted
     details: dict[str, Any]
     unreadable: pd.DataFrame
     near_duplicates: tuple[str, ...] | None = None
     metrics_without_near_duplicates: dict[str, dict[str, Any]] | None = None
+    distance: FeatureDistance | None = None
+
+    @property
+    def calibrations(self) -> dict[str, Calibration]:
+        """Task -> its calibration, estimated on the validation split."""
+        return self.fitted.calibrations
+
+    @property
+    def conformal(self) -> Conformal:
+        """The scores of the validation split, for sets of classes."""
+        return self.fitted.conformal

@@ -3,14 +3,16 @@
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from multitask.data.merging import describe_respelt
 from multitask.data.near_duplicates import leaking_images
 from multitask.evaluation.coverage import coverage_metrics
+from multitask.evaluation.distances import distance_metrics, fit_feature_distance
 from multitask.evaluation.evaluation import Evaluation
 from multitask.evaluation.examiner import examiner_of
-from multitask.evaluation.gallery import Gallery, load_or_build, normalised
+from multitask.evaluation.gallery import Gallery, load_or_build, normalised, read_gallery
 from multitask.evaluation.neighbours import retrieval_quality
 from multitask.evaluation.open_sets import evaluate_open_tasks
 from multitask.evaluation.predictions import Predictions, predict_split
@@ -49,7 +51,7 @@ def evaluate(
             painting as a training image; None: if training excluded them or `similar` is on.
         tta: also measure test-time augmentation, one of TTA.
         similar: also embed the training images (once per model), to report similar images and
-            images that are far from their class.
+            images that are far from their class, and to fit the distance to the training images.
 
     Raises:
         InputError: the model or the data cannot be read, or too many images are missing.
@@ -75,14 +77,18 @@ def evaluate(
     evaluation = _measure(
         trained, predict, tta=tta, exclude_near_duplicates=exclude_near_duplicates
     )
-    gallery = None
+    gallery = load_or_build(trained, examiner=examiner) if similar else read_gallery(trained)
+    evaluation = _with_distance(evaluation, gallery)
     if similar:
-        gallery = load_or_build(trained, examiner=examiner)
+        assert gallery is not None
         evaluation.details["similar"] = _retrieval_metrics(trained, evaluation.predictions, gallery)
+    else:
+        gallery = None
     with collect_written_files() as written:
         write_results(trained, evaluation, examiner=examiner, gallery=gallery)
     write_record(run, digest, written)
     trained.calibrations, trained.conformal = evaluation.calibrations, evaluation.conformal
+    trained.distance = evaluation.distance
     for line in summary_lines(evaluation):
         logger.info(line)
     return evaluation
@@ -101,7 +107,8 @@ def _measure(
     """
     table, training_table = trained.test_table, trained.training_table
     predictions, unreadable = predict(table)
-    calibrations, conformal = fit_calibrations(predict, training_table, trained.spec)
+    fitted = fit_calibrations(predict, training_table, trained.spec)
+    calibrations = fitted.calibrations
     near_duplicates, metrics_without = None, None
     if exclude_near_duplicates:
         leaked = leaking_images(trained.near_duplicates, test=True)
@@ -111,7 +118,7 @@ def _measure(
     details = detailed_metrics(predictions, training_table, calibrations)
     if open_set := evaluate_open_tasks(predictions, calibrations, trained.spec):
         details["open_set"] = open_set
-    details["conformal"] = coverage_metrics(predictions, calibrations, conformal)
+    details["conformal"] = coverage_metrics(predictions, calibrations, fitted.conformal)
     if tta:
         temperatures = {task: one.temperature for task, one in calibrations.items()}
         augmented, _ = predict(table, views=TTA[tta], temperatures=temperatures)
@@ -119,13 +126,19 @@ def _measure(
     return Evaluation(
         predictions,
         task_metrics,
-        calibrations,
-        conformal,
+        fitted,
         details,
         unreadable,
         near_duplicates,
         metrics_without,
     )
+
+
+def _with_distance(evaluation: Evaluation, gallery: Gallery | None) -> Evaluation:
+    """The evaluation with the distance to the training images, if it can be fitted."""
+    fitted = fit_feature_distance(gallery, evaluation.fitted.validation)
+    evaluation.details["distance"] = distance_metrics(evaluation.predictions, fitted)
+    return replace(evaluation, distance=None if isinstance(fitted, str) else fitted)
 
 
 def _retrieval_metrics(

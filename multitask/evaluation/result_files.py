@@ -19,10 +19,12 @@ from multitask.evaluation.neighbours import class_distances
 from multitask.evaluation.predictions import Predictions, read_predictions
 from multitask.evaluation.task_metrics import calibrated_confidences, flat_metrics
 from multitask.evaluation.task_plots import OPEN_SET, PLOTS, PlotSource, thumbnail
+from multitask.feature_distance import DISTANCE
 from multitask.files import replacing, write_json
+from multitask.pages.distance_plots import distance_plot
 from multitask.pages.report_page import write_page
 from multitask.run import Run, package_versions
-from multitask.spec import field_of
+from multitask.spec import SHARED, field_of
 from multitask.trained import TrainedModel
 
 
@@ -53,6 +55,7 @@ def write_results(
             "conformal": evaluation.conformal.to_dict(),
         },
     )
+    _write_distance(trained, evaluation)
     load = functools.partial(thumbnail, trained.image_dir)
     history = read_history(run)
     for task in predictions.classes:
@@ -75,6 +78,17 @@ def write_results(
             attention=attention_examples(trained, examiner, predictions, load),
             similar=similar_examples(gallery, predictions) if gallery else (),
         )
+
+
+def _write_distance(trained: TrainedModel, evaluation: "Evaluation") -> None:
+    """Write the distance to the training images and its plot; remove those of an older model."""
+    file, plot = (trained.run.results / name for name in (DISTANCE, "distance.png"))
+    if evaluation.distance is None:
+        file.unlink(missing_ok=True)
+        plot.unlink(missing_ok=True)
+        return
+    write_json(file, {"model": trained.name, **evaluation.distance.to_dict()})
+    distance_plot(plot, evaluation.details["distance"])
 
 
 def read_history(run: Run) -> pd.DataFrame:
@@ -127,6 +141,9 @@ def _write_predictions(evaluation: Evaluation, folder: Path, gallery: Gallery | 
         for task, calibration in evaluation.calibrations.items()
         if (rejection := calibration.rejection) and task in predictions.scores
     }
+    if evaluation.distance is not None:
+        distances_to_all = evaluation.distance.distances(predictions.vectors[SHARED])
+        columns["distance"] = distances_to_all.astype(np.float32)
     if gallery:
         distances = class_distances(gallery, predictions)
         columns |= {field_of(task, "class_distance"): values for task, values in distances.items()}

@@ -5,6 +5,7 @@ from typing import Any
 from multitask.data.image_files import count_reasons
 from multitask.errors import counted
 from multitask.evaluation.coverage import coverage_lines
+from multitask.evaluation.distances import distance_lines
 from multitask.evaluation.evaluation import Evaluation
 from multitask.spec import NO_TEST_SET
 
@@ -26,6 +27,7 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
         *_calibration_lines(evaluation),
         *_open_set_lines(evaluation),
         *coverage_lines(evaluation.details["conformal"]),
+        *distance_lines(evaluation.details["distance"]),
         *_tta_lines(evaluation),
     ]
     lines += [""] * bool(more) + more

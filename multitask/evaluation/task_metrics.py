@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -79,9 +80,22 @@ def flat_metrics(task_metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str,
     }
 
 
-def fit_calibrations(
-    predict: Callable, training_table: Table, spec: DataSpec
-) -> tuple[dict[str, Calibration], Conformal]:
+@dataclass(frozen=True)
+class Fitted:
+    """What is fitted on the validation split.
+
+    Attributes:
+        calibrations: task -> its calibration.
+        conformal: the scores for sets of classes.
+        validation: the predictions; or the reason why there are none.
+    """
+
+    calibrations: dict[str, Calibration]
+    conformal: Conformal
+    validation: Predictions | str
+
+
+def fit_calibrations(predict: Callable, training_table: Table, spec: DataSpec) -> Fitted:
     """Calibrate each task, and the sets of classes, on the validation split.
 
     Args:
@@ -90,18 +104,20 @@ def fit_calibrations(
         spec: its tasks.
     """
     if not len(training_table.rows(VALIDATION)):
-        none = uncalibrated(spec, "there is no validation split")
-        return none, without_images(training_table.tasks)
+        return _unfitted(spec, "there is no validation split")
     try:
         predictions, _ = predict(training_table, split=VALIDATION, max_missing=1.0)
     except InputError as error:
         logger.info(f"Not calibrated: {error}")
-        none = uncalibrated(spec, "no validation image can be read")
-        return none, without_images(training_table.tasks)
+        return _unfitted(spec, "no validation image can be read")
     calibrations = {
         task: calibrate(*predictions.examples(task)[1:]) for task in predictions.classes
     }
-    return calibrations, conformal_of(predictions, calibrations)
+    return Fitted(calibrations, conformal_of(predictions, calibrations), predictions)
+
+
+def _unfitted(spec: DataSpec, reason: str) -> Fitted:
+    return Fitted(uncalibrated(spec, reason), without_images(spec.task_names), reason)
 
 
 def calibrated_confidences(

@@ -132,6 +132,7 @@ class ImageModel:
         min_confidence: float | Mapping[str, float] = 0.0,
         coverage: float | None = None,
         joint: bool = False,
+        max_unlike: float | None = None,
     ) -> "PredictionTable":
         """Predict all tasks of images.
 
@@ -144,19 +145,24 @@ class ImageModel:
             joint: with a coverage: the sets of all tasks together hold all right classes with that
                 probability.
 
+            max_unlike: share of the images drawn like the validation images that may get the answer
+                `not like the training data`; 0: none. None: 0.01, if the model can say it.
+
         Returns:
-            One row per image, in order: `path`; `error`, the reason if the image cannot be read;
-            and for each task, such as `style`: `style/predicted`, and the three most probable
-            classes, `style/1` with `style/1_probability`, and so on. With a coverage also
-            `style/set`, the list of the classes in the set, most probable first, and
+            One row per image, in order: `path`; `error`, the reason if the image cannot be read; if
+            the model can say it, `distance` to the training images, and `unlike`, whether the image
+            is not like them; and for each task, such as `style`: `style/predicted`, and the three
+            most probable classes, `style/1` with `style/1_probability`, and so on. With a coverage
+            also `style/set`, the list of the classes in the set, most probable first, and
             `style/set_size`.
 
         Raises:
-            InputError: a confidence outside 0 to 1, an unknown task, or a coverage that the
-                validation split of the model cannot promise.
+            InputError: a confidence outside 0 to 1, an unknown task, or a coverage or share that
+                the validation split of the model cannot promise.
         """
         least = self._least_confidences(min_confidence)
         sets = self._set_thresholds(coverage, joint)
+        max_distance = self._model.max_distance(max_unlike)
         rows: list[dict[str, Any]] = []
         thumbnails: list[Image.Image | None] = []
         for name, original, outputs in self._outputs(images):
@@ -164,18 +170,9 @@ class ImageModel:
                 rows.append(answers.row(name, outputs))
                 thumbnails.append(None)
                 continue
-            predicted = {
-                task: answers.answer(
-                    outputs[0][task],
-                    names,
-                    min_confidence=least[task],
-                    set_threshold=sets.get(task),
-                )
-                for task, names in self.classes.items()
-            }
-            rows.append(answers.row(name, predicted))
+            rows.append(self._row(name, outputs, least, sets, max_distance))
             thumbnails.append(original if len(thumbnails) < SHOWN_ROWS else None)
-        columns = answers.columns(self.classes, sets=bool(sets))
+        columns = answers.columns(self.classes, sets=bool(sets), distances=max_distance is not None)
         table = PredictionTable(rows, columns=list(columns))
         table.tasks, table.thumbnails = tuple(self.classes), tuple(thumbnails)
         return table
@@ -352,6 +349,38 @@ class ImageModel:
             raise InputError("needs a coverage, such as 0.9", field="joint")
         return {}
 
+    def _row(
+        self,
+        name: str,
+        outputs: tuple[dict[str, np.ndarray], np.ndarray | None],
+        least: Mapping[str, float],
+        sets: Mapping[str, float],
+        max_distance: float | None,
+    ) -> dict[str, Any]:
+        """The row of a readable image in the table of `predict`."""
+        probabilities, embedding = outputs
+        distance = self._distance(embedding, max_distance)
+        predicted = {
+            task: answers.answer(
+                probabilities[task],
+                names,
+                min_confidence=least[task],
+                set_threshold=sets.get(task),
+                distance=distance,
+            )
+            for task, names in self.classes.items()
+        }
+        return answers.row(name, predicted, distance.fields if distance else None)
+
+    def _distance(
+        self, embedding: np.ndarray | None, highest: float | None
+    ) -> answers.Distance | None:
+        """The distance of an image to the training images; None if the model has none."""
+        if embedding is None or highest is None:
+            return None
+        distances = self._model.distances(embedding[None])
+        return None if distances is None else answers.Distance(float(distances[0]), highest)
+
     def _training_images(self) -> "Gallery":
         """The embedded training images of the model's run."""
         if self._gallery is None:
@@ -426,8 +455,8 @@ class PredictionTable(pd.DataFrame):
                 for place in range(1, answers.TOP + 1)
                 if (name := field_of(task, f"{place}")) in values
             ]
-            uncertain = values[field_of(task, "predicted")] != values[field_of(task, "1")]
-            cells.append(("uncertain: " if uncertain else "") + ", ".join(top))
+            mark = answers.MARKS.get(values[field_of(task, "predicted")], "")
+            cells.append(mark + ", ".join(top))
         return cells
 
 

@@ -17,6 +17,7 @@ from multitask.console import progress_bar
 from multitask.pages.class_plots import f1_order
 from multitask.pages.coverage_plots import coverage_panels
 from multitask.pages.curves import calibration_panels, history_panels
+from multitask.pages.distance_plots import distance_panels
 from multitask.pages.image_sheets import data_uri
 from multitask.pages.open_set_plots import open_set_panels
 from multitask.pages.render import render
@@ -42,6 +43,7 @@ KINDS = ("misclassified", "low confidence", FAR)
 #   attention           1,800                 0.2
 #   similar images    48 of 3,000           0.2
 #   contradictions      24 of 2,500           0.1
+#   farthest images     24 of 1,000           0.0
 #   pairs of tasks      500 a row             0.7
 #   curves              60,000 a task         1.2
 NAME, PATH = 50, 150  # columns
@@ -225,6 +227,7 @@ def write_page(
         "more_tasks": len(every) - len(tasks),
         "content": content,
         **_images(album, galleries(labelled), attention, similar, tasks),
+        **_distance(content.get("distance", {}), album),
         **_task_pairs(content["task_pairs"], tasks, album),
         "history": {task: history_panels(history, task=task) for task in tasks},
         "calibration": {task: calibration_panels(content["calibration"][task]) for task in tasks},
@@ -270,6 +273,14 @@ def _images(
     ]
     kinds = [kind for kind in KINDS if any(card["kind"] == kind for card in cards)]
     return {"cards": shown, "kinds": kinds, "attention": maps, "similar": queries}
+
+
+def _distance(values: Mapping[str, Any], album: Album) -> dict[str, Any]:
+    """The plot of the distances, and the farthest test images with their places in the album."""
+    return {
+        "distance": distance_panels(values),
+        "farthest": [{"place": album.add(row["path"])} | row for row in values.get("farthest", ())],
+    }
 
 
 def _some_of_each(looks: Sequence[dict[str, Any]], tasks: Sequence[str]) -> list[dict[str, Any]]:

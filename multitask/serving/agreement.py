@@ -3,7 +3,7 @@
 Each artifact is run by every installed library that can read it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,17 @@ from multitask.data.pipeline import readable_images
 from multitask.data.table import Table
 from multitask.errors import RunError
 from multitask.evaluation.examiner import compiled
+from multitask.feature_distance import FeatureDistance, is_unlike
 from multitask.files import silent
 from multitask.metrics import classification_metrics
-from multitask.runtimes.libraries import RUNTIMES, Infer, SavedModel, output_of, speed
+from multitask.runtimes.libraries import (
+    EMBEDDING,
+    RUNTIMES,
+    Infer,
+    SavedModel,
+    output_of,
+    speed,
+)
 from multitask.serving.formats import FLOAT32, FORMATS
 from multitask.spec import InputError, is_labelled
 
@@ -117,7 +125,9 @@ class _Candidate:
         infer: images -> outputs.
         calibrations: task -> its temperature.
         decode_and_infer: encoded images -> outputs, if the artifact decodes images.
+        distance: to the training images, or None.
         batches: task -> probabilities of each batch, float64 [n, classes].
+        distances: of each batch, float64 [n]; empty if the outputs have no embedding.
         difference_from_bytes: greatest difference of a probability on encoded images.
     """
 
@@ -126,13 +136,18 @@ class _Candidate:
     infer: Infer
     calibrations: Mapping[str, Calibration]
     decode_and_infer: Callable | None = None
+    distance: FeatureDistance | None = None
     batches: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    distances: list[np.ndarray] = field(default_factory=list)
     difference_from_bytes: float = 0.0
 
     def run(self, images: np.ndarray) -> None:
-        """Add the probabilities of a batch."""
-        for task, values in self._probabilities(self.infer(images)).items():
+        """Add the probabilities of a batch, and its distances to the training images."""
+        outputs = self.infer(images)
+        for task, values in self._probabilities(outputs).items():
             self.batches.setdefault(task, []).append(values)
+        if self.distance is not None and EMBEDDING in outputs:
+            self.distances.append(self.distance.distances(outputs[EMBEDDING]))
 
     def run_on_bytes(self, data: Sequence[bytes], reference: "_Candidate") -> None:
         """Compare encoded images with the reference's results of the last batch."""
@@ -173,6 +188,9 @@ class _Candidate:
             task: _entry(values, reference[task], labels[task])
             for task, values in self.probabilities().items()
         }
+        if self.distance is not None and self.distances:
+            unlike = is_unlike(np.concatenate(self.distances), self.distance.threshold())
+            entry["unlike"] = float(unlike.mean())
         if self.decode_and_infer:
             entry["difference_from_bytes"] = self.difference_from_bytes
         entry["images_per_second"] = {
@@ -194,6 +212,7 @@ def compare(
     *,
     reading: Mapping[str, Any],
     mixed_precision_model: keras.Model | None = None,
+    distance: FeatureDistance | None = None,
 ) -> list[dict[str, Any]]:
     """Compare the predictions of each artifact with those of the model.
 
@@ -206,23 +225,21 @@ def compare(
         names: str [n], the rows' image files.
         reading: arguments of `readable_images` for the images.
         mixed_precision_model: the same network as it was trained, if not in float32.
+        distance: to the training images, or None.
 
     Returns:
         One entry of `report.json` for each artifact and each installed library that runs it:
         format, precision, runtime, bytes, images, the greatest difference of a probability and the
-        share of equal predictions for each task, the metrics of both, and images per second by
-        batch size. The first entry is the model itself; with a `mixed_precision_model`, its
-        `rounding` holds, for each task, the differences between the two.
+        share of equal predictions for each task, the metrics of both, the share of images that are
+        not like the training images (`unlike`), and images per second by batch size. The first
+        entry is the model itself; with a `mixed_precision_model`, its `rounding` holds, for each
+        task, the differences between the two.
 
     Raises:
         InputError: none of the images can be read.
     """
     reference = _Candidate(None, "the model", _with_logits(compiled(model)), calibrations)
-    candidates = [reference]
-    for artifact in artifacts:
-        for runtime, infer in artifact.open():
-            from_bytes = infer.on_bytes if isinstance(infer, SavedModel) else None
-            candidates.append(_Candidate(artifact, runtime, infer, calibrations, from_bytes))
+    candidates = [reference, *_candidates(artifacts, calibrations, distance)]
     trained = None
     if mixed_precision_model:
         infer = _with_logits(compiled(mixed_precision_model))
@@ -244,6 +261,18 @@ def compare(
             for task, values in trained.probabilities().items()
         }
     return entries
+
+
+def _candidates(
+    artifacts: Sequence[Artifact],
+    calibrations: Mapping[str, Calibration],
+    distance: FeatureDistance | None,
+) -> Iterator[_Candidate]:
+    """Each artifact with each library that runs it."""
+    for artifact in artifacts:
+        for runtime, infer in artifact.open():
+            from_bytes = infer.on_bytes if isinstance(infer, SavedModel) else None
+            yield _Candidate(artifact, runtime, infer, calibrations, from_bytes, distance)
 
 
 def _run_all(
@@ -345,6 +374,19 @@ def rounding_line(entries: Sequence[Mapping[str, Any]]) -> str | None:
         "Trained in bfloat16, exported in float32 with the same weights. On "
         f"{model['images']} images the two differ by at most: {'; '.join(parts)}."
     )
+
+
+def unlike_line(entries: Sequence[Mapping[str, Any]]) -> str | None:
+    """Describe how many images each artifact finds not like the training images; None without.
+
+    Quantized weights change the features, so that more images can be too far.
+    """
+    parts = [
+        f"{FORMATS[entry['format']].title} ({entry['runtime']}) {entry['unlike']:.1%}"
+        for entry in entries
+        if "unlike" in entry
+    ]
+    return f"Not like the training data, of these images: {', '.join(parts)}." if parts else None
 
 
 def table_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:

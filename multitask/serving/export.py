@@ -3,6 +3,7 @@
 export/<spec>/1/          SavedModel: `tf.saved_model.load`, TensorFlow Serving
 export/<spec>.onnx        ONNX; likewise .tflite (LiteRT) and .keras
 export/classes.json       tasks, class names, image size, thresholds, artifacts
+export/distance.json      the distance to the training images, if the evaluation fitted it
 export/report.json        comparison of each artifact with the model: agreement, size, speed
 export/MODEL_CARD.md      data, counts, metrics, recipe, licence
 """
@@ -22,10 +23,18 @@ from multitask.data.pipeline import file_names
 from multitask.data.records import prepare
 from multitask.data.table import SPLITS, TEST, TRAIN, Table
 from multitask.errors import RunError
+from multitask.feature_distance import DISTANCE
 from multitask.files import replacing, silent, write_json
 from multitask.model.network import in_float32, of_tasks
 from multitask.run import Run, package_versions
-from multitask.serving.agreement import Artifact, compare, rounding_line, table_lines, why_refused
+from multitask.serving.agreement import (
+    Artifact,
+    compare,
+    rounding_line,
+    table_lines,
+    unlike_line,
+    why_refused,
+)
 from multitask.serving.formats import FLOAT32, FORMATS, PRECISIONS, Source, check_installed
 from multitask.serving.model_card import model_card
 from multitask.serving.predictor import FORMAT
@@ -74,20 +83,17 @@ def export(
     if out:
         _refuse_other_content(out)
     trained = open_trained(run, model_file, auxiliary=not {*tasks} <= {*run.spec.main_tasks})
-    table = trained.training_table
     source, exported = _source(trained, tasks)
     _check_convertible(source.model, formats)
     count = CHECKED_IMAGES[quantize] if images is None else images
-    images_to_check = _images_to_check(run, table, count)
+    images_to_check = _images_to_check(run, trained.training_table, count)
     if quantize == "int8":
         source = replace(source, representative=list(_representative(run, records_dir)))
     target = out or run.workdir / "export"
     with replacing(target) as folder:
         folder.mkdir()
         artifacts = _write_artifacts(source, folder, formats, quantize)
-        entries = _check_artifacts(
-            artifacts, source, exported, table, images_to_check, trained.model_file
-        )
+        entries = _check_artifacts(artifacts, source, exported, trained, images_to_check)
         _write_descriptions(folder, trained, source, artifacts, entries, images_to_check.kind)
     _log_checks(entries, images_to_check.kind, trained.model_file)
     return target
@@ -101,7 +107,7 @@ def _write_descriptions(
     entries: Sequence[dict[str, Any]],
     kind: str,
 ) -> None:
-    """Write classes.json, report.json and the model card."""
+    """Write classes.json, distance.json, report.json and the model card."""
     paths = {a.format: a.path.relative_to(folder).as_posix() for a in artifacts}
     content = {
         **source.description,
@@ -110,6 +116,8 @@ def _write_descriptions(
         "versions": package_versions(),
     }
     write_json(folder / "classes.json", content)
+    if trained.distance is not None:
+        write_json(folder / DISTANCE, trained.distance.to_dict())
     write_json(folder / "report.json", {"artifacts": entries})
     card = model_card(
         trained, trained.training_table, source.calibrations, entries, paths, checked_on=kind
@@ -152,6 +160,8 @@ def _source(trained: TrainedModel, tasks: tuple[str, ...]) -> tuple[Source, kera
     }
     if trained.conformal is not None:
         description["conformal"] = trained.conformal.of_tasks(tasks).to_dict()
+    if trained.distance is not None:
+        description["distance"] = DISTANCE
     source = Source(
         name=spec.name,
         # ONNX and LiteRT have no bfloat16 convolutions, and all formats must agree.
@@ -181,16 +191,16 @@ def _write_artifacts(
 def _check_artifacts(
     artifacts: Sequence[Artifact],
     source: Source,
-    trained: keras.Model,
-    table: Table,
+    exported: keras.Model,
+    trained: TrainedModel,
     images: _ImagesToCheck,
-    model_file: Path,
 ) -> list[dict[str, Any]]:
     """Return the entries of `compare`.
 
     Raises:
         RunError: an artifact disagrees with the model.
     """
+    table = trained.training_table
     # Metrics on training images would be misleading.
     labels = table.labels if images.in_test_set else np.full_like(table.labels, MISSING)
     entries = compare(
@@ -206,13 +216,14 @@ def _check_artifacts(
             "reduced_px": source.reduced_px,
             "convert_profiles": source.description["convert_profiles"],
         },
-        mixed_precision_model=None if trained is source.model else trained,
+        mixed_precision_model=None if exported is source.model else exported,
+        distance=trained.distance,
     )
     for entry in entries[1:]:
         if reason := why_refused(entry):
             raise RunError(
                 f"the {FORMATS[entry['format']].title} export, run by {entry['runtime']}, "
-                f"disagrees with {model_file} {reason} on {entry['images']} images; it was "
+                f"disagrees with {trained.model_file} {reason} on {entry['images']} images; it was "
                 "discarded"
             )
     return entries
@@ -225,8 +236,9 @@ def _log_checks(entries: Sequence[dict[str, Any]], kind: str, model_file: Path) 
     )
     for line in table_lines(entries):
         logger.info(line)
-    if rounding := rounding_line(entries):
-        logger.info(rounding)
+    for note in (rounding_line(entries), unlike_line(entries)):
+        if note:
+            logger.info(note)
 
 
 def _check(formats: Sequence[str], quantize: str) -> None:

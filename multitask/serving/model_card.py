@@ -6,6 +6,7 @@ from typing import Any
 from multitask.calibration import Calibration
 from multitask.data.table import Table
 from multitask.errors import counted
+from multitask.feature_distance import DISTANCE, UNLIKE, FeatureDistance
 from multitask.run import package_versions
 from multitask.serving.agreement import BOUNDS, rounding_line
 from multitask.serving.formats import FORMATS
@@ -39,7 +40,7 @@ def model_card(
         *_data(spec, table),
         *_metrics(trained, table, tasks),
         *_recipe(spec),
-        *_confidence(calibrations),
+        *_confidence(calibrations, trained.distance),
         *_checks(entries, checked_on),
         "",
         f"Made with {versions}.",
@@ -119,7 +120,9 @@ def _recipe(spec: DataSpec) -> Iterator[str]:
     yield ""
 
 
-def _confidence(calibrations: Mapping[str, Calibration]) -> Iterator[str]:
+def _confidence(
+    calibrations: Mapping[str, Calibration], distance: FeatureDistance | None
+) -> Iterator[str]:
     yield from ("## Confidence", "")
     for task, calibration in calibrations.items():
         if calibration.fitted_on and not calibration.reason:
@@ -138,6 +141,13 @@ def _confidence(calibrations: Mapping[str, Calibration]) -> Iterator[str]:
                 f"- {task} answers `{OTHER_ANSWER}` for an image that has none of its classes; the "
                 f"probability of this answer is {how}"
             )
+    if distance is not None:
+        yield (
+            f"- An image whose distance to {distance.training_images:,} training images is above "
+            f"{distance.threshold():.3f} is {UNLIKE} (`{DISTANCE}`); of the images like the "
+            f"{distance.validation.images:,} held out of training, at most "
+            f"{distance.default_share:.1%}"
+        )
     yield ""
 
 

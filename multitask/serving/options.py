@@ -21,6 +21,8 @@ class PredictOptions:
         runtime: library that runs an export; `auto`: the fastest, measured for
             FEWEST_MEASURED images or more.
         min_confidence: a lower confidence makes an answer `uncertain`.
+        max_unlike: share of the validation images that would be not like the training images; None:
+            the usual one.
         calibrated: whether probabilities are scaled by the temperature.
         tta: kind of test-time augmentation; None: the plain image.
         coverage: of the sets of classes; None: no sets.
@@ -39,6 +41,7 @@ class PredictOptions:
     allow_outside: bool
     runtime: str
     min_confidence: MinConfidence
+    max_unlike: float | None
     calibrated: bool
     tta: str | None
     coverage: float | None

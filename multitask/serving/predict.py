@@ -21,7 +21,7 @@ from multitask.data.pipeline import readable_images
 from multitask.errors import counted
 from multitask.run import open_run
 from multitask.runtimes.libraries import FEWEST_MEASURED
-from multitask.serving.answers import UNCERTAIN, answer, answer_lines
+from multitask.serving.answers import UNCERTAIN, Distance, answer, answer_lines
 from multitask.serving.options import PredictOptions
 from multitask.serving.prediction_files import PredictionFile
 from multitask.serving.predictor import Predictor, load_best, load_export
@@ -48,15 +48,16 @@ def predict(names: Sequence[str], options: PredictOptions) -> None:
     rules = AnswerRules(
         options.min_confidence.thresholds(model),
         find_set_thresholds(model, options.coverage, joint=options.joint),
+        model.max_distance(options.max_unlike),
     )
     if options.out:
         _predict_to_file(options, options.out, model, files, rules)
         return
     readable = 0
-    for file, answers in _answers(model, files, options.batch_size, rules):
+    for file, answers, distance in _answers(model, files, options.batch_size, rules):
         if not isinstance(answers, str):
             readable += 1
-            print("\n".join(answer_lines(file, answers)), flush=True)
+            print("\n".join(answer_lines(file, answers, distance)), flush=True)
     _require_readable(readable)
 
 
@@ -73,13 +74,19 @@ def _load_model(options: PredictOptions, *, measure: bool) -> Predictor:
 
 def _answers(
     model: Predictor, files: Sequence[str], batch_size: int, rules: AnswerRules
-) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Yield each file with task -> `answers.answer`, or with the reason, which is also printed."""
+) -> Iterator[tuple[str, dict[str, Any] | str, Distance | None]]:
+    """Yield each file with task -> `answers.answer`, or with the reason, which is also printed.
+
+    The third value is the distance to the training images, if the rules have one.
+    """
     for file, result in predict_files(model, files, batch_size=batch_size):
         if isinstance(result, str):
             note(f"{file}: {result}", sys.stderr)
-            yield file, result
+            yield file, result, None
             continue
+        distance = None
+        if rules.max_distance is not None and result.distance is not None:
+            distance = Distance(result.distance, rules.max_distance)
         yield (
             file,
             {
@@ -88,9 +95,11 @@ def _answers(
                     model.classes[task],
                     min_confidence=rules.confidences[task],
                     set_threshold=rules.sets[task] if rules.sets else None,
+                    distance=distance,
                 )
                 for task, probabilities in result.items()
             },
+            distance,
         )
 
 
@@ -110,8 +119,15 @@ def _predict_to_file(
     }
     if rules.sets:
         settings |= {"coverage": options.coverage, "joint": options.joint}
+    if rules.max_distance is not None:
+        settings["max_unlike"] = options.max_unlike
     prediction_file = PredictionFile(
-        out, settings, model.classes, resume=options.resume, sets=bool(rules.sets)
+        out,
+        settings,
+        model.classes,
+        resume=options.resume,
+        sets=bool(rules.sets),
+        distances=rules.max_distance is not None,
     )
     files = [file for file in all_files if not prediction_file.has(file)]
     done = len(all_files) - len(files)
@@ -120,10 +136,10 @@ def _predict_to_file(
     note(f"Predicting {counted(len(files), 'image')} with {model.runtime}")
     counts, start_s = _Counts(), time.perf_counter()
     try:
-        for file, answers in _answers(model, files, options.batch_size, rules):
-            prediction_file.add(file, answers)
+        for file, answers, distance in _answers(model, files, options.batch_size, rules):
+            prediction_file.add(file, answers, distance)
             if not isinstance(answers, str):
-                counts.add(answers)
+                counts.add(answers, distance)
     finally:
         prediction_file.close()
     seconds = time.perf_counter() - start_s
@@ -146,24 +162,27 @@ class _Counts:
     """
 
     def __init__(self):
-        self.readable = 0
+        self.readable = self._unlike = 0
         self._uncertain: Counter[str] = Counter()
         self._set_sizes: Counter[str] = Counter()
 
-    def add(self, answers: dict[str, Any]) -> None:
+    def add(self, answers: dict[str, Any], distance: Distance | None) -> None:
         """Count the answers of one image."""
         self.readable += 1
+        self._unlike += bool(distance and distance.unlike)
         self._uncertain.update(t for t, one in answers.items() if one["answer"] == UNCERTAIN)
         self._set_sizes.update({t: len(one.get("set", ())) for t, one in answers.items()})
 
     def lines(self, tasks: Sequence[str], rules: AnswerRules) -> list[str]:
-        """The mean size of the sets and the share of uncertain answers, where the rules ask."""
+        """The mean size of the sets, and the images without an answer, where the rules ask."""
         if not self.readable:
             return []
         lines = []
         if rules.sets:
             sizes = (f"{task} {self._set_sizes[task] / self.readable:.1f}" for task in tasks)
             lines.append(f"Classes in a set: {', '.join(sizes)}")
+        if self._unlike:
+            lines.append(f"Not like the training data: {counted(self._unlike, 'image')}")
         if any(rules.confidences.values()):
             shares = (f"{task} {self._uncertain[task] / self.readable:.1%}" for task in tasks)
             lines.append(f"Uncertain: {', '.join(shares)}")
@@ -213,16 +232,26 @@ def find_images(names: Sequence[str]) -> list[str]:
     return list(files)
 
 
+class ImageProbabilities(dict[str, np.ndarray]):
+    """Task -> float32 [classes] of one image.
+
+    Attributes:
+        distance: to the training images; None if the model has none.
+    """
+
+    distance: float | None = None
+
+
 def predict_files(
     predictor: Predictor, files: Sequence[str | Path], *, batch_size: int
-) -> Iterator[tuple[str, dict[str, np.ndarray] | str]]:
+) -> Iterator[tuple[str, ImageProbabilities | str]]:
     """Predict files in order.
 
     Images are decoded while the model works on previous ones. The use of memory does not grow with
     the number of images.
 
     Yields:
-        A file; and task -> float32 [classes], or the reason why it cannot be read.
+        A file; and its probabilities, or the reason why it cannot be read.
     """
     names = [os.fspath(file) for file in files]
     batches = readable_images(
@@ -239,10 +268,13 @@ def predict_files(
     with conversions_logged(), progress_bar("predicting", len(names)) as bar:
         for places, images in batches:
             # `numpy()` would copy ten megabytes per batch while the model waits.
-            probabilities = predictor.probabilities(np.asarray(images))
+            probabilities, embedding = predictor.answer(np.asarray(images))
+            distances = predictor.distances(embedding)
             for row, place in enumerate(places.numpy().tolist()):
                 yield from unreadable(place)
-                yield names[place], {task: each[row] for task, each in probabilities.items()}
+                one = ImageProbabilities({task: p[row] for task, p in probabilities.items()})
+                one.distance = None if distances is None else float(distances[row])
+                yield names[place], one
                 done = place + 1
             bar.update(done - bar.n)
         yield from unreadable(len(names))

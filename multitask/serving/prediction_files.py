@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from multitask.disk import writing
 from multitask.files import parse_json, replacing
 from multitask.run import refuse_other_settings
-from multitask.serving.answers import SEPARATOR, columns, row
+from multitask.serving.answers import DISTANCE_COLUMNS, SEPARATOR, Distance, columns, row
 from multitask.spec import InputError, expected
 
 ROWS = 10_000  # in a row group of Parquet
@@ -51,6 +51,7 @@ class PredictionFile:
         classes: task -> class names.
         resume: continue an interrupted prediction.
         sets: whether the predictions have sets of classes.
+        distances: whether the images have distances to the training images.
 
     Attributes:
         done: names of the images that have a record.
@@ -67,8 +68,9 @@ class PredictionFile:
         *,
         resume: bool,
         sets: bool = False,
+        distances: bool = False,
     ):
-        self.path, self.columns = path, columns(classes, sets=sets)
+        self.path, self.columns = path, columns(classes, sets=sets, distances=distances)
         self.partial = _partial(path)
         self.done: set[str] = set()
         if not self.partial.exists() or not self.partial.stat().st_size:
@@ -130,12 +132,15 @@ class PredictionFile:
         """Return whether an image has a record."""
         return _name_as_text(file) in self.done
 
-    def add(self, file: str, result: Mapping[str, Any] | str) -> None:
+    def add(
+        self, file: str, result: Mapping[str, Any] | str, distance: Distance | None = None
+    ) -> None:
         """Add the record of one image.
 
         Args:
             file: the image.
             result: task -> `answers.answer`; or the reason why the image cannot be read.
+            distance: of the image to the training images.
         """
         name = _name_as_text(file)
         if isinstance(result, str):
@@ -149,7 +154,8 @@ class PredictionFile:
                 }
                 for task, prediction in result.items()
             }
-            self._write({"path": name, "tasks": tasks})
+            fields = distance.fields if distance else {}
+            self._write({"path": name, **fields, "tasks": tasks})
         self.done.add(name)
         if len(self.done) % FLUSH_EVERY == 0:
             with self._writing():
@@ -187,7 +193,8 @@ def _row(line: str) -> dict[str, Any]:
         task: {**one, "top": [(top["name"], top["probability"]) for top in one["top"]]}
         for task, one in record.get("tasks", {}).items()
     }
-    return row(record["path"], record.get("error") or predictions)
+    fields = {name: record[name] for name in DISTANCE_COLUMNS if name in record}
+    return row(record["path"], record.get("error") or predictions, fields)
 
 
 Records = Callable[[], Iterator[str]]
@@ -219,6 +226,7 @@ def _write_parquet(path: Path, records: Records, kinds: Columns) -> None:
         str: pyarrow.string(),
         float: pyarrow.float32(),
         int: pyarrow.int32(),
+        bool: pyarrow.bool_(),
         list: pyarrow.list_(pyarrow.string()),
     }
     schema = pyarrow.schema([(name, types[kind]) for name, kind in kinds.items()])

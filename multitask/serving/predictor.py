@@ -18,6 +18,7 @@ from multitask.calibration import Calibration
 from multitask.conformal import Conformal
 from multitask.data.image_limits import RESIZE_KINDS
 from multitask.errors import counted
+from multitask.feature_distance import DISTANCE, FeatureDistance
 from multitask.files import read_json, silent
 from multitask.open_set import known_scores
 from multitask.reading import check_regular, sha256
@@ -50,6 +51,8 @@ class Predictor:
         tta: one of tta.TTA; None: the plain image.
         conformal: the scores of the validation split; None if the model was not evaluated, or only
             by an older version.
+        distance: the distance to the training images; None as for `conformal`, or if the evaluation
+            could not fit it.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -64,6 +67,7 @@ class Predictor:
     calibrated: bool = True
     tta: str | None = None
     conformal: Conformal | None = None
+    distance: FeatureDistance | None = None
 
     @property
     def resizing(self) -> dict[str, Any]:
@@ -88,7 +92,10 @@ class Predictor:
         return self.answer(images)[0]
 
     def answer(self, images: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """Return `probabilities`, and the embedding float32 [n, width]; None with TTA."""
+        """Return `probabilities`, and the embedding float32 [n, width] of the plain image.
+
+        The embedding is None if the artifact has none.
+        """
         views = [images]
         if self.tta:
             import tensorflow as tf
@@ -110,7 +117,35 @@ class Predictor:
                 for one in logits
             ]
             probabilities[task] = np.mean(each, axis=0).astype(np.float32)
-        return probabilities, None if self.tta else outputs[0].get(EMBEDDING)
+        return probabilities, outputs[0].get(EMBEDDING)  # the first view is the plain image
+
+    def distances(self, embedding: np.ndarray | None) -> np.ndarray | None:
+        """The distances float64 [n] of embeddings to the training images; None without distance."""
+        if self.distance is None or embedding is None:
+            return None
+        return self.distance.distances(embedding)
+
+    def max_distance(self, max_unlike: float | None = None) -> float | None:
+        """The highest distance of an image that is like the training images.
+
+        Args:
+            max_unlike: as for `FeatureDistance.threshold`.
+
+        Returns:
+            The threshold; None if the model has no distance and no share is requested.
+
+        Raises:
+            InputError: the share is not possible, or the model has no distance.
+        """
+        if self.distance is not None:
+            return self.distance.threshold(max_unlike)
+        if max_unlike is not None:
+            raise InputError(
+                f"{max_unlike:g}: this model has no distance to the training images; `multitask "
+                "evaluate` fits it, and the next `multitask export` includes it",
+                field="max_unlike",
+            )
+        return None
 
     def thresholds(self, accuracy: float) -> dict[str, float]:
         """Look up the confidences that reach an accuracy on the validation split.
@@ -177,8 +212,8 @@ def read_export(folder: Path) -> dict[str, Any]:
         folder: of the export.
 
     Returns:
-        Its content, with classes as tuples, `Calibration` and `Conformal` objects, and the export's
-        `identity`.
+        Its content, with classes as tuples, `Calibration`, `Conformal` and `FeatureDistance`
+        objects, and the export's `identity`.
 
     Raises:
         InputError: not an export, or of another version.
@@ -206,13 +241,11 @@ def read_export(folder: Path) -> dict[str, Any]:
             raise ValueError(f"reduced_px {reduced_px}")
         if how not in RESIZE_KINDS:
             raise ValueError(f"resize {how!r}")
-        artifacts = dict(content["artifacts"])
-        for where in artifacts.values():
-            if not (folder / where).resolve().is_relative_to(folder.resolve()):
-                raise ValueError(f"artifact {where!r}")
-            if os.path.exists(folder / where):  # loading reports a missing artifact
-                check_regular(folder / where)
-        identity = sha256(folder / "classes.json", folder / "report.json")
+        artifacts = _artifacts(folder, content)
+        has_distance = content.get("distance") is not None  # earlier exports have none
+        distance = _read_distance(folder) if has_distance else None
+        files = ("classes.json", "report.json", *[DISTANCE] * has_distance)
+        identity = sha256(*(folder / name for name in files))
     except InputError:
         raise
     except (
@@ -223,6 +256,7 @@ def read_export(folder: Path) -> dict[str, Any]:
         **content,
         "classes": classes,
         **fitted,
+        "distance": distance,
         "image_size": size_px,
         "reduced_px": reduced_px,
         "convert_profiles": content.get("convert_profiles") is True,  # earlier ones lack it
@@ -239,6 +273,31 @@ def _fitted_on_validation(content: Mapping[str, Any], tasks: Sequence[str]) -> d
         },
         "conformal": None if scores is None else Conformal.from_dict(scores, tasks),
     }
+
+
+def _artifacts(folder: Path, content: Mapping[str, Any]) -> dict[str, str]:
+    """Format -> path of its artifact, which is inside the folder."""
+    artifacts = dict(content["artifacts"])
+    for where in artifacts.values():
+        if not (folder / where).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"artifact {where!r}")
+        if os.path.exists(folder / where):  # loading reports a missing artifact
+            check_regular(folder / where)
+    return artifacts
+
+
+def _read_distance(folder: Path) -> FeatureDistance:
+    """Read the distance of an export.
+
+    Raises:
+        InputError: the file is missing or broken.
+    """
+    file = folder / DISTANCE
+    try:
+        return FeatureDistance.from_dict(read_json(file))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"is broken: {error}"
+        raise InputError(f"{file}: {reason}; export the model again", field="model") from None
 
 
 def _what_instead(folder: Path, error: Exception) -> str:
@@ -288,16 +347,7 @@ def load_export(
             f"{folder}: {path.relative_to(folder)} cannot be loaded by {chosen.title} ({reason})",
             field="model",
         ) from None
-    for task, class_names in content["classes"].items():
-        logits = outputs.get(output_of(task, "logits"))
-        if logits is None:
-            raise InputError(f"{folder}: its model has no output for {task}", field="model")
-        if logits.shape[-1] != len(class_names):
-            raise InputError(
-                f"{folder}: classes.json names {counted(len(class_names), 'class', 'classes')} of "
-                f"{task}, but the model has {logits.shape[-1]}",
-                field="model",
-            )
+    _check_outputs(folder, content, outputs)
     return Predictor(
         _answers_of(content["classes"], content["calibration"]),
         infer,
@@ -309,7 +359,31 @@ def load_export(
         content["convert_profiles"],
         identity,
         conformal=content["conformal"],
+        distance=content["distance"],
     )
+
+
+def _check_outputs(
+    folder: Path, content: Mapping[str, Any], outputs: Mapping[str, np.ndarray]
+) -> None:
+    """Raise InputError if the outputs of the model do not match `classes.json`."""
+    for task, class_names in content["classes"].items():
+        logits = outputs.get(output_of(task, "logits"))
+        if logits is None:
+            raise InputError(f"{folder}: its model has no output for {task}", field="model")
+        if logits.shape[-1] != len(class_names):
+            raise InputError(
+                f"{folder}: classes.json names {counted(len(class_names), 'class', 'classes')} of "
+                f"{task}, but the model has {logits.shape[-1]}",
+                field="model",
+            )
+    distance, embedding = content["distance"], outputs.get(EMBEDDING)
+    if distance is not None and embedding is not None and embedding.shape[-1] != distance.width:
+        raise InputError(
+            f"{folder / DISTANCE}: is for embeddings of {distance.width} numbers, but the model "
+            f"has {embedding.shape[-1]}",
+            field="model",
+        )
 
 
 def _answers_of(
@@ -345,4 +419,5 @@ def load_best(run: Run, *, model_file: Path | None = None) -> Predictor:
         run.spec.convert_profiles,
         trained.digest,
         conformal=trained.conformal,
+        distance=trained.distance,
     )

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import types
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -23,6 +24,7 @@ from multitask import __main__ as console
 from multitask.__main__ import main
 from multitask.annexes.serve.neighbours import load_attention
 from multitask.calibration import Calibration
+from multitask.feature_distance import DISTANCE, fit_distance
 from multitask.files import write_json
 from multitask.run import check_same_data, check_workdir, open_run, start_run, write_config
 from multitask.serving import agreement
@@ -595,6 +597,9 @@ def read_back(tmp_path_factory):
             "tasks": dict.fromkeys(spec.task_names, calibration),
         },
     )
+    distance = fit_distance(*(np.random.default_rng(s).random((40, 5)) for s in (0, 1))).to_dict()
+    write_json(run.results / DISTANCE, {"model": "models/best_model.keras"} | distance)
+    write_json(root / "export" / DISTANCE, distance)
     write_json(
         root / "export/classes.json",
         {
@@ -607,6 +612,7 @@ def read_back(tmp_path_factory):
             "calibration": {"style": calibration},
             "model": "0" * 64,
             "artifacts": {"keras": "model.keras"},
+            "distance": DISTANCE,
         },
     )
     (root / "export/report.json").write_text("{}")
@@ -636,6 +642,8 @@ def read_back(tmp_path_factory):
             lambda: open_trained(run).calibrations,
         ),
         "classes": (root / "export/classes.json", lambda: read_export(root / "export")),
+        "distance": (run.results / DISTANCE, lambda: open_trained(run).distance),
+        "exported": (root / "export" / DISTANCE, lambda: read_export(root / "export")),
         "search": (
             root / "search/tune/config.json",
             check_search,
@@ -662,7 +670,7 @@ def changed(content, place, value):
     return content
 
 
-READ_BACK = ["config", "calibration", "classes", "search", "answers"]
+READ_BACK = ["config", "calibration", "distance", "classes", "exported", "search", "answers"]
 
 
 @pytest.mark.parametrize("content", ODD_FILES.values(), ids=ODD_FILES)

@@ -179,12 +179,26 @@ def test_a_rejection_that_is_not_fitted_is_a_line(known, spec, folder, tmp_path)
         evaluate(open_trained(run), similar=False)
     expected = "The probability of `other` is not fitted: warmth: there is no validation split"
     assert lines.count(expected) == 1
+    rejection = json.loads((run.results / "metrics.json").read_text())["calibration"]["warmth"][
+        "rejection"
+    ]
+    assert rejection["reason"] == "there is no validation split"
+    page = (run.results / "report.html").read_text()
+    line = "The probability of <code>other</code> is not fitted: there is no validation split."
+    assert page.count(line) == 1
+
+
+def test_the_metrics_have_the_rejection(metrics, fitted):
+    assert metrics["calibration"]["warmth"]["rejection"] == fitted["rejection"]
+    assert fitted["rejection"]["reason"] is None
+    assert "rejection" not in metrics["calibration"]["shade"]
 
 
 def test_the_report_shows_it(run):
     page = (run.results / "report.html").read_text()
     assert page.count("Other images</h3>") == 1
     assert "of held-out groups" in page
+    assert "is not fitted" not in page
     assert (run.results / "open_set_warmth.png").is_file()
     assert not (run.results / "open_set_shade.png").exists()
 

@@ -244,3 +244,41 @@ def test_no_tensorflow_is_imported(museum, runtime):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["ivory"]
     assert done.stderr == ""
+
+
+def test_an_image_that_is_not_like_the_training_images(known, data, tmp_path, monkeypatch):
+    """From the evaluation to the table, which says what the command says."""
+    from multitask import feature_distance
+    from multitask.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(feature_distance, "MIN_IMAGES", 5)
+    known.make_run(Path("run"), data, tasks=("shade", "warmth"), validation=0.4)
+    mt.open_run("run").evaluate()
+    model = mt.load_model("run")
+    distance = feature_distance.FeatureDistance.from_dict(
+        json.loads(Path("run/results/distance.json").read_text())
+    )
+    black = np.zeros((9, 9, 3), np.uint8)  # whose features have no direction
+    white = np.full((9, 9, 3), 255, np.uint8)
+    table = model.predict([black, white, b"no image"])
+    expected = distance.distances(np.array([[0.0, 0, 0], [1, 1, 1]]))
+    assert table["distance"][:2].tolist() == pytest.approx(expected.tolist(), rel=1e-3)
+    unlike = expected > distance.threshold()
+    assert unlike[0]
+    assert table["unlike"][:2].tolist() == unlike.tolist()
+    assert table["shade/predicted"][0] == "not like the training data"
+    assert table["shade/1_probability"][0] > 0
+    assert pd.isna(table["unlike"][2])
+    assert table._repr_html_().count("no answer: ") == 2 * unlike.sum()
+    never = model.predict(black, max_unlike=0)
+    assert never["unlike"].tolist() == [False]
+    assert never["shade/predicted"][0] == never["shade/1"][0]
+    Image.fromarray(black).save("a.png")
+    main(["predict", "--workdir=run", "--out=a.parquet", "a.png"])
+    written, of_file = pd.read_parquet("a.parquet"), model.predict("a.png")
+    assert list(written.columns) == list(of_file.columns)
+    assert written["unlike"][0] == of_file["unlike"][0]
+    with pytest.raises(mt.InputError) as raised:
+        model.predict(black, max_unlike=0.001)
+    assert raised.value.field == "max_unlike"

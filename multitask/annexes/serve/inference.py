@@ -14,7 +14,7 @@ from multitask.data.decode import decode_image, reduce_image, resize_image
 from multitask.errors import InputError
 from multitask.evaluation.attention import overlay
 from multitask.pages.image_sheets import data_uri
-from multitask.serving.answers import answer
+from multitask.serving.answers import Distance, answer
 from multitask.serving.predictor import Predictor
 
 # Decoding takes up to 11 bytes per pixel. Larger images are decoded one at a time.
@@ -60,6 +60,7 @@ class Inference:
         max_pixels: largest number of pixels of an image.
         attention: computes attention maps; or the reason why there are none.
         similar: searches the training images; or the reason why there is no search.
+        max_distance: of an image that is like the training images, from `Predictor.max_distance`.
 
     Attributes:
         small_pixels: largest number of pixels of an image that `read` decodes.
@@ -73,8 +74,10 @@ class Inference:
         max_pixels: int,
         attention: Attention | str,
         similar: Similar | str,
+        max_distance: float | None = None,
     ):
         self.predictor, self.thresholds = predictor, thresholds
+        self.max_distance = max_distance
         self.attention, self.similar = attention, similar
         self.small_pixels = min(max_pixels, LARGE_PIXELS)
         self._max_pixels = max_pixels
@@ -170,7 +173,7 @@ class Inference:
         similar_count: int,
         sets: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
-        """Return the fields `tasks` and `similar` of a `Prediction`.
+        """Return the fields `unlike`, `distance`, `tasks` and `similar` of a `Prediction`.
 
         Args:
             image: the decoded image.
@@ -182,14 +185,32 @@ class Inference:
         if similar_count and callable(self.similar) and output.embedding is not None:
             matches = self.similar(output.embedding, similar_count)
             similar = [SimilarImage(**match) for match in matches]
+        distance = self._distance(output)
         tasks = {
-            task: self._task_answer(task, image, output, sets[task] if sets else None)
+            task: self._task_answer(task, image, output, sets[task] if sets else None, distance)
             for task in output.probabilities
         }
-        return {"tasks": tasks, "similar": similar}
+        return {
+            "unlike": distance.unlike if distance else None,
+            "distance": distance.value if distance else None,
+            "tasks": tasks,
+            "similar": similar,
+        }
+
+    def _distance(self, output: ModelOutput) -> Distance | None:
+        """The distance of an image to the training images; None without threshold."""
+        if output.embedding is None or self.max_distance is None:
+            return None
+        distances = self.predictor.distances(output.embedding[None])
+        return None if distances is None else Distance(float(distances[0]), self.max_distance)
 
     def _task_answer(
-        self, task: str, image: DecodedImage, output: ModelOutput, set_threshold: float | None
+        self,
+        task: str,
+        image: DecodedImage,
+        output: ModelOutput,
+        set_threshold: float | None,
+        distance: Distance | None,
     ) -> TaskAnswer:
         threshold = self.thresholds[task]
         prediction = answer(
@@ -197,6 +218,7 @@ class Inference:
             self.predictor.classes[task],
             min_confidence=threshold,
             set_threshold=set_threshold,
+            distance=distance,
         )
         overlay_url = None
         if output.attention and image.preview is not None:

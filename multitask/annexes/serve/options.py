@@ -32,6 +32,8 @@ class ServeOptions:
         port: port to listen on; 0: any.
         runtime: library that runs the export; `auto`: the fastest.
         min_confidence: a lower confidence makes an answer `uncertain`.
+        max_unlike: share of the validation images that would be not like the training images; None:
+            the usual one.
         calibrated: whether probabilities are scaled by the temperature.
         max_upload_mb: the largest image file.
         max_megapixels: the largest image.
@@ -54,6 +56,7 @@ class ServeOptions:
     port: int
     runtime: str
     min_confidence: MinConfidence
+    max_unlike: float | None
     calibrated: bool
     max_upload_mb: float
     max_megapixels: float

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from multitask.feature_distance import UNLIKE
 from multitask.serving.answers import UNCERTAIN
 
 MAX_SIMILAR = 10
@@ -43,7 +44,7 @@ class Candidate(BaseModel):
 class TaskAnswer(BaseModel):
     """The prediction of one task."""
 
-    answer: str = Field(description=f"the most probable class, or `{UNCERTAIN}`")
+    answer: str = Field(description=f"the most probable class, `{UNCERTAIN}` or `{UNLIKE}`")
     uncertain: bool = Field(description="whether the confidence is below the threshold")
     confidence: float = Field(description="the highest probability")
     top: list[Candidate] = Field(description="the most probable classes, at most three")
@@ -69,6 +70,13 @@ class SimilarImage(BaseModel):
 class Prediction(BaseModel):
     """The response to `POST /predict`."""
 
+    unlike: bool | None = Field(
+        description="whether the image is not like the training images, so that no task has "
+        "another answer; null if the model cannot say it"
+    )
+    distance: float | None = Field(
+        description="distance to the training images, about 1 for one of them; null as `unlike`"
+    )
     tasks: dict[str, TaskAnswer]
     similar: list[SimilarImage] | None = Field(description="nearest first; null if not requested")
     runtime: str = Field(description="the library that runs the model")
