@@ -41,11 +41,14 @@ class TrainedModel:
         run: from open_run.
         model_file: one of the run's models.
         auxiliary: include the auxiliary tasks; all parts below are without them otherwise.
+        tta: one of evaluation.tta.TTA: calibrations and sets are those of the averaged views. The
+            network is the same.
     """
 
     run: Run
     model_file: Path
     auxiliary: bool = False
+    tta: str | None = None
 
     @cached_property
     def spec(self) -> DataSpec:
@@ -86,7 +89,10 @@ class TrainedModel:
     @cached_property
     def classes(self) -> dict[str, tuple[str, ...]]:
         """Task -> class names, by index."""
-        return {task: self._classes[task] for task in self.spec.task_names}
+        every = self._classes
+        if tuple(every) == self.spec.task_names:
+            return every
+        return {task: every[task] for task in self.spec.task_names}
 
     @cached_property
     def _classes(self) -> dict[str, tuple[str, ...]]:
@@ -160,11 +166,12 @@ class TrainedModel:
         """Task -> the calibration that `evaluate` saved; an empty one if it saved none."""
 
         def parse(content: dict[str, Any]) -> dict[str, Calibration]:
-            saved = content["tasks"]  # `evaluate` excludes auxiliary tasks by default
+            saved = self._of_views(content).get("tasks", {})
             return {
                 task.name: Calibration.from_dict(saved[task.name])
                 for task in self.spec.tasks
-                if not task.auxiliary or task.name in saved
+                # `evaluate` excludes auxiliary tasks by default, and views are an option.
+                if task.name in saved or not (task.auxiliary or self.tta)
             }
 
         return uncalibrated(self.spec) | (self.read_results(CALIBRATION, parse) or {})
@@ -174,6 +181,7 @@ class TrainedModel:
         """The scores for sets of classes, as saved by `evaluate`; None if there are none."""
 
         def parse(content: dict[str, Any]) -> Conformal | None:
+            content = self._of_views(content)
             saved = content.get("conformal")  # missing in files of older versions
             if saved is None or content["tasks"].keys() != set(self.spec.task_names):
                 return None  # of other tasks: `evaluate` may include or exclude auxiliary ones
@@ -185,6 +193,13 @@ class TrainedModel:
     def distance(self) -> FeatureDistance | None:
         """The distance to the training images, as saved by `evaluate`; None if there is none."""
         return self.read_results(DISTANCE, FeatureDistance.from_dict)
+
+    def _of_views(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The part of calibration.json for `tta`; empty if it was not evaluated."""
+        if self.tta is None:
+            return content
+        views = content.get("tta") or {}
+        return views if views.get("kind") == self.tta else {}
 
     def read_results(self, name: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
         """Read a JSON file of results/ if it belongs to this model.
@@ -232,7 +247,11 @@ def uncalibrated(spec: DataSpec, reason: str | None = None) -> dict[str, Calibra
 
 
 def open_trained(
-    run: Run, model_file: Path | None = None, *, auxiliary: bool = False
+    run: Run,
+    model_file: Path | None = None,
+    *,
+    auxiliary: bool = False,
+    tta: str | None = None,
 ) -> TrainedModel:
     """Open a run's model; nothing is read yet.
 
@@ -240,6 +259,7 @@ def open_trained(
         run: from open_run.
         model_file: another model of the run; None: the best over all tasks.
         auxiliary: include the auxiliary tasks.
+        tta: use the calibrations of these averaged views.
 
     Raises:
         InputError: there is no such model.
@@ -247,4 +267,4 @@ def open_trained(
     model_file = model_file or run.best_model
     if not model_file.exists():
         raise InputError(f"{model_file}: no such model; `multitask train` makes it")
-    return TrainedModel(run, model_file, auxiliary)
+    return TrainedModel(run, model_file, auxiliary, tta)

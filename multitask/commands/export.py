@@ -41,6 +41,14 @@ def define_flags(values: flags.FlagValues) -> None:
         "tasks to export, separated by commas (default: all but the auxiliary ones)",
         **to,
     )
+    flags.DEFINE_enum(
+        "tta",
+        None,
+        ["flip"],
+        "flip: the artifacts average the image and its mirror image, in twice the time; "
+        "`evaluate --tta=flip` measures and calibrates this",
+        **to,
+    )
     flags.DEFINE_string("out", None, "folder to write (default: export in the workdir)", **to)
     flags.DEFINE_string(
         "records_dir",
@@ -70,6 +78,7 @@ def main(values: flags.FlagValues, left: list[str]) -> None:
         formats=values.format,
         quantize=values.quantize,
         tasks=values.tasks,
+        tta=values.tta,
         out=path_or_none(values.out),
         records_dir=path_or_none(values.records_dir),
         images=values.check_images,

@@ -27,6 +27,7 @@ class Evaluation:
         metrics_without_near_duplicates: like `metrics`, for the test set without those images; None
             if they were not searched for.
         distance: the distance to the training images; None if it was not fitted.
+        fitted_views: `fitted` for test-time augmentation; None without it.
     """
 
     predictions: Predictions
@@ -37,6 +38,7 @@ class Evaluation:
     near_duplicates: tuple[str, ...] | None = None
     metrics_without_near_duplicates: dict[str, dict[str, Any]] | None = None
     distance: FeatureDistance | None = None
+    fitted_views: Fitted | None = None
 
     @property
     def calibrations(self) -> dict[str, Calibration]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,6 @@ def predict_split(
     max_missing: float,
     split: str = TEST,
     views: Callable[[tf.Tensor], Sequence[tf.Tensor]] | None = None,
-    temperatures: Mapping[str, float] | None = None,
 ) -> tuple[Predictions, pd.DataFrame]:
     """Predict every labelled image of a split, from the original files, in the table's order.
 
@@ -186,8 +185,7 @@ def predict_split(
         batch_size: images at a time.
         max_missing: the share of the table's images that may be missing or unreadable.
         split: one of SPLITS.
-        views: one of TTA; the probabilities of its views are averaged; None: the plain image.
-        temperatures: task -> the divisor of its logits; None: 1.
+        views: one of TTA; the logits of its views are averaged; None: the plain image.
 
     Returns:
         The predictions, and a frame of path and reason of the images that could not be read.
@@ -198,7 +196,7 @@ def predict_split(
     rows = table.rows(split)
     rows = rows[is_labelled(table.labels[rows]).any(axis=1)]
     names = file_names(table, rows, image_dir)
-    outputs = _Outputs(table.tasks, temperatures or {}, views, spec.open_tasks)
+    outputs = _Outputs(table.tasks, views, spec.open_tasks)
     read = outputs.collect(names, examiner, spec, batch_size)
     unread = np.setdiff1d(np.arange(len(names)), read)
     reasons = [why_unreadable(names[i]) or "could not be read" for i in unread]
@@ -229,14 +227,8 @@ def predict_split(
 class _Outputs:
     """The outputs of a model, collected batch by batch."""
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        temperatures: Mapping[str, float],
-        views: Callable | None,
-        open_tasks: Sequence[str],
-    ):
-        self.temperatures, self.views = temperatures, views
+    def __init__(self, tasks: Sequence[str], views: Callable | None, open_tasks: Sequence[str]):
+        self.views = views
         self.probabilities: dict[str, list[np.ndarray]] = {task: [] for task in tasks}
         self.vectors: dict[str, list[np.ndarray]] = {}
         self.scores: dict[str, list[np.ndarray]] = {task: [] for task in open_tasks}
@@ -270,11 +262,11 @@ class _Outputs:
             outputs: of the examiner, one dict per view.
         """
         for task, batches in self.probabilities.items():
-            logits = [np.asarray(view[ANSWERS][task], np.float64) for view in outputs]
-            temperature = self.temperatures.get(task, 1.0)
-            batches.append(np.mean([softmax(one / temperature, axis=-1) for one in logits], axis=0))
+            views = [np.asarray(view[ANSWERS][task], np.float64) for view in outputs]
+            logits = np.mean(views, axis=0)
+            batches.append(softmax(logits, axis=-1))
             if task in self.scores:
-                self.scores[task].append(np.mean([known_scores(one) for one in logits], axis=0))
+                self.scores[task].append(known_scores(logits))
         if not self.views:
             for name, values in outputs[0][VECTORS].items():
                 self.vectors.setdefault(name, []).append(np.asarray(values))

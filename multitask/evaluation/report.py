@@ -119,10 +119,12 @@ def _measure(
     if open_set := evaluate_open_tasks(predictions, calibrations, trained.spec):
         details["open_set"] = open_set
     details["conformal"] = coverage_metrics(predictions, calibrations, fitted.conformal)
+    fitted_views = None
     if tta:
-        temperatures = {task: one.temperature for task, one in calibrations.items()}
-        augmented, _ = predict(table, views=TTA[tta], temperatures=temperatures)
-        details["tta"] = {"kind": tta} | flat_metrics(evaluate_tasks(augmented, training_table))
+        predict_views = functools.partial(predict, views=TTA[tta])
+        averaged, _ = predict_views(table)
+        fitted_views = fit_calibrations(predict_views, training_table, trained.spec)
+        details["tta"] = {"kind": tta} | flat_metrics(evaluate_tasks(averaged, training_table))
     return Evaluation(
         predictions,
         task_metrics,
@@ -131,6 +133,7 @@ def _measure(
         unreadable,
         near_duplicates,
         metrics_without,
+        fitted_views=fitted_views,
     )
 
 

@@ -51,8 +51,8 @@ def write_results(
         folder / CALIBRATION,
         {
             "model": trained.name,
-            "tasks": {task: one.to_dict() for task, one in evaluation.calibrations.items()},
-            "conformal": evaluation.conformal.to_dict(),
+            **evaluation.fitted.to_dict(),
+            "tta": _of_views(evaluation),
         },
     )
     _write_distance(trained, evaluation)
@@ -89,6 +89,13 @@ def _write_distance(trained: TrainedModel, evaluation: "Evaluation") -> None:
         return
     write_json(file, {"model": trained.name, **evaluation.distance.to_dict()})
     distance_plot(plot, evaluation.details["distance"])
+
+
+def _of_views(evaluation: "Evaluation") -> dict[str, Any] | None:
+    """What is fitted for test-time augmentation; None without it."""
+    if evaluation.fitted_views is None:
+        return None
+    return {"kind": evaluation.details["tta"]["kind"], **evaluation.fitted_views.to_dict()}
 
 
 def read_history(run: Run) -> pd.DataFrame:

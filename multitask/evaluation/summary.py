@@ -70,7 +70,7 @@ def exact_match_lines(values: dict[str, Any] | None) -> list[str]:
     interval = values["interval"]
     ends = f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
     return [
-        f"{', '.join(values['tasks'])} all right: {values['share']:.3f}{ends} of the "
+        f"All right ({', '.join(values['tasks'])}): {values['share']:.3f}{ends} of the "
         f"{counted(values['images'], 'image')} with all of these labels"
     ]
 

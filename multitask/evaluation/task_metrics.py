@@ -94,6 +94,13 @@ class Fitted:
     conformal: Conformal
     validation: Predictions | str
 
+    def to_dict(self) -> dict[str, Any]:
+        """The calibrations and the scores, as in calibration.json."""
+        return {
+            "tasks": {task: one.to_dict() for task, one in self.calibrations.items()},
+            "conformal": self.conformal.to_dict(),
+        }
+
 
 def fit_calibrations(predict: Callable, training_table: Table, spec: DataSpec) -> Fitted:
     """Calibrate each task, and the sets of classes, on the validation split.

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the probabilities of several views of an image are averaged."""
+"""Test-time augmentation: the logits of several views of an image are averaged."""
 
 import tensorflow as tf
 

@@ -279,6 +279,7 @@ class TrainingRun:
         *,
         quantize: str = "none",
         tasks: Sequence[str] | None = None,
+        tta: str | None = None,
         model: PathLike | None = None,
         out: PathLike | None = None,
         images: int | None = None,
@@ -289,6 +290,7 @@ class TrainingRun:
             formats: some of `savedmodel`, `onnx`, `litert` and `keras`.
             quantize: `none`, `float16` or `int8`.
             tasks: the tasks to export; None: all but the auxiliary ones.
+            tta: `flip`: the artifacts average the image and its mirror image.
             model: another model file of the run; None: the best one.
             out: the folder; None: `export` in the workdir.
             images: number of images to check with; 0: the whole test set; None: 32, or 256 with
@@ -311,6 +313,7 @@ class TrainingRun:
                 formats=[formats] if isinstance(formats, str) else list(formats),
                 quantize=quantize,
                 tasks=tasks,
+                tta=tta,
                 out=_path(out),
                 images=images,
             )

@@ -177,18 +177,42 @@ def of_tasks(model: keras.Model, tasks: Sequence[str]) -> keras.Model:
     return connect(trunk, {task: heads[task] for task in tasks})
 
 
-def examined_model(model: keras.Model) -> keras.Model:
+def examined_model(model: keras.Model, *, flips: bool = False) -> keras.Model:
     """Build a model of all outputs that an evaluation needs, with one pass of the trunk.
+
+    Args:
+        model: image -> {task: logits}, made of a trunk and heads.
+        flips: average the logits of the image and of its mirror image.
 
     Returns:
         A model from `image` to {ANSWERS: {task: logits}, VECTORS: {SHARED: the pooled
         features float32 [batch, channels], task: the input of the head's logits float32 [batch,
-        width], …}, FEATURES: the trunk's output}.
+        width], …}, FEATURES: the trunk's output}. The vectors and the features are those of the
+        image alone.
     """
     trunk, heads = trunk_and_heads(model)
     image = keras.Input(trunk.input_shape[1:], name=IMAGE)
-    features = trunk(image)
-    return keras.Model(image, {**_examined(features, heads), FEATURES: features})
+    if not flips:
+        features = trunk(image)
+        return keras.Model(image, {**_examined(features, heads), FEATURES: features})
+    # The image and its mirror image are one batch, so that a converter writes the weights once.
+    both = keras.ops.concatenate([image, keras.ops.flip(image, axis=2)], axis=0)
+    views = trunk(both)
+    features = _views_of(views)[0]
+    answers = {task: keras.ops.mean(_views_of(head(views)), axis=0) for task, head in heads.items()}
+    outputs = {ANSWERS: answers, VECTORS: _vectors(features, heads), FEATURES: features}
+    return keras.Model(image, outputs)
+
+
+def _views_of(batch: Any) -> Any:
+    """Separate the two halves of a batch: [2 n, …] -> [2, n, …]."""
+    return keras.ops.reshape(batch, (2, -1, *batch.shape[1:]))
+
+
+def with_flips(model: keras.Model) -> keras.Model:
+    """Build a model from `image` to {task: logits}, averaged over the image and its mirror."""
+    examined = examined_model(model, flips=True)
+    return keras.Model(examined.input, examined.output[ANSWERS])
 
 
 def examined_heads(model: keras.Model) -> keras.Model:

@@ -25,7 +25,7 @@ from multitask.data.table import SPLITS, TEST, TRAIN, Table
 from multitask.errors import RunError
 from multitask.feature_distance import DISTANCE
 from multitask.files import replacing, silent, write_json
-from multitask.model.network import in_float32, of_tasks
+from multitask.model.network import in_float32, of_tasks, with_flips
 from multitask.run import Run, package_versions
 from multitask.serving.agreement import (
     Artifact,
@@ -54,6 +54,7 @@ def export(
     formats: Sequence[str] = ("savedmodel",),
     quantize: str = "none",
     tasks: Sequence[str] | None = None,
+    tta: str | None = None,
     out: Path | None = None,
     records_dir: Path | None = None,
     images: int | None = None,
@@ -66,6 +67,7 @@ def export(
         formats: of formats.FORMATS.
         quantize: of formats.PRECISIONS; formats without quantization stay float32.
         tasks: to export; None: all but the auxiliary ones.
+        tta: `flip`: the artifacts average the logits of the image and of its mirror image.
         out: the folder; None: `export` in the workdir.
         records_dir: folder of prepared records, for int8; None: `records` in the data's folder.
         images: number of images to check with; 0: the whole test set; None: CHECKED_IMAGES.
@@ -79,14 +81,18 @@ def export(
         RunError: an artifact disagrees; an existing export folder is unchanged.
     """
     _check(formats, quantize)
+    if tta not in (None, "flip"):
+        raise InputError(f"{tta!r}. {expected(str(tta), ('flip',))}", field="tta")
     tasks = _selected_tasks(run.spec, tasks)
     if out:
         _refuse_other_content(out)
-    trained = open_trained(run, model_file, auxiliary=not {*tasks} <= {*run.spec.main_tasks})
+    auxiliary = not {*tasks} <= {*run.spec.main_tasks}
+    trained = open_trained(run, model_file, auxiliary=auxiliary, tta=tta)
+    table = trained.training_table  # first, because it has the classes too
     source, exported = _source(trained, tasks)
     _check_convertible(source.model, formats)
     count = CHECKED_IMAGES[quantize] if images is None else images
-    images_to_check = _images_to_check(run, trained.training_table, count)
+    images_to_check = _images_to_check(run, table, count)
     if quantize == "int8":
         source = replace(source, representative=list(_representative(run, records_dir)))
     target = out or run.workdir / "export"
@@ -157,6 +163,7 @@ def _source(trained: TrainedModel, tasks: tuple[str, ...]) -> tuple[Source, kera
         "classes": classes,
         "calibration": {task: one.to_dict() for task, one in calibrations.items()},
         "model": trained.digest,
+        "tta": trained.tta,
     }
     if trained.conformal is not None:
         description["conformal"] = trained.conformal.of_tasks(tasks).to_dict()
@@ -170,6 +177,7 @@ def _source(trained: TrainedModel, tasks: tuple[str, ...]) -> tuple[Source, kera
         how=spec.resize,
         reduced_px=spec.reduced_px,
         calibrations=calibrations,
+        flips=trained.tta is not None,
         description=description,
         representative=[],
     )
@@ -205,7 +213,7 @@ def _check_artifacts(
     labels = table.labels if images.in_test_set else np.full_like(table.labels, MISSING)
     entries = compare(
         artifacts,
-        source.model,
+        source.answering,
         source.calibrations,
         replace(table, labels=labels),
         images.rows,
@@ -216,7 +224,7 @@ def _check_artifacts(
             "reduced_px": source.reduced_px,
             "convert_profiles": source.description["convert_profiles"],
         },
-        mixed_precision_model=None if exported is source.model else exported,
+        mixed_precision_model=_as_trained(source, exported),
         distance=trained.distance,
     )
     for entry in entries[1:]:
@@ -227,6 +235,13 @@ def _check_artifacts(
                 "discarded"
             )
     return entries
+
+
+def _as_trained(source: Source, trained: keras.Model) -> keras.Model | None:
+    """The answers of the model in its original precision; None if that is float32."""
+    if trained is source.model:
+        return None
+    return with_flips(trained) if source.flips else trained
 
 
 def _log_checks(entries: Sequence[dict[str, Any]], kind: str, model_file: Path) -> None:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from multitask.calibration import Calibration
 from multitask.files import scratch
+from multitask.model.network import with_flips
 from multitask.runtimes.converters import litert_content, onnx_model, write_savedmodel
 from multitask.runtimes.libraries import IMAGE
 from multitask.serving.convertible import unrolled, why_no_onnx
@@ -37,6 +38,7 @@ class Source:
         how: the kind of resizing.
         reduced_px: the shorter side that an image is reduced to before.
         calibrations: task -> its temperature.
+        flips: whether logits are averaged over the image and its mirror image.
         description: metadata of the artifact; JSON.
         representative: training images, float32 [1, size, size, 3] each, for measuring the ranges
             of activations.
@@ -48,8 +50,14 @@ class Source:
     how: str
     reduced_px: int
     calibrations: Mapping[str, Calibration]
+    flips: bool
     description: Mapping[str, Any]
     representative: Sequence[np.ndarray]
+
+    @property
+    def answering(self) -> keras.Model:
+        """The model with the exported answers, image -> {task: logits}."""
+        return with_flips(self.model) if self.flips else self.model
 
 
 def _savedmodel(source: Source, folder: Path, quantize: str) -> str:
@@ -61,6 +69,7 @@ def _savedmodel(source: Source, folder: Path, quantize: str) -> str:
         how=source.how,
         reduced_px=source.reduced_px,
         calibrations=source.calibrations,
+        flips=source.flips,
     )
     write_savedmodel(functions, folder / name)
     return name
@@ -69,7 +78,7 @@ def _savedmodel(source: Source, folder: Path, quantize: str) -> str:
 def _keras(source: Source, folder: Path, quantize: str) -> str:
     """Write the Keras model: image float32 [batch, size, size, 3] in 0..255 -> {task: logits}."""
     name = f"{source.name}.keras"
-    source.model.save(folder / name)
+    source.answering.save(folder / name)
     return name
 
 
@@ -77,7 +86,7 @@ def _onnx(source: Source, folder: Path, quantize: str) -> str:
     import onnx
 
     name = f"{source.name}.onnx"
-    model = onnx_model(numbers(unrolled(source.model), source.calibrations))
+    model = onnx_model(numbers(unrolled(source.model), source.calibrations, flips=source.flips))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.helper.set_model_props(
@@ -153,7 +162,9 @@ def _litert(source: Source, folder: Path, quantize: str) -> str:
             converter.representative_dataset = lambda: ({IMAGE: i} for i in source.representative)
 
     name = f"{source.name}.tflite"
-    content = litert_content(numbers(unrolled(source.model), source.calibrations), prepare)
+    content = litert_content(
+        numbers(unrolled(source.model), source.calibrations, flips=source.flips), prepare
+    )
     (folder / name).write_bytes(content)
     # LiteRT's convention for metadata files: a zip archive after the network. Readers ignore it.
     with zipfile.ZipFile(folder / name, "a") as archive:

@@ -107,16 +107,14 @@ class Predictor:
         probabilities = {}
         for task, calibration in self.calibrations.items():
             temperature = calibration.temperature if self.calibrated else 1.0
-            logits = [output[output_of(task, "logits")].astype(np.float64) for output in outputs]
-            each = [
-                calibration.answers(
-                    softmax(one / temperature, axis=-1),
-                    known_scores(one),
-                    calibrated=self.calibrated,
-                )
-                for one in logits
-            ]
-            probabilities[task] = np.mean(each, axis=0).astype(np.float32)
+            each = [output[output_of(task, "logits")].astype(np.float64) for output in outputs]
+            logits = np.mean(each, axis=0)
+            answers = calibration.answers(
+                softmax(logits / temperature, axis=-1),
+                known_scores(logits),
+                calibrated=self.calibrated,
+            )
+            probabilities[task] = answers.astype(np.float32)
         return probabilities, outputs[0].get(EMBEDDING)  # the first view is the plain image
 
     def distances(self, embedding: np.ndarray | None) -> np.ndarray | None:

@@ -24,12 +24,15 @@ from multitask.spec import OTHER_ANSWER, SHARED
 PIXELS_UINT8, EMBED, ATTENTION = "pixels_uint8", "embed", "attention"
 
 
-def numbers(model: keras.Model, calibrations: Mapping[str, Calibration]) -> Any:
+def numbers(
+    model: keras.Model, calibrations: Mapping[str, Calibration], *, flips: bool = False
+) -> Any:
     """Build the function that every format can contain.
 
     Args:
         model: image -> {task: logits}, made of a trunk and heads.
         calibrations: task -> the temperature that its logits are divided by.
+        flips: average the logits of the image and of its mirror image.
 
     Returns:
         A tf.function from `image`, float32 [batch, size, size, 3] in 0..255, to
@@ -38,7 +41,7 @@ def numbers(model: keras.Model, calibrations: Mapping[str, Calibration]) -> Any:
         open task also `{task}_known` float32 [batch], the probability that the image has one of
         the classes; `{task}_probabilities` are then conditional on having one.
     """
-    examined = examined_model(model)
+    examined = examined_model(model, flips=flips)
 
     @tf.function(input_signature=[_images(*model.input_shape[1:])])
     def predict(image: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -54,6 +57,7 @@ def signatures(
     how: str,
     reduced_px: int,
     calibrations: Mapping[str, Calibration],
+    flips: bool = False,
 ) -> dict[str, Callable]:
     """Build all signatures of a SavedModel.
 
@@ -63,6 +67,7 @@ def signatures(
         how: the kind of resizing, one of decode.RESIZE_KINDS.
         reduced_px: the shorter side that an image is reduced to before.
         calibrations: task -> the temperature that its logits are divided by.
+        flips: average the logits of the image and of its mirror image.
 
     Returns:
         Name -> a tf.function.
@@ -80,7 +85,7 @@ def signatures(
     """
     resizer = _Resizer(model.input_shape[1], how, reduced_px)
     trunk, heads = trunk_and_heads(model)
-    network = shared_network(examined_model(model))
+    network = shared_network(examined_model(model, flips=flips))
     functions = _prediction_functions(network, classes, resizer, calibrations)
     functions[EMBED] = _embed(network, heads, resizer)
     if len(trunk.output_shape) == 4:

@@ -1,0 +1,128 @@
+"""Exports that average an image and its mirror image, against a model run on both."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.special
+from specs import lists_of, spec_of
+
+from multitask.data.label_files import classes_of
+from multitask.evaluation.report import evaluate
+from multitask.model.network import FEATURES, VECTORS, build_network, examined_model, with_flips
+from multitask.run import start_run
+from multitask.runtimes.libraries import RUNTIMES, output_of
+from multitask.serving.export import export
+from multitask.serving.predictor import load_export
+from multitask.spec import InputError
+from multitask.trained import open_trained
+
+pytestmark = pytest.mark.usefixtures("untimed", "undrawn")
+
+TASKS = ("style", "genre")
+
+
+@pytest.fixture
+def run(tiny_data, tiny_trunk, tmp_path):
+    """A run of a network of random weights, whose answers depend on left and right."""
+    import keras
+
+    data = tiny_data()
+    spec = spec_of(
+        *lists_of(TASKS, "wikiart_csv"), trunk={"name": tiny_trunk}, image_size=32,
+        validation=0.4, max_missing=0.0,
+    )  # fmt: skip
+    run = start_run(tmp_path / "run", spec, data)
+    keras.utils.set_random_seed(3)
+    classes = {task.name: classes_of(task, data) for task in spec.tasks}
+    build_network(spec, classes).save(run.best_model)
+    return run
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).uniform(0, 255, (5, 32, 32, 3)).astype(np.float32)
+
+
+def averaged(network, images):
+    """Task -> the mean logits of both views, one view at a time."""
+    plain = network.predict_on_batch(images)
+    mirrored = network.predict_on_batch(images[:, :, ::-1])
+    for task in TASKS:  # otherwise the test could not fail
+        assert np.abs(plain[task] - mirrored[task]).max() > 1e-3
+    return {task: (plain[task] + mirrored[task]) / 2 for task in TASKS}
+
+
+def test_the_network_averages_the_logits_of_both_views(run, images):
+    network = open_trained(run).network
+    expected = averaged(network, images)
+    answers = with_flips(network).predict_on_batch(images)
+    for task in TASKS:
+        np.testing.assert_allclose(answers[task], expected[task], atol=1e-5)
+    # Vectors and features are those of the image alone.
+    plain, flipped = (examined_model(network, flips=f).predict_on_batch(images) for f in (0, 1))
+    np.testing.assert_allclose(flipped[FEATURES], plain[FEATURES], atol=1e-5)
+    for name, values in plain[VECTORS].items():
+        np.testing.assert_allclose(flipped[VECTORS][name], values, atol=1e-5)
+
+
+def test_every_format_averages(run, images):
+    network = open_trained(run).network
+    expected = averaged(network, images)
+    folder = export(run, formats=("savedmodel", "onnx", "litert", "keras"), tta="flip", images=4)
+    assert json.loads((folder / "classes.json").read_text())["tta"] == "flip"
+    entries = json.loads((folder / "report.json").read_text())["artifacts"]
+    assert {entry["format"] for entry in entries} == {
+        "model", "savedmodel", "onnx", "litert", "keras",
+    }  # fmt: skip
+    for name, runtime in RUNTIMES.items():
+        if runtime.installed:
+            model = load_export(folder, runtime=name)
+            for batch in (images, images[:1]):
+                outputs = model.infer(batch)
+                for task in TASKS:
+                    logits = outputs[output_of(task, "logits")]
+                    np.testing.assert_allclose(logits, expected[task][: len(batch)], atol=1e-4)
+    plain = export(run, formats=("savedmodel",), images=4, out=run.workdir / "plain")
+    assert json.loads((plain / "classes.json").read_text())["tta"] is None
+
+
+def test_an_export_is_calibrated_for_what_it_averages(run):
+    """The temperature of the averaged logits is fitted and exported, and not that of the image."""
+    evaluation = evaluate(open_trained(run), tta="flip", similar=False)
+    content = json.loads((run.results / "calibration.json").read_text())
+    assert content["tta"]["kind"] == "flip"
+    assert content["tta"]["tasks"].keys() == set(TASKS)
+    fitted = open_trained(run, tta="flip").calibrations
+    assert {task: one.to_dict() for task, one in fitted.items()} == content["tta"]["tasks"]
+    assert open_trained(run).calibrations == evaluation.calibrations
+    folder = export(run, formats=("savedmodel",), tta="flip", images=4)
+    exported = json.loads((folder / "classes.json").read_text())["calibration"]
+    assert exported == content["tta"]["tasks"]
+    # An evaluation without views has none, and an export says so.
+    evaluate(open_trained(run), similar=False)
+    assert all(one.fitted_on == 0 for one in open_trained(run, tta="flip").calibrations.values())
+
+
+def test_views_are_measured_as_they_are_exported(run):
+    """`evaluate --tta=flip` measures the softmax of the averaged logits."""
+    from multitask.data.pipeline import readable_images
+    from multitask.data.table import TEST
+
+    trained = open_trained(run)
+    table = trained.test_table
+    rows = table.rows(TEST)
+    names = [str(trained.image_dir / path) for path in table.paths[rows]]
+    ((_, batch),) = readable_images(names, **trained.spec.reading, batch_size=len(names))
+    expected = averaged(trained.network, batch.numpy())
+    evaluate(trained, tta="flip", similar=False)
+    metrics = json.loads((run.results / "metrics.json").read_text())["tta"]["metrics"]
+    for column, task in enumerate(TASKS):
+        labels = table.labels[rows, column]
+        right = scipy.special.softmax(expected[task], axis=1).argmax(axis=1) == labels
+        assert metrics[f"{task}/top1"] == pytest.approx(right[labels >= 0].mean())
+
+
+def test_other_views_cannot_be_exported(run):
+    with pytest.raises(InputError, match=r"'crops'\. .*flip"):
+        export(run, tta="crops")
