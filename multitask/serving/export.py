@@ -84,10 +84,11 @@ def export(
     if out:
         _refuse_other_content(out)
     trained = open_trained(run, model_file)
+    table = trained.training_table  # before the classes, which it reads too
     source, exported = _source(trained, tasks)
     _check_convertible(source.model, formats)
     count = CHECKED_IMAGES[quantize] if images is None else images
-    images_to_check = _images_to_check(run, trained.training_table, count)
+    images_to_check = _images_to_check(run, table, count)
     if quantize == "int8":
         source = replace(source, representative=list(_representative(run, records_dir)))
     target = out or run.workdir / "export"
