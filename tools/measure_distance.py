@@ -39,6 +39,7 @@ from absl import flags
 from PIL import Image, ImageDraw, ImageFile, ImageFont
 
 from multitask.commands.spec_flags import define_spec_flags, resolve_data
+from multitask.conformal import ScoreTable
 from multitask.errors import InputError
 from multitask.files import replacing
 from multitask.open_set import auroc
@@ -261,7 +262,8 @@ def measure(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
     counts = [count for count in TRAINING_IMAGES if count < len(arrays["train"])]
     for images in [*counts, len(arrays["train"])]:
         for name, distance in methods(arrays["train"], images).items():
-            limits = np.quantile(distance(arrays["validation"]), [1 - share for share in SHARES])
+            validation = ScoreTable.of(distance(arrays["validation"]))
+            limits = [validation.quantile(1 - share) for share in SHARES]
             test = distance(arrays["test"])
             for kind in kinds:
                 others = distance(arrays[kind])

@@ -144,7 +144,6 @@ class ImageModel:
                 probability, in (0, 1).
             joint: with a coverage: the sets of all tasks together hold all right classes with that
                 probability.
-
             max_unlike: share of the images drawn like the validation images that may get the answer
                 `not like the training data`; 0: none. None: 0.01, if the model can say it.
 
