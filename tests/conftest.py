@@ -11,11 +11,9 @@ from PIL import Image
 from specs import lists_of, spec_of
 
 LONG = (
-    "test_hostile.py",
+    "test_hostile_specs.py",
     "test_end_to_end.py",
     "test_exact_resume.py",
-    "test_records.py",
-    "test_app.py",
 )
 
 
@@ -191,7 +189,7 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(Plot, "savefig", savefig)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def untimed():
     """The speed of an export is measured over one batch, which half a second a batch size has not
     to be waited for."""
