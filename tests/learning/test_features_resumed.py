@@ -140,8 +140,18 @@ def test_computing_goes_on_in_the_library_that_began(begun, fastest, monkeypatch
     assert any(line.startswith("The trunk runs in ONNX Runtime 1.") for line in lines)
 
 
-@pytest.mark.parametrize("head", [None, GRU])
-@pytest.mark.parametrize("runtime", ["litert", "onnxruntime", "openvino"])
+# tests/model/test_inference.py compares the maps of every library with those of Keras.
+@pytest.mark.parametrize(
+    ("runtime", "head"),
+    [
+        ("litert", None),
+        ("onnxruntime", None),
+        ("openvino", None),
+        ("onnxruntime", GRU),
+        slow("litert", GRU),
+        slow("openvino", GRU),
+    ],
+)
 def test_features_by_a_named_library_are_the_trunks(shared, plain_images, head, runtime):
     prepared, spec, network = shared(head=head, features__runtime=runtime)
     cached = cache_features(network, prepared, spec)

@@ -131,7 +131,14 @@ def test_weights_that_change_later_are_not_followed(trunk):
 # === Which library ===
 
 
-@pytest.mark.parametrize("fastest", RUNTIMES)
+# Which of the other libraries it is makes no difference: each converts and is measured.
+@pytest.mark.parametrize(
+    "fastest",
+    [
+        *("tensorflow", "onnxruntime"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if name != "onnxruntime"),
+    ],
+)
 def test_many_images_take_the_fastest_which_is_remembered(cache, trunk, monkeypatch, fastest):
     measured = rate(monkeypatch, fastest)
     lines = []
@@ -174,7 +181,9 @@ def test_bfloat16_stays_in_keras(cache, monkeypatch):
     assert str(caught.value) == ("features.runtime: litert: needs float32, and Keras on TensorFlow")
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name", [OTHERS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS[1:])]
+)
 def test_a_library_that_is_not_installed(cache, trunk, monkeypatch, name):
     measured = rate(monkeypatch, name)
     gone = dataclasses.replace(RUNTIMES[name], module="gone")

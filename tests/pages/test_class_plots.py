@@ -131,7 +131,7 @@ def test_counts_refuse_other_lengths(tmp_path):
             class_plots.label_coverage(tmp_path / "a.png", counts, names, title="t")
 
 
-@pytest.mark.parametrize("others", [1, 960, 12_345])
+@pytest.mark.parametrize("others", [1, pytest.param(960, marks=pytest.mark.slow), 12_345])
 def test_confusion_matrix_of_some_classes_and_all_others(tmp_path, drawn, others):
     matrix = np.random.default_rng(0).integers(0, 9, (41, 41))
     matrix[2] = 0
