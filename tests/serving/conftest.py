@@ -1,8 +1,10 @@
 """A run whose answers are known, its exports, and images to predict."""
 
 import json
+from pathlib import Path
 
 import pytest
+from logged import logged
 from PIL import Image
 from predicting import STEPS, TEMPERATURES
 
@@ -11,10 +13,17 @@ from multitask.serving.predictor import load_best, load_export
 
 
 @pytest.fixture(scope="session")
-def run(known, data, untimed, tmp_path_factory):
+def exported(known, data, untimed, tmp_path_factory):
+    """(a run with known answers and a SavedModel in `export`, what its export logged)."""
     run = known.make_run(tmp_path_factory.mktemp("runs") / "colours", data)
-    export(run)
-    return run
+    with logged() as lines:
+        export(run)
+    return run, lines
+
+
+@pytest.fixture(scope="session")
+def run(exported):
+    return exported[0]
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +34,10 @@ def onnx(run, tmp_path_factory):
 
 
 @pytest.fixture(scope="session", params=["model", "workdir"])
-def predictor(request, run):
-    return load_export(run.workdir / "export") if request.param == "model" else load_best(run)
+def predictor(request, run, onnx):
+    """The predictor of an export and of the run; tests/serving/test_formats.py has each runtime."""
+    folder = Path(onnx.partition("=")[2])
+    return load_export(folder) if request.param == "model" else load_best(run)
 
 
 @pytest.fixture

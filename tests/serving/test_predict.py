@@ -223,10 +223,10 @@ def test_the_command_writes_what_it_says(run, onnx, known, mixed, tmp_path, caps
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_without_out_the_console_has_the_answers(run, known, mixed, capsys):
+def test_without_out_the_console_has_the_answers(run, onnx, mixed, capsys):
     files, _painted = mixed
     texts = set()
-    for kind in (f"--model={run.workdir / 'export'}", f"--workdir={run.workdir}"):
+    for kind in (onnx, f"--workdir={run.workdir}"):
         main(["predict", kind, "--min_confidence=0.5", *map(str, files)])
         texts.add(capsys.readouterr().out)
     (text,) = texts
