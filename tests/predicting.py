@@ -1,4 +1,4 @@
-"""Expected answers and the exit status of `predict`."""
+"""The temperatures of a calibrated run, and the exit status of `predict`."""
 
 import pytest
 

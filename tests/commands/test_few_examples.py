@@ -1,4 +1,4 @@
-"""What few examples or no epochs cannot give, and the advice on it."""
+"""Too few examples or epochs: what is left out, and what the console advises."""
 
 import json
 import re

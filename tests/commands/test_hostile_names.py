@@ -1,4 +1,4 @@
-"""Names that meet ours, and folders whose names are patterns."""
+"""Tasks named as columns and layers of ours, and folders whose names are patterns."""
 
 import shutil
 

@@ -171,6 +171,7 @@ def test_what_was_allowed_once_is_evaluated_again(collection, records, capsys, t
 
 
 @pytest.mark.parametrize("test_list", [None, pytest.param("path,class\n", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("undrawn")
 def test_a_task_without_a_test_set_is_trained_and_says_so(
     collection, records, capsys, tiny_trunk, test_list
 ):

@@ -1,4 +1,4 @@
-"""A command that was killed at any moment is resumed, or done again."""
+"""A command that was killed is resumed, or starts again."""
 
 import hashlib
 import json

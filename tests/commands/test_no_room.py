@@ -1,4 +1,4 @@
-"""No room on the disk: one line that says what to do, and no half file."""
+"""A full disk: one line that says what to do, and no incomplete file."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Files of ours that hold something else: reading them is one `InputError`."""
+"""Damaged files of runs, exports and searches: reading them raises one `InputError`."""
 
 import copy
 import itertools

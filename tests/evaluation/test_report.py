@@ -314,6 +314,7 @@ def test_a_second_evaluation_writes_identical_files(evaluated):
     assert lines == first_lines
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_excluded_images_do_not_count_in_the_baseline(known, data, tmp_path):
     """Without the images of the majority class, another class is the most frequent."""
     labels = data.train_labels["warmth"]
@@ -331,6 +332,7 @@ def test_excluded_images_do_not_count_in_the_baseline(known, data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_metrics_without_near_duplicates(known, data, tmp_path, write_image):
     """One painting in three sizes: a training image and two test images."""
     folder = tmp_path / "data"

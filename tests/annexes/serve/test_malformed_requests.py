@@ -1,4 +1,4 @@
-"""Requests that are none, over real sockets."""
+"""Malformed requests are refused, over real sockets."""
 
 import contextlib
 import socket
