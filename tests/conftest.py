@@ -11,34 +11,34 @@ from PIL import Image
 from specs import lists_of, spec_of
 
 LONG = (
-    "test_hostile.py",
     "test_end_to_end.py",
     "test_exact_resume.py",
-    "test_records.py",
-    "test_app.py",
+    "test_formats.py",
+    "test_frozen_maps.py",
+    "test_hostile_specs.py",
+    "test_report.py",
 )
 
 
 def pytest_configure():
-    # A shell's background jobs ignore Ctrl-C, and so would the tests that are about it.
+    # Background jobs of a shell ignore Ctrl-C, and so would tests of Ctrl-C.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take minutes first: no process then waits for the last of them alone."""
+    """Start the slowest files first, so that no process runs alone at the end."""
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection():
-    """What the imports leave stays to the end: that no garbage is collected saves seconds."""
-    gc.disable()
-    try:
-        return (yield)
-    finally:
-        gc.freeze()
-        gc.enable()
+# Objects of imported modules stay to the end: no garbage collection looks at them, which saves
+# seconds.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 TINY_CLASSES = {
@@ -177,24 +177,38 @@ def tiny_trunk(monkeypatch):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
+def undrawn():
     """Plots are composed, but a blank image is written: tests/pages and tests/evaluation draw
     them, which is half the time of an evaluation."""
+    with _without_drawing():
+        yield
+
+
+@pytest.fixture(scope="module")
+def undrawn_module():
+    """`undrawn` for fixtures that the tests of a file share."""
+    with _without_drawing():
+        yield
+
+
+@contextlib.contextmanager
+def _without_drawing():
     from multitask.pages.canvas import Plot
 
-    def savefig(self, target, *, format, **options):
+    def savefig(self, target, *, format="png", **options):
         if format == "svg":
             target.write('<svg viewBox="0 0 1 1"></svg>')
         else:
             Image.new("RGB", (8, 8)).save(target, format)
 
-    monkeypatch.setattr(Plot, "savefig", savefig)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plot, "savefig", savefig)
+        yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def untimed():
-    """The speed of an export is measured over one batch, which half a second a batch size has not
-    to be waited for."""
+    """The speed of an export is measured over a single batch, so that no test waits for it."""
     from multitask.serving import agreement
 
     with pytest.MonkeyPatch.context() as patch:

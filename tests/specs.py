@@ -46,3 +46,10 @@ def spec_of(*tasks, of_tasks=None, trunk=None, file="toy.toml", **fields) -> Dat
         "task": [task_of(**{**(of_tasks or {}), **task}) for task in own],
     }
     return parse_spec(raw, source=file)
+
+
+def spec_file(spec, folder):
+    """Write a spec as spec.toml in a folder; return the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.toml").write_text(spec.to_toml(), encoding="utf-8")
+    return folder / "spec.toml"

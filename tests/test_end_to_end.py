@@ -1,4 +1,4 @@
-"""The main job on demo paintings: train both phases, evaluate, export, predict, as a user does.
+"""Demo paintings from start to end, as a user does: train, evaluate, export and predict.
 
 The trunk has two blocks, which are traced sooner; `make demo` trains EfficientNetB2.
 """
@@ -106,7 +106,7 @@ def records(one_task, data_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def workdir(data_dir, spec_file, tiny, tmp_path_factory):
+def workdir(data_dir, spec_file, tiny, undrawn_module, tmp_path_factory):
     """A whole run of all three tasks, made by the command."""
     folder = tmp_path_factory.mktemp("runs") / "first"
     main(
@@ -264,7 +264,7 @@ def test_metrics_are_those_of_the_predictions(workdir, data_dir):
 
 
 @pytest.fixture(scope="module")
-def single(data_dir, spec_file, records, tiny, tmp_path_factory):
+def single(data_dir, spec_file, records, tiny, undrawn_module, tmp_path_factory):
     """(A run of one task's heads, made by the command; the first weights of trunk and head)."""
     folder, first = tmp_path_factory.mktemp("runs") / "single", {}
     build = training.build_network

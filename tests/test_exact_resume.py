@@ -1,4 +1,4 @@
-"""A run that was stopped, at any moment and in any way, ends like one that was not: bit by bit."""
+"""A run that was stopped and resumed ends with the same bits as one that was not stopped."""
 
 import itertools
 import json

@@ -150,6 +150,7 @@ def execute(tmp_path):
         for file in (f"examples/{name}.ipynb", "tools/paint_demo.py"):
             (tmp_path / file).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / file, tmp_path / file)
+        shutil.copytree(ROOT / "tools" / "painting", tmp_path / "tools" / "painting")
         notebook = nbformat.read(tmp_path / "examples" / f"{name}.ipynb", as_version=4)
         client = nbclient.NotebookClient(
             notebook,

@@ -1,4 +1,4 @@
-"""Tasks called by names of ours, or of what is made of other tasks' names: nothing meets."""
+"""Tasks named as columns of ours, or as other tasks' columns, are kept apart."""
 
 import csv
 import json

@@ -68,6 +68,7 @@ def run_of_two(known, data, tmp_path):
     return known.make_run(tmp_path / "two", data, tasks=("shade", "warmth"), validation=0.4)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_evaluation_reads_every_part_once(run_of_two, calls):
     """With near-duplicates, calibration and similar images, which need the table too."""
     run = run_of_two
@@ -146,6 +147,7 @@ def test_the_network_is_the_models(run, known, data):
     np.testing.assert_allclose(logits["shade"], expected, atol=1e-4)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_calibrations_are_those_of_the_evaluation(known, data, tmp_path):
     run = known.make_run(tmp_path / "run", data, tasks=("shade",), validation=0.4)
     model = open_trained(run)

@@ -1,4 +1,4 @@
-"""`multitask` with a trunk of two blocks beside the real ones, in a process of its own.
+"""`multitask` with a trunk of two blocks beside the real ones, in a separate process.
 
     python tests/tiny_trunk.py DROPOUT CPUS train --trunk=tiny …
 

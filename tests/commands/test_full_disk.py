@@ -1,4 +1,4 @@
-"""Every command on a real disk that is full at its begin, in its middle and near its end.
+"""Every command on a real disk that is full at the start, in the middle and near the end.
 
 Each time the error is one line and status 1, and no file has changed; with room, the same command
 ends as an undisturbed one.

@@ -1,4 +1,4 @@
-"""The console script: usage, flags, exit statuses; and that a wrong line is one line."""
+"""The console script: usage, flags and exit statuses; a wrong call is one line."""
 
 import os
 import signal

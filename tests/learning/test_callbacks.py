@@ -1,4 +1,4 @@
-"""The memory of a run, driven with logs made by hand."""
+"""Callbacks, called with logs that are written by hand."""
 
 import os
 import signal

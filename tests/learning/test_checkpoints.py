@@ -1,4 +1,4 @@
-"""Checkpoints: bit-identical, whole or not at all, and one line where they are broken."""
+"""Checkpoints: bit-identical, complete or absent, and one line if they are damaged."""
 
 import hashlib
 import json

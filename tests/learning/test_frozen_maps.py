@@ -24,7 +24,7 @@ from multitask.model.network import build_network, trunk_and_heads
 from multitask.model.trunks import TRUNKS
 from multitask.spec import InputError, override
 
-IMAGES, TRAINED, HELD = 25, 18, 7
+IMAGES, TRAINED, HELD = 25, 19, 6
 STRONG = {"flip": True, "brightness": 0.3, "contrast": [0.5, 1.5], "crop": [0.5, 0.9]}
 BASE = {
     "validation": 0.25,
@@ -58,7 +58,8 @@ def made(tiny_data, tiny_spec, half_labelled, monkeypatch):
 
     def make(**fields):
         data = tiny_data(rows=half_labelled(IMAGES))
-        spec = tiny_spec(of_tasks={"augment": STRONG, "head": {"kind": "linear", "dropout": 0.2}})
+        of_tasks = {"augment": STRONG, "head": {"kind": "linear", "dropout": 0.2}}
+        spec = tiny_spec(tasks=("style",), of_tasks=of_tasks)
         spec = override(spec, BASE | {k.replace("__", "."): v for k, v in fields.items()})
         trunk = spec.trunk.model_copy(update={"name": "three"})
         return spec.model_copy(update={"trunk": trunk}), data
@@ -128,13 +129,21 @@ def trained(spec, data, workdir, **options):
         return history, dict(file)
 
 
+@pytest.fixture(scope="module")
+def uncached():
+    """The history of the uncached training, once a test has made it."""
+    return []
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("float16", 2e-3)])
-def test_the_losses_are_those_of_the_uncached_phase(made, tmp_path, dtype, bound):
+def test_the_losses_are_those_of_the_uncached_phase(made, uncached, tmp_path, dtype, bound):
     """Dropout above the cut included: both draw the same masks."""
-    spec, data = made(features__dtype=dtype)
+    spec, data = made(features__dtype=dtype, features__cache="off")
     mine, _ = trained(spec, data, tmp_path / "mine")
-    plain = override(spec, {"phases.finetune.cache": "off"})
-    theirs, _ = trained(plain, data, tmp_path / "theirs")
+    if not uncached:
+        plain = override(spec, {"phases.finetune.cache": "off"})
+        uncached.append(trained(plain, data, tmp_path / "theirs")[0])
+    (theirs,) = uncached
     assert list(mine["phase"]) == ["heads"] + ["finetune"] * 2
     columns = [name for name in mine if name.endswith("loss")]
     assert len(columns) > 3
@@ -144,31 +153,29 @@ def test_the_losses_are_those_of_the_uncached_phase(made, tmp_path, dtype, bound
 def test_a_phase_that_was_stopped_goes_on_to_the_same_bits(made, tmp_path, monkeypatch):
     spec, data = made(phases__heads__epochs=0)
     whole = trained(spec, data, tmp_path / "whole")
-    for stop_at in ("first step", "second epoch"):
+    original, steps = training.Console.on_train_batch_end, -(-TRAINED // spec.batch_size)
+    lines = []
+    for calls_until_stop in (1, steps + 1):  # in the first epoch, and from there in the second
         calls = []
-        original = training.Console.on_train_batch_end
 
-        def stop(self, batch, logs=None, calls=calls, original=original, stop_at=stop_at):
+        def stop(self, batch, logs=None, calls=calls, last=calls_until_stop):
             calls.append(batch)
             original(self, batch, logs)
-            steps = -(-TRAINED // spec.batch_size)
-            if len(calls) == {"first step": 1, "second epoch": steps + 2}[stop_at]:
+            if len(calls) == last:
                 raise KeyboardInterrupt
 
-        workdir = tmp_path / stop_at.replace(" ", "_")
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, logged(lines):
             patch.setattr(training.Console, "on_train_batch_end", stop)
             with pytest.raises(KeyboardInterrupt):
-                train(spec, data, workdir, checkpoint_minutes=0)
-        lines = []
-        with logged(lines):
-            again = trained(spec, data, workdir)
-        assert not any(line.startswith("Computing maps") for line in lines)
-        columns = whole[0].columns.difference(["seconds", "images_per_second"])
-        pd.testing.assert_frame_equal(again[0][columns], whole[0][columns])
-        assert again[1].keys() == whole[1].keys()
-        for name, values in whole[1].items():
-            np.testing.assert_array_equal(again[1][name], values)
+                train(spec, data, tmp_path / "run", checkpoint_minutes=0)
+    with logged(lines):
+        again = trained(spec, data, tmp_path / "run")
+    assert not any(line.startswith("Computing maps") for line in lines)  # those of `whole`
+    columns = whole[0].columns.difference(["seconds", "images_per_second"])
+    pd.testing.assert_frame_equal(again[0][columns], whole[0][columns])
+    assert again[1].keys() == whole[1].keys()
+    for name, values in whole[1].items():
+        np.testing.assert_array_equal(again[1][name], values)
 
 
 def test_the_best_model_is_a_whole_network(made, tmp_path):

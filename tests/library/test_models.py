@@ -134,6 +134,7 @@ def test_thresholds(museum, images, expected):
     assert (everything[["shade/predicted", "warmth/predicted"]] == "uncertain").all(axis=None)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_sets_of_classes(known, data, tmp_path, monkeypatch, expected, images):
     """By the formula, from the scores that the evaluation wrote; and as the command."""
     monkeypatch.chdir(tmp_path)

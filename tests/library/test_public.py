@@ -34,6 +34,7 @@ def test_the_import_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize("name", multitask.__all__)
+@pytest.mark.usefixtures("undrawn")
 def test_every_name_has_an_example_that_runs(name, museum):
     public = getattr(multitask, name)
     module = importlib.import_module(public.__module__)

@@ -69,6 +69,7 @@ def test_the_same_run_as_the_command(trained, museum, capsys):
     assert run.best_epoch == int(printed[-1])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_evaluation_as_of_the_command(evaluation, museum):
     results = museum / "runs/first/results"
     shutil.rmtree(results)

@@ -131,7 +131,14 @@ def test_weights_that_change_later_are_not_followed(trunk):
 # === Which library ===
 
 
-@pytest.mark.parametrize("fastest", RUNTIMES)
+# Which of the other libraries it is makes no difference: each converts and is measured.
+@pytest.mark.parametrize(
+    "fastest",
+    [
+        *("tensorflow", "onnxruntime"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if name != "onnxruntime"),
+    ],
+)
 def test_many_images_take_the_fastest_which_is_remembered(cache, trunk, monkeypatch, fastest):
     measured = rate(monkeypatch, fastest)
     lines = []
@@ -144,9 +151,17 @@ def test_many_images_take_the_fastest_which_is_remembered(cache, trunk, monkeypa
     again = two_blocks(None, (SIZE, SIZE, 3))
     assert fast_inference(again, images=FEW).runtime == fastest
     assert not measured
-    # Another size does.
-    fast_inference(two_blocks(None, (48, 48, 3)), images=FEW)
-    assert set(measured) == set(RUNTIMES)
+
+
+def test_another_size_is_measured_anew(cache, trunk, monkeypatch):
+    for name in ("litert", "openvino"):  # a conversion takes a second
+        gone = dataclasses.replace(RUNTIMES[name], module="gone")
+        monkeypatch.setitem(RUNTIMES, name, gone)
+    measured = rate(monkeypatch, "onnxruntime")
+    for network in (trunk, two_blocks(None, (48, 48, 3))):
+        assert fast_inference(network, images=FEW).runtime == "onnxruntime"
+        assert set(measured) == {"onnxruntime", "tensorflow"}
+        del measured[:]
 
 
 def test_few_images_are_not_worth_it(cache, trunk, monkeypatch):
@@ -174,7 +189,9 @@ def test_bfloat16_stays_in_keras(cache, monkeypatch):
     assert str(caught.value) == ("features.runtime: litert: needs float32, and Keras on TensorFlow")
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name", [OTHERS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS[1:])]
+)
 def test_a_library_that_is_not_installed(cache, trunk, monkeypatch, name):
     measured = rate(monkeypatch, name)
     gone = dataclasses.replace(RUNTIMES[name], module="gone")

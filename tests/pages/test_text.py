@@ -1,4 +1,4 @@
-"""Names are one line of bounded width, whatever stands in them."""
+"""Names are one line of bounded width, whatever characters they have."""
 
 import unicodedata
 

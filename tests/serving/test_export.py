@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -25,20 +26,13 @@ pytestmark = pytest.mark.usefixtures("untimed")
 
 
 @pytest.fixture(scope="module")
-def run(known, data, tmp_path_factory):
-    return known.make_run(tmp_path_factory.mktemp("runs") / "colours", data)
+def folder(run):
+    return run.workdir / "export"
 
 
 @pytest.fixture(scope="module")
-def exported(run):
-    logged_lines = []
-    with logged(logged_lines):
-        return export(run), logged_lines
-
-
-@pytest.fixture(scope="module")
-def serve(exported):
-    loaded = tf.saved_model.load(str(exported[0] / "colours" / "1"))
+def serve(folder):
+    loaded = tf.saved_model.load(str(folder / "colours" / "1"))
     signature = loaded.signatures["serving_default"]
     return lambda images: signature(tf.constant(images, tf.string)), loaded
 
@@ -80,7 +74,7 @@ def test_a_batch_of_none_and_of_one(serve, known, count):
         assert answers[f"{task}_classes"].shape == (len(names),)
 
 
-def test_it_loads_where_only_tensorflow_is(exported, data, known, tmp_path):
+def test_it_loads_where_only_tensorflow_is(folder, data, known, tmp_path):
     """In a process that cannot import this package, from a folder elsewhere."""
     path = next(path for path in data.painted if path not in data.missing)
     code = (
@@ -97,7 +91,7 @@ def test_it_loads_where_only_tensorflow_is(exported, data, known, tmp_path):
             sys.executable,
             "-c",
             code,
-            str(exported[0] / "colours" / "1"),
+            str(folder / "colours" / "1"),
             str(data.folder / "images" / path),
         ],
         capture_output=True,
@@ -112,8 +106,8 @@ def test_it_loads_where_only_tensorflow_is(exported, data, known, tmp_path):
         np.testing.assert_allclose(answers[f"{task}_probabilities"], expected, atol=1e-5)
 
 
-def test_classes_json_describes_it(exported, known):
-    content = json.loads((exported[0] / "classes.json").read_text())
+def test_classes_json_describes_it(folder, known):
+    content = json.loads((folder / "classes.json").read_text())
     assert content["classes"] == {task: list(names) for task, names in known.CLASSES.items()}
     assert (content["format"], content["spec"], content["image_size"]) == (4, "colours", 32)
     assert (content["resize"], content["reduced_px"]) == ("squash", 37)
@@ -145,7 +139,7 @@ def test_one_that_disagrees_leaves_things_as_they_were(known, data, tmp_path, mo
     logged_lines = []
     refused = "disagrees with .*best_model.keras by .* discarded"
     with pytest.raises(RunError, match=refused), logged(logged_lines):
-        export(run)
+        export(run, formats=["keras"])
     assert files(run.workdir) == before
     assert logged_lines == []
     assert not list(run.workdir.glob(".*"))
@@ -201,8 +195,8 @@ def rows_of(card, first_cell):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_the_card_before_an_evaluation(exported, known, data):
-    card = (exported[0] / "MODEL_CARD.md").read_text()
+def test_the_card_before_an_evaluation(folder, known, data):
+    card = (folder / "MODEL_CARD.md").read_text()
     assert "Not evaluated" in card
     assert "CC0-1.0" in card
     assert "painted by hand" in card
@@ -231,9 +225,9 @@ def test_the_card_after_an_evaluation(known, data, tmp_path):
     }
     run.results.mkdir()
     (run.results / "metrics.json").write_text(json.dumps(content))
-    folder = export(run)
+    folder = export(run, formats=["keras"])
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    assert names == {"MODEL_CARD.md", "classes.json", "report.json"}
+    assert names == {"MODEL_CARD.md", "classes.json", "colours.keras", "report.json"}
     assert "stale.txt" not in names  # the older export is replaced whole
     card = (folder / "MODEL_CARD.md").read_text()
     assert rows_of(card, "warmth") == [
@@ -243,13 +237,13 @@ def test_the_card_after_an_evaluation(known, data, tmp_path):
     table = load_table(run.spec, run.data_dir)
     known_of = {task: Calibration(1.25, 40) for task in table.tasks}
     entries = json.loads((folder / "report.json").read_text())["artifacts"]
-    logged_lines = (table, known_of, entries, {"savedmodel": "colours/1"})
+    logged_lines = (table, known_of, entries, {"keras": "colours.keras"})
     card = model_card(TrainedModel(run, run.best_model_of("warmth")), *logged_lines)
     assert "- warmth: logits are divided by 1.250, fitted on 40 images" in card
     assert "Not evaluated" in card
     assert rows_of(card, "warmth") == []
-    ((_, precision, by, difference, same, *_),) = rows_of(card, "SavedModel: warmth")
-    assert (precision, by, same) == ("float32", f"TensorFlow {tf.__version__}", "1.000")
+    ((_, precision, by, difference, same, *_),) = rows_of(card, "Keras: warmth")
+    assert (precision, by, same) == ("float32", f"Keras {keras.__version__}", "1.000")
     assert difference.endswith(" (1e-05)")
     (run.results / "metrics.json").write_text("{}")
     with pytest.raises(InputError, match=r"metrics.json: not what `multitask evaluate` writes"):

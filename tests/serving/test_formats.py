@@ -1,6 +1,5 @@
-"""Every format and runtime, against answers that SciPy gives; and what is refused."""
+"""Every format and runtime, against answers that SciPy gives; and safety."""
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -21,14 +20,12 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from multitask.__main__ import main
 from multitask.data.decode import resize_image
-from multitask.errors import RunError
 from multitask.evaluation.attention import activation_maps
 from multitask.model.network import build_network, examined_model, trunk_and_heads
 from multitask.run import start_run
 from multitask.runtimes import converters
 from multitask.runtimes.libraries import RUNTIMES
 from multitask.serving import agreement, formats
-from multitask.serving.agreement import Bound, why_refused
 from multitask.serving.export import export
 from multitask.serving.predictor import load_best, load_export
 from multitask.spec import SHARED, InputError, parse_spec
@@ -260,15 +257,17 @@ def random_run(request, known, data, tiny_trunk, tmp_path):
 
 
 def test_every_kind_of_head(random_run, known):
+    """In the formats that converters make; tests/test_end_to_end.py has the SavedModel."""
     run, model = random_run
-    folder = export(run, formats=FORMATS)
+    formats = ("onnx", "litert")
+    folder = export(run, formats=formats)
     images = np.random.default_rng(0).uniform(0, 255, (3, 64, 64, 3)).astype(np.float32)
     reference = model(images, training=False)
     shared = examined_model(model)(images, training=False)["vectors"][SHARED]
     # The two constants of the normalisation are no inputs.
     session = onnxruntime.InferenceSession(folder / "colours.onnx")
     assert [i.name for i in session.get_inputs()] == ["image"]
-    for runtime in RUNTIMES:
+    for runtime in (name for name, kind in RUNTIMES.items() if kind.format in formats):
         predictor = load_export(folder, runtime=runtime)
         result, embedding = predictor.answer(images)
         np.testing.assert_allclose(embedding, shared, atol=1e-4)
@@ -303,9 +302,10 @@ def test_of_some_tasks_alone(run, known, batch, tmp_path):
 def test_less_precision_is_smaller_and_stays_within_its_bound(
     run, known, folder, tmp_path, precision, data
 ):
+    unchanged = ["savedmodel"] if precision == "float16" else []  # it takes seconds to write
     out = export(
         run,
-        formats=["savedmodel", "onnx", "litert"],
+        formats=[*unchanged, "onnx", "litert"],
         quantize=precision,
         out=tmp_path / "less",
         records_dir=tmp_path / "records",
@@ -314,7 +314,7 @@ def test_less_precision_is_smaller_and_stays_within_its_bound(
     report = json.loads((out / "report.json").read_text())["artifacts"]
     entries = {entry["runtime"].split(" ")[0]: entry for entry in report}
     assert {name: entry["precision"] for name, entry in entries.items()} == {
-        **dict.fromkeys(["the", "TensorFlow"], "float32"),
+        **dict.fromkeys(["the", *(["TensorFlow"] if unchanged else [])], "float32"),
         **dict.fromkeys(["ONNX", "OpenVINO", "LiteRT"], precision),
     }
     first = sorted(data.painted, key=list(data.painted).index)[0]  # the contradictory one
@@ -346,7 +346,7 @@ def test_less_precision_is_smaller_and_stays_within_its_bound(
         assert np.abs(message - wanted).max() < {"float16": 0.01, "int8": 0.2}[precision]
     content = json.loads((out / "classes.json").read_text())
     assert content["precisions"] == {
-        "savedmodel": "float32",
+        **dict.fromkeys(unchanged, "float32"),
         "onnx": precision,
         "litert": precision,
     }
@@ -375,108 +375,11 @@ def test_half_precision_halves_the_weights_and_not_the_arithmetic(tmp_path):
     np.testing.assert_allclose(result, x @ weights.astype(np.float16).astype(np.float32), atol=1e-4)
 
 
-# === What is refused ===
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ({"difference": 1e-5, "same_top1": 1.0}, None),
-        ({"difference": 2e-5, "same_top1": 1.0}, "by 2e-05 in probability (allowed: 1e-05)"),
-        ({"difference": float("inf"), "same_top1": 1.0}, "by inf in probability"),
-        ({"difference": float("nan"), "same_top1": 1.0}, "by nan in probability"),
-        ({"difference": 0.0, "same_top1": 0.5}, "in 50.0% of the predictions of a (allowed: 25%)"),
-    ],
-)
-def test_bounds(monkeypatch, entry, message):
-    monkeypatch.setitem(agreement.BOUNDS, "float32", Bound(1e-5, 0.75))
-    result = why_refused({"precision": "float32", "tasks": {"a": entry}})
-    assert result == message if message is None else result.startswith(message)
-
-
-def test_one_bad_artifact_leaves_the_older_export(run, folder, monkeypatch):
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    halve = formats.halve_weights
-    monkeypatch.setattr(formats, "halve_weights", lambda model: spoil(model, halve))
-    with pytest.raises(RunError, match=r"ONNX Runtime \S+, disagrees with .*; it was discarded"):
-        export(run, formats=["onnx"], quantize="float16")
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
-    assert not list(run.workdir.glob(".*"))
-
-
-def test_every_library_that_reads_an_artifact_must_agree(run, folder, monkeypatch):
-    """OpenVINO reads the ONNX that ONNX Runtime was right about, and is off by a thousandth."""
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    openvino = RUNTIMES["openvino"]
-
-    def off(path):
-        infer = openvino.load(path)
-        return lambda image: {
-            name: values + 1e-3 * name.endswith("_probabilities")
-            for name, values in infer(image).items()
-        }
-
-    monkeypatch.setitem(RUNTIMES, "openvino", dataclasses.replace(openvino, load=off))
-    with pytest.raises(RunError, match=r"ONNX export, run by OpenVINO .* by 0\.001 in probability"):
-        export(run, formats=["onnx"])
-
-    def broken(path):
-        raise ValueError("no such operation\nand more")
-
-    monkeypatch.setitem(RUNTIMES, "openvino", dataclasses.replace(openvino, load=broken))
-    with pytest.raises(RunError) as caught:
-        export(run, formats=["onnx"])
-    assert str(caught.value) == (
-        "the ONNX export cannot be loaded by OpenVINO (no such operation); it was discarded"
-    )
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
-
-
-def spoil(model, halve):
-    halve(model)
-    for tensor in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype == np.float32 and values.shape == (3, 12):
-            tensor.CopyFrom(onnx.numpy_helper.from_array(-values, tensor.name))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"formats": ["onxn"]}, "format: 'onxn'. Expected one of: keras, litert, onnx, saved"),
-        ({"formats": []}, "format: none named"),
-        ({"formats": ["keras", "keras"]}, "format: keras is named twice"),
-        ({"quantize": "int4"}, "quantize: 'int4'. Expected one of: float16, int8, none"),
-        ({"quantize": "int8"}, "quantize: int8: supported by onnx and litert, not by savedmodel"),
-        ({"tasks": ["shadow"]}, "tasks: 'shadow'. Expected one of: empty, shade, warmth. Did"),
-        ({"tasks": []}, "tasks: none named"),
-    ],
-)
-def test_wrong_wishes_are_one_line(run, options, message):
-    with pytest.raises(InputError) as caught:
-        export(run, **options)
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
-
-
 def with_artifacts(folder, copy, artifacts):
     shutil.copytree(folder, copy)
     content = json.loads((copy / "classes.json").read_text())
     (copy / "classes.json").write_text(json.dumps({**content, "artifacts": artifacts}))
     return copy
-
-
-def test_only_an_older_export_is_replaced(run, tmp_path, capsys):
-    """A home folder, say; its content stays."""
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years")
-    for out in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
-        with pytest.raises(InputError, match=r"^out: .* holds other files than an export"):
-            export(run, out=out)
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
-    (tmp_path / "empty").mkdir()
-    for _ in range(2):  # an empty folder, then an export
-        assert export(run, formats=["keras"], out=tmp_path / "empty") == tmp_path / "empty"
 
 
 def test_a_missing_extra_is_one_line(run, monkeypatch, folder, tmp_path):

@@ -1,77 +1,31 @@
-"""Prediction: which files, in which order, what is answered, and what is not."""
+"""Prediction: which files, in which order, what is answered and what is refused."""
 
 import csv
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import onnxruntime
 import pandas as pd
 import pytest
-import scipy.special
 import tensorflow as tf
 from color_profiles import ADOBE, rgb_profile
 from PIL import Image
+from predicting import stopped
 
 from multitask.__main__ import main
 from multitask.data.decode_arrays import decode_array
 from multitask.data.merging import load_table
-from multitask.disk import DiskError
 from multitask.evaluation.examiner import Examiner
 from multitask.evaluation.predictions import predict_split
-from multitask.evaluation.tta import TTA
 from multitask.model.network import load_network
 from multitask.serving.answers import answer, answer_lines
-from multitask.serving.export import export
 from multitask.serving.predict import find_images, predict_files
-from multitask.serving.prediction_files import PredictionFile
-from multitask.serving.predictor import load_best, load_export
+from multitask.serving.predictor import load_export
 from multitask.spec import InputError
 
 pytestmark = pytest.mark.usefixtures("untimed")
-
-
-@pytest.fixture(scope="module")
-def run(known, data, tmp_path_factory):
-    run = known.make_run(tmp_path_factory.mktemp("runs") / "colours", data)
-    export(run)
-    return run
-
-
-@pytest.fixture(scope="module")
-def onnx(run, tmp_path_factory):
-    """The flag of its export that is loaded fastest, for what all runtimes have in common."""
-    folder = export(run, formats=("onnx",), out=tmp_path_factory.mktemp("onnx") / "export")
-    return f"--model={folder}"
-
-
-@pytest.fixture(scope="module", params=["model", "workdir"])
-def predictor(request, run):
-    return load_export(run.workdir / "export") if request.param == "model" else load_best(run)
-
-
-@pytest.fixture
-def mixed(known, tmp_path):
-    """(files, colours): five images, the second and the fourth of which cannot be read."""
-    painted = known.colours(5, 8)
-    files = [tmp_path / f"{letter}.png" for letter in "edcba"]
-    for path, colour in zip(files, painted, strict=True):
-        Image.new("RGB", (20, 10), tuple(map(int, colour))).save(path)
-    files[1].write_text("a text")
-    files[3].write_bytes(b"")
-    return files, painted
-
-
-def stopped(*argv):
-    with pytest.raises(SystemExit) as caught:
-        main(["predict", *map(str, argv)])
-    return caught.value.code
-
-
-# === Files ===
 
 
 def test_folders_are_searched_sorted_and_each_file_comes_once(tmp_path):
@@ -269,10 +223,10 @@ def test_the_command_writes_what_it_says(run, onnx, known, mixed, tmp_path, caps
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_without_out_the_console_has_the_answers(run, known, mixed, capsys):
+def test_without_out_the_console_has_the_answers(run, onnx, mixed, capsys):
     files, _painted = mixed
     texts = set()
-    for kind in (f"--model={run.workdir / 'export'}", f"--workdir={run.workdir}"):
+    for kind in (onnx, f"--workdir={run.workdir}"):
         main(["predict", kind, "--min_confidence=0.5", *map(str, files)])
         texts.add(capsys.readouterr().out)
     (text,) = texts
@@ -318,332 +272,6 @@ def test_a_file_name_that_is_no_text(onnx, mixed, tmp_path, capsysbinary):
         main(["predict", onnx, f"--out={out}", str(path)])
         result = rb"caf\\udce9.png" if suffix == "jsonl" else rb"caf\udce9.png"
         assert result in out.read_bytes()
-
-
-# === Resuming ===
-
-SETTINGS = {"model": "m", "min_confidence": {"shade": 0.5}}
-PREDICTION = {"shade": {"answer": "b", "top": [("b", 0.5), ("c", 0.25), ("a", 0.125)]}}
-NAMES = {"shade": ("a", "b", "c", "d")}
-
-
-def opened(path, settings=SETTINGS, resume=False):
-    return PredictionFile(path, settings, NAMES, resume=resume)
-
-
-@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_an_interrupted_prediction_goes_on(tmp_path, suffix):
-    """A process killed within a line: the whole lines count, and the file is as it would be."""
-    names = [f'a\n{i}, "b".png' for i in range(5)]
-    whole, part = tmp_path / f"whole.{suffix}", tmp_path / f"part.{suffix}"
-    answers = opened(whole)
-    for name in names:
-        answers.add(name, PREDICTION)
-    answers.finish()
-    first = opened(part)
-    for name in names[:3]:
-        first.add(name, PREDICTION)
-    first.close()
-    partial = tmp_path / f"part.{suffix}.partial"
-    content = partial.read_bytes()
-    partial.write_bytes(content[:-9])
-    second = opened(part, resume=True)
-    assert [name for name in names if not second.has(name)] == names[2:]
-    for name in names[2:]:
-        second.add(name, PREDICTION)
-    second.finish()
-    assert not partial.exists()
-    if suffix == "parquet":
-        pd.testing.assert_frame_equal(pd.read_parquet(part), pd.read_parquet(whole))
-        assert list(pd.read_parquet(part)["path"]) == names
-    else:
-        assert part.read_bytes() == whole.read_bytes()
-
-
-def test_predictions_that_cannot_be_resumed_are_one_line(tmp_path):
-    path = tmp_path / "a.csv"
-    answers = opened(path)
-    answers.add("x.png", "bad")
-    answers.close()
-    partial = tmp_path / "a.csv.partial"
-    content = partial.read_bytes()
-    changed = {**SETTINGS, "min_confidence": {"shade": 0.6}}
-    cases = [
-        (SETTINGS, False, content, "continue it with `resume`, or remove the file"),
-        (changed, True, content, "min_confidence.shade: 0.5 before, 0.6 now"),
-        (SETTINGS, True, b"path,error\n", "line 1 is not a valid record"),
-        (SETTINGS, True, content + b"[]\n", "line 3 is not a valid record"),
-        (SETTINGS, True, b'{"model"', "has no complete line"),
-    ]
-    for settings, resume, there, message in cases:
-        partial.write_bytes(there)
-        with pytest.raises(InputError, match=message) as caught:
-            opened(path, settings, resume)
-        assert "\n" not in str(caught.value)
-        assert partial.read_bytes() == there
-        assert not path.exists()
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_an_empty_beginning_is_taken_up(tmp_path, resume):
-    """Of a version that wrote its first line later, or of a full disk."""
-    path = tmp_path / "a.csv"
-    (tmp_path / "a.csv.partial").touch()
-    answers = opened(path, resume=resume)
-    answers.add("x.png", "bad")
-    answers.finish()
-    assert list(pd.read_csv(path)["path"]) == ["x.png"]
-    assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
-
-
-def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
-    path = tmp_path / "answers.csv"
-    path.write_text("older")
-    answers = opened(path)
-    answers.add("a.png", "bad")
-
-    def full_disk(self, rows):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(csv.DictWriter, "writerows", full_disk)
-    with pytest.raises(DiskError, match=r"no room on the disk .* with `resume`"):
-        answers.finish()
-    assert path.read_text() == "older"
-    monkeypatch.undo()
-    again = opened(path, resume=True)
-    again.finish()
-    assert path.read_text() == (
-        "path,error,shade/predicted,shade/1,shade/1_probability,shade/2,shade/2_probability,shade/3,"
-        "shade/3_probability\na.png,bad,,,,,,,\n"
-    )
-
-
-@pytest.mark.slow
-def test_the_command_goes_on_after_a_kill(run, data, tmp_path, capsys):
-    """Killed by the answer to its third batch; then as one that was never interrupted."""
-    files = [str(data.folder / "images" / p) for p in data.painted if p not in data.missing]
-    common = ["predict", f"--model={run.workdir / 'export'}", "--batch_size=2"]
-    main([*common, f"--out={tmp_path / 'whole.csv'}", *files])
-    out = tmp_path / "part.csv"
-    code = (
-        "import os, sys\n"
-        "from multitask.serving import predictor\n"
-        "from multitask.__main__ import main\n"
-        "answer, calls = predictor.Predictor.answer, []\n"
-        "def killing(self, images):\n"
-        "    calls.append(1)\n"
-        "    os.kill(os.getpid(), 9) if len(calls) == 20 else None\n"
-        "    return answer(self, images)\n"
-        "predictor.Predictor.answer = killing\n"
-        "from multitask.serving import prediction_files\n"
-        "prediction_files.FLUSH_EVERY = 1\n"
-        "main(sys.argv[1:])\n"
-    )
-    argv = [sys.executable, "-c", code, *common, f"--out={out}", *files]
-    assert subprocess.run(argv, timeout=120, check=False).returncode == -9
-    assert not out.exists()
-    with pytest.raises(SystemExit) as caught:
-        main([*common, f"--out={out}", *files])
-    assert caught.value.code == 2
-    assert "continue it with --resume" in capsys.readouterr().err
-    main([*common, f"--out={out}", "--resume", *files])
-    assert f"Resuming: 38 of {len(files)} images have predictions" in capsys.readouterr().out
-    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
-
-
-def test_what_is_left_cannot_be_read(onnx, mixed, tmp_path, monkeypatch, capsys):
-    (good, bad, *_), _ = mixed
-    out = tmp_path / "answers.csv"
-    argv = ["predict", onnx, f"--out={out}", str(good), str(bad)]
-
-    def interrupted(*args, **kwargs):
-        yield next(predict_files(*args, **kwargs))
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("multitask.serving.predict.predict_files", interrupted)
-        with pytest.raises(SystemExit) as caught:
-            main(argv)
-        assert caught.value.code == 130
-    main([*argv, "--resume"])
-    assert "0 predicted; 1 cannot be read" in capsys.readouterr().out
-    result = pd.read_csv(out)
-    assert list(result["path"]) == [str(good), str(bad)]
-    assert list(result["error"].isna()) == [True, False]
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--model=m", "--resume"], "--resume: needs --out"),
-        (["--workdir=w", "--runtime=litert"], "--runtime=litert: needs --model"),
-        (["--model=m", "--out=a.json"], "--out: a.json: Expected one of: .csv, .jsonl, .parquet"),
-    ],
-)
-def test_flags_that_do_not_fit_are_one_line(capsys, argv, message):
-    assert stopped(*argv, "x.png") == 2
-    err = capsys.readouterr().err
-    assert err.startswith(message)
-    assert err.count("\n") == 1
-
-
-# === Confidence ===
-
-TEMPERATURES = {"shade": 2.5, "warmth": 0.5, "empty": 1.0}
-STEPS = [[0.3, 0.6, 1.0], [0.5, 0.8, 0.7], [0.7, 0.9, 0.4]]
-
-
-@pytest.fixture(scope="module")
-def calibrated_run(known, data, tmp_path_factory):
-    """A run with what `evaluate` writes of its confidences; "empty" has too few labels.
-
-    Its export is in ONNX, which is written and loaded fastest: the temperatures, thresholds and
-    views are those of the predictor, whatever computes the logits.
-    """
-    run = known.make_run(tmp_path_factory.mktemp("runs") / "calibrated", data)
-    run.results.mkdir()
-    tasks = {
-        task: {
-            "temperature": temperature,
-            "fitted_on": 200 if task != "empty" else 8,
-            "reason": None if task != "empty" else "only 8 validation images have a label",
-            "steps": {"calibrated": STEPS, "raw": [[0.2, 0.95, 0.5]]} if task != "empty" else {},
-        }
-        for task, temperature in TEMPERATURES.items()
-    }
-    content = {"model": "models/best_model.keras", "tasks": tasks}
-    (run.results / "calibration.json").write_text(json.dumps(content))
-    export(run, formats=("onnx",))
-    return run
-
-
-@pytest.fixture(scope="module", params=["model", "workdir"])
-def calibrated(request, calibrated_run):
-    run = calibrated_run
-    return load_export(run.workdir / "export") if request.param == "model" else load_best(run)
-
-
-@pytest.fixture
-def halves(known, tmp_path):
-    """An image of the model's size whose left is of another colour than its right."""
-    pixels = np.zeros((32, 32, 3), np.uint8)
-    pixels[:, :9], pixels[:, 9:] = known.colours(2, 5)
-    Image.fromarray(pixels).save(tmp_path / "halves.png")
-    return tmp_path / "halves.png", pixels
-
-
-def expected(known, pixels, scale):
-    """task -> probabilities of images [n, 32, 32, 3], from their mean colours by SciPy."""
-    mean = np.asarray(pixels, np.float64).mean(axis=(1, 2))
-    return {
-        task: scipy.special.softmax(known.logits(mean, palette) / scale[task], axis=1)
-        for task, palette in known.PALETTES.items()
-    }
-
-
-def test_probabilities_are_scaled_or_raw(calibrated, known, halves):
-    file, pixels = halves
-    raw = dataclasses.replace(calibrated, calibrated=False)
-    one = dict.fromkeys(TEMPERATURES, 1.0)
-    for predictor, scale in ((calibrated, TEMPERATURES), (raw, one)):
-        ((_, result),) = predict_files(predictor, [file], batch_size=1)
-        for task, values in expected(known, pixels[None], scale).items():
-            np.testing.assert_allclose(result[task], values[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("tta", ["flip", "crops"])
-@pytest.mark.parametrize("scale", [True, False])
-def test_views_are_averaged(calibrated, known, halves, tta, scale):
-    file, pixels = halves
-    predictor = dataclasses.replace(calibrated, tta=tta, calibrated=scale)
-    ((_, result),) = predict_files(predictor, [file], batch_size=1)
-    views = np.concatenate(
-        [view.numpy() for view in TTA[tta](tf.constant(pixels[None], "float32"))]
-    )
-    assert len(views) == {"flip": 2, "crops": 12}[tta]
-    scales = TEMPERATURES if scale else dict.fromkeys(TEMPERATURES, 1.0)
-    for task, values in expected(known, views, scales).items():
-        np.testing.assert_allclose(result[task], values.mean(axis=0), atol=1e-5)
-        if tta == "crops":
-            plain = expected(known, pixels[None], scales)[task][0]
-            assert np.abs(result[task] - plain).max() > 1e-3  # the corners are of other colours
-
-
-def test_an_image_that_cannot_be_read_among_views(calibrated, mixed):
-    files, _ = mixed
-    predictor = dataclasses.replace(calibrated, tta="flip")
-    result = [message for _, message in predict_files(predictor, files, batch_size=16)]
-    assert [isinstance(message, str) for message in result] == [False, True, False, True, False]
-
-
-def test_thresholds_of_a_wished_accuracy(calibrated):
-    known_ones = dataclasses.replace(
-        calibrated, calibrations={t: calibrated.calibrations[t] for t in ("shade", "warmth")}
-    )
-    assert known_ones.thresholds(0.75) == {"shade": 0.5, "warmth": 0.5}
-    assert known_ones.thresholds(0.9) == {"shade": 0.7, "warmth": 0.7}
-    raw = dataclasses.replace(known_ones, calibrated=False)
-    assert raw.thresholds(0.9) == {"shade": 0.2, "warmth": 0.2}
-    steps = {"calibrated": [[0.1, 0.2, 1.0]]}
-    worse = dataclasses.replace(known_ones.calibrations["warmth"], steps=steps)
-    mixed = {"shade": known_ones.calibrations["shade"], "warmth": worse}
-    mixed = dataclasses.replace(known_ones, calibrations=mixed)
-    assert mixed.thresholds(0.9) == {"shade": 0.7, "warmth": np.inf}
-    assert answer(np.array([0.0, 1.0]), "ab", min_confidence=np.inf)["answer"] == "uncertain"
-    with pytest.raises(InputError) as caught:
-        known_ones.thresholds(0.95)
-    assert str(caught.value) == (
-        "min_confidence: auto:0.95: the validation split shows no such confidence (shade: this "
-        "accuracy is never reached, at most 0.900; warmth: this accuracy is never reached, at most "
-        "0.900). Give a number, such as 0.6; a new training with a larger "
-        "validation split (field validation) may provide one"
-    )
-    assert calibrated.thresholds(0.75) == {"shade": 0.5, "warmth": 0.5, "empty": np.inf}
-
-
-def test_without_an_evaluation_nothing_is_known(predictor):
-    with pytest.raises(InputError, match=r"has no calibration, as this model was not evaluated"):
-        predictor.thresholds(0.5)
-
-
-def test_another_models_calibration_is_not_taken(calibrated_run, tmp_path):
-    other = calibrated_run.models / "best_model_shade.keras"
-    shutil.copy(calibrated_run.best_model, other)
-    predictor = load_best(calibrated_run, model_file=other)
-    assert {result.temperature for result in predictor.calibrations.values()} == {1.0}
-    other.unlink()
-
-
-@pytest.mark.parametrize("text", ["x", "1.5", "-0.1", "auto", "auto:", "auto:2", "aut:0.5", "nan"])
-def test_a_confidence_that_is_none_is_one_line(capsys, text):
-    assert stopped(f"--min_confidence={text}", "--model=x", "y.png") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"--min_confidence: {text!r}: expected a number from 0 to 1, or auto:" in line
-
-
-def test_the_command_takes_them(calibrated_run, halves, tmp_path, capsys):
-    export_of = calibrated_run.workdir / "export"
-    main(["predict", f"--model={export_of}", "--min_confidence=auto:0.9", str(halves[0])])
-    assert capsys.readouterr().out.startswith(
-        "Thresholds: shade 0.700, warmth 0.700, empty never (only 8 validation images have a "
-        "label, at least 30 are needed)\n"
-    )
-    content = json.loads((export_of / "classes.json").read_text())
-    content["calibration"]["empty"] = content["calibration"]["shade"]
-    copy = tmp_path / "export"
-    shutil.copytree(export_of, copy)
-    (copy / "classes.json").write_text(json.dumps(content))
-    main(["predict", f"--model={copy}", "--min_confidence=auto:0.9", "--tta=flip", str(halves[0])])
-    out = capsys.readouterr().out
-    assert out.startswith("Thresholds: shade 0.700, warmth 0.700, empty 0.700\n")
-    main(["predict", f"--model={copy}", "--nocalibrated", "--min_confidence=auto:0.9",
-          str(halves[0])])  # fmt: skip
-    assert capsys.readouterr().out.startswith(
-        "Thresholds: shade 0.200, warmth 0.200, empty 0.200\n"
-    )
-
-
-# === Exports that are none ===
 
 
 def broken(change):

@@ -1,4 +1,4 @@
-"""Comparisons of runs, against SciPy, scikit-learn and plain loops over resampled images."""
+"""Comparisons of runs: differences, refusals, files and the command."""
 
 import csv
 import dataclasses
@@ -7,199 +7,26 @@ import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-import sklearn.metrics
+from compared_runs import NAMES, answers, results, rows_of
 
-from multitask import bootstrap as bootstrap_module
 from multitask import metrics
-from multitask.annexes.compare import comparison
 from multitask.annexes.compare.comparison import (
     ALL_TASKS,
     compare,
-    mcnemar,
     page,
     table_lines,
     write_comparison,
 )
-from multitask.annexes.compare.results import Results, common_test_set, read_results
-from multitask.bootstrap import PairedPredictions, bootstrap, scores
+from multitask.annexes.compare.results import common_test_set, read_results
 from multitask.evaluation.predictions import Predictions
 from multitask.files import write_json
-from multitask.pages import render
 from multitask.run import open_run, start_run
 from multitask.spec import MISSING, InputError
-
-NAMES = {"style": tuple("qwertyu"), "genre": ("x", "y", "z")}
-
-
-def answers(count, classes, seed, share=0.6):
-    """(labels, probabilities) with about that share right; classes of uneven frequency."""
-    rng = np.random.default_rng(seed)
-    weights = np.arange(1, classes + 1) / np.arange(1, classes + 1).sum()
-    labels = np.random.default_rng(99).choice(classes, count, p=weights)
-    predicted = np.where(rng.random(count) < share, labels, rng.integers(0, classes, count))
-    probabilities = rng.dirichlet(np.ones(classes), count)
-    probabilities[np.arange(count), predicted] += 1
-    return labels, (probabilities / 2).astype(np.float32)
-
-
-def results(name="runs/a", seed=0, count=60, names=NAMES, **changes):
-    """Of a run with a label of every task for most images."""
-    paths = [f"p/{index:03}.jpg" for index in range(count)]
-    of = {"true": {}, "predicted": {}, "probabilities": {}, "metrics": {}}
-    for task, classes in names.items():
-        labels, probabilities = answers(count, len(classes), seed)
-        known = np.random.default_rng(7).random(count) < 0.9
-        predicted = probabilities.argmax(axis=1)
-        of["true"][task] = [classes[i] if k else "" for i, k in zip(labels, known, strict=True)]
-        of["predicted"][task] = [classes[index] for index in predicted]
-        of["probabilities"][task] = probabilities
-        values = metrics.classification_metrics(
-            labels[known], probabilities[known], classes=len(classes)
-        )
-        of["metrics"] |= {f"{task}/{key}": value for key, value in values.items()}
-        of["metrics"][f"{task}/ece"] = metrics.expected_calibration_error(
-            labels[known], probabilities[known]
-        )
-    one = Results(name, {}, "models/best_model.keras", paths=paths, **of)
-    return dataclasses.replace(one, **changes)
-
-
-def sampled_test_set(count=80, classes=6, seeds=(1, 2)):
-    """(Test set, labels, probabilities of each run)."""
-    samples = [answers(count, classes, seed) for seed in seeds]
-    labels, probabilities = samples[0][0], [p for _, p in samples]
-    best = [np.argsort(-p, axis=1, kind="stable")[:, :5] for p in probabilities]
-    top5 = [(five == labels[:, None]).any(axis=1) for five in best]
-    predictions = np.array([p.argmax(axis=1) for p in probabilities])
-    return PairedPredictions(labels, predictions, np.array(top5)), labels, probabilities
-
-
-def rows_of(result):
-    return {(row.task, row.metric): row for row in result.rows}
-
-
-# === Chance ===
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "p"),
-    [
-        (0, 0, 1),
-        (1, 0, 1),  # 2 · 1/2
-        (5, 0, 2 / 32),
-        (1, 6, 2 * (1 + 7) / 128),
-        (3, 3, 1),
-        (4, 3, 1),
-    ],
-)
-def test_mcnemar_by_hand(first, second, p):
-    """The two-sided share of the tail of a fair coin thrown once a discordant pair."""
-    one = np.repeat([True, False, True, False], [first, second, 4, 3])
-    two = np.repeat([False, True, True, False], [first, second, 4, 3])
-    assert mcnemar(one, two) == pytest.approx(p)
-    assert mcnemar(two, one) == pytest.approx(p)
-
-
-def test_mcnemar_is_scipys_binomial_test():
-    rng = np.random.default_rng(0)
-    for share in rng.random(40):
-        one, two = rng.random(300) < share, rng.random(300) < 0.5
-        a, b = int((one & ~two).sum()), int((two & ~one).sum())
-        expected = scipy.stats.binomtest(a, a + b, 0.5).pvalue
-        assert mcnemar(one, two) == pytest.approx(expected, rel=1e-9)
-
-
-def test_scores_are_those_of_metrics_and_scikit_learn():
-    test_set, labels, probabilities = sampled_test_set()
-    samples = scores(test_set, np.ones((1, len(labels))))
-    for run, own in enumerate(probabilities):
-        expected = metrics.classification_metrics(labels, own, classes=6)
-        assert set(samples) == set(expected) - {"labelled", "classes_present"}
-        for name, values in samples.items():
-            assert values.shape == (1, 2)
-            assert values[0, run] == pytest.approx(expected[name])
-        predicted = own.argmax(axis=1)
-        macro = sklearn.metrics.f1_score(labels, predicted, average="macro")
-        assert samples["macro_f1"][0, run] == pytest.approx(macro)
-
-
-def test_scores_of_weighted_examples_are_those_of_repeated_ones():
-    """The averages exclude a class that is not in the sample."""
-    test_set, labels, probabilities = sampled_test_set(count=25)
-    weights = np.random.default_rng(3).multinomial(25, np.ones(25) / 25, 5)
-    weights[:, labels == labels[0]] = 0
-    samples = scores(test_set, weights * 1.0)
-    for draw, counts in enumerate(weights):
-        sample = np.repeat(np.arange(25), counts)
-        for run, own in enumerate(probabilities):
-            expected = metrics.classification_metrics(labels[sample], own[sample], classes=6)
-            for name, values in samples.items():
-                assert values[draw, run] == pytest.approx(expected[name]), name
-
-
-def test_intervals_are_those_of_a_loop_over_resampled_images():
-    test_set, labels, probabilities = sampled_test_set(count=150)
-    samples = bootstrap(test_set, draws=4000, seed=1)
-    rng = np.random.default_rng(11)
-    predicted = [own.argmax(axis=1) for own in probabilities]
-    looped = {"top1": [], "macro_f1": [], "top5": [], "balanced_accuracy": []}
-    for _ in range(1500):
-        at = rng.integers(0, 150, 150)
-        true = labels[at]
-        of = []
-        for classes, probability in zip(predicted, probabilities, strict=True):
-            classes, probability = classes[at], probability[at]
-            f1, recall = [], []
-            for label in np.unique(true):
-                right = ((true == label) & (classes == label)).sum()
-                f1.append(2 * right / ((true == label).sum() + (classes == label).sum()))
-                recall.append(right / (true == label).sum())
-            best = np.argsort(-probability, axis=1)[:, :5]
-            of.append(
-                {
-                    "top1": np.mean(true == classes),
-                    "macro_f1": np.mean(f1),
-                    "top5": np.mean((best == true[:, None]).any(axis=1)),
-                    "balanced_accuracy": np.mean(recall),
-                }
-            )
-        for name, values in looped.items():
-            values.append(of[1][name] - of[0][name])
-    for name, values in looped.items():
-        sampled = samples[name][:, 1] - samples[name][:, 0]
-        spread = np.std(values)
-        assert np.std(sampled) == pytest.approx(spread, rel=0.1)
-        # A 2.5 % point has a standard error of about 2.7 spreads over the root of the draws.
-        error = 4 * 2.7 * spread * math.sqrt(1 / 1500 + 1 / 4000)
-        for end in (0.025, 0.975):
-            assert np.quantile(sampled, end) == pytest.approx(np.quantile(values, end), abs=error)
-
-
-def test_draws_are_seeded_and_taken_in_parts(monkeypatch):
-    test_set, _, _ = sampled_test_set()
-    whole = bootstrap(test_set, draws=50, seed=3)
-    monkeypatch.setattr(bootstrap_module, "_CELLS", 300)
-    parts = bootstrap(test_set, draws=50, seed=3)
-    other = bootstrap(test_set, draws=50, seed=4)
-    for name, values in whole.items():
-        assert values.shape == (50, 2)
-        np.testing.assert_array_equal(parts[name], values)
-        assert (other[name] != values).any()
-
-
-def test_of_a_single_class_that_is_always_right_nothing_is_chance():
-    test_set = PairedPredictions(np.zeros(9, int), np.zeros((2, 9), int), np.ones((2, 9), bool))
-    for values in bootstrap(test_set, draws=20).values():
-        assert (values == 1).all()
-
-
-# === Comparing ===
 
 
 def test_identical_runs_do_not_differ():
@@ -358,9 +185,6 @@ def test_top5_has_no_interval_where_a_class_column_is_unknown():
     assert (difference.low, difference.high) == (None, None)
 
 
-# === From the files of evaluate ===
-
-
 @pytest.fixture
 def made(known, data, tmp_path):
     """A function: name, seed -> a run with the results that `evaluate` would write."""
@@ -474,94 +298,6 @@ def test_files_of_two_evaluations_are_refused(made):
             read_results(one)
         (one.results / file).write_bytes(whole)
     read_results(one)
-
-
-# === Showing ===
-
-
-class Outside(HTMLParser):
-    """What a page would load, and its text."""
-
-    def __init__(self):
-        super().__init__()
-        self.loads, self.tags, self.text = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.loads += [value for name, value in attrs if name in ("src", "href")]
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def test_the_page_is_whole_and_escapes_names():
-    name = 'runs/<script>alert("x")</script>&amp;'
-    result = compare([results("runs/a", 1), results(name, 2)])
-    html = page(result)
-    reader = Outside()
-    reader.feed(html)
-    assert reader.loads == []
-    assert "script" not in reader.tags
-    assert name in "".join(reader.text)
-    assert "<script>" not in html
-    assert "@import" not in html
-    assert "http://" not in html
-    assert "https://" not in html
-    assert html.count("<svg") == 3 + len(result.rows)  # an axis a section, a plot a metric
-    for text in ("prefers-color-scheme: dark", "@media print", "width=device-width"):
-        assert text in html
-
-
-def test_dots_and_whiskers_stand_where_the_figures_are():
-    result = compare([results("runs/a", 1), results("runs/b", 2)])
-    html = page(result)
-    dots = [float(x) for x in re.findall(r'<circle class="dot" cx="([\d.]+)%"', html)]
-    whiskers = re.findall(r'class="whisker" x1="([\d.]+)%" x2="([\d.]+)%"', html)
-    differences = [row.differences[0] for row in result.rows]
-    span = float(re.findall(r"\+([\d.]+)</text>", html)[0])
-    np.testing.assert_allclose(dots, [50 + 46 * d.value / span for d in differences], atol=0.01)
-    ends = [(d.low, d.high) for d in differences if d.low is not None]
-    np.testing.assert_allclose(
-        np.array(whiskers, float), 50 + 46 * np.array(ends) / span, atol=0.01
-    )
-    assert max(map(abs, np.ravel(ends))) <= span
-
-
-def test_the_table_has_a_row_a_figure(capsys):
-    result = compare([results("runs/a", 1), results("runs/b", 2)])
-    lines = [line for line in table_lines(result) if line]
-    assert lines[0].split() == ["task", "metric", "runs/a", "runs/b", "runs/b", "-", "runs/a"]
-    assert len(lines) == 1 + len(result.rows)
-    top1 = next(line for line in lines if line.split()[:2] == ["style", "top1"])
-    values = rows_of(result)["style", "top1"].values
-    assert top1.split()[2:4] == [f"{value:.3f}" for value in values]
-    assert re.search(r"\[[+-]0\.\d{3}, [+-]0\.\d{3}\]  p [=<] 0\.\d{3}$", top1)
-
-
-@pytest.mark.parametrize(
-    ("value", "plain", "signed"),
-    [
-        (0.71249, "0.712", "+0.712"),
-        (-0.0042, "−0.004", "−0.004"),
-        (-0.0001, "0.000", "0.000"),
-        (0.0, "0.000", "0.000"),
-        (None, "n/a", "n/a"),
-        (math.nan, "n/a", "n/a"),
-    ],
-)
-def test_figures_have_three_decimals(value, plain, signed):
-    assert render.figure(value) == plain
-    assert render.figure(value, signed=True) == signed
-
-
-def test_counts_are_whole():
-    assert [comparison.text(n) for n in (0, 24000)] == ["0", "24,000"]
-    assert [comparison.text(n, signed=True) for n in (0, 1200, -3)] == ["0", "+1,200", "−3"]
-    assert render.count(24000) == "24,000"
-    assert render.count(None) == "n/a"
-
-
-# === The command ===
 
 
 def test_the_command_needs_no_tensorflow(made, tmp_path):

@@ -1,4 +1,4 @@
-"""Batches: everyone gets what is theirs, and none waits for nothing."""
+"""Batches: each request gets its own answer, and none waits without need."""
 
 import asyncio
 import threading

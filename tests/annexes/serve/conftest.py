@@ -1,0 +1,46 @@
+"""An exported run, and an application that serves all that it has."""
+
+import pytest
+
+from multitask.annexes.serve.neighbours import load_attention, similar_images
+from multitask.serving.export import export
+from multitask.serving.predictor import load_export
+
+
+@pytest.fixture(scope="session")
+def run(known, data, untimed, tmp_path_factory):
+    run = known.make_run(tmp_path_factory.mktemp("runs") / "colours", data)
+    export(run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def folder(run):
+    return run.workdir / "export"
+
+
+@pytest.fixture(scope="session")
+def predictor(folder):
+    return load_export(folder)
+
+
+@pytest.fixture(scope="session")
+def everything(run, folder, predictor):
+    """The arguments of an application that has all it can have."""
+    return {
+        "name": "colours",
+        "thresholds": dict.fromkeys(predictor.classes, 0.5),
+        "attention": load_attention(folder),
+        "similar": similar_images(folder, workdir=run.workdir),
+    }
+
+
+@pytest.fixture(scope="session")
+def port(predictor, everything):
+    """The port of that application."""
+    from served import serving
+
+    from multitask.annexes.serve.app import build_app
+
+    with serving(build_app(predictor, **everything, hosts=("127.0.0.1",))) as port:
+        yield port

@@ -1,0 +1,1 @@
+"""The parts of tools/paint_demo.py: artists, genres and styles."""
