@@ -1,4 +1,4 @@
-"""Too few examples or epochs: what is left out, and what the console advises."""
+"""Too few examples or epochs: what is missing then, and what the console advises."""
 
 import json
 import re
