@@ -131,22 +131,22 @@ def test_counts_refuse_other_lengths(tmp_path):
             class_plots.label_sets(tmp_path / "a.png", counts, names, title="t")
 
 
-@pytest.mark.parametrize("others", [1, pytest.param(960, marks=pytest.mark.slow), 12_345])
-def test_confusion_matrix_of_some_classes_and_all_others(tmp_path, drawn, others):
+@pytest.mark.parametrize("rest", [1, pytest.param(960, marks=pytest.mark.slow), 12_345])
+def test_confusion_matrix_of_some_classes_and_all_remaining(tmp_path, drawn, rest):
     matrix = np.random.default_rng(0).integers(0, 9, (41, 41))
     matrix[2] = 0
     names = [f"class_number_{i}" for i in range(40)]
     path = tmp_path / "matrix.png"
-    class_plots.confusion_matrix(path, matrix, names, task="t", others=others, right=7)
+    class_plots.confusion_matrix(path, matrix, names, task="t", rest=rest, right=7)
     check(path, tmp_path)
     (figure,) = drawn
     axes = figure.axes[0]
-    last = {1: "1 other", 960: "960 others", 12_345: "12,345 others"}[others]
+    last = {1: "1 more class", 960: "960 more classes", 12_345: "12,345 more classes"}[rest]
     assert shown_names(axes.xaxis) == [*(name.replace("_", " ") for name in names), last]
     assert shown_names(axes.yaxis)[-1] == f"{last}  ({matrix[-1].sum():,})"
     total = matrix.sum()
     assert figure.get_suptitle() == (
-        f"t: confusion matrix, 40 of {40 + others:,} classes, those most often confused; "
+        f"t: confusion matrix, 40 of {40 + rest:,} classes, those most often confused; "
         f"{700 / total:.1f} % of all {total:,} right"
     )
     # Right and wrong ones together are neither: that cell and the empty row have no colour.
