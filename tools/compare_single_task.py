@@ -13,8 +13,9 @@ with which `multitask train` overrides a spec.
   OUT/records/seed-0/…           the records and features of each run
 
 The combined run and a single run have the same batch size, the same number of epochs (and so of
-passes over the task's labels; early stopping is off), the same test set, and the same training and
-validation images and labels of the task: the single runs use the split of the combined run. They
+passes over the task's labels; early stopping is off), the same test set, the same auxiliary tasks,
+and the same training and validation images and labels of the task: the single runs use the split of
+the combined run. A single run cannot answer `other`: its images all have a label. The two kinds
 differ in two respects: the combined run has more steps per epoch, and schedules count steps; a
 single run has its task's freeze depth and chooses its epoch by its task, the combined run by the
 mean of all tasks.
@@ -51,7 +52,14 @@ from multitask.errors import RunError
 from multitask.files import check_writable, locked, replacing, write_json
 from multitask.pages import curves
 from multitask.run import open_run, refuse_other_settings
-from multitask.spec import DataSpec, InputError, field_of, is_labelled, parse_spec
+from multitask.spec import (
+    DataSpec,
+    InputError,
+    field_of,
+    is_labelled,
+    parse_spec,
+    select_tasks,
+)
 from multitask.startup import BACKENDS, import_tensorflow
 from multitask.trained import TrainedModel
 
@@ -143,7 +151,7 @@ def copied_hold_out(combined: Table, task: str) -> Callable[..., Table]:
     labelled = is_labelled(combined.labels[:, combined.tasks.index(task)])
     split_of = pd.Series(combined.splits[labelled], combined.paths[labelled])
 
-    def hold_out(table: Table, share: float, *, seed: int) -> Table:
+    def hold_out(table: Table, share: float, **options: Any) -> Table:
         rows, splits = table.rows(TRAIN), table.splits.copy()
         copied = split_of.reindex(table.paths[rows])
         splits[rows] = copied.fillna(TRAIN)
@@ -203,7 +211,8 @@ def regress(folder: Path, records_dir: Path) -> None:
         (features.validation, features.validation_labels),
         (file_features(network, names, run.spec), table.labels[table.find(paths)]),
     )
-    for column, task in enumerate(table.tasks):
+    for task in run.spec.main_tasks:
+        column = table.tasks.index(task)
         if task not in regressions:
             known = [is_labelled(y[:, column]) for _, y in splits]
             examples = [
@@ -252,17 +261,19 @@ def fit_regression(train: tuple, validation: tuple, test_set: tuple) -> dict[str
 
 def job_spec(spec: DataSpec, task: str | None = None) -> DataSpec:
     """The spec of the combined run or of a task's run, without early stopping."""
+    if task:
+        spec = select_tasks(spec, [task, *(one.name for one in spec.tasks if one.auxiliary)])
     raw = spec.to_dict()
     raw["early_stopping"]["patience"] = 1 + spec.phases.heads.epochs + spec.phases.finetune.epochs
     if task:  # the combined run has already sampled the subset and checked the images
-        raw["task"] = [t | {"subset": 1.0} for t in raw["task"] if t["name"] == task]
+        raw["task"] = [one | {"subset": 1.0} for one in raw["task"]]
         raw["max_missing"] = 0.999
     return parse_spec(raw, source=spec.source_file)
 
 
 def run_seed(spec: DataSpec, data_dir: Path, folder: Path, records: Path, phase: str) -> int:
     """Run all jobs that are not done; returns the exit status."""
-    for name in (ALL, *spec.task_names):
+    for name in (ALL, *spec.main_tasks):
         own_spec = job_spec(spec, None if name == ALL else name)
         with replacing(folder / f"{name}.toml") as temporary:
             temporary.write_text(own_spec.to_toml(), encoding="utf-8")
@@ -429,7 +440,7 @@ def compare(values: flags.FlagValues) -> int:
     out = Path(values.out).resolve()
     if not data_dir.is_dir():
         raise InputError(f"--data_dir: {data_dir}: is not a folder")
-    if len(spec.tasks) < 2:
+    if len(spec.main_tasks) < 2:
         raise InputError("--tasks: a comparison needs two tasks or more")
     if not spec.validation:
         raise InputError(
@@ -450,8 +461,8 @@ def compare(values: flags.FlagValues) -> int:
     records = Path(values.records_dir or out / RECORDS).resolve() / folder.name
     status = run_seed(spec, data_dir.resolve(), folder, records, values.phase)
     if not status:
-        write_json(out / f"{folder.name}.json", seed_results(folder, spec.task_names))
-        summarise(out, spec.name, spec.task_names)
+        write_json(out / f"{folder.name}.json", seed_results(folder, spec.main_tasks))
+        summarise(out, spec.name, spec.main_tasks)
     return status
 
 
