@@ -46,7 +46,7 @@ def test_every_shipped_spec_loads_under_its_name():
         spec = load_spec(name)
         assert spec.name == name
         assert Path(spec.source_file) == path
-        assert spec.task_names == ("artist", "style", "genre")
+        assert spec.main_tasks == ("artist", "style", "genre")
 
 
 def test_a_folder_of_the_same_name_does_not_hide_a_shipped_spec(tmp_path, monkeypatch):

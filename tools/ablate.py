@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +143,7 @@ def run_all(
     test: bool,
     arguments: list[str],
 ) -> pd.DataFrame:
-    """Train and measure every variant with every seed; a row for each run."""
-    rows = []
+    """Train and measure every variant with every seed; return `results_of` the variants."""
     specs = {
         (name, seed): spec_of(spec, changes, seed)
         for seed in seeds
@@ -152,7 +151,7 @@ def run_all(
     }  # wrong fields are reported before the first training
     for (name, seed), one in specs.items():
         workdir = out / slug(name) / f"seed-{seed}"
-        file = workdir.parent / f"{workdir.name}.json"
+        file = result_file(out, name, seed)
         done = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if SECONDS not in done:
             print(f"\n=== {name}, seed {seed}", flush=True)
@@ -161,19 +160,34 @@ def run_all(
             if split not in done:
                 done[split] = measure(workdir, split)
         write_json(file, done)
-        measured = {
-            f"{key}{' (test)' if split == TEST else ''}": value
-            for split in (VALIDATION, TEST)
-            if test or split == VALIDATION
-            for key, value in done[split].items()
-        }
-        rows.append({VARIANT: name, SEED: seed, **measured, SECONDS: done[SECONDS]})
-        frame = pd.DataFrame(rows)
+        frame = results_of(variants, out)
         with replacing(out / "ablation.csv") as temporary:
             frame.to_csv(temporary, index=False)
         with replacing(out / "ablation.md") as temporary:
             temporary.write_text("\n".join(table_lines(frame)) + "\n", encoding="utf-8")
-    return frame
+    return results_of(variants, out)
+
+
+def result_file(out: Path, name: str, seed: int | str) -> Path:
+    """The file with the metrics and the seconds of a run."""
+    return out / slug(name) / f"seed-{seed}.json"
+
+
+def results_of(variants: Iterable[str], out: Path) -> pd.DataFrame:
+    """A row for each measured run of the variants, of every invocation."""
+    rows = []
+    for name in variants:
+        pattern = result_file(out, name, "*")
+        for file in sorted(pattern.parent.glob(pattern.name), key=lambda f: (len(f.name), f.name)):
+            done = json.loads(file.read_text(encoding="utf-8"))
+            measured = {
+                f"{key}{' (test)' if split == TEST else ''}": value
+                for split in (VALIDATION, TEST)
+                for key, value in done.get(split, {}).items()
+            }
+            seed = int(file.stem.removeprefix("seed-"))
+            rows.append({VARIANT: name, SEED: seed, **measured, SECONDS: done[SECONDS]})
+    return pd.DataFrame(rows)
 
 
 def table_lines(frame: pd.DataFrame) -> list[str]:

@@ -70,8 +70,8 @@ def test_each_variant_is_trained_with_each_seed_once(spec, data, variants, in_pr
     out = tmp_path / "out"
     options = {"seeds": [3, 4], "test": False, "arguments": []}
     frame = tool.run_all(spec, data, variants, out, **options)
-    assert list(zip(frame["seed"], frame["variant"], strict=True)) == [
-        (seed, name) for seed in (3, 4) for name in variants
+    assert list(zip(frame["variant"], frame["seed"], strict=True)) == [
+        (name, seed) for name in variants for seed in (3, 4)
     ]
     specs = {
         name: open_run(out / name / "seed-4").spec for name in ("recipe", "two-tasks", "slower")
@@ -84,6 +84,8 @@ def test_each_variant_is_trained_with_each_seed_once(spec, data, variants, in_pr
     again = tool.run_all(spec, data, variants, out, **options | {"test": True})
     assert len(in_process) == 6
     pd.testing.assert_frame_equal(again[frame.columns], frame)
+    one = tool.run_all(spec, data, variants, out, **options | {"seeds": [3]})
+    pd.testing.assert_frame_equal(one, again)  # the table keeps the other seeds
     assert again["style/top1 (test)"].notna().all()
     text = (out / "ablation.md").read_text()
     assert text.splitlines() == tool.table_lines(again)
