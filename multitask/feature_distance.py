@@ -5,7 +5,7 @@ The distance is that of Mahalanobis, under the covariance of probabilistic PCA (
 1999): the variances of the first directions are those of the training images, and all the others
 have the same variance. So few numbers describe it that it is part of every export.
 
-The threshold is a quantile of the distances of the validation images, as in conformal prediction:
+The limit is a quantile of the distances of the validation images, as in conformal prediction:
 of the images that are drawn like them, at most the chosen share is refused on average.
 
 `tools/measure_distance.py` compares distances. On paintings, this one rejects as many photographs
@@ -83,7 +83,7 @@ class FeatureDistance:
             squares[rows] += (inside**2 * weights).sum(axis=1)  # negative weights, mostly
         return np.sqrt(np.maximum(squares, 0) / self.width)  # rounding can be below 0
 
-    def threshold(self, max_unlike: float | None = None) -> float:
+    def limit(self, max_unlike: float | None = None) -> float:
         """The highest distance of an image that is like the training images.
 
         Args:
@@ -92,7 +92,7 @@ class FeatureDistance:
                 allows.
 
         Returns:
-            The threshold; inf for a share of 0.
+            The limit; inf for a share of 0.
 
         Raises:
             InputError: the share is not in [0, 1), or there are too few validation images for it.
@@ -118,12 +118,12 @@ class FeatureDistance:
 
     @property
     def least_share(self) -> float:
-        """The least share above 0 that `threshold` accepts."""
+        """The least share above 0 that `limit` accepts."""
         return 1 / (self.validation.images + 1)
 
     @property
     def default_share(self) -> float:
-        """The share of `threshold` by default."""
+        """The share of `limit` by default."""
         return max(MAX_UNLIKE, self.least_share)
 
     # === JSON ===
@@ -167,16 +167,16 @@ class FeatureDistance:
         )
 
 
-def is_unlike(distances: np.ndarray | float, threshold: float) -> Any:
-    """Whether each distance is above a threshold; a distance that is not a number is.
+def is_unlike(distances: np.ndarray | float, limit: float) -> Any:
+    """Whether each distance is above a limit; a distance that is not a number is.
 
-    None is above a threshold of inf.
+    None is above a limit of inf.
 
     Example:
         >>> is_unlike(np.array([0.9, 1.4, np.nan]), 1.2).tolist()
         [False, True, True]
     """
-    return ~(np.asarray(distances) <= threshold) & (threshold < math.inf)
+    return ~(np.asarray(distances) <= limit) & (limit < math.inf)
 
 
 def why_too_few(training_images: int, validation_images: int) -> str | None:
@@ -189,7 +189,7 @@ def why_too_few(training_images: int, validation_images: int) -> str | None:
 
 
 def fit_distance(training: np.ndarray, validation: np.ndarray) -> FeatureDistance:
-    """Fit the distance to training images, and its thresholds to validation images.
+    """Fit the distance to training images, and its limits to validation images.
 
     Args:
         training: float [n, width], embeddings of at least MIN_IMAGES images; may be

@@ -110,9 +110,9 @@ def test_embeddings_that_are_not_finite_are_refused():
 def test_a_threshold_is_the_order_statistic_of_its_rank(fitted, share, rank):
     """Rank ceil((n + 1)(1 - share)) of n = 250, as in conformal prediction."""
     distances = np.sort(fitted.distances(embedded(250, 1)))
-    assert fitted.threshold(share) == pytest.approx(distances[rank - 1], abs=0)
+    assert fitted.limit(share) == pytest.approx(distances[rank - 1], abs=0)
     if share == 0.01:
-        assert fitted.threshold() == fitted.threshold(0.01)
+        assert fitted.limit() == fitted.limit(0.01)
 
 
 def test_the_promise_holds_for_new_images():
@@ -123,16 +123,16 @@ def test_the_promise_holds_for_new_images():
     for validation, new in zip(values[::2], values[1::2], strict=True):
         table = feature_distance.ScoreTable.of(validation)
         one = FeatureDistance(**{**vars(distance), "validation": table})
-        shares.append(is_unlike(new, one.threshold(0.1)).mean())
+        shares.append(is_unlike(new, one.limit(0.1)).mean())
     assert np.mean(shares) == pytest.approx(10 / 101, abs=0.01)
 
 
 def test_with_few_images_the_default_is_the_least_share():
     distance = fit_distance(embedded(100, 16), embedded(39, 17))
     assert distance.default_share == 1 / 40
-    assert distance.threshold() == distance.distances(embedded(39, 17)).max()
+    assert distance.limit() == distance.distances(embedded(39, 17)).max()
     with pytest.raises(InputError) as raised:
-        distance.threshold(0.01)
+        distance.limit(0.01)
     assert str(raised.value) == (
         "max_unlike: 0.01: the 39 validation images allow a share from 0.025, or 0"
     )
@@ -140,7 +140,7 @@ def test_with_few_images_the_default_is_the_least_share():
 
 
 def test_a_share_of_0_refuses_nothing(fitted):
-    assert fitted.threshold(0) == math.inf
+    assert fitted.limit(0) == math.inf
     assert not is_unlike(np.array([1e300, np.nan]), math.inf).any()
     assert is_unlike(np.array([0.9, 1.4, np.nan]), 1.2).tolist() == [False, True, True]
 
@@ -148,7 +148,7 @@ def test_a_share_of_0_refuses_nothing(fitted):
 @pytest.mark.parametrize("share", [-0.1, 1, 90, math.nan])
 def test_a_share_that_is_none_is_refused(fitted, share):
     with pytest.raises(InputError, match="expected a number from 0 to below 1, such as 0"):
-        fitted.threshold(share)
+        fitted.limit(share)
 
 
 def test_too_few_images_are_a_reason():
@@ -165,7 +165,7 @@ def test_a_distance_survives_its_file(fitted):
     assert read.to_dict() == fitted.to_dict()
     images = embedded(30, 18)
     assert read.distances(images).tolist() == fitted.distances(images).tolist()
-    assert read.threshold() == fitted.threshold()
+    assert read.limit() == fitted.limit()
     assert (read.width, read.training_images) == (WIDTH, 400)
 
 

@@ -1,26 +1,26 @@
-"""Measure what each line of a recipe is worth, on the validation split, over several seeds.
+"""Measure how much each setting of a recipe contributes, on the validation split.
 
     python tools/ablate.py --variants=tools/ablations/wikiart_lite.toml --spec=wikiart_lite \
       --data_dir=DIR --out=OUT
 
 The file has one table for each variant. Its entries replace fields of the spec:
 
-    [recipe]                            # nothing: the spec as it is
+    [recipe]                            # no changes
 
     ["4 epochs of finetune"]
     "phases.finetune.epochs" = 4
-    "trunk.schedule.epochs" = 4         # an option of a named choice is a field too
+    "trunk.schedule.epochs" = 4         # options of a `kind` can be set as well
 
     ["without the painters"]
     tasks = ["artist", "style", "genre"]
 
 Each variant is trained once with each seed, by `multitask train` in its own process. The best epoch
 of each run is then measured on its validation split. The test set is read only with --test, for the
-final metrics; choose by the validation split. The same command resumes.
+final metrics; choose by the validation split. Repeat the command to resume.
 
   OUT/{variant}/seed-{n}/     the runs
   OUT/ablation.csv            a row for each run
-  OUT/ablation.md             the mean over the seeds of each variant, ± the sample deviation
+  OUT/ablation.md             mean over the seeds of each variant ± sample standard deviation
 """
 
 import json
@@ -191,7 +191,7 @@ def results_of(variants: Iterable[str], out: Path) -> pd.DataFrame:
 
 
 def table_lines(frame: pd.DataFrame) -> list[str]:
-    """A Markdown table: the mean over the seeds of each variant, ± the sample deviation."""
+    """A Markdown table: for each variant the mean ± the sample standard deviation over seeds."""
     columns = [name for name in frame.columns if name not in (VARIANT, SEED)]
     lines = [
         f"| {VARIANT} | seeds | {' | '.join(columns)} |",

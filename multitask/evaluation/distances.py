@@ -1,4 +1,4 @@
-"""The distance to the training images: fitted on the validation split, measured on the test set."""
+"""The distance to the training images: its limit on the validation split, and the test set."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ FARTHEST = 24  # test images that are listed
 def fit_feature_distance(
     gallery: Gallery | None, validation: Predictions | str
 ) -> FeatureDistance | str:
-    """Fit the distance on the embedded training images, its thresholds on the validation split.
+    """Fit the distance on the embedded training images, its limits on the validation split.
 
     Args:
         gallery: the embedded training images; None if they were not embedded.
@@ -57,8 +57,8 @@ def distance_metrics(predictions: Predictions, distance: FeatureDistance | str) 
         reason: why no distance was fitted, or None. If None, also:
 
         - training_images, validation_images and test_images;
-        - max_unlike: the share of validation images that may be farther than the threshold;
-        - threshold: the default one;
+        - max_unlike: the share of validation images that may be farther than the limit;
+        - limit: the default one;
         - unlike: the number of test images that are farther;
         - share: their share, and expected_interval: its 95 % range, if the test images are drawn
           like the validation images; None without test images;
@@ -68,17 +68,17 @@ def distance_metrics(predictions: Predictions, distance: FeatureDistance | str) 
     """
     if isinstance(distance, str):
         return {"reason": distance}
-    values, threshold = distance.distances(predictions.vectors[SHARED]), distance.threshold()
+    values, limit = distance.distances(predictions.vectors[SHARED]), distance.limit()
     table = distance.validation
     max_unlike = distance.default_share
-    unlike, count = int(is_unlike(values, threshold).sum()), len(values)
+    unlike, count = int(is_unlike(values, limit).sum()), len(values)
     content: dict[str, Any] = {
         "reason": None,
         "training_images": distance.training_images,
         "validation_images": table.images,
         "test_images": count,
         "max_unlike": max_unlike,
-        "threshold": threshold,
+        "limit": limit,
         "unlike": unlike,
         "share": None,
         "expected_interval": None,
@@ -109,7 +109,7 @@ def distance_lines(content: Mapping[str, Any]) -> list[str]:
     """
     if content["reason"]:
         return [f"No answer `{UNLIKE}`: {content['reason']}"]
-    line = f"Answer `{UNLIKE}`: distance above {content['threshold']:.3f}"
+    line = f"Answer `{UNLIKE}`: distance above {content['limit']:.3f}"
     if content["share"] is not None:
         low, high = content["expected_interval"]
         line += (

@@ -161,7 +161,7 @@ class ImageModel:
         """
         least = self._least_confidences(min_confidence)
         sets = self._set_thresholds(coverage, joint)
-        max_distance = self._model.max_distance(max_unlike)
+        distance_limit = self._model.distance_limit(max_unlike)
         rows: list[dict[str, Any]] = []
         thumbnails: list[Image.Image | None] = []
         for name, original, outputs in self._outputs(images):
@@ -169,9 +169,11 @@ class ImageModel:
                 rows.append(answers.row(name, outputs))
                 thumbnails.append(None)
                 continue
-            rows.append(self._row(name, outputs, least, sets, max_distance))
+            rows.append(self._row(name, outputs, least, sets, distance_limit))
             thumbnails.append(original if len(thumbnails) < SHOWN_ROWS else None)
-        columns = answers.columns(self.classes, sets=bool(sets), distances=max_distance is not None)
+        columns = answers.columns(
+            self.classes, sets=bool(sets), distances=distance_limit is not None
+        )
         table = PredictionTable(rows, columns=list(columns))
         table.tasks, table.thumbnails = tuple(self.classes), tuple(thumbnails)
         return table
@@ -354,11 +356,11 @@ class ImageModel:
         outputs: tuple[dict[str, np.ndarray], np.ndarray | None],
         least: Mapping[str, float],
         sets: Mapping[str, float],
-        max_distance: float | None,
+        distance_limit: float | None,
     ) -> dict[str, Any]:
         """The row of a readable image in the table of `predict`."""
         probabilities, embedding = outputs
-        distance = self._distance(embedding, max_distance)
+        distance = self._distance(embedding, distance_limit)
         predicted = {
             task: answers.answer(
                 probabilities[task],
@@ -372,13 +374,13 @@ class ImageModel:
         return answers.row(name, predicted, distance.fields if distance else None)
 
     def _distance(
-        self, embedding: np.ndarray | None, highest: float | None
+        self, embedding: np.ndarray | None, limit: float | None
     ) -> answers.Distance | None:
         """The distance of an image to the training images; None if the model has none."""
-        if embedding is None or highest is None:
+        if embedding is None or limit is None:
             return None
         distances = self._model.distances(embedding[None])
-        return None if distances is None else answers.Distance(float(distances[0]), highest)
+        return None if distances is None else answers.Distance(float(distances[0]), limit)
 
     def _training_images(self) -> "Gallery":
         """The embedded training images of the model's run."""

@@ -13,7 +13,7 @@ TITLE = "Distance to the training images"
 
 
 def distance_plot(target: AnyTarget, values: Mapping[str, Any]) -> AnyTarget:
-    """Plot the distributions of the distances, and the threshold.
+    """Plot the distributions of the distances, and the limit.
 
     Args:
         target: the PNG to write, or a `Drawing`.
@@ -23,7 +23,7 @@ def distance_plot(target: AnyTarget, values: Mapping[str, Any]) -> AnyTarget:
         axes = figure.add_subplot()
         _draw(axes, values)
         axes.legend(frameon=False)
-        text = f"threshold {values['threshold']:.3f}"
+        text = f"limit {values['limit']:.3f}"
         if values["share"] is not None:
             text += f", {values['share']:.1%} of the test images are farther"
         write_title(figure, "distance", text)
@@ -43,7 +43,7 @@ def distance_panels(values: Mapping[str, Any] | None) -> list[Panel]:
 
 
 def _draw(axes: Axes, values: Mapping[str, Any]) -> None:
-    """The share of the images of both splits in each bin, and the threshold as a line."""
+    """The share of the images of both splits in each bin, and the limit as a line."""
     histogram = values["histogram"]
     for split, colour in (("validation", BLUE), ("test", ORANGE)):
         counts = np.asarray(histogram[split])
@@ -52,5 +52,5 @@ def _draw(axes: Axes, values: Mapping[str, Any]) -> None:
             axes.stairs(
                 shares, histogram["edges"], fill=True, alpha=0.45, color=colour, label=split
             )
-    axes.axvline(values["threshold"], color=INK, linestyle="--", linewidth=1.2, label="threshold")
+    axes.axvline(values["limit"], color=INK, linestyle="--", linewidth=1.2, label="limit")
     axes.set(xlabel="distance", ylabel="% of the images of the split")

@@ -189,7 +189,7 @@ class _Candidate:
             for task, values in self.probabilities().items()
         }
         if self.distance is not None and self.distances:
-            unlike = is_unlike(np.concatenate(self.distances), self.distance.threshold())
+            unlike = is_unlike(np.concatenate(self.distances), self.distance.limit())
             entry["unlike"] = float(unlike.mean())
         if self.decode_and_infer:
             entry["difference_from_bytes"] = self.difference_from_bytes

@@ -24,16 +24,16 @@ class Distance:
 
     Attributes:
         value: of `Predictor.distances`.
-        highest: of an image that is like the training images, from `Predictor.max_distance`.
+        limit: of an image that is like the training images, from `Predictor.distance_limit`.
     """
 
     value: float
-    highest: float
+    limit: float
 
     @property
     def unlike(self) -> bool:
         """Whether the image is not like the training images."""
-        return bool(is_unlike(self.value, self.highest))
+        return bool(is_unlike(self.value, self.limit))
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def answer_lines(
     width = max(len(task) for task in predictions)
     lines = [str(file)]
     if distance and distance.unlike:
-        lines.append(f"  {UNLIKE} (distance {distance.value:.3f}, limit {distance.highest:.3f})")
+        lines.append(f"  {UNLIKE} (distance {distance.value:.3f}, limit {distance.limit:.3f})")
     for task, prediction in predictions.items():
         top = ", ".join(f"{name} {probability:.3f}" for name, probability in prediction["top"])
         mark = MARKS.get(prediction["answer"], "")

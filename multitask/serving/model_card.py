@@ -144,7 +144,7 @@ def _confidence(
     if distance is not None:
         yield (
             f"- An image whose distance to {distance.training_images:,} training images is above "
-            f"{distance.threshold():.3f} is {UNLIKE} (`{DISTANCE}`); of the images like the "
+            f"{distance.limit():.3f} is {UNLIKE} (`{DISTANCE}`); of the images like the "
             f"{distance.validation.images:,} held out of training, at most "
             f"{distance.default_share:.1%}"
         )

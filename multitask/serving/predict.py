@@ -48,7 +48,7 @@ def predict(names: Sequence[str], options: PredictOptions) -> None:
     rules = AnswerRules(
         options.min_confidence.thresholds(model),
         find_set_thresholds(model, options.coverage, joint=options.joint),
-        model.max_distance(options.max_unlike),
+        model.distance_limit(options.max_unlike),
     )
     if options.out:
         _predict_to_file(options, options.out, model, files, rules)
@@ -85,8 +85,8 @@ def _answers(
             yield file, result, None
             continue
         distance = None
-        if rules.max_distance is not None and result.distance is not None:
-            distance = Distance(result.distance, rules.max_distance)
+        if rules.distance_limit is not None and result.distance is not None:
+            distance = Distance(result.distance, rules.distance_limit)
         yield (
             file,
             {
@@ -119,7 +119,7 @@ def _predict_to_file(
     }
     if rules.sets:
         settings |= {"coverage": options.coverage, "joint": options.joint}
-    if rules.max_distance is not None:
+    if rules.distance_limit is not None:
         settings["max_unlike"] = options.max_unlike
     prediction_file = PredictionFile(
         out,
@@ -127,7 +127,7 @@ def _predict_to_file(
         model.classes,
         resume=options.resume,
         sets=bool(rules.sets),
-        distances=rules.max_distance is not None,
+        distances=rules.distance_limit is not None,
     )
     files = [file for file in all_files if not prediction_file.has(file)]
     done = len(all_files) - len(files)

@@ -123,7 +123,7 @@ class Predictor:
             return None
         return self.distance.distances(embedding)
 
-    def max_distance(self, max_unlike: float | None = None) -> float | None:
+    def distance_limit(self, max_unlike: float | None = None) -> float | None:
         """The highest distance of an image that is like the training images.
 
         Args:
@@ -136,7 +136,7 @@ class Predictor:
             InputError: the share is not possible, or the model has no distance.
         """
         if self.distance is not None:
-            return self.distance.threshold(max_unlike)
+            return self.distance.limit(max_unlike)
         if max_unlike is not None:
             raise InputError(
                 f"{max_unlike:g}: this model has no distance to the training images; `multitask "

@@ -119,9 +119,9 @@ class AnswerRules:
     Attributes:
         confidences: task -> least confidence of an answer.
         sets: task -> threshold of its set of classes; None: no sets.
-        max_distance: of an image that is like the training images; None: no distances.
+        distance_limit: of an image that is like the training images; None: no distances.
     """
 
     confidences: Mapping[str, float]
     sets: Mapping[str, float] | None
-    max_distance: float | None
+    distance_limit: float | None

@@ -60,8 +60,8 @@ def test_the_metrics_are_counts_of_distances(measured):
     fitted, test, content = measured
     distances = fitted.distances(test)
     # Rank 150 of 150: ceil(151 · .99).
-    assert content["threshold"] == fitted.distances(vectors(150, 1)).max()
-    assert content["unlike"] == (distances > content["threshold"]).sum() >= 10
+    assert content["limit"] == fitted.distances(vectors(150, 1)).max()
+    assert content["unlike"] == (distances > content["limit"]).sum() >= 10
     assert content["share"] == content["unlike"] / 300
     counts = [content[f"{name}_images"] for name in ("training", "validation", "test")]
     assert (counts, content["max_unlike"], content["reason"]) == ([200, 150, 300], 0.01, None)
@@ -91,14 +91,14 @@ def test_the_histogram_has_every_image(measured):
         assert sum(histogram[split]) == len(values)
 
 
-def test_the_plot_shows_both_splits_and_the_threshold(measured):
+def test_the_plot_shows_both_splits_and_the_limit(measured):
     _, _, content = measured
     drawing = Drawing()
     distance_plot(drawing, content)
     (axes,) = drawing.figure.axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["validation", "test", "threshold"]
-    assert axes.lines[0].get_xdata()[0] == content["threshold"]
+    assert labels == ["validation", "test", "limit"]
+    assert axes.lines[0].get_xdata()[0] == content["limit"]
     steps = axes.patches[1].get_data().values
     np.testing.assert_allclose(steps, np.array(content["histogram"]["test"]) / 3)
 
@@ -110,7 +110,7 @@ def test_without_test_images_there_is_no_share(measured):
     assert sum(content["histogram"]["validation"]) == 150
     distance_plot(Drawing(), content)
     (line,) = distance_lines(content)
-    assert line == f"Answer `{UNLIKE}`: distance above {content['threshold']:.3f}"
+    assert line == f"Answer `{UNLIKE}`: distance above {content['limit']:.3f}"
 
 
 def test_embeddings_that_are_not_finite_are_unlike(measured):
@@ -195,7 +195,7 @@ def test_the_files_have_the_distances(evaluated, data):
     expected = trained.distance.distances(colours)
     assert frame["distance"].to_numpy() == pytest.approx(expected, rel=1e-3)
     content = json.loads((run.results / "metrics.json").read_text())["distance"]
-    assert content["unlike"] == (frame["distance"] > content["threshold"]).sum()
+    assert content["unlike"] == (frame["distance"] > content["limit"]).sum()
     assert lines.count(distance_lines(content)[0]) == 1
     assert (run.results / "distance.png").is_file()
     page = (run.results / "report.html").read_text()

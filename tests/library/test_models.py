@@ -265,7 +265,7 @@ def test_an_image_that_is_not_like_the_training_images(known, data, tmp_path, mo
     table = model.predict([black, white, b"no image"])
     expected = distance.distances(np.array([[0.0, 0, 0], [1, 1, 1]]))
     assert table["distance"][:2].tolist() == pytest.approx(expected.tolist(), rel=1e-3)
-    unlike = expected > distance.threshold()
+    unlike = expected > distance.limit()
     assert unlike[0]
     assert table["unlike"][:2].tolist() == unlike.tolist()
     assert table["shade/predicted"][0] == "not like the training data"

@@ -114,7 +114,7 @@ def test_the_console_says_so(run, images, capsys, flag):
     assert lines[0] == images[0]
     assert lines[4:6] == [
         images[1],
-        f"  {UNLIKE} (distance {distance:.3f}, limit {FITTED.threshold():.3f})",
+        f"  {UNLIKE} (distance {distance:.3f}, limit {FITTED.limit():.3f})",
     ]
     assert [line.split()[1:3] == ["no", "answer:"] for line in lines] == [
         *[False] * 6,
@@ -313,7 +313,7 @@ def test_a_model_without_embedding_has_no_distances(run):
     model = load_export(run.workdir / "export")
     assert model.distances(None) is None
     with pytest.raises(InputError, match="max_unlike: 2: expected a number"):
-        model.max_distance(2)
+        model.distance_limit(2)
 
 
 def test_the_check_of_an_export_has_the_share_of_each_artifact(run, known, data, tmp_path):
@@ -324,7 +324,7 @@ def test_the_check_of_an_export_has_the_share_of_each_artifact(run, known, data,
     report = json.loads((folder / "report.json").read_text())["artifacts"]
     assert "unlike" not in report[0]  # the model, whose outputs are logits
     painted = np.array([data.painted[path] for path in sorted(data.painted)])
-    some = expected(painted) > FITTED.threshold()
+    some = expected(painted) > FITTED.limit()
     assert some.any()
     assert {entry["format"] for entry in report[1:]} == {"onnx", "litert"}
     for entry in report[1:]:
@@ -332,4 +332,4 @@ def test_the_check_of_an_export_has_the_share_of_each_artifact(run, known, data,
     (line,) = [line for line in lines if line.startswith("Not like the training data, of these")]
     assert f"{report[1]['unlike']:.1%}" in line
     card = (folder / "MODEL_CARD.md").read_text()
-    assert f"is above {FITTED.threshold():.3f} is {UNLIKE} (`distance.json`)" in card
+    assert f"is above {FITTED.limit():.3f} is {UNLIKE} (`distance.json`)" in card

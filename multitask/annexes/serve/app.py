@@ -192,7 +192,7 @@ def build_app(
     thresholds: Mapping[str, float],
     attention: Attention | str,
     similar: Similar | str,
-    max_distance: float | None = None,
+    distance_limit: float | None = None,
     limits: Limits | None = None,
     hosts: Sequence[str] | None = None,
 ) -> FastAPI:
@@ -206,7 +206,7 @@ def build_app(
             thread.
         similar: searches the training images, or the reason why there is no search; used by
             several threads.
-        max_distance: of an image that is like the training images, from `Predictor.max_distance`.
+        distance_limit: from `Predictor.distance_limit`.
         limits: of a request; None: the defaults.
         hosts: accepted values of the Host header, so that no other site's name can be pointed at
             the server (DNS rebinding); None: any.
@@ -218,7 +218,7 @@ def build_app(
         max_pixels=limits.pixels,
         attention=attention,
         similar=similar,
-        max_distance=max_distance,
+        distance_limit=distance_limit,
     )
     output = inference.warm_up()
     if output.embedding is None and not isinstance(similar, str):

@@ -60,7 +60,7 @@ class Inference:
         max_pixels: largest number of pixels of an image.
         attention: computes attention maps; or the reason why there are none.
         similar: searches the training images; or the reason why there is no search.
-        max_distance: of an image that is like the training images, from `Predictor.max_distance`.
+        distance_limit: from `Predictor.distance_limit`.
 
     Attributes:
         small_pixels: largest number of pixels of an image that `read` decodes.
@@ -74,10 +74,10 @@ class Inference:
         max_pixels: int,
         attention: Attention | str,
         similar: Similar | str,
-        max_distance: float | None = None,
+        distance_limit: float | None = None,
     ):
         self.predictor, self.thresholds = predictor, thresholds
-        self.max_distance = max_distance
+        self.distance_limit = distance_limit
         self.attention, self.similar = attention, similar
         self.small_pixels = min(max_pixels, LARGE_PIXELS)
         self._max_pixels = max_pixels
@@ -199,10 +199,10 @@ class Inference:
 
     def _distance(self, output: ModelOutput) -> Distance | None:
         """The distance of an image to the training images; None without threshold."""
-        if output.embedding is None or self.max_distance is None:
+        if output.embedding is None or self.distance_limit is None:
             return None
         distances = self.predictor.distances(output.embedding[None])
-        return None if distances is None else Distance(float(distances[0]), self.max_distance)
+        return None if distances is None else Distance(float(distances[0]), self.distance_limit)
 
     def _task_answer(
         self,

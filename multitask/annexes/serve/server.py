@@ -66,7 +66,7 @@ def _build_app(options: ServeOptions, *, loopback: bool) -> tuple["FastAPI", str
             data_dir=options.data_dir,
             allow_outside=options.allow_outside,
         ),
-        max_distance=model.max_distance(options.max_unlike),
+        distance_limit=model.distance_limit(options.max_unlike),
         limits=limits,
         hosts=(*LOOPBACK, options.host.lower()) if loopback else None,
     )

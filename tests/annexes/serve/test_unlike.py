@@ -77,7 +77,7 @@ def served(predictor, **more):
 
 
 def test_an_image_unlike_the_training_images_has_no_other_answer(predictor, known):
-    with served(predictor, max_distance=predictor.max_distance()) as ask:
+    with served(predictor, distance_limit=predictor.distance_limit()) as ask:
         for colour, unlike in ((RED, False), (BLUE, True)):
             message = json.loads(ask("/predict", colour))
             expected = predictor.distance.distances(np.array([colour]) / 255)[0]
@@ -99,7 +99,7 @@ def test_an_image_unlike_the_training_images_has_no_other_answer(predictor, know
 
 def test_a_model_of_before_says_nothing(predictor):
     old = dataclasses.replace(predictor, distance=None)
-    with served(old, max_distance=old.max_distance()) as ask:
+    with served(old, distance_limit=old.distance_limit()) as ask:
         message = json.loads(ask("/predict", BLUE))
     assert (message["unlike"], message["distance"]) == (None, None)
     assert UNLIKE not in {result["answer"] for result in message["tasks"].values()}
