@@ -213,7 +213,7 @@ def test_many_images_are_answered_by_the_fastest(
     cache, folder, known, short_turns, tmp_path, monkeypatch, capsys
 ):
     """Of all that are installed; the second time without measuring, and to the same bit."""
-    monkeypatch.setattr("multitask.commands.predict.MANY", 3)
+    monkeypatch.setattr("multitask.serving.predict.FEWEST_MEASURED", 3)
     painted = known.colours(3, 8)
     for number, colour in enumerate(painted):
         path = tmp_path / "images" / f"{number}.png"

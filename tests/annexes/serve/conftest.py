@@ -35,9 +35,9 @@ def everything(run, folder, predictor):
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def port(predictor, everything):
-    """The port of that application."""
+    """The port of that application, which is stopped after the tests of a file."""
     from served import serving
 
     from multitask.annexes.serve.app import build_app
