@@ -17,11 +17,10 @@ and more pages of text than the distance to the k-th nearest of the training ima
 import base64
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from multitask.conformal import ROUNDING, ScoreTable, rank_of
 from multitask.spec import InputError
@@ -199,40 +198,24 @@ def fit_distance(training: np.ndarray, validation: np.ndarray) -> FeatureDistanc
     Raises:
         ValueError: an embedding is not finite.
     """
+    from sklearn.decomposition import PCA  # takes longer than a prediction
+
     count, width = training.shape
     rows = np.unique(np.linspace(0, count - 1, min(count, MOST_IMAGES)).astype(int))
-    mean, covariance = _moments(training, rows)
-    if not (np.isfinite(covariance).all() and np.isfinite(validation).all()):
+    examples = _of_length_1(training[rows])
+    if not (np.isfinite(examples).all() and np.isfinite(validation).all()):
         raise ValueError("an embedding is not finite")
     kept = min(DIRECTIONS, len(rows) // IMAGES_PER_DIRECTION, width // 2)
-    variances, directions = np.zeros(0), np.zeros((width, 0))
-    if kept:
-        variances, directions = scipy.linalg.eigh(
-            covariance, subset_by_index=(width - kept, width - 1)
-        )
-    noise = (np.trace(covariance) - variances.sum()) / (width - kept)
+    pca = PCA(kept, svd_solver="covariance_eigh").fit(examples)
     fitted = FeatureDistance(
-        mean.astype(np.float32),
-        directions.T.astype(np.float32),
-        np.maximum(variances, LEAST_VARIANCE).astype(np.float32),
-        max(float(noise), LEAST_VARIANCE),
+        pca.mean_.astype(np.float32),
+        np.ascontiguousarray(pca.components_, np.float32),  # as it is read back
+        np.maximum(pca.explained_variance_, LEAST_VARIANCE).astype(np.float32),
+        max(float(pca.noise_variance_), LEAST_VARIANCE),
         len(rows),
         ScoreTable(),
     )
-    table = ScoreTable.of(fitted.distances(validation))
-    return FeatureDistance(**{**vars(fitted), "validation": table})
-
-
-def _moments(embeddings: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean float64 [width] and covariance float64 [width, width] of some rows."""
-    width = embeddings.shape[1]
-    total, products = np.zeros(width), np.zeros((width, width))
-    for start in range(0, len(rows), BLOCK):
-        block = _of_length_1(embeddings[rows[start : start + BLOCK]])
-        total += block.sum(axis=0)
-        products += block.T @ block
-    mean = total / len(rows)
-    return mean, (products - len(rows) * np.outer(mean, mean)) / (len(rows) - 1)
+    return replace(fitted, validation=ScoreTable.of(fitted.distances(validation)))
 
 
 def _of_length_1(embeddings: np.ndarray) -> np.ndarray:

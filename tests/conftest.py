@@ -249,6 +249,16 @@ def chromium():
     return importlib.import_module("chromium")
 
 
+@pytest.fixture(scope="module")
+def browser(chromium, tmp_path_factory):
+    """A tab of Chromium."""
+    if not chromium.PATH:
+        pytest.skip("chromium is not installed")
+    tab = chromium.Chromium(tmp_path_factory.mktemp("profile"))
+    yield tab
+    tab.close()
+
+
 # === The run whose answers are known ===
 
 

@@ -52,7 +52,9 @@ def read_variants(path: Path) -> dict[str, dict[str, Any]]:
     """The variants of a file: name -> fields and their values."""
     try:
         variants = tomllib.loads(read_text(path, "utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     for name, changes in variants.items():
         if not isinstance(changes, dict):

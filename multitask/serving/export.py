@@ -150,6 +150,11 @@ class _ImagesToCheck:
 
 def _source(trained: TrainedModel, tasks: tuple[str, ...]) -> tuple[Source, keras.Model]:
     """The content of the export, in float32, and the same model in its original precision."""
+    if trained.tta and not any(one.fitted_on for one in trained.calibrations.values()):
+        logger.info(
+            f"Not calibrated: `multitask evaluate --tta={trained.tta}` calibrates what this export "
+            "averages"
+        )
     spec, model = trained.spec, of_tasks(trained.network, tasks)
     calibrations = {task: trained.calibrations[task] for task in tasks}
     classes = {task: trained.classes[task] for task in tasks}

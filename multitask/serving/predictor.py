@@ -127,10 +127,10 @@ class Predictor:
         """The highest distance of an image that is like the training images.
 
         Args:
-            max_unlike: as for `FeatureDistance.threshold`.
+            max_unlike: as for `FeatureDistance.limit`.
 
         Returns:
-            The threshold; None if the model has no distance and no share is requested.
+            The limit; None if the model has no distance and no share is requested.
 
         Raises:
             InputError: the share is not possible, or the model has no distance.

@@ -21,31 +21,10 @@ def records(tmp_path_factory):
     return f"--records_dir={tmp_path_factory.mktemp('records')}"
 
 
-COLOURS_SPEC = """
-name = "colours"
-images = "images"
-image_size = 32
-validation = 0.0
-max_missing = 0.2
-[trunk]
-name = "efficientnetb0"
-weights = "none"
-schedule = { kind = "constant", rate = 1e-3 }
-[[task]]
-name = "shade"
-train = "lists/shade_train.csv"
-test = "lists/shade_val.csv"
-classes = "lists/shade_class.txt"
-head = { kind = "linear" }
-loss = { kind = "focal", gamma = 1.0, alpha = 1.0 }
-schedule = { kind = "constant", rate = 1e-3 }
-"""
-
-
 @pytest.fixture
 def colours(known, tmp_path):
     """A folder with data/, spec.toml that fits it, and run/, whose model's answers are known."""
-    (tmp_path / "spec.toml").write_text(COLOURS_SPEC)
+    (tmp_path / "spec.toml").write_text(known.colour_spec(("shade",), max_missing=0.2).to_toml())
     known.make_run(tmp_path / "run", known.paint(tmp_path / "data"), tasks=("shade",))
     return tmp_path
 

@@ -6,33 +6,12 @@ import pytest
 
 from multitask.__main__ import main
 
-SPEC = """
-name = "tiny"
-title = "a tiny data set"
-image_size = 32
-
-[trunk]
-weights = "none"
-schedule = { kind = "constant", rate = 1e-3 }
-"""
-TASK = """
-[[task]]
-name = "NAME"
-train = "wikiart_csv/NAME_train.csv"
-test = "wikiart_csv/NAME_val.csv"
-classes = "wikiart_csv/NAME_class.txt"
-head = { kind = "linear" }
-loss = { kind = "focal", gamma = 2.0, alpha = 1.0 }
-schedule = { kind = "constant", rate = 1e-3 }
-"""
-
 
 @pytest.fixture
-def place(tmp_path, tiny_data):
+def place(tmp_path, tiny_data, tiny_spec):
     """A folder with data/ and a spec.toml that fits it."""
     tiny_data()
-    tasks = "".join(TASK.replace("NAME", task) for task in ("artist", "style", "genre"))
-    (tmp_path / "spec.toml").write_text(SPEC + tasks)
+    (tmp_path / "spec.toml").write_text(tiny_spec(title="a tiny data set").to_toml())
     return tmp_path
 
 

@@ -8,7 +8,7 @@ from multitask.data.augment import image_policies
 from multitask.data.merging import load_table, merge_tables
 from multitask.data.others import held_out
 from multitask.data.records import image_sizes, table_fingerprint
-from multitask.data.run_table import with_class_names
+from multitask.data.run_table import read_run_table, with_class_names, write_run_table
 from multitask.data.table import TEST, TRAIN, VALIDATION
 from multitask.spec import MISSING, OTHER_LABEL, InputError, SpecError, select_tasks
 
@@ -191,3 +191,35 @@ def test_too_few_classes(data, painter, message):
     with pytest.raises(InputError) as caught:
         merge_tables(spec_with(painter=painter), data)
     assert f'toy.toml: task[2] "painter": {message}' in str(caught.value)
+
+
+def test_a_column_may_be_auxiliary(tmp_path, write_image):
+    """The draws of a collection are those without it, and a run keeps its labels."""
+    rows = [(f"{'ab'[i % 2]}-{i}.jpg", "xyz"[i % 3], ("oil", "ink", "")[i % 3]) for i in range(40)]
+    for path, *_ in rows:
+        write_image(tmp_path / "images" / path)
+    lines = ["path,school,medium", *(",".join(row) for row in rows)]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    files = {"train": "", "test": None, "classes": ""}
+    school = files | {"name": "school", "column": "school"}
+    medium = files | {"name": "medium", "column": "medium", "auxiliary": True}
+    hand = PAINTER | {"name": "hand", "label_from": {"path": "^([ab])-"}}
+    fields = {"table": {"file": "table.csv", "image": "path", "test": 0.25}, "images": "images",
+              "validation": 0.2}  # fmt: skip
+    plain = load_table(spec_of(school, **fields), tmp_path)
+    spec = with_class_names(spec_of(medium, school, hand, **fields), tmp_path, tmp_path)
+    merged = merge_tables(spec, tmp_path)
+    assert merged.classes == {
+        "medium": ("ink", "oil"),
+        "school": ("x", "y", "z"),
+        "hand": ("a", "b"),
+    }
+    table = load_table(spec, tmp_path)
+    assert table.splits.tolist() == plain.splits.tolist()
+    assert {*table.splits} == {TRAIN, VALIDATION, TEST}
+    known = {path: medium for path, _, medium in rows}
+    names = ("ink", "oil", "")
+    assert [names[label] for label in table.labels[:, 0]] == [known[path] for path in table.paths]
+    assert ["ab"[label] for label in table.labels[:, 2]] == [path[0] for path in table.paths]
+    write_run_table(merged, table, tmp_path)
+    assert np.array_equal(read_run_table(spec, tmp_path).labels, merged.labels)

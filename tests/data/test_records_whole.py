@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 
 import pytest
@@ -59,26 +58,10 @@ print("fresh" if prepared.fresh else "there", prepared.folder, flush=True)
 
 
 @pytest.fixture
-def spec_file(tmp_path):
+def spec_file(tmp_path, tiny_spec):
     """A spec of the one task style of `tiny_data`, as a file for another process."""
-    text = """
-        name = "tiny"
-        image_size = 32
-        validation = 0.0
-        [trunk]
-        weights = "none"
-        schedule = { kind = "constant", rate = 1e-3 }
-        [[task]]
-        name = "style"
-        train = "wikiart_csv/style_train.csv"
-        test = "wikiart_csv/style_val.csv"
-        classes = "wikiart_csv/style_class.txt"
-        head = { kind = "linear" }
-        loss = { kind = "cross_entropy" }
-        schedule = { kind = "constant", rate = 1e-3 }
-    """
     file = tmp_path / "tiny.toml"
-    file.write_text(textwrap.dedent(text))
+    file.write_text(tiny_spec(tasks=("style",)).to_toml())
     return file
 
 

@@ -159,15 +159,6 @@ def test_names_are_text_and_not_html(evaluated, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def browser(chromium, tmp_path_factory):
-    if not chromium.PATH:
-        pytest.skip("chromium is not installed")
-    tab = chromium.Chromium(tmp_path_factory.mktemp("profile"))
-    yield tab
-    tab.close()
-
-
-@pytest.fixture(scope="module")
 def many(known, tmp_path_factory):
     """A page of 100 classes, its folder."""
     folder = tmp_path_factory.mktemp("many")

@@ -1,13 +1,17 @@
 """Exports that average an image and its mirror image, against a model run on both."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.special
+from logged import logged
 from specs import lists_of, spec_of
 
+from multitask.calibration import Calibration
 from multitask.data.label_files import classes_of
+from multitask.evaluation import report
 from multitask.evaluation.report import evaluate
 from multitask.model.network import FEATURES, VECTORS, build_network, examined_model, with_flips
 from multitask.run import start_run
@@ -87,21 +91,35 @@ def test_every_format_averages(run, images):
     assert json.loads((plain / "classes.json").read_text())["tta"] is None
 
 
-def test_an_export_is_calibrated_for_what_it_averages(run):
-    """The temperature of the averaged logits is fitted and exported, and not that of the image."""
-    evaluation = evaluate(open_trained(run), tta="flip", similar=False)
-    content = json.loads((run.results / "calibration.json").read_text())
-    assert content["tta"]["kind"] == "flip"
-    assert content["tta"]["tasks"].keys() == set(TASKS)
-    fitted = open_trained(run, tta="flip").calibrations
-    assert {task: one.to_dict() for task, one in fitted.items()} == content["tta"]["tasks"]
-    assert open_trained(run).calibrations == evaluation.calibrations
-    folder = export(run, formats=("savedmodel",), tta="flip", images=4)
-    exported = json.loads((folder / "classes.json").read_text())["calibration"]
-    assert exported == content["tta"]["tasks"]
+def test_an_export_is_calibrated_for_what_it_averages(run, images, monkeypatch):
+    """The temperature of the averaged logits is exported, and not that of the image alone."""
+    fit = report.fit_calibrations
+
+    def fit_differently(predict, *arguments):
+        """Too few images to fit a temperature: 2 for the image alone, 5 for the views."""
+        temperature = 5.0 if "views" in predict.keywords else 2.0
+        fitted = fit(predict, *arguments)
+        return replace(fitted, calibrations=dict.fromkeys(TASKS, Calibration(temperature, 40)))
+
+    monkeypatch.setattr(report, "fit_calibrations", fit_differently)
+    evaluate(open_trained(run), tta="flip", similar=False)
+    expected = averaged(open_trained(run).network, images)
+    for tta, temperature in ((None, 2.0), ("flip", 5.0)):
+        out = run.workdir / f"export_{tta}"
+        with logged() as lines:
+            folder = export(run, formats=("savedmodel",), tta=tta, images=4, out=out)
+        assert not any("Not calibrated" in line for line in lines)
+        calibration = json.loads((folder / "classes.json").read_text())["calibration"]
+        assert {one["temperature"] for one in calibration.values()} == {temperature}
+    outputs = load_export(folder).infer(images)
+    for task in TASKS:
+        scaled = scipy.special.softmax(expected[task] / 5, axis=1)
+        np.testing.assert_allclose(outputs[output_of(task, "probabilities")], scaled, atol=1e-5)
     # An evaluation without views has none, and an export says so.
     evaluate(open_trained(run), similar=False)
-    assert all(one.fitted_on == 0 for one in open_trained(run, tta="flip").calibrations.values())
+    with logged() as lines:
+        export(run, formats=("savedmodel",), tta="flip", images=4)
+    assert any("`multitask evaluate --tta=flip` calibrates" in line for line in lines)
 
 
 def test_views_are_measured_as_they_are_exported(run):

@@ -198,7 +198,7 @@ class Inference:
         }
 
     def _distance(self, output: ModelOutput) -> Distance | None:
-        """The distance of an image to the training images; None without threshold."""
+        """The distance of an image to the training images; None without a limit."""
         if output.embedding is None or self.distance_limit is None:
             return None
         distances = self.predictor.distances(output.embedding[None])

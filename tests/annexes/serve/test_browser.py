@@ -9,16 +9,6 @@ from served import ask, plain, serving
 pytestmark = pytest.mark.usefixtures("untimed")
 from multitask.annexes.serve.app import build_app  # noqa: E402
 
-
-@pytest.fixture(scope="module")
-def browser(chromium, tmp_path_factory):
-    if not chromium.PATH:
-        pytest.skip("chromium is not installed")
-    tab = chromium.Chromium(tmp_path_factory.mktemp("profile"))
-    yield tab
-    tab.close()
-
-
 SHOWN = '!document.getElementById("result").hidden'
 
 
