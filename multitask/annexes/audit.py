@@ -151,7 +151,7 @@ class Audit:
         """Task -> number of leaking images that are test for it; some are so for several tasks."""
         leaks = self.table.findings.leaks
         counts = leaks["task"][leaks["split"] == TEST].value_counts()
-        return {task: int(counts.get(task, 0)) for task in self.table.tasks}
+        return {task: int(counts.get(task, 0)) for task in self.spec.listing_tasks}
 
     def label_sets(self) -> dict[tuple[str, ...], int]:
         """Set of tasks -> number of images that exactly these tasks list, largest first.

@@ -33,7 +33,7 @@ def summary(audit: Audit) -> list[str]:
 def _image_lines(audit: Audit) -> list[str]:
     table = audit.table
     rows = table.findings.files.pivot(index="task", columns="split", values="rows")
-    rows = rows.reindex(list(table.tasks), columns=[TRAIN, TEST]).fillna(0).astype(int)
+    rows = rows.reindex(list(audit.spec.listing_tasks), columns=[TRAIN, TEST]).fillna(0).astype(int)
     sets = {name_tasks(tasks): count for tasks, count in audit.label_sets().items()}
     width = max(map(len, sets), default=0)
     return [
