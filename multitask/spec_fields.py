@@ -241,11 +241,6 @@ class DataSpec(Fields):
                     f'task[{index}] "{task.name}": unlabelled: "other" needs a further task; the '
                     "images without a label of this task come from its files"
                 )
-            if task.is_open and self.mix is not None:
-                raise ValueError(
-                    f'task[{index}] "{task.name}": unlabelled: "other" cannot be combined with '
-                    'mix; set it to "unknown"'
-                )
         return self
 
     @property

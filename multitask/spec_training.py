@@ -52,6 +52,11 @@ class FinetunePhase(Phase):
         description="cached views of each image, augmented as in as many epochs; 0: one for each "
         "epoch; fewer take less disk space, and epochs share them",
     )
+    mix: Kind | None = Field(
+        None,
+        description="mixing in this phase only, of the cached maps, or of the images if the phase "
+        "has no cached maps; see mixing",
+    )
 
 
 class Phases(Fields):

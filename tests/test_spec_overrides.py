@@ -39,6 +39,7 @@ OVERRIDES = [
     ("phases.finetune.rate_factor", 0.75),
     ("phases.finetune.cache", "off"),
     ("phases.finetune.views", 3),
+    ("phases.finetune.mix", {"kind": "cutmix"}),
     ("early_stopping.patience", 5),
     ("plateau.patience", 6),
     ("plateau.factor", 0.25),

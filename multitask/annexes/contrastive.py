@@ -114,7 +114,7 @@ def build_contrastive(spec: DataSpec) -> Contrastive | None:
     weights = contrastive_weights(spec)
     if not weights:
         return None
-    if spec.mix is not None:
+    if spec.mix is not None or spec.phases.finetune.mix is not None:
         raise SpecError(
             f"{spec.place(None, 'contrastive')}: mixed images have no single class; remove mix or "
             "contrastive"

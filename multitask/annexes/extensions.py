@@ -17,7 +17,7 @@ def build_extensions(spec: DataSpec) -> Extensions:
     """
     return Extensions(
         balancer=build_balancer(spec.balancing, place=spec.place(None, "balancing")),
-        batch_transform=build_mixing(spec),
+        batch_transforms=build_mixing(spec),
         extra_loss=build_contrastive(spec),
         order=build_order(spec),
         extra_rows=build_smote(spec),

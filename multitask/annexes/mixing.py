@@ -1,5 +1,8 @@
 """Mixup and cutmix: each image of a batch is mixed with a partner of the same batch.
 
+Fine-tuning on cached maps of the frozen blocks can mix these in the same way (manifold mixup, Verma
+et al. 2019).
+
 A new kind is a function and a line in MIXES; its options are its keyword-only parameters. It
 returns where the partner is visible and how strongly; partners and labels do not depend on it.
 """
@@ -14,11 +17,13 @@ from pydantic import Field
 
 from multitask.learning.extensions import BatchTransform
 from multitask.learning.losses import MaskedLoss
-from multitask.spec import DataSpec, InputError, check_kind, is_labelled
+from multitask.spec import PHASES, DataSpec, InputError, Kind, SpecError, check_kind, is_labelled
 
 # Below 0.05, nearly every sample is 0 or 1, and nothing is mixed.
 Alpha = Annotated[float, Field(ge=0.05, le=20)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+FINETUNE_FIELD = "phases.finetune.mix"
 
 
 class Patch(NamedTuple):
@@ -132,18 +137,20 @@ MIXES = {f.__name__: f for f in (mixup, cutmix, mixup_cutmix)}
 def sample_partners(labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Sample each image's partner from the batch's images with labels of exactly the same tasks.
 
-    Every label can thus be mixed with another label of the same task, and none is lost. The images
-    of such a group form one random cycle, in which each image is followed by its partner.
+    Every label can thus be mixed with another label of the same task, and none is lost. An image
+    with OTHER_LABEL is mixed with another such image, and the mixture has none of the task's
+    classes either. The images of such a group form one random cycle, in which each image is
+    followed by its partner.
 
     Args:
-        labels: int32 [batch, tasks]; MISSING where the task has no label.
+        labels: int32 [batch, tasks]; MISSING or OTHER_LABEL where the task has no label.
         seed: int [2].
 
     Returns:
         int32 [batch]: every image is the partner of one image, or of itself if alone in its group.
     """
     count = tf.shape(labels)[0]
-    group = tf.raw_ops.UniqueV2(x=is_labelled(labels), axis=[0]).idx
+    group = tf.raw_ops.UniqueV2(x=tf.minimum(labels, 0), axis=[0]).idx
     cycle = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
     cycle = tf.gather(cycle, tf.argsort(tf.gather(group, cycle), stable=True))  # group by group
     group = tf.gather(group, cycle)
@@ -153,14 +160,15 @@ def sample_partners(labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.scatter_nd(cycle[:, None], tf.gather(cycle, after), [count])
 
 
-def blend(images: tf.Tensor, partner: tf.Tensor, patch: Patch, *, size_px: int) -> tf.Tensor:
-    """Blend each image with its partner inside the patch: float32 [batch, size_px, size_px, 3]."""
+def blend(images: tf.Tensor, partner: tf.Tensor, patch: Patch) -> tf.Tensor:
+    """Blend each image with its partner inside the patch: float32 [batch, side, side, channels]."""
+    side, channels = images.shape[2:]
     top, left, bottom, right = tf.unstack(patch.box[:, :, None], axis=1)
-    place = tf.range(size_px)
+    place = tf.range(side)
     rows = tf.cast((place >= top) & (place < bottom), tf.float32) * patch.strength[:, None]
     columns = tf.cast((place >= left) & (place < right), tf.float32)
-    columns = tf.repeat(columns, 3, axis=1)  # one column per channel
-    flat = tf.reshape(images, [-1, size_px, size_px * 3])
+    columns = tf.repeat(columns, channels, axis=1)
+    flat = tf.reshape(images, [-1, side, side * channels])
 
     # One image at a time fits the processor's cache, and is faster than the batch as a whole.
     # Not own + (other - own) · share, which rounds: inside a cutmix box the partner must be exact.
@@ -171,7 +179,7 @@ def blend(images: tf.Tensor, partner: tf.Tensor, patch: Patch, *, size_px: int) 
 
     inputs = (tf.range(tf.shape(partner)[0]), partner, rows, columns)
     mixed = tf.map_fn(one, inputs, fn_output_signature=tf.float32)
-    return tf.reshape(mixed, [-1, size_px, size_px, 3])
+    return tf.reshape(mixed, [-1, side, side, channels])
 
 
 def mix_batch(
@@ -179,35 +187,34 @@ def mix_batch(
     labels: tf.Tensor,
     seed: tf.Tensor,
     *,
-    size_px: int,
     draw: Callable[[tf.Tensor, int, tf.Tensor], Patch],
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Mix a batch.
 
     Args:
-        images: float32 [batch, size_px, size_px, 3].
-        labels: int32 [batch, tasks]; MISSING where the task has no label.
+        images: images or maps, float32 [batch, side, side, channels].
+        labels: int32 [batch, tasks]; MISSING or OTHER_LABEL where the task has no label.
         seed: int [2]; the same seed gives the same mix.
-        size_px: side of the images.
         draw: a function of MIXES with its options.
 
     Returns:
-        images: float32 [batch, size_px, size_px, 3].
+        images: float32 [batch, side, side, channels].
         labels: int32 [batch, tasks, 2], the image's own and its partner's; its own twice where
-            it is not mixed, MISSING twice where the task has none.
+            it is not mixed, MISSING or OTHER_LABEL twice where the task has none.
         weights: float32 [batch, tasks, 2], the two images' shares of the pixels, sum 1;
             0 and 0 where the task has no label.
     """
     partner_seed, patch_seed = _seeds(seed, 2)
     own = tf.range(tf.shape(labels)[0])
     partner = sample_partners(labels, partner_seed)
-    patch = draw(tf.shape(labels)[0], size_px, patch_seed)
+    side = images.shape[1]
+    patch = draw(tf.shape(labels)[0], side, patch_seed)
     patch = Patch(tf.where(partner == own, 0.0, patch.strength), patch.box)
-    images = blend(images, partner, patch, size_px=size_px)
+    images = blend(images, partner, patch)
 
     # Correct lambda to the visible pixels: the clipped part of the box does not count.
     top, left, bottom, right = tf.unstack(patch.box, axis=1)
-    area = (bottom - top) * (right - left) / size_px**2
+    area = (bottom - top) * (right - left) / side**2
     share = patch.strength * tf.cast(area, tf.float32)
     partner = tf.where(share > 0, partner, own)
     pair = tf.stack([labels, tf.gather(labels, partner)], axis=2)
@@ -230,28 +237,34 @@ class MixedLoss(MaskedLoss):
         )
         return own + partner, ops.sum(ops.cast(weights, "float32"))
 
+    def rejection_sums(self, labels: Any, logits: Any) -> tuple[Any, Any, Any, Any]:
+        """Sum the rejection loss; a mixed image is labelled or other as both of its images are."""
+        return super().rejection_sums(labels if len(labels.shape) == 1 else labels[:, 0], logits)
+
 
 class Mixing(BatchTransform):
     """Mixup, cutmix or both, as a batch transform.
 
     Args:
         draw: a function of MIXES with its options.
-        size_px: side of the images.
+        takes_maps: mix cached maps where the phase has them, instead of images.
     """
 
-    def __init__(self, draw: Callable[[tf.Tensor, int, tf.Tensor], Patch], size_px: int):
+    def __init__(
+        self, draw: Callable[[tf.Tensor, int, tf.Tensor], Patch], *, takes_maps: bool = False
+    ):
         self.draw = draw
-        self.size_px = size_px
+        self.takes_maps = takes_maps
 
     def __call__(
         self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Mix a batch; shapes as in `mix_batch`."""
-        return mix_batch(images, labels, seed, size_px=self.size_px, draw=self.draw)
+        return mix_batch(images, labels, seed, draw=self.draw)
 
     def wrap_loss(self, loss: MaskedLoss) -> MixedLoss:
         """Return the loss for pairs of labels."""
-        return MixedLoss(loss.function, loss.class_weights, loss.options)
+        return MixedLoss(loss.function, loss.class_weights, loss.options, loss.rejection)
 
     def metric_targets(self, labels: Any, weights: Any) -> tuple[Any, Any]:
         """Return the label with the larger weight of each image, and the sum of both weights."""
@@ -262,20 +275,31 @@ class Mixing(BatchTransform):
         return labels, ops.sum(weights, axis=1)
 
 
-def build_mixing(spec: DataSpec) -> Mixing | None:
-    """Return the spec's mixing; None where it has none.
+def build_mixing(spec: DataSpec) -> dict[str, Mixing]:
+    """Return the mixing of each phase that mixes.
 
     Raises:
-        SpecError: unknown kind or option, with its place.
-        InputError: the spec uses cached features as well.
+        SpecError: unknown kind or option, with its place; or both phases' mixing and one phase's.
+        InputError: the spec mixes images, and uses cached features as well.
     """
+    finetune = spec.phases.finetune.mix
     if spec.mix is None:
-        return None
+        if finetune is None:
+            return {}
+        return {PHASES[1]: _mixing(spec, finetune, FINETUNE_FIELD, takes_maps=True)}
+    if finetune is not None:
+        raise SpecError(
+            f"{spec.place(None, FINETUNE_FIELD)}: mix already mixes the images of both phases; "
+            "remove one of them"
+        )
     features = spec.features
     if features.cache == "on" or features.views or features.smote:
         raise InputError(
             f"{spec.place(None, 'features')}: mix blends images; cached features are not images"
         )
-    options = check_kind(spec.mix, MIXES, place=spec.place(None, "mix"))
-    draw = functools.partial(MIXES[spec.mix.kind], **options)
-    return Mixing(draw, spec.image_size)
+    return dict.fromkeys(PHASES, _mixing(spec, spec.mix, "mix"))
+
+
+def _mixing(spec: DataSpec, kind: Kind, field: str, *, takes_maps: bool = False) -> Mixing:
+    options = check_kind(kind, MIXES, place=spec.place(None, field))
+    return Mixing(functools.partial(MIXES[kind.kind], **options), takes_maps=takes_maps)

@@ -113,17 +113,21 @@ def training_dataset(
             tf.data.AUTOTUNE,
             deterministic=True,
         )
-        return _transformed(examples.batch(batch_size), transform, spec, shard, epoch, step)
+        return transformed(examples.batch(batch_size), transform, spec, shard, epoch, step)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     batches = epochs.flat_map(one_epoch)
-    tasks = table.tasks
+    return by_task(batches, table.tasks).prefetch(2)
+
+
+def by_task(batches: tf.data.Dataset, tasks: tuple[str, ...]) -> tf.data.Dataset:
+    """Split labels and weights, each [batch, tasks, …], into {task: [batch, …]}."""
     return batches.map(
         lambda images, labels, weights: (images, _by_task(tasks, labels), _by_task(tasks, weights))
-    ).prefetch(2)
+    )
 
 
-def _transformed(
+def transformed(
     batches: tf.data.Dataset,
     transform: Transform | None,
     spec: DataSpec,

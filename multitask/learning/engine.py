@@ -9,7 +9,7 @@ from keras import ops
 from multitask.backend import over_replicas, replicas
 from multitask.learning.balancer import LossBalancer
 from multitask.learning.extensions import ExtraLoss
-from multitask.learning.losses import MaskedLoss, rejection_mean, rejection_sums
+from multitask.learning.losses import MaskedLoss, rejection_mean
 from multitask.learning.metrics import build_metrics
 from multitask.model.network import PROJECTED
 
@@ -77,7 +77,7 @@ class MultitaskModel(keras.Model):
             total, counts[task] = (over_replicas(value) for value in sums)
             means[task] = total / ops.maximum(counts[task], 1.0)
             if loss.rejection:
-                kinds = rejection_sums(y[task], y_pred[task])
+                kinds = loss.rejection_sums(y[task], y_pred[task])
                 means[task] += loss.rejection * rejection_mean(tuple(map(over_replicas, kinds)))
         return means, counts
 

@@ -21,7 +21,14 @@ from multitask.learning.losses import MaskedLoss
 from multitask.spec import DataSpec, SpecError
 
 # The fields of a spec that only an extension implements.
-FIELDS = ("mix", "sampler", "balancing", "contrastive", "features.smote")
+FIELDS = (
+    "mix",
+    "phases.finetune.mix",
+    "sampler",
+    "balancing",
+    "contrastive",
+    "features.smote",
+)
 
 
 class BatchTransform(ABC):
@@ -29,7 +36,12 @@ class BatchTransform(ABC):
 
     It may return labels and weights in any shape that its loss and metric targets understand.
     Validation batches do not pass through it: their labels are [batch].
+
+    Attributes:
+        takes_maps: in a phase that can train on cached maps, it changes batches of these.
     """
+
+    takes_maps: bool = False
 
     @abstractmethod
     def __call__(
@@ -38,7 +50,7 @@ class BatchTransform(ABC):
         """Transform a batch.
 
         Args:
-            images: float32 [batch, size, size, 3].
+            images: float32 [batch, size, size, channels].
             labels: int32 [batch, tasks]; MISSING where the task has no label.
             seed: int [2]; the same seed gives the same transformation.
 
@@ -145,7 +157,7 @@ class Extensions:
 
     Attributes:
         order: the rows of an epoch and their order.
-        batch_transform: changes training batches.
+        batch_transforms: phase -> what changes its training batches.
         extra_rows: adds rows to cached features.
         balancer: task weights -> a new balancer, which combines the task losses into one.
         extra_loss: a further loss on the pooled features.
@@ -153,7 +165,7 @@ class Extensions:
     """
 
     order: RowOrder = SHUFFLED
-    batch_transform: BatchTransform | None = None
+    batch_transforms: Mapping[str, BatchTransform] = field(default_factory=dict)
     extra_rows: ExtraRows = NO_ROWS
     balancer: Callable[[Mapping[str, float]], LossBalancer] = LossBalancer
     extra_loss: ExtraLoss | None = None

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from multitask.data.order import SHUFFLED, UNSHARDED, RowOrder, Shard, batch_places
-from multitask.data.pipeline import sharded_labels, targets
+from multitask.data.pipeline import Transform, by_task, sharded_labels, targets, transformed
 from multitask.spec import MISSING, DataSpec
 
 
@@ -43,12 +43,14 @@ class Features:
         first_step: int = 0,
         shard: Shard = UNSHARDED,
         order: RowOrder = SHUFFLED,
+        transform: Transform | None = None,
     ) -> tf.data.Dataset:
         """Make endless shuffled batches of features, {task: label}, {task: weight}.
 
         The rows have the order of `data.pipeline.training_dataset`. Each epoch uses another view
         of an image, until all views have been used. Views of epochs are used in their epochs; a
         plain view would make an epoch's loss jump, so that each image has it in another epoch.
+        `transform` changes each batch, as there.
         """
         rows = len(self.train) // self.views
         rows_of, count = order.epoch_rows(self.labels, spec.seed), len(self.labels)
@@ -75,14 +77,15 @@ class Features:
             return tf.ensure_shape(batch, (None, *self.train.shape[1:])), labels
 
         def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-            places = every_place[tf.where(epoch == first_epoch, first_step * batch_size, 0) :]
+            step = tf.where(epoch == first_epoch, tf.constant(first_step, tf.int64), 0)
+            places = every_place[step * batch_size :]
             chosen = tf.gather(rows_of(epoch), tf.minimum(places, count - 1))
             both = tf.data.Dataset.from_tensor_slices((places, chosen)).batch(batch_size)
-            return both.map(lambda *both: load(epoch, *both), 2, deterministic=True)
+            batches = both.map(lambda *both: load(epoch, *both), 2, deterministic=True)
+            return transformed(batches, transform, spec, shard, epoch, step)
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        batches = epochs.flat_map(one_epoch)
-        return batches.map(lambda x, y: (x, *targets(y, self.tasks))).prefetch(4)
+        return by_task(epochs.flat_map(one_epoch), self.tasks).prefetch(4)
 
     def validation_dataset(self, spec: DataSpec, *, shard: Shard = UNSHARDED) -> tf.data.Dataset:
         """Make batches of the validation split, in the order of its rows."""

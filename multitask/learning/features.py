@@ -42,7 +42,7 @@ from multitask.model.cut import Cut
 from multitask.model.inference import TENSORFLOW, Inference, fast_inference, is_usable
 from multitask.model.network import connect_features, trunk_and_heads
 from multitask.runtimes.libraries import AUTO, RUNTIMES
-from multitask.spec import DataSpec, InputError
+from multitask.spec import PHASES, DataSpec, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def wants_cache(spec: DataSpec, extensions: Extensions = NO_EXTENSIONS) -> bool:
             place = spec.place(None, f"features.{name}")
             raise InputError(f'{place}: needs cached features, and cache is "off"')
         return False
-    if extensions.batch_transform is not None:
+    if PHASES[0] in extensions.batch_transforms:
         return False
     return epochs > 0 and (options.cache == "on" or needed or epochs > 1)
 

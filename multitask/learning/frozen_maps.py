@@ -39,8 +39,9 @@ def finetune_cut(network: keras.Model, spec: DataSpec, extensions: Extensions) -
     if option == "off" or not spec.phases.finetune.epochs:
         return None
     cut = cut_trunk(trunk, frozen)
+    transform = extensions.batch_transforms.get(PHASES[1])
     obstacle = None
-    if extensions.batch_transform is not None:
+    if transform is not None and not transform.takes_maps:
         obstacle = "mix changes the images of each batch"
     elif extensions.order.repeats:
         obstacle = "the sampler repeats images within an epoch, each with its own augmentation"

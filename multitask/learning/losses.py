@@ -117,6 +117,10 @@ class MaskedLoss:
         total, count = self.total(labels, logits, weights)
         return total / ops.maximum(count, 1.0)
 
+    def rejection_sums(self, labels: Any, logits: Any) -> tuple[Any, Any, Any, Any]:
+        """The function `rejection_sums`, for labels of the shape that `total` takes."""
+        return rejection_sums(labels, logits)
+
 
 def rejection_sums(labels: Any, logits: Any) -> tuple[Any, Any, Any, Any]:
     """Sum the rejection loss over the labelled examples and over those with OTHER_LABEL.

@@ -108,7 +108,7 @@ def prepare_phase(
             groups[TRUNK], variables=projection.trainable_variables, rate_factors=()
         )
     groups |= _balancer_group(balancer, spec)
-    model = _multitask_model(graph, spec, class_weights, balancer, extensions)
+    model = _multitask_model(graph, spec, phase, class_weights, balancer, extensions)
     factor = keras.Variable(plateau, trainable=False, dtype="float32", name="plateau")
     model.compile(
         optimizer=build_optimizer(
@@ -147,6 +147,7 @@ def _balancer_group(balancer: LossBalancer, spec: DataSpec) -> dict[str, Paramet
 def _multitask_model(
     graph: keras.Model,
     spec: DataSpec,
+    phase: str,
     class_weights: dict[str, np.ndarray],
     balancer: LossBalancer,
     extensions: Extensions,
@@ -154,7 +155,7 @@ def _multitask_model(
     """Return the model of a graph with its losses, not compiled."""
     losses = build_losses(spec, class_weights)
     options: dict[str, Any] = {}
-    if transform := extensions.batch_transform:
+    if transform := extensions.batch_transforms.get(phase):
         losses = {task: transform.wrap_loss(loss) for task, loss in losses.items()}
         options["metric_targets"] = transform.metric_targets
     return MultitaskModel(

@@ -399,13 +399,14 @@ def _fit(
     epochs = getattr(spec.phases, progress.phase).epochs
     extensions, placement = settings.extensions, settings.placement
     shard = placement.shard
+    transform = extensions.batch_transforms.get(progress.phase)
     training: Callable[..., tf.data.Dataset]
     evaluating: Callable[..., tf.data.Dataset]
     if isinstance(source, Features):
         training, evaluating = source.training_dataset, source.validation_dataset
         rows = len(source.validation)
     else:
-        training = functools.partial(training_dataset, source, transform=extensions.batch_transform)
+        training = functools.partial(training_dataset, source)
         evaluating = functools.partial(evaluation_dataset, source, split=VALIDATION)
         rows = len(source.table.rows(VALIDATION))
     validation = placement.feed(evaluating(spec, shard=shard)) if rows else None
@@ -418,6 +419,7 @@ def _fit(
                     spec,
                     shard=shard,
                     order=extensions.order,
+                    transform=transform,
                     first_epoch=progress.epoch,
                     first_step=progress.step,
                 )

@@ -20,7 +20,7 @@ from multitask.annexes.mixing import (
 )
 from multitask.data.pipeline import training_dataset
 from multitask.data.records import prepare
-from multitask.spec import SpecError
+from multitask.spec import SpecError, override
 
 SIZE = 24
 # Two tasks' labels, every kind of missing pattern: both (0, 3, 5), the first alone (1, 4), the
@@ -39,15 +39,15 @@ def alphas(kind, value=5.0):
     return {"mixup": {"alpha": value}, "mixup_cutmix": {"mixup_alpha": value}}.get(kind, {})
 
 
-def mixed(images, labels, *numbers, draw, size_px=SIZE):
+def mixed(images, labels, *numbers, draw):
     images, labels = tf.constant(images, tf.float32), tf.constant(labels, tf.int32)
-    result = mix_batch(images, labels, seed(*numbers), size_px=size_px, draw=draw)
+    result = mix_batch(images, labels, seed(*numbers), draw=draw)
     return [value.numpy() for value in result]
 
 
-def noise(count, rng_seed=0):
+def noise(count, rng_seed=0, channels=3):
     rng = np.random.default_rng(rng_seed)
-    return rng.uniform(0, 255, (count, SIZE, SIZE, 3)).astype(np.float32)
+    return rng.uniform(0, 255, (count, SIZE, SIZE, channels)).astype(np.float32)
 
 
 # === Lambda ===
@@ -158,6 +158,17 @@ def test_a_partner_has_labels_of_exactly_the_same_tasks():
     assert len(seen) == 2  # both cycles of the three
 
 
+def test_others_are_mixed_with_others_alone():
+    """-2 is an image that is known to have none of the task's classes; -1 one that may have any."""
+    labels = np.asarray([[-2, 0], [3, 1], [-2, 2], [-1, 3], [4, 4], [-1, 5]], np.int32)
+    _, pair, weights = mixed(noise(6), labels, 4, 4, draw=functools.partial(mixup, alpha=5.0))
+    np.testing.assert_array_equal(pair[:, 1, 1], [2, 4, 0, 5, 1, 3])
+    np.testing.assert_array_equal(
+        pair[:, 0], [[-2, -2], [3, 4], [-2, -2], [-1, -1], [4, 3], [-1, -1]]
+    )
+    np.testing.assert_array_equal(weights[:, 0].sum(axis=1) > 0, labels[:, 0] >= 0)
+
+
 def test_every_partner_is_as_likely():
     labels = tf.constant([[0]] * 5 + [[-1]] * 3)
     draw = tf.function(sample_partners)
@@ -208,10 +219,13 @@ def test_labels_are_mixed_where_both_have_one_and_missing_where_neither():
     np.testing.assert_array_equal(got[1, :, 12:], images[1, :, 12:])
 
 
-@pytest.mark.parametrize("kind", MIXES)
-def test_the_weights_are_the_shares_of_the_pixels(kind):
+@pytest.mark.parametrize(
+    ("kind", "channels"), [*((kind, 3) for kind in MIXES), ("mixup_cutmix", 7)]
+)
+def test_the_weights_are_the_shares_of_the_pixels(kind, channels):
+    """Of images, and of maps with more channels."""
     count = 40
-    images, labels = noise(count), np.arange(count, dtype=np.int32)[:, None]
+    images, labels = noise(count, channels=channels), np.arange(count, dtype=np.int32)[:, None]
     # Alphas under which a mixture is too weak to be seen in float32 hardly ever comes.
     draw = functools.partial(MIXES[kind], **alphas(kind))
     got, pair, weights = mixed(images, labels, 6, 1, draw=draw)
@@ -284,7 +298,7 @@ def test_very_small_batches(count):
 
 def test_the_same_seed_mixes_alike_in_a_graph_and_another_otherwise():
     images = noise(7)
-    mix = functools.partial(mix_batch, size_px=SIZE, draw=mixup_cutmix)
+    mix = functools.partial(mix_batch, draw=mixup_cutmix)
     data = tf.data.Dataset.from_tensors((images, LABELS, seed(1, 1))).repeat(2)
     first, second = data.map(mix).as_numpy_iterator()
     eager = mixed(images, LABELS, 1, 1, draw=mixup_cutmix)
@@ -323,20 +337,32 @@ def test_the_same_seed_mixes_alike_in_a_graph_and_another_otherwise():
         ),
     ],
 )
-def test_a_wrong_mix_is_one_line(tiny_spec, mix, message):
+@pytest.mark.parametrize("place", ["", "phases.finetune."])
+def test_a_wrong_mix_is_one_line(tiny_spec, place, mix, message):
+    fields = {"phases": {"finetune": {"epochs": 1, "mix": mix}}} if place else {"mix": mix}
     with pytest.raises(SpecError) as caught:
-        build_mixing(tiny_spec(mix=mix))
-    assert str(caught.value) == f"tiny.toml: {message}"
+        build_mixing(tiny_spec(**fields))
+    assert str(caught.value) == f"tiny.toml: {place}{message}"
 
 
-def test_options_reach_the_mixing(tiny_spec):
-    assert build_mixing(tiny_spec()) is None
+def test_options_reach_the_mixing_of_their_phases(tiny_spec):
     images, labels = noise(5), np.asarray([[0]] * 5, np.int32)
-    never = build_mixing(tiny_spec(image_size=SIZE + 8, mix={"kind": "cutmix", "probability": 0.0}))
-    assert never.size_px == 32
-    np.testing.assert_array_equal(
-        never(np.pad(images, ((0, 0), (0, 8), (0, 8), (0, 0))), labels, seed())[2][:, 0],
-        [[1, 0]] * 5,
+    never = {"kind": "cutmix", "probability": 0.0}
+    assert build_mixing(tiny_spec()) == {}
+    both = build_mixing(tiny_spec(mix=never))
+    finetune = build_mixing(override(tiny_spec(), {"phases.finetune.mix": never}))
+    assert (list(both), list(finetune)) == (["heads", "finetune"], ["finetune"])
+    for mix in (*both.values(), *finetune.values()):
+        np.testing.assert_array_equal(mix(images, labels, seed())[2][:, 0], [[1, 0]] * 5)
+
+
+def test_images_are_not_mixed_twice(tiny_spec):
+    mix = {"kind": "cutmix"}
+    with pytest.raises(SpecError) as caught:
+        build_mixing(override(tiny_spec(mix=mix), {"phases.finetune.mix": mix}))
+    assert str(caught.value) == (
+        "tiny.toml: phases.finetune.mix: mix already mixes the images of both phases; remove one "
+        "of them"
     )
 
 
@@ -351,7 +377,7 @@ def test_the_batches_of_a_run(tiny_data, tiny_spec):
     prepared = prepare(spec, tiny_data(), progress=False)
     plain = training_dataset(prepared, spec)
     plain = list(plain.take(6).as_numpy_iterator())
-    mix = build_mixing(spec)
+    mix = build_mixing(spec)["finetune"]
     batches = list(training_dataset(prepared, spec, transform=mix).take(6).as_numpy_iterator())
     assert [len(images) for images, *_ in batches] == [5, 5, 2] * 2
     lost = 0

@@ -264,7 +264,7 @@ def test_the_batches_of_a_run(tiny_data, tiny_spec):
     late = list(late.take(5).as_numpy_iterator())
     tf.nest.map_structure(np.testing.assert_array_equal, late, batches[7:])
 
-    mix = build_mixing(tiny_spec(mix={"kind": "cutmix"}))
+    mix = build_mixing(tiny_spec(mix={"kind": "cutmix"}))["heads"]
     both = training_dataset(prepared, spec, order=order, transform=mix).take(3)
     for (images, labels, _), want in zip(both.as_numpy_iterator(), style, strict=False):
         assert images.shape == (len(want), 32, 32, 3)

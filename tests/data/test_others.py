@@ -143,11 +143,6 @@ def test_wrong_options_are_one_line(fields, message):
     assert "\n" not in str(error.value)
 
 
-def test_mixing_is_refused():
-    with pytest.raises(InputError, match='"other" cannot be combined with mix'):
-        open_spec(mix={"kind": "mixup"})
-
-
 def test_a_class_called_other_is_refused(data):
     text = "0 Ann\n1 other\n"
     (data / "wikiart_csv" / "artist_class.txt").write_text(text)

@@ -347,7 +347,7 @@ def test_processes_share_the_batches_of_one(numbered, kind, sampler):
 
 def test_each_process_transforms_with_its_own_seed(numbered):
     prepared, spec = numbered(count=12, batch_size=12, mix={"kind": "mixup"})
-    mix = build_mixing(spec)
+    mix = build_mixing(spec)["heads"]
     mine, other = (
         next(
             training_dataset(

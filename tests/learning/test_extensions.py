@@ -17,6 +17,7 @@ from multitask.spec import SpecError
 
 SET = {
     "mix": {"mix": {"kind": "mixup"}},
+    "phases.finetune.mix": {"phases": {"finetune": {"epochs": 1, "mix": {"kind": "mixup"}}}},
     "sampler": {"sampler": {"kind": "balanced"}},
     "balancing": {"balancing": {"kind": "uncertainty"}},
     "contrastive": {"contrastive": {"weight": 0.1}},
@@ -49,7 +50,8 @@ def test_a_plain_spec_needs_no_extensions(tiny_spec):
     assert extension_options(spec) == NO_EXTENSIONS.options
     check_spec(spec, NO_EXTENSIONS)
     built = build_extensions(spec)
-    assert built.batch_transform is built.extra_loss is None
+    assert built.extra_loss is None
+    assert built.batch_transforms == {}
     assert not built.order.repeats
     assert type(built.extra_rows) is ExtraRows
     assert built.balancer({"style": 0.5}).current_weights() == {"style": 0.5}

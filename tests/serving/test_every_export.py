@@ -270,6 +270,7 @@ OTHERS = {
     "phases.heads.epochs": 9, "phases.heads.rate_factor": 0.5,
     "phases.finetune.epochs": 9, "phases.finetune.rate_factor": 0.5,
     "phases.finetune.cache": "on", "phases.finetune.views": 2,
+    "phases.finetune.mix": {"kind": "cutmix"},
     "records.margin": 2.0, "records.quality": 50,
     "features.cache": "on", "features.views": 2, "features.dtype": "float32",
     "features.smote": 0.5, "features.runtime": "litert",
