@@ -78,13 +78,13 @@ def test_it_is_trained_and_logged_but_chooses_nothing(run, spec, data):
 
 def test_the_trunk_learns_from_it(spec, data, tmp_path):
     """Without its loss, the trunk becomes another one, and the head stays as it was drawn."""
-    parts = []
+    spec, parts = spec.model_copy(update={"tasks": spec.tasks[::2]}), []
     for weight in (0.5, 0.0):
         changes = {"task[painter].weight": weight, "phases.heads.epochs": 0}
         run = train(override(spec, changes), data, tmp_path / f"{weight}").run
         parts.append(trunk_and_heads(open_trained(run, auxiliary=True).network))
     (trunk, heads), (other_trunk, other_heads) = parts
-    assert heads.keys() == {*TASKS, "painter"}
+    assert heads.keys() == {"style", "painter"}
     weights = zip(trunk.get_weights(), other_trunk.get_weights(), strict=True)
     assert any(not np.array_equal(a, b) for a, b in weights)
     drawn, learnt = (part["painter"].get_weights() for part in (other_heads, heads))
