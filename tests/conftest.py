@@ -80,7 +80,7 @@ def half_labelled():
     return rows
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_image():
     """Write a smooth image without symmetry; its seed makes it different from the others.
 
@@ -99,9 +99,9 @@ def write_image():
     return write
 
 
-@pytest.fixture
-def tiny_data(tmp_path, write_image):
-    """A function that writes the data set and returns its folder.
+@pytest.fixture(scope="session")
+def tiny_data_in(write_image):
+    """A function that writes the data set into a folder, which it returns.
 
     Args:
         rows: `{"style_train": [(path, label), …] or the file's whole text or bytes}`; replaces
@@ -112,8 +112,7 @@ def tiny_data(tmp_path, write_image):
         images: write an image for every row (of the files that are given as rows).
     """
 
-    def write(*, rows=None, classes=None, only=False, images=True, folder="data"):
-        root = tmp_path / folder
+    def write(root, *, rows=None, classes=None, only=False, images=True):
         csvs = root / "wikiart_csv"
         csvs.mkdir(parents=True, exist_ok=True)
         for task, names in {**TINY_CLASSES, **(classes or {})}.items():
@@ -142,6 +141,16 @@ def tiny_data(tmp_path, write_image):
 
 
 @pytest.fixture
+def tiny_data(tmp_path, tiny_data_in):
+    """`tiny_data_in` the test's own folder."""
+
+    def write(*, folder="data", **options):
+        return tiny_data_in(tmp_path / folder, **options)
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def tiny_spec():
     """A function that makes the spec of `tiny_data`.
 
@@ -174,6 +183,16 @@ def tiny_trunk(monkeypatch):
 
     monkeypatch.setitem(TRUNKS, "tiny", importlib.import_module("tiny_trunk").two_blocks)
     return "tiny"
+
+
+@pytest.fixture(scope="module")
+def tiny_trunk_module():
+    """`tiny_trunk` for fixtures that the tests of a file share."""
+    from multitask.model.trunks import TRUNKS
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRUNKS, "tiny", importlib.import_module("tiny_trunk").two_blocks)
+        yield "tiny"
 
 
 @pytest.fixture

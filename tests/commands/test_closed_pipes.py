@@ -16,7 +16,12 @@ STATUS = '; echo "${PIPESTATUS[0]}"'
 @pytest.mark.parametrize(
     ("line", "argv", "shown"),
     [
-        ('"$@" | head -1', ["predict", "--workdir={}/run", "{}/many"], "{}/many/000.png\n"),
+        pytest.param(
+            '"$@" | head -1',
+            ["predict", "--workdir={}/run", "{}/many"],
+            "{}/many/000.png\n",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             '"$@" 2>&1 | head -1',
             ["predict", "--workdir={}/run", "{}/many"],
@@ -32,6 +37,18 @@ def test_a_reader_that_leaves_ends_the_command_without_a_word(colours, line, arg
     done = shell(line + STATUS, *(word.format(colours) for word in argv))
     assert done.stderr == ""
     assert done.stdout == f"{shown}141\n".format(colours)
+
+
+def test_a_reader_that_leaves_ends_a_prediction(colours, monkeypatch):
+    """As above, of a command with TensorFlow, whose import takes seconds in another process."""
+    paint(*(colours / f"many/{i:03}.png" for i in range(300)))
+    head = subprocess.Popen(["head", "-1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with open(head.stdin.fileno(), "w", closefd=False) as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        with pytest.raises(SystemExit) as stopped:
+            main(["predict", f"--workdir={colours}/run", f"{colours}/many"])
+    shown, _ = head.communicate()
+    assert (stopped.value.code, shown.decode()) == (141, f"{colours}/many/000.png\n")
 
 
 def in_a_process(monkeypatch, *argv):

@@ -19,7 +19,8 @@ def stopped(capsys, *argv):
 def place(tiny_data, tiny_spec, tmp_path):
     """data/ and spec.toml of the tiny data set."""
     tiny_data()
-    (tmp_path / "spec.toml").write_text(tiny_spec(validation=0.25).to_toml())
+    phases = {"heads": {"epochs": 1}, "finetune": {"epochs": 0}}
+    (tmp_path / "spec.toml").write_text(tiny_spec(validation=0.25, phases=phases).to_toml())
     return tmp_path
 
 

@@ -1,6 +1,7 @@
 """The distance to the training images in an evaluation: fitted, measured, written and drawn."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +29,7 @@ from multitask.serving.predictor import load_best
 from multitask.spec import SHARED
 from multitask.trained import open_trained
 
-pytestmark = pytest.mark.usefixtures("untimed")
+pytestmark = pytest.mark.usefixtures("untimed", "undrawn_module")
 
 WIDTH = 16
 
@@ -162,13 +163,20 @@ def test_what_cannot_be_fitted_has_a_reason(gallery, validation, reason):
 @pytest.fixture(scope="module")
 def evaluated(known, data, tmp_path_factory):
     """An evaluation with fewer images than a distance needs otherwise, and its console."""
-    run = known.make_run(tmp_path_factory.mktemp("runs") / "run", data, validation=0.4)
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    run = known.make_run(workdir, data, tasks=("warmth",), validation=0.4)
     lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch, logged(lines):
         patch.setattr(feature_distance, "MIN_IMAGES", 5)
         trained = open_trained(run)
         evaluate(trained)
     return run, trained, lines
+
+
+def copy_of(evaluated, folder):
+    """Of the evaluated run, for a test that evaluates it again."""
+    shutil.copytree(evaluated[0].workdir, folder / "run")
+    return open_run(folder / "run")
 
 
 def test_the_run_has_the_distance_of_its_training_images(evaluated, data):
@@ -205,8 +213,8 @@ def test_the_files_have_the_distances(evaluated, data):
         assert row["path"] in page
 
 
-def test_a_second_evaluation_writes_the_same_bytes(evaluated, monkeypatch):
-    run, *_ = evaluated
+def test_a_second_evaluation_writes_the_same_bytes(evaluated, tmp_path, monkeypatch):
+    run = copy_of(evaluated, tmp_path)
     monkeypatch.setattr(feature_distance, "MIN_IMAGES", 5)
     before = (run.results / DISTANCE).read_bytes()
     evaluate(open_trained(run), similar=False)  # the gallery is there
@@ -215,13 +223,11 @@ def test_a_second_evaluation_writes_the_same_bytes(evaluated, monkeypatch):
     assert "similar" not in metrics
 
 
-def test_an_evaluation_without_distance_removes_it(known, data, tmp_path, monkeypatch):
+def test_an_evaluation_without_distance_removes_it(evaluated, tmp_path):
     """And says why, on the console, in metrics.json and on the page."""
-    run = known.make_run(tmp_path / "run", data, validation=0.4)
-    monkeypatch.setattr(feature_distance, "MIN_IMAGES", 5)
-    evaluate(open_trained(run))
+    run = copy_of(evaluated, tmp_path)
     assert open_trained(run).distance is not None
-    monkeypatch.undo()
+    assert (run.results / "distance.png").is_file()
     lines: list[str] = []
     with logged(lines):
         evaluate(open_trained(run))

@@ -1,5 +1,6 @@
 """EfficientNet-Lite2: against what the package's own PyTorch model computes, and its file."""
 
+import functools
 import os
 import pickle
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from narrow_trunks import narrow_efficientnet
 from PIL import Image
 
 from multitask.model.efficientnet_lite import (
@@ -22,8 +24,6 @@ from multitask.model.efficientnet_lite import (
 from multitask.model.trunks import TRUNKS, build_trunk
 from multitask.spec import InputError, Trunk
 
-SIZES = (64, 75)  # of 75, the layers are 38, 19, 10, 5 and 3 wide: every kind of padding
-
 
 def settings(weights, **options):
     schedule = {"kind": "constant", "rate": 1e-3}
@@ -33,8 +33,8 @@ def settings(weights, **options):
 
 @pytest.fixture(scope="module")
 def trunks():
-    """A function: size -> the trunk of a spec."""
-    return {size: build_trunk(settings("imagenet"), size) for size in SIZES}
+    """A function: size -> the trunk of a spec, built once."""
+    return functools.cache(lambda size: build_trunk(settings("imagenet"), size))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,8 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("size", SIZES)
+# Of 75 px, the layers are 38, 19, 10, 5 and 3 wide: every kind of padding.
+@pytest.mark.parametrize("size", [pytest.param(64, marks=pytest.mark.slow), 75])
 def test_features_are_those_of_the_pytorch_model(size, trunks):
     """GOLDEN was made with torch 2.13 and efficientnet-lite-pytorch 0.1.0, by
 
@@ -84,7 +85,7 @@ def test_features_are_those_of_the_pytorch_model(size, trunks):
     weights = np.cos(np.outer([0, 1, 2], np.arange(1280)))
     print(np.round(np.einsum("kc,chw->khw", weights, features), 3).tolist())
     """
-    features = np.asarray(trunks[size](waves(size)[None], training=False))[0]
+    features = np.asarray(trunks(size)(waves(size)[None], training=False))[0]
     weights = np.cos(np.outer([0, 1, 2], np.arange(1280)))
     result = np.einsum("kc,hwc->khw", weights, features)
     np.testing.assert_allclose(result, GOLDEN[size], atol=5e-3)
@@ -162,13 +163,13 @@ def test_stochastic_depth_and_batchnorm_as_in_the_recipe(untrained):
 
 def test_settings_keep_the_weights(trunks):
     chosen = settings("imagenet", batchnorm_momentum=0.8, stochastic_depth=0.5)
-    trunk = build_trunk(chosen, 64)
+    trunk = build_trunk(chosen, 75)
     norms = layers_of(trunk, keras.layers.BatchNormalization).values()
     assert {layer.momentum for layer in norms} == {0.8}
     rates = [layer.rate for layer in layers_of(trunk, keras.layers.Dropout).values()]
     assert rates == pytest.approx([0.5 * index / 19 for index, _ in SHORTCUTS])
-    image = waves(64)[None]
-    np.testing.assert_array_equal(trunk(image, training=False), trunks[64](image, training=False))
+    image = waves(75)[None]
+    np.testing.assert_array_equal(trunk(image, training=False), trunks(75)(image, training=False))
     assert trunk.name == "trunk"
 
 
@@ -179,9 +180,9 @@ def test_any_image_size(size, side, untrained):
 
 
 def test_pixels_are_rescaled_inside(trunks):
-    trunk = trunks[64]
+    trunk = trunks(75)
     before_stem = keras.Model(trunk.input, trunk.get_layer("stem_conv").input)
-    image = waves(64)[None]
+    image = waves(75)[None]
     np.testing.assert_allclose(before_stem(image), (image - 127.0) / 128.0, atol=1e-6)
 
 
@@ -202,7 +203,7 @@ def test_every_weight_of_the_file_is_used_once(state, trunks):
     # A convolution and four of BatchNorm, three times a block (the first: twice), stem and top.
     assert len(features) == 5 * (3 * 21 - 1 + 2)
     assert len(state) == len(features) + (3 * 21 - 1 + 2) + 2
-    assert content(trunks[64].weights) == content(features.values())
+    assert content(trunks(75).weights) == content(features.values())
 
 
 def changed(state, kind):
@@ -388,7 +389,8 @@ def test_a_wrong_file_is_one_line(kind, message, write_pth, tmp_path, untrained,
     assert "\n" not in text
 
 
-def test_the_file_is_of_no_other_trunk():
+def test_the_file_is_of_no_other_trunk(monkeypatch):
+    monkeypatch.setitem(TRUNKS, "efficientnetb0", narrow_efficientnet)
     with pytest.raises(InputError, match="not a weights file of efficientnetb0 without its top"):
         build_trunk(settings(imagenet_file(), name="efficientnetb0"), 32)
 
@@ -397,7 +399,7 @@ def test_a_path_to_the_file_gives_the_same_weights(trunks, tmp_path):
     path = tmp_path / "elsewhere.pth"
     path.write_bytes(imagenet_file().read_bytes())
     trunk = build_trunk(settings(path), 32)
-    for mine, theirs in zip(trunk.weights, trunks[64].weights, strict=True):
+    for mine, theirs in zip(trunk.weights, trunks(75).weights, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 

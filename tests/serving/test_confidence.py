@@ -14,6 +14,7 @@ from predicting import TEMPERATURES, stopped
 from multitask.__main__ import main
 from multitask.evaluation.tta import TTA
 from multitask.serving.answers import answer
+from multitask.serving.export import export
 from multitask.serving.predict import predict_files
 from multitask.serving.predictor import load_best, load_export
 from multitask.spec import InputError
@@ -25,6 +26,13 @@ pytestmark = pytest.mark.usefixtures("untimed")
 def calibrated(request, calibrated_run):
     run = calibrated_run
     return load_export(run.workdir / "export") if request.param == "model" else load_best(run)
+
+
+@pytest.fixture(scope="module")
+def unevaluated(known, data, tmp_path_factory):
+    run = known.make_run(tmp_path_factory.mktemp("runs") / "run", data, tasks=("warmth",))
+    export(run, formats=("onnx",))
+    return run
 
 
 @pytest.fixture
@@ -107,7 +115,10 @@ def test_thresholds_of_a_wished_accuracy(calibrated):
     assert calibrated.thresholds(0.75) == {"shade": 0.5, "warmth": 0.5, "empty": np.inf}
 
 
-def test_without_an_evaluation_nothing_is_known(predictor):
+@pytest.mark.parametrize("kind", ["model", "workdir"])
+def test_without_an_evaluation_nothing_is_known(unevaluated, kind):
+    run = unevaluated
+    predictor = load_export(run.workdir / "export") if kind == "model" else load_best(run)
     with pytest.raises(InputError, match=r"has no calibration, as this model was not evaluated"):
         predictor.thresholds(0.5)
 

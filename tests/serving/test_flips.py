@@ -1,6 +1,7 @@
 """Exports that average an image and its mirror image, against a model run on both."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,32 +12,35 @@ from specs import lists_of, spec_of
 
 from multitask.calibration import Calibration
 from multitask.data.label_files import classes_of
+from multitask.data.pipeline import readable_images
+from multitask.data.table import TEST
 from multitask.evaluation import report
 from multitask.evaluation.report import evaluate
 from multitask.model.network import FEATURES, VECTORS, build_network, examined_model, with_flips
-from multitask.run import start_run
+from multitask.run import open_run, start_run
 from multitask.runtimes.libraries import RUNTIMES, output_of
 from multitask.serving.export import export
 from multitask.serving.predictor import load_export
 from multitask.spec import InputError
 from multitask.trained import open_trained
 
-pytestmark = pytest.mark.usefixtures("untimed", "undrawn")
+pytestmark = pytest.mark.usefixtures("untimed", "undrawn_module")
 
 TASKS = ("style", "genre")
 
 
-@pytest.fixture
-def run(tiny_data, tiny_trunk, tmp_path):
+@pytest.fixture(scope="module")
+def run(tiny_data_in, tiny_trunk_module, tmp_path_factory):
     """A run of a network of random weights, whose answers depend on left and right."""
     import keras
 
-    data = tiny_data()
+    folder = tmp_path_factory.mktemp("flips")
+    data = tiny_data_in(folder / "data")
     spec = spec_of(
-        *lists_of(TASKS, "wikiart_csv"), trunk={"name": tiny_trunk}, image_size=32,
+        *lists_of(TASKS, "wikiart_csv"), trunk={"name": tiny_trunk_module}, image_size=32,
         validation=0.4, max_missing=0.0,
     )  # fmt: skip
-    run = start_run(tmp_path / "run", spec, data)
+    run = start_run(folder / "run", spec, data)
     keras.utils.set_random_seed(3)
     classes = {task.name: classes_of(task, data) for task in spec.tasks}
     build_network(spec, classes).save(run.best_model)
@@ -70,10 +74,11 @@ def test_the_network_averages_the_logits_of_both_views(run, images):
         np.testing.assert_allclose(flipped[VECTORS][name], values, atol=1e-5)
 
 
-def test_every_format_averages(run, images):
+def test_every_format_averages(run, images, tmp_path):
     network = open_trained(run).network
     expected = averaged(network, images)
-    folder = export(run, formats=("savedmodel", "onnx", "litert", "keras"), tta="flip", images=4)
+    formats = ("savedmodel", "onnx", "litert", "keras")
+    folder = export(run, formats=formats, tta="flip", images=4, out=tmp_path / "flip")
     assert json.loads((folder / "classes.json").read_text())["tta"] == "flip"
     entries = json.loads((folder / "report.json").read_text())["artifacts"]
     assert {entry["format"] for entry in entries} == {
@@ -87,27 +92,35 @@ def test_every_format_averages(run, images):
                 for task in TASKS:
                     logits = outputs[output_of(task, "logits")]
                     np.testing.assert_allclose(logits, expected[task][: len(batch)], atol=1e-4)
-    plain = export(run, formats=("savedmodel",), images=4, out=run.workdir / "plain")
+    plain = export(run, formats=("keras",), images=4, out=tmp_path / "plain")
     assert json.loads((plain / "classes.json").read_text())["tta"] is None
 
 
-def test_an_export_is_calibrated_for_what_it_averages(run, images, monkeypatch):
-    """The temperature of the averaged logits is exported, and not that of the image alone."""
+@pytest.fixture(scope="module")
+def evaluated(run, tmp_path_factory):
+    """A copy of the run, evaluated with views; the images are too few to fit a temperature: 2 for
+    the image alone, 5 for the views."""
+    workdir = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(run.workdir, workdir)
     fit = report.fit_calibrations
 
     def fit_differently(predict, *arguments):
-        """Too few images to fit a temperature: 2 for the image alone, 5 for the views."""
         temperature = 5.0 if "views" in predict.keywords else 2.0
         fitted = fit(predict, *arguments)
         return replace(fitted, calibrations=dict.fromkeys(TASKS, Calibration(temperature, 40)))
 
-    monkeypatch.setattr(report, "fit_calibrations", fit_differently)
-    evaluate(open_trained(run), tta="flip", similar=False)
-    expected = averaged(open_trained(run).network, images)
-    for tta, temperature in ((None, 2.0), ("flip", 5.0)):
-        out = run.workdir / f"export_{tta}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "fit_calibrations", fit_differently)
+        evaluate(open_trained(open_run(workdir)), tta="flip", similar=False)
+    return open_run(workdir)
+
+
+def test_an_export_is_calibrated_for_what_it_averages(evaluated, images, tmp_path):
+    """The temperature of the averaged logits is exported, and not that of the image alone."""
+    expected = averaged(open_trained(evaluated).network, images)
+    for tta, temperature, kind in ((None, 2.0, "keras"), ("flip", 5.0, "onnx")):
         with logged() as lines:
-            folder = export(run, formats=("savedmodel",), tta=tta, images=4, out=out)
+            folder = export(evaluated, formats=(kind,), tta=tta, images=4, out=tmp_path / kind)
         assert not any("Not calibrated" in line for line in lines)
         calibration = json.loads((folder / "classes.json").read_text())["calibration"]
         assert {one["temperature"] for one in calibration.values()} == {temperature}
@@ -115,26 +128,27 @@ def test_an_export_is_calibrated_for_what_it_averages(run, images, monkeypatch):
     for task in TASKS:
         scaled = scipy.special.softmax(expected[task] / 5, axis=1)
         np.testing.assert_allclose(outputs[output_of(task, "probabilities")], scaled, atol=1e-5)
-    # An evaluation without views has none, and an export says so.
+
+
+def test_an_evaluation_without_views_calibrates_none_of_them(evaluated, tmp_path):
+    """And an export says so."""
+    shutil.copytree(evaluated.workdir, tmp_path / "run")
+    run = open_run(tmp_path / "run")
     evaluate(open_trained(run), similar=False)
     with logged() as lines:
-        export(run, formats=("savedmodel",), tta="flip", images=4)
+        export(run, formats=("keras",), tta="flip", images=4)
     assert any("`multitask evaluate --tta=flip` calibrates" in line for line in lines)
 
 
-def test_views_are_measured_as_they_are_exported(run):
+def test_views_are_measured_as_they_are_exported(evaluated):
     """`evaluate --tta=flip` measures the softmax of the averaged logits."""
-    from multitask.data.pipeline import readable_images
-    from multitask.data.table import TEST
-
-    trained = open_trained(run)
+    trained = open_trained(evaluated)
     table = trained.test_table
     rows = table.rows(TEST)
     names = [str(trained.image_dir / path) for path in table.paths[rows]]
     ((_, batch),) = readable_images(names, **trained.spec.reading, batch_size=len(names))
     expected = averaged(trained.network, batch.numpy())
-    evaluate(trained, tta="flip", similar=False)
-    metrics = json.loads((run.results / "metrics.json").read_text())["tta"]["metrics"]
+    metrics = json.loads((evaluated.results / "metrics.json").read_text())["tta"]["metrics"]
     for column, task in enumerate(TASKS):
         labels = table.labels[rows, column]
         right = scipy.special.softmax(expected[task], axis=1).argmax(axis=1) == labels

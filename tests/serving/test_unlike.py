@@ -238,7 +238,7 @@ def test_an_export_has_the_distance(run, tmp_path):
 
 def test_every_format_has_the_same_distances(run, tmp_path, known):
     formats = [name for name in FORMATS if name != "keras"]  # no library here predicts with it
-    folder = export(run, formats=formats, out=tmp_path / "all")
+    folder = export(run, formats=formats, tasks=("warmth",), out=tmp_path / "all")
     painted = np.stack([LIKE, BLUE])
     shape = (2, known.SIZE_PX, known.SIZE_PX, 3)
     pixels = np.broadcast_to(painted[:, None, None], shape).astype(np.float32)
@@ -320,7 +320,8 @@ def test_the_check_of_an_export_has_the_share_of_each_artifact(run, known, data,
     """Quantized weights change the features."""
     lines: list[str] = []
     with logged(lines):
-        folder = export(run, formats=("onnx", "litert"), quantize="float16", out=tmp_path / "half")
+        options = {"quantize": "float16", "tasks": ("warmth",), "out": tmp_path / "half"}
+        folder = export(run, formats=("onnx", "litert"), **options)
     report = json.loads((folder / "report.json").read_text())["artifacts"]
     assert "unlike" not in report[0]  # the model, whose outputs are logits
     painted = np.array([data.painted[path] for path in sorted(data.painted)])
