@@ -217,6 +217,28 @@ def _without_drawing(formats=("png", "svg")):
 
 
 @pytest.fixture(scope="session")
+def without_plots():
+    """A function: -> a context in which each plot of a task is a blank image that is not even
+    composed, for evaluations of which no plot is read."""
+    return _without_plots
+
+
+@contextlib.contextmanager
+def _without_plots():
+    from multitask.evaluation.task_plots import PLOTS
+    from multitask.files import replacing
+
+    def blank(path, source):
+        with replacing(path) as temporary:
+            Image.new("RGB", (8, 8)).save(temporary, "png")
+
+    with _without_drawing(), pytest.MonkeyPatch.context() as patch:
+        for kind in PLOTS:
+            patch.setitem(PLOTS, kind, blank)
+        yield
+
+
+@pytest.fixture(scope="session")
 def untimed():
     """The speed of an export is measured over a single batch, so that no test waits for it."""
     from multitask.serving import agreement

@@ -16,10 +16,11 @@ from multitask.trained import open_trained
 
 
 @pytest.fixture(scope="module")
-def evaluated(known, data, undrawn_module, tmp_path_factory):
+def evaluated(known, data, without_plots, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "one"
     run = known.make_run(folder, data, tasks=("shade",), validation=0.4)
-    evaluate(open_trained(run), similar=False)
+    with without_plots():
+        evaluate(open_trained(run), similar=False)
     return run
 
 

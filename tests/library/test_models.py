@@ -136,13 +136,13 @@ def test_thresholds(museum, images, expected):
 
 
 @pytest.fixture(scope="module")
-def fitted_run(known, data, without_drawing, tmp_path_factory):
+def fitted_run(known, data, without_plots, tmp_path_factory):
     """The folder of a run whose evaluation fits the scores of the sets and the distance."""
     from multitask import feature_distance
 
     folder = tmp_path_factory.mktemp("fitted") / "run"
     known.make_run(folder, data, tasks=("shade", "warmth"), validation=0.4)
-    with without_drawing(), pytest.MonkeyPatch.context() as patch:
+    with without_plots(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_distance, "MIN_IMAGES", 5)
         mt.open_run(folder).evaluate()
     return folder
