@@ -210,18 +210,50 @@ def undrawn_module():
         yield
 
 
+@pytest.fixture(scope="session")
+def without_drawing():
+    """A function: formats -> a context that is `undrawn`; the page of a report has the SVG."""
+    return _without_drawing
+
+
 @contextlib.contextmanager
-def _without_drawing():
+def _without_drawing(formats=("png", "svg")):
     from multitask.pages.canvas import Plot
 
+    original = Plot.savefig
+
     def savefig(self, target, *, format="png", **options):
-        if format == "svg":
+        if format not in formats:
+            original(self, target, format=format, **options)
+        elif format == "svg":
             target.write('<svg viewBox="0 0 1 1"></svg>')
         else:
             Image.new("RGB", (8, 8)).save(target, format)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Plot, "savefig", savefig)
+        yield
+
+
+@pytest.fixture(scope="session")
+def without_plots():
+    """A function: -> a context in which each plot of a task is a blank image that is not even
+    composed, for evaluations of which no plot is read."""
+    return _without_plots
+
+
+@contextlib.contextmanager
+def _without_plots():
+    from multitask.evaluation.task_plots import PLOTS
+    from multitask.files import replacing
+
+    def blank(path, source):
+        with replacing(path) as temporary:
+            Image.new("RGB", (8, 8)).save(temporary, "png")
+
+    with _without_drawing(), pytest.MonkeyPatch.context() as patch:
+        for kind in PLOTS:
+            patch.setitem(PLOTS, kind, blank)
         yield
 
 
@@ -290,3 +322,16 @@ def known():
 @pytest.fixture(scope="session")
 def data(known, tmp_path_factory):
     return known.paint(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="session")
+def exported_colours(known, data, untimed, tmp_path_factory):
+    """(a run with known answers and a SavedModel in `export`, what its export logged)."""
+    from logged import logged
+
+    from multitask.serving.export import export
+
+    run = known.make_run(tmp_path_factory.mktemp("runs") / "colours", data)
+    with logged() as lines:
+        export(run)
+    return run, lines

@@ -226,11 +226,11 @@ def test_outliers_keep_the_order_of_equal_examples():
 
 
 def test_bootstrap_intervals_by_a_loop_over_samples():
-    """The loop has other random numbers; results agree within the noise of 1,000 samples."""
+    """The loop has other random numbers; results agree within the noise of 500 samples."""
     labels, probabilities = random_examples(5, n=120)
     intervals = metrics.bootstrap_intervals(labels, probabilities, classes=7, seed=3)
     rng, loop = np.random.default_rng(9), {name: [] for name in intervals}
-    for _ in range(1000):
+    for _ in range(500):
         rows = rng.integers(len(labels), size=len(labels))
         sample = metrics.classification_metrics(labels[rows], probabilities[rows], classes=7)
         for name in intervals:

@@ -16,9 +16,11 @@ from multitask.trained import open_trained
 
 
 @pytest.fixture(scope="module")
-def evaluated(known, data, undrawn_module, tmp_path_factory):
-    run = known.make_run(tmp_path_factory.mktemp("runs") / "one", data, validation=0.4)
-    evaluate(open_trained(run), similar=False)
+def evaluated(known, data, without_plots, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    run = known.make_run(folder, data, tasks=("shade",), validation=0.4)
+    with without_plots():
+        evaluate(open_trained(run), similar=False)
     return run
 
 

@@ -40,16 +40,47 @@ schedule = { kind = "constant", rate = 1e-3 }
 """
 
 
+def write_collection(folder, write_image):
+    """spec.toml and data/: 12 training images of two classes, and no test set."""
+    for i in range(12):
+        write_image(folder / f"data/images/p{i:02}.jpg", seed=i)
+    rows = "".join(f"p{i:02}.jpg,{i % 2}\n" for i in range(12))
+    (folder / "data/train.csv").write_text(rows)
+    (folder / "data/classes.txt").write_text("0 a\n1 b\n")
+    (folder / "spec.toml").write_text(SPEC)
+    return folder
+
+
 @pytest.fixture
 def collection(tmp_path, write_image):
-    """A folder with spec.toml and data/: 12 training images of two classes, and no test set."""
-    for i in range(12):
-        write_image(tmp_path / f"data/images/p{i:02}.jpg", seed=i)
-    rows = "".join(f"p{i:02}.jpg,{i % 2}\n" for i in range(12))
-    (tmp_path / "data/train.csv").write_text(rows)
-    (tmp_path / "data/classes.txt").write_text("0 a\n1 b\n")
-    (tmp_path / "spec.toml").write_text(SPEC)
-    return tmp_path
+    """A folder with spec.toml and data/ of `write_collection`."""
+    return write_collection(tmp_path, write_image)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """What `allowed` has made for the tests that follow."""
+    return {}
+
+
+@pytest.fixture
+def allowed(made, write_image, records, capsys, tiny_trunk, undrawn, tmp_path_factory):
+    """(folder, output) of a run that is trained and evaluated once.
+
+    Its lists lie outside data/, which only the training is told by a flag.
+    """
+    if "folder" not in made:
+        folder = write_collection(tmp_path_factory.mktemp("allowed"), write_image)
+        (folder / "data/train.csv").rename(folder / "list.csv")
+        (folder / "data/classes.txt").rename(folder / "names.txt")
+        text = SPEC.replace("train.csv", "../list.csv").replace("classes.txt", "{}/names.txt")
+        (folder / "spec.toml").write_text(text.replace("{}", str(folder)))
+        run = f"--workdir={folder / 'run'}"
+        data = [f"--spec={folder / 'spec.toml'}", f"--data_dir={folder / 'data'}"]
+        main(["train", *data, run, "--noevaluate", records, "--allow_outside"])
+        main(["evaluate", run, "--nosimilar"])
+        made.update(folder=folder, out=capsys.readouterr().out)
+    return made["folder"], made["out"]
 
 
 @pytest.mark.parametrize(
@@ -146,21 +177,12 @@ def test_no_message_quotes_more_than_a_cell(collection, capsys):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_what_was_allowed_once_is_evaluated_again(collection, records, capsys, tiny_trunk):
+def test_what_was_allowed_once_is_evaluated_again(allowed, tmp_path, capsys):
     """`--allow_outside` stays with the run; without it a run's paths are refused as a spec's."""
-    data, run = collection / "data", collection / "run"
-    (data / "train.csv").rename(collection / "list.csv")
-    (data / "classes.txt").rename(collection / "names.txt")
-    text = SPEC.replace("train.csv", "../list.csv").replace("classes.txt", "{}/names.txt")
-    file = collection / "spec.toml"
-    file.write_text(text.replace("{}", str(collection)))
-    train = ["train", f"--spec={file}", f"--data_dir={data}", f"--workdir={run}", "--noevaluate"]
-    train.append(records)
-    main([*train, "--allow_outside"])
+    run = shutil.copytree(allowed[0] / "run", tmp_path / "run")
+    assert "n/a (no test set)" in allowed[1]
     config = json.loads((run / "config.json").read_text())
     assert config["allow_outside"] is True
-    main(["evaluate", f"--workdir={run}", "--nosimilar"])
-    assert "n/a (no test set)" in capsys.readouterr().out
     # A run of before the flag: refused, and allowed by the flag.
     del config["allow_outside"]
     write_json(run / "config.json", config)
@@ -168,21 +190,45 @@ def test_what_was_allowed_once_is_evaluated_again(collection, records, capsys, t
     assert "task[0] \"kind\": train: '../list.csv'" in err
     assert "--allow_outside" in err
     main(["evaluate", f"--workdir={run}", "--nosimilar", "--allow_outside"])
+    assert "n/a (no test set)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("test_list", [None, pytest.param("path,class\n", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("undrawn")
-def test_a_task_without_a_test_set_is_trained_and_says_so(
-    collection, records, capsys, tiny_trunk, test_list
-):
+def test_a_task_without_a_test_set_is_trained_and_says_so(allowed, tmp_path, capsys):
+    folder, out = allowed
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    check_untested(run, out)
+    argv = [f"--spec={folder / 'spec.toml'}", f"--data_dir={folder / 'data'}", "--allow_outside"]
+    main(["audit", *argv, f"--out={tmp_path / 'audit'}"])
+    out = capsys.readouterr().out
+    assert "  kind: no test set\n" in out
+    assert out.endswith("No findings.\n")
+    shutil.copytree(run, tmp_path / "other")
+    err, _ = in_one_line(capsys, "compare", run, tmp_path / "other", f"--out={tmp_path / 'out'}")
+    assert "kind: not compared, no test set" in err
+    main(["export", f"--workdir={run}", "--format=keras"])
+    out = capsys.readouterr().out
+    assert out.startswith("Checked 10 training images (no test set) against best_model.keras")
+    assert "n/a/n/a" in out
+    card = (run / "export/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "| kind | n/a (no test set) |" in card
+    assert "10 training images (no test set)" in card
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_a_task_with_an_empty_test_set_is_trained_and_says_so(collection, capsys, tiny_trunk):
+    """By one command; the test above evaluates by another."""
     data, run = collection / "data", collection / "run"
     file = collection / "spec.toml"
-    if test_list is not None:
-        (data / "test.csv").write_text(test_list)
-        file.write_text(SPEC.replace("classes =", 'test = "test.csv"\nclasses ='))
-    argv = [f"--spec={file}", f"--data_dir={data}"]
-    main(["train", *argv, f"--workdir={run}", "--nosimilar", records])
-    out = capsys.readouterr().out
+    (data / "test.csv").write_text("path,class\n")
+    file.write_text(SPEC.replace("classes =", 'test = "test.csv"\nclasses ='))
+    main(["train", f"--spec={file}", f"--data_dir={data}", f"--workdir={run}", "--nosimilar"])
+    check_untested(run, capsys.readouterr().out)
+
+
+def check_untested(run, out):
+    """What a run without test images wrote, and what its training and evaluation printed."""
     assert "  kind: no test set\n" in out
     assert re.search(r"heads 1/1 .* validation F1 [\d.]+ \*", out)  # chosen by it
     assert "\nkind  n/a (no test set)\n" in out
@@ -195,24 +241,6 @@ def test_a_task_without_a_test_set_is_trained_and_says_so(
     assert page.count("n/a (no test set)") == 2
     report = (run / "results/classification_report_kind.txt").read_text()
     assert report == "n/a (no test set)\n"
-    if test_list is not None:
-        return
-    main(["audit", *argv, f"--out={collection / 'audit'}"])
-    out = capsys.readouterr().out
-    assert "  kind: no test set\n" in out
-    assert out.endswith("No findings.\n")
-    shutil.copytree(run, collection / "other")
-    err, _ = in_one_line(
-        capsys, "compare", run, collection / "other", f"--out={collection / 'compared'}"
-    )
-    assert "kind: not compared, no test set" in err
-    main(["export", f"--workdir={run}", "--format=keras"])
-    out = capsys.readouterr().out
-    assert out.startswith("Checked 10 training images (no test set) against best_model.keras")
-    assert "n/a/n/a" in out
-    card = (run / "export/MODEL_CARD.md").read_text(encoding="utf-8")
-    assert "| kind | n/a (no test set) |" in card
-    assert "10 training images (no test set)" in card
 
 
 @pytest.mark.slow

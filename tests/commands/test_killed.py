@@ -56,12 +56,13 @@ def test_killed_before_its_settings_were_written_a_run_is_taken_up(train, tmp_pa
     assert names == ["config.json", "logs", "models"]
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_killed_before_its_last_file_an_evaluation_is_done_again(train, tmp_path):
+def test_killed_before_its_last_file_an_evaluation_is_done_again(train, without_plots, tmp_path):
     results, model = tmp_path / "run" / "results", tmp_path / "run" / "models" / "best_model.keras"
-    train(until="after run/results/metrics.json")
+    with without_plots():
+        train(until="after run/results/metrics.json")
     assert not (results / "report.html").exists()
-    out = train()
+    with without_plots():
+        out = train()
     assert "Nothing is left to train" in out
     assert "Evaluating " in out
     assert (results / "report.html").exists()

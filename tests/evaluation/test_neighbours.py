@@ -1,6 +1,7 @@
 """Neighbours that are known from the images' colours, and the search against NumPy."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -22,13 +23,24 @@ from multitask.evaluation.neighbours import (
 )
 from multitask.evaluation.predictions import Predictions, predict_split
 from multitask.model.network import load_network
+from multitask.run import open_run
 from multitask.spec import MISSING, SHARED
 from multitask.trained import open_trained
 
 
+@pytest.fixture(scope="module")
+def embedded(known, data, tmp_path_factory):
+    """The folder of a run whose training images are embedded."""
+    run = known.make_run(tmp_path_factory.mktemp("embedded") / "run", data)
+    load_or_build(open_trained(run))
+    return run.workdir
+
+
 @pytest.fixture
-def run(known, data, tmp_path):
-    return known.make_run(tmp_path / "run", data)
+def run(embedded, tmp_path):
+    """A copy of that run."""
+    shutil.copytree(embedded, tmp_path / "run")
+    return open_run(tmp_path / "run")
 
 
 def sampled(count, width, seed=0):
@@ -123,7 +135,9 @@ def test_a_training_image_is_nearest_to_itself(run, data):
     assert not run.results.exists()
 
 
-def test_the_command_prints_the_neighbours(run, data, known, capsys):
+def test_the_command_prints_the_neighbours(data, known, tmp_path, capsys):
+    """Of a run whose training images are not embedded yet."""
+    run = known.make_run(tmp_path / "run", data)
     name = sorted(data.train_labels["shade"])[2]
     query = data.folder / "images" / name
     main(["similar", f"--workdir={run.workdir}", "--top_k=100", str(query)])

@@ -39,6 +39,18 @@ def bytes_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def watched_calls(monkeypatch):
+    """A list to which each reading of images adds (split, view, first row) from now on."""
+    calls, original = [], features.view_dataset
+
+    def watched(*args, split, view, rows, **options):
+        calls.append((split, view, rows[0]))
+        return original(*args, split=split, view=view, rows=rows, **options)
+
+    monkeypatch.setattr(features, "view_dataset", watched)
+    return calls
+
+
 @pytest.fixture
 def begun(shared, made, monkeypatch):
     """Computing that stops after some batches; (prepared, spec, network, its folder's bytes)."""
@@ -89,13 +101,7 @@ def begun(shared, made, monkeypatch):
 )
 def test_computing_goes_on_where_it_stopped(begun, monkeypatch, batches, saved, read):
     begun.stop(batches, saved=saved)
-    calls, original = [], features.view_dataset
-
-    def watched(*args, split, view, rows, **options):
-        calls.append((split, view, rows[0]))
-        return original(*args, split=split, view=view, rows=rows, **options)
-
-    monkeypatch.setattr(features, "view_dataset", watched)
+    calls = watched_calls(monkeypatch)
     cache_features(begun.network, begun.prepared, begun.spec)
     assert calls == read
     assert bytes_of(begun.folder) == begun.whole
@@ -115,41 +121,48 @@ def fastest(tmp_path, monkeypatch):
     return choose
 
 
-def test_computing_goes_on_in_the_library_that_began(begun, fastest, monkeypatch):
+def gone(monkeypatch, name):
+    """A library is not installed from now on."""
+    monkeypatch.setitem(RUNTIMES, name, dataclasses.replace(RUNTIMES[name], module="gone"))
+
+
+def test_computing_goes_on_in_the_library_that_began(begun, fastest, tmp_path, monkeypatch):
+    gone(monkeypatch, "openvino")  # two to choose from are enough: a conversion takes a second
     fastest("litert")
     shutil.rmtree(begun.folder)
     by_litert = cache_features(begun.network, begun.prepared, begun.spec)
-    whole = bytes_of(begun.folder)
-    begun.stop(7, saved=True)
-    fastest("onnxruntime")  # such as on a busy machine
-    cache_features(begun.network, begun.prepared, begun.spec)
-    assert json.loads((begun.folder / "features.json").read_text())["runtime"] == "litert"
-    assert bytes_of(begun.folder) == whole
     # The values are the trunk's, within the rounding of float16.
     images = images_of(begun.prepared, begun.spec, VALIDATION)
     wanted = by_trunk(begun.network, images)
     np.testing.assert_allclose(by_litert.validation, wanted, rtol=2e-3, atol=1e-4)
-    # Without the library they are computed anew, in one that is there.
+    whole = bytes_of(begun.folder)
     begun.stop(7, saved=True)
-    gone = dataclasses.replace(RUNTIMES["litert"], module="gone")
-    monkeypatch.setitem(RUNTIMES, "litert", gone)
-    lines = []
+    shutil.copytree(begun.folder, tmp_path / "stopped")
+    fastest("onnxruntime")  # such as on a busy machine
+    cache_features(begun.network, begun.prepared, begun.spec)
+    assert json.loads((begun.folder / "features.json").read_text())["runtime"] == "litert"
+    assert bytes_of(begun.folder) == whole
+    # Without the library they are computed anew, in one that is there.
+    shutil.rmtree(begun.folder)
+    shutil.copytree(tmp_path / "stopped", begun.folder)
+    assert json.loads((begun.folder / "done.json").read_text())["runtime"] == "litert"
+    gone(monkeypatch, "litert")
+    calls, lines = watched_calls(monkeypatch), []
     with logged(lines):
         cache_features(begun.network, begun.prepared, begun.spec)
     assert json.loads((begun.folder / "features.json").read_text())["runtime"] == "onnxruntime"
     assert any(line.startswith("The trunk runs in ONNX Runtime 1.") for line in lines)
+    assert calls == [("train", 0, 0), ("train", 1, 0), ("validation", 0, 0)]
 
 
-# tests/model/test_inference.py compares the maps of every library with those of Keras.
+# tests/model/test_inference.py compares the maps of every library with those of Keras, and the
+# test above the features by LiteRT with the trunk's.
 @pytest.mark.parametrize(
     ("runtime", "head"),
     [
-        ("litert", None),
         ("onnxruntime", None),
-        ("openvino", None),
         ("onnxruntime", GRU),
-        slow("litert", GRU),
-        slow("openvino", GRU),
+        *(slow(name, head) for name in ("litert", "openvino") for head in (None, GRU)),
     ],
 )
 def test_features_by_a_named_library_are_the_trunks(shared, plain_images, head, runtime):

@@ -1,6 +1,7 @@
 """Predictions from Python: the answers that are known, for every kind of input and runtime."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,15 +135,40 @@ def test_thresholds(museum, images, expected):
     assert (everything[["shade/predicted", "warmth/predicted"]] == "uncertain").all(axis=None)
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_sets_of_classes(known, data, tmp_path, monkeypatch, expected, images):
-    """By the formula, from the scores that the evaluation wrote; and as the command."""
+@pytest.fixture(scope="module")
+def fitted_run(known, data, without_plots, tmp_path_factory):
+    """The folder of a run whose evaluation fits the scores of the sets and the distance."""
+    from multitask import feature_distance
+
+    folder = tmp_path_factory.mktemp("fitted") / "run"
+    known.make_run(folder, data, tasks=("shade", "warmth"), validation=0.4)
+    with without_plots(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_distance, "MIN_IMAGES", 5)
+        mt.open_run(folder).evaluate()
+    return folder
+
+
+@pytest.fixture
+def fitted(fitted_run, tmp_path, monkeypatch):
+    """That run as `run` in the current folder: (its model, the evaluation's file by name)."""
+    shutil.copytree(fitted_run, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    known.make_run(Path("run"), data, tasks=("shade", "warmth"), validation=0.4)
-    mt.open_run("run").evaluate(similar=False)
-    model = mt.load_model("run")
-    content = json.loads(Path("run/results/calibration.json").read_text())
-    table = model.predict(images, coverage=0.7)
+
+    def content(name):
+        return json.loads(Path(f"run/results/{name}.json").read_text())
+
+    return mt.load_model("run"), content
+
+
+def test_sets_of_classes(fitted, expected, images):
+    """By the formula, from the scores that the evaluation wrote; and as the command.
+
+    Images that are far from the training images would have no set: `max_unlike` is off.
+    """
+    model, content_of = fitted
+    near = {"coverage": 0.7, "max_unlike": 0}
+    content = content_of("calibration")
+    table = model.predict(images, **near)
     for task in model.classes:
         scores, counts = (content["conformal"]["tasks"][task][k] for k in ("scores", "counts"))
         rank = int(np.ceil(round(0.7 * (counts[-1] + 1), 9)))
@@ -156,15 +182,16 @@ def test_sets_of_classes(known, data, tmp_path, monkeypatch, expected, images):
             assert names == kept
         assert table[f"{task}/set_size"].tolist() == [len(s) for s in table[f"{task}/set"]]
     assert len(set(table["shade/set_size"])) > 1
-    joint = model.predict(images, coverage=0.7, joint=True)
+    joint = model.predict(images, **near, joint=True)
     assert (joint["shade/set_size"] >= table["shade/set_size"]).all()
 
     from multitask.__main__ import main
 
     Image.fromarray(images[0]).save("a.png")
-    main(["predict", "--workdir=run", "--coverage=0.7", "--out=a.parquet", "a.png"])
+    flags = ["--coverage=0.7", "--max_unlike=0", "--out=a.parquet"]
+    main(["predict", "--workdir=run", *flags, "a.png"])
     written = pd.read_parquet("a.parquet")
-    of_file = model.predict("a.png", coverage=0.7)
+    of_file = model.predict("a.png", **near)
     assert list(written.columns) == list(of_file.columns)
     assert list(written["shade/set"][0]) == of_file["shade/set"][0]
     for wrong, field in (({"coverage": 0.999}, "coverage"), ({"joint": True}, "joint")):
@@ -231,35 +258,30 @@ def test_wrong_arguments(museum, call, field, text):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "litert"])
-def test_no_tensorflow_is_imported(museum, runtime):
-    if not RUNTIMES[runtime].installed:
-        pytest.skip(f"no {runtime}")
+def test_no_tensorflow_is_imported(museum):
+    """By none of the other libraries, one after the other in one process."""
+    names = [name for name in ("onnxruntime", "openvino", "litert") if RUNTIMES[name].installed]
     code = (
         "import sys, multitask as mt\n"
-        f"model = mt.load_model('runs/first/export', runtime={runtime!r})\n"
-        "table = model.predict(['a.png'])\n"
-        "table._repr_html_(); model.embed('a.png'); model.thresholds\n"
-        "print(table['shade/predicted'][0], *{'tensorflow', 'keras'} & set(sys.modules))\n"
+        "for name in sys.argv[1:]:\n"
+        "    model = mt.load_model('runs/first/export', runtime=name)\n"
+        "    table = model.predict(['a.png'])\n"
+        "    table._repr_html_(); model.embed('a.png'); model.thresholds\n"
+        "    print(name, table['shade/predicted'][0], *{'tensorflow', 'keras'} & {*sys.modules})\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["ivory"]
+    command = [sys.executable, "-c", code, *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{name} ivory" for name in names]
     assert done.stderr == ""
 
 
-def test_an_image_that_is_not_like_the_training_images(known, data, tmp_path, monkeypatch):
+def test_an_image_that_is_not_like_the_training_images(fitted):
     """From the evaluation to the table, which says what the command says."""
     from multitask import feature_distance
     from multitask.__main__ import main
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(feature_distance, "MIN_IMAGES", 5)
-    known.make_run(Path("run"), data, tasks=("shade", "warmth"), validation=0.4)
-    mt.open_run("run").evaluate()
-    model = mt.load_model("run")
-    distance = feature_distance.FeatureDistance.from_dict(
-        json.loads(Path("run/results/distance.json").read_text())
-    )
+    model, content_of = fitted
+    distance = feature_distance.FeatureDistance.from_dict(content_of("distance"))
     black = np.zeros((9, 9, 3), np.uint8)  # whose features have no direction
     white = np.full((9, 9, 3), 255, np.uint8)
     table = model.predict([black, white, b"no image"])

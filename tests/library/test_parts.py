@@ -37,7 +37,7 @@ def grid(*, input_shape, weights=None):
 
 
 @pytest.mark.slow
-def test_a_run_of_own_parts(museum):
+def test_a_run_of_own_parts(collection):
     mt.register_head(two_layers)
     mt.register_loss(squared)
     mt.register_schedule(linear_decay)
@@ -76,7 +76,7 @@ def test_a_run_of_own_parts(museum):
     assert error.startswith('museum.toml: trunk.name: unknown trunk "grid". Expected one of:')
 
 
-def test_the_loss_of_the_run_is_the_own_one(museum):
+def test_the_loss_of_the_run_is_the_own_one(collection):
     """By NumPy, from the logits of the first step: a run with rate 0 keeps its first weights."""
     mt.register_loss(squared)
     spec = mt.load_spec(
@@ -95,7 +95,7 @@ def test_the_loss_of_the_run_is_the_own_one(museum):
 
     table = open_trained(run._run).training_table
     rows = table.rows(VALIDATION)
-    images = [museum / "museum/images" / path for path in table.paths[rows]]
+    images = [collection / "museum/images" / path for path in table.paths[rows]]
     for task in ("shade", "warmth"):
         labels = table.labels_of(task, VALIDATION)
         known = labels >= 0
@@ -105,7 +105,7 @@ def test_the_loss_of_the_run_is_the_own_one(museum):
         assert run.history[f"{task}/val_loss"].iloc[0] == pytest.approx(expected, rel=1e-3)
 
 
-def test_registering_again_replaces(museum):
+def test_registering_again_replaces(collection):
     first = mt.register_head(two_layers)
     assert first is two_layers  # it is also a decorator
     assert mt.register_head(lambda features, name: features, name="two_layers")
@@ -140,7 +140,7 @@ def test_wrong_parts(call, line):
     assert str(raised.value) == line
 
 
-def test_a_wrong_option_of_an_own_part(museum):
+def test_a_wrong_option_of_an_own_part(collection):
     mt.register_head(two_layers)
     spec = mt.load_spec("museum.toml", {"task[shade].head": {"kind": "two_layers", "units": "x"}})
     with pytest.raises(mt.InputError, match=r'task\[0\] "shade": head.units: \'x\': input should'):

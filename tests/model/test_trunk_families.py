@@ -48,15 +48,17 @@ OTHERS = {
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory):
-    """Name -> (a network of Keras', its weights as a file, the trunk of `imagenet`)."""
+def others(images, tmp_path_factory):
+    """Name -> (a network of Keras', its weights as a file, the trunk of `imagenet`, the features
+    that Keras' network gives)."""
     made = {}
     for name, (make, _) in OTHERS.items():
         network = randomised(make)
         path = write_legacy(tmp_path_factory.mktemp(name) / "notop.h5", network)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(efficientnet.file_utils, "get_file", lambda *_, p=path, **__: str(p))
-            made[name] = (network, path, build_trunk(settings("imagenet", name), SIZE))
+            trunk = build_trunk(settings("imagenet", name), SIZE)
+        made[name] = (network, path, trunk, features(network, images))
     return made
 
 
@@ -75,8 +77,7 @@ def described(trunk):
 @pytest.mark.parametrize("name", OTHERS)
 def test_weights_of_the_other_families(name, others, images):
     """All three kinds give the network that Keras makes, which takes 0..255 by itself."""
-    network, path, imagenet = others[name]
-    wanted = features(network, images)
+    network, path, imagenet, wanted = others[name]
     assert len(wanted) == len(images)
     assert wanted.std() > 1e-3
     np.testing.assert_array_equal(features(imagenet, images), wanted)
@@ -105,40 +106,45 @@ def rates(trunk):
 
 def test_settings_of_efficientnetv2(others, images):
     """Rates rise linearly over the blocks; Keras' own go to .2 of a block after the last."""
-    network, path, _ = others["efficientnetv2b0"]
+    _, path, _, wanted = others["efficientnetv2b0"]
     chosen = settings(path, "efficientnetv2b0", batchnorm_momentum=0.8, stochastic_depth=0.5)
     trunk = build_trunk(chosen, SIZE)
-    np.testing.assert_array_equal(features(trunk, images), features(network, images))
+    np.testing.assert_array_equal(features(trunk, images), wanted)
     norms = [x for x in trunk.layers if isinstance(x, keras.layers.BatchNormalization)]
     assert {x.momentum for x in norms} == {0.8}
     repeats = [1, 2, 2, 3, 5, 8]  # of B0's six stages
     blocks = [f"block{i}{'abcdefgh'[j]}" for i, n in enumerate(repeats, 1) for j in range(n)]
-    wanted = {f"{x}_drop": 0.5 * i / 20 for i, x in enumerate(blocks) if x[-1] != "a"}
-    assert rates(trunk) == pytest.approx(wanted)
+    rising = {f"{x}_drop": 0.5 * i / 20 for i, x in enumerate(blocks) if x[-1] != "a"}
+    assert rates(trunk) == pytest.approx(rising)
 
 
-def test_stochastic_depth_of_convnext(others, images, monkeypatch):
+@pytest.fixture(scope="module")
+def dropping(others):
+    """ConvNeXt with stochastic depth, of the weights that Keras fetches; EfficientNetV2 above has
+    them of a file."""
+    path = others["convnexttiny"][1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(path))
+        return build_trunk(settings("imagenet", "convnexttiny", stochastic_depth=0.5), SIZE)
+
+
+def test_stochastic_depth_of_convnext(others, dropping, images):
     """The paper's rule: linear from 0 for the first block to the rate for the last of 18."""
-    network, path, _ = others["convnexttiny"]
-    monkeypatch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(path))
-    trunk = build_trunk(settings("imagenet", "convnexttiny", stochastic_depth=0.4), SIZE)
-    np.testing.assert_array_equal(features(trunk, images), features(network, images))
+    network, _, _, wanted = others["convnexttiny"]
+    np.testing.assert_array_equal(features(dropping, images), wanted)
     names = [f"stage_{i}_block_{j}" for i, n in enumerate([3, 3, 9, 3]) for j in range(n)]
-    wanted = {
+    rising = {
         f"convnext_tiny_{name}_stochastic_depth": rate
-        for name, rate in zip(names, np.linspace(0, 0.4, 18), strict=True)
+        for name, rate in zip(names, np.linspace(0, 0.5, 18), strict=True)
     }
-    assert rates(trunk) == pytest.approx(wanted)
+    assert rates(dropping) == pytest.approx(rising)
     assert rates(network) == {}
-    assert len(trunk.layers) == len(network.layers)
+    assert len(dropping.layers) == len(network.layers)
 
 
-def test_convnext_drops_whole_paths_of_single_examples(others, images):
+def test_convnext_drops_whole_paths_of_single_examples(dropping):
     """Of the last block at rate .5: an example keeps twice its branch, or nothing of it."""
-    network, path, _ = others["convnexttiny"]
-    trunk = build_trunk(settings(path, "convnexttiny", stochastic_depth=0.5), SIZE)
-    np.testing.assert_array_equal(features(trunk, images), features(network, images))
-    drop = trunk.get_layer("convnext_tiny_stage_3_block_2_stochastic_depth")
+    drop = dropping.get_layer("convnext_tiny_stage_3_block_2_stochastic_depth")
     branch = np.random.default_rng(0).normal(size=(64, 2, 2, 768)).astype(np.float32)
     dropped = np.asarray(drop(branch, training=True))
     kept = dropped.any(axis=(1, 2, 3))

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from logged import logged
 from PIL import Image
 from predicting import STEPS, TEMPERATURES
 
@@ -13,12 +12,8 @@ from multitask.serving.predictor import load_best, load_export
 
 
 @pytest.fixture(scope="session")
-def exported(known, data, untimed, tmp_path_factory):
-    """(a run with known answers and a SavedModel in `export`, what its export logged)."""
-    run = known.make_run(tmp_path_factory.mktemp("runs") / "colours", data)
-    with logged() as lines:
-        export(run)
-    return run, lines
+def exported(exported_colours):
+    return exported_colours
 
 
 @pytest.fixture(scope="session")

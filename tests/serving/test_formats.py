@@ -439,14 +439,14 @@ def test_no_pickle_in_an_export(folder):
 
 
 def test_the_command(run, tmp_path, capsys):
-    main(["export", f"--workdir={run.workdir}", "--format=onnx,litert", "--tasks=warmth",
+    main(["export", f"--workdir={run.workdir}", "--format=onnx,keras", "--tasks=warmth",
           f"--out={tmp_path / 'out'}", "--check_images=5"])  # fmt: skip
     out = capsys.readouterr().out
     assert out.startswith("Checked 5 images against best_model.keras (task columns: top-1/macro-F1")
     assert out.endswith(f"Export: {tmp_path / 'out'}\n")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
-        "MODEL_CARD.md", "classes.json", "report.json", "colours.onnx", "colours.tflite"
+        "MODEL_CARD.md", "classes.json", "report.json", "colours.onnx", "colours.keras"
     }  # fmt: skip
     with pytest.raises(SystemExit) as caught:
         main(["export", f"--workdir={run.workdir}", "--format=onxn"])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,8 @@ SPEC.loader.exec_module(tool)
 VARIANTS = """
 [recipe]
 
-["Two tasks!"]
-tasks = ["style", "genre"]
-
-[slower]
+["One task!"]
+tasks = ["style"]
 "phases.heads.epochs" = 2
 "task.schedule.rate" = 1e-4
 """
@@ -33,9 +32,11 @@ tasks = ["style", "genre"]
 
 @pytest.fixture
 def spec(tiny_spec, tiny_trunk):
-    raw = tiny_spec(validation=0.4, freeze_depth="all").to_dict()
+    tasks = ("artist", "style")
+    raw = tiny_spec(tasks=tasks, validation=0.4, freeze_depth="all").to_dict()
     raw["trunk"]["name"] = tiny_trunk
     raw["phases"]["finetune"]["epochs"] = 0
+    raw["features"] = {"cache": "off"}
     raw["task"][0]["unlabelled"] = "other"
     return parse_spec(raw, source="tiny.toml")
 
@@ -66,39 +67,79 @@ def variants(tmp_path):
     return tool.read_variants(file)
 
 
-def test_each_variant_is_trained_with_each_seed_once(spec, data, variants, in_process, tmp_path):
-    out = tmp_path / "out"
-    options = {"seeds": [3, 4], "test": False, "arguments": []}
-    frame = tool.run_all(spec, data, variants, out, **options)
+@pytest.fixture(scope="module")
+def made():
+    """What the tests of this file train once: (the runs, their table, the commands)."""
+    return []
+
+
+@pytest.fixture
+def ablated(made, spec, data, variants, in_process, tmp_path_factory):
+    """(the folder of both variants with the seeds 3 and 4, their table, the commands).
+
+    Measured on the validation split.
+    """
+    if not made:
+        out = tmp_path_factory.mktemp("ablated")
+        shutil.copytree(data, out / "data")
+        options = {"seeds": [3, 4], "test": False, "arguments": []}
+        frame = tool.run_all(spec, out / "data", variants, out / "out", **options)
+        made.extend((out, frame, list(in_process)))
+        in_process.clear()
+    return made
+
+
+def test_each_variant_is_trained_with_each_seed_once(spec, variants, ablated, in_process):
+    folder, frame, commands = ablated
+    out = folder / "out"
+    assert len(commands) == 4
     assert list(zip(frame["variant"], frame["seed"], strict=True)) == [
         (name, seed) for name in variants for seed in (3, 4)
     ]
-    specs = {
-        name: open_run(out / name / "seed-4").spec for name in ("recipe", "two-tasks", "slower")
-    }
-    assert specs["recipe"].seed == 4
-    assert specs["two-tasks"].task_names == ("style", "genre")
-    assert specs["slower"].phases.heads.epochs == 2
-    assert {task.schedule.options["rate"] for task in specs["slower"].tasks} == {1e-4}
+    recipe, one = (open_run(out / name / "seed-4").spec for name in ("recipe", "one-task"))
+    assert recipe.seed == one.seed == 4
+    assert recipe.task_names == ("artist", "style")
+    assert one.task_names == ("style",)
+    assert (recipe.phases.heads.epochs, one.phases.heads.epochs) == (1, 2)
+    assert [task.schedule.options["rate"] for task in recipe.tasks] == [1e-3] * 2
+    assert [task.schedule.options["rate"] for task in one.tasks] == [1e-4]
     assert not any("(test)" in column for column in frame.columns)
-    again = tool.run_all(spec, data, variants, out, **options | {"test": True})
-    assert len(in_process) == 6
-    pd.testing.assert_frame_equal(again[frame.columns], frame)
-    one = tool.run_all(spec, data, variants, out, **options | {"seeds": [3]})
-    pd.testing.assert_frame_equal(one, again)  # the table keeps the other seeds
-    assert again["style/top1 (test)"].notna().all()
+    options = {"arguments": []}
+    again = tool.run_all(spec, folder / "data", variants, out, seeds=[3, 4], test=False, **options)
+    pd.testing.assert_frame_equal(again, frame)
+    last = {"One task!": variants["One task!"]}
+    tested = tool.run_all(spec, folder / "data", last, out, seeds=[4], test=True, **options)
+    assert not in_process
+    assert tested["style/top1 (test)"].notna().tolist() == [False, True]
+    # The table keeps the other seeds, and what was measured before.
+    before = frame[frame["variant"] == "One task!"].reset_index(drop=True)
+    shared = [name for name in frame.columns if name in tested.columns]
+    assert {"variant", "seed", "seconds", "style/top1", "style/macro_f1"} <= set(shared)
+    pd.testing.assert_frame_equal(tested[shared], before[shared])
     text = (out / "ablation.md").read_text()
-    assert text.splitlines() == tool.table_lines(again)
+    assert text.splitlines() == tool.table_lines(tested)
 
 
-def test_the_figures_are_those_of_the_split(spec, data, variants, in_process, tmp_path):
+def test_a_variant_changes_fields_and_tasks(spec, variants):
+    fields = dict(variants["One task!"])
+    tasks = fields.pop("tasks")
+    slower = tool.spec_of(spec, fields, 5)
+    assert (slower.task_names, slower.seed) == (("artist", "style"), 5)
+    assert slower.phases.heads.epochs == 2
+    assert {task.schedule.options["rate"] for task in slower.tasks} == {1e-4}
+    alone = tool.spec_of(spec, {"tasks": tasks}, 6)
+    assert alone.task_names == ("style",)
+    assert alone.to_dict()["task"][0] == spec.to_dict()["task"][1]
+
+
+def test_the_figures_are_those_of_the_split(ablated):
     """Against scikit-learn, on the predictions of the model for the split's images."""
     from multitask.data.table import VALIDATION
     from multitask.trained import open_trained
 
-    tool.run_all(spec, data, {"recipe": {}}, tmp_path, seeds=[1], test=False, arguments=[])
-    measured = json.loads((tmp_path / "recipe/seed-1.json").read_text())[VALIDATION]
-    trained = open_trained(open_run(tmp_path / "recipe/seed-1"))
+    run = ablated[0] / "out/recipe/seed-3"
+    measured = json.loads(run.with_suffix(".json").read_text())[VALIDATION]
+    trained = open_trained(open_run(run))
     table = trained.training_table
     rows = table.rows(VALIDATION)
     from multitask.data.pipeline import readable_images

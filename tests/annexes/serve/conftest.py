@@ -1,17 +1,20 @@
 """An exported run, and an application that serves all that it has."""
 
+import shutil
+
 import pytest
 
 from multitask.annexes.serve.neighbours import load_attention, similar_images
-from multitask.serving.export import export
+from multitask.run import open_run
 from multitask.serving.predictor import load_export
 
 
 @pytest.fixture(scope="session")
-def run(known, data, untimed, tmp_path_factory):
-    run = known.make_run(tmp_path_factory.mktemp("runs") / "colours", data)
-    export(run)
-    return run
+def run(exported_colours, tmp_path_factory):
+    """A copy of it, to which these tests add the embeddings of its training images."""
+    folder = tmp_path_factory.mktemp("served") / "run"
+    shutil.copytree(exported_colours[0].workdir, folder)
+    return open_run(folder)
 
 
 @pytest.fixture(scope="session")
