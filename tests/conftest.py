@@ -191,6 +191,16 @@ def undrawn_module():
         yield
 
 
+@pytest.fixture
+def unplotted(monkeypatch):
+    """An evaluation leaves out what takes most of its time, the plots of its tasks and where the
+    model looked: for tests that read its numbers, its lines or the rest of its page."""
+    from multitask.evaluation import result_files
+
+    monkeypatch.setattr(result_files, "_write_task_files", lambda source: None)
+    monkeypatch.setattr(result_files, "attention_examples", lambda *what: [])
+
+
 @contextlib.contextmanager
 def _without_drawing():
     from multitask.pages.canvas import Plot

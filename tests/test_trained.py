@@ -147,7 +147,7 @@ def test_the_network_is_the_models(run, known, data):
     np.testing.assert_allclose(logits["shade"], expected, atol=1e-4)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unplotted")
 def test_calibrations_are_those_of_the_evaluation(known, data, tmp_path):
     run = known.make_run(tmp_path / "run", data, tasks=("shade",), validation=0.4)
     model = open_trained(run)
