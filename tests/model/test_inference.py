@@ -74,7 +74,7 @@ def rate(monkeypatch, fastest):
 
 
 def keep_only(monkeypatch, name):
-    """Let one library beside TensorFlow be installed: the others take a second to convert."""
+    """Let one library beside TensorFlow be installed: to convert for the others takes a second."""
     for other in set(OTHERS) - {name}:
         gone = dataclasses.replace(RUNTIMES[other], module="gone")
         monkeypatch.setitem(RUNTIMES, other, gone)
@@ -233,33 +233,35 @@ def test_onnx_runtime_without_its_converter_is_not_usable(cache, trunk, monkeypa
 
 def test_a_library_that_computes_something_else_is_not_used(cache, trunk, monkeypatch):
     """As if its conversion lost a part of the network."""
-    keep_only(monkeypatch, "openvino")
+    keep_only(monkeypatch, "onnxruntime")
     wrong = two_blocks(None, (SIZE, SIZE, 3))
-    write = CONVERTERS["openvino"].write
+    write = CONVERTERS["onnxruntime"].write
     spoilt = dataclasses.replace(
-        CONVERTERS["openvino"],
+        CONVERTERS["onnxruntime"],
         write=lambda function, folder: write(module._function(wrong), folder),
     )
-    monkeypatch.setitem(CONVERTERS, "openvino", spoilt)
-    rate(monkeypatch, "openvino")
+    monkeypatch.setitem(CONVERTERS, "onnxruntime", spoilt)
+    rate(monkeypatch, "onnxruntime")
     lines = []
     with logged(lines):
-        assert fast_inference(trunk, images=FEW).runtime != "openvino"
-    assert lines[0].startswith("OpenVINO cannot run the model: it differs from Keras by ")
-    with pytest.raises(InputError, match="openvino: cannot run the trunk: it differs from Keras"):
-        fast_inference(trunk, runtime="openvino", images=FEW)
+        assert fast_inference(trunk, images=FEW).runtime != "onnxruntime"
+    assert lines[0].startswith("ONNX Runtime cannot run the model: it differs from Keras by ")
+    with pytest.raises(
+        InputError, match="onnxruntime: cannot run the trunk: it differs from Keras"
+    ):
+        fast_inference(trunk, runtime="onnxruntime", images=FEW)
 
 
 def test_one_that_fails_after_it_was_chosen_leaves_keras(cache, trunk, monkeypatch):
-    keep_only(monkeypatch, "openvino")
-    rate(monkeypatch, "openvino")
+    keep_only(monkeypatch, "onnxruntime")
+    rate(monkeypatch, "onnxruntime")
     fast_inference(trunk, images=FEW)
-    broken = dataclasses.replace(RUNTIMES["openvino"], load=lambda *what: 1 / 0)
-    monkeypatch.setitem(RUNTIMES, "openvino", broken)
+    broken = dataclasses.replace(RUNTIMES["onnxruntime"], load=lambda *what: 1 / 0)
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", broken)
     lines = []
     with logged(lines):
         assert fast_inference(trunk, images=FEW).runtime == "tensorflow"
-    assert lines == ["OpenVINO cannot run the network: division by zero"]
+    assert lines == ["ONNX Runtime cannot run the network: division by zero"]
 
 
 # === Real trunks ===
