@@ -29,6 +29,12 @@ def identities():
     return build_trunk(settings("none", zero_init_residual=True, stochastic_depth=0.0), SIZE)
 
 
+@pytest.fixture(scope="module")
+def adjusted():
+    """A trunk without trained weights of which two numbers differ from the default."""
+    return build_trunk(settings("none", stochastic_depth=0.5, batchnorm_momentum=0.8), SIZE)
+
+
 @pytest.mark.parametrize("kind", ["legacy", "weights", "keras"])
 def test_a_file_gives_the_same_network_as_imagenet(
     kind, files, imagenet, images, imagenet_features
@@ -69,10 +75,11 @@ def test_a_depth_freezes_the_same_layers_whatever_the_weights(depth, imagenet, u
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "legacy", "none"])
-def test_batchnorm_momentum(weights, files, images, imagenet_features, monkeypatch):
+def test_batchnorm_momentum(weights, files, images, imagenet_features, adjusted, monkeypatch):
     monkeypatch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(files["legacy"]))
-    chosen = settings(files.get(weights, weights), batchnorm_momentum=0.8)
-    trunk = build_trunk(chosen, SIZE)
+    trunk = adjusted
+    if weights != "none":
+        trunk = build_trunk(settings(files.get(weights, weights), batchnorm_momentum=0.8), SIZE)
     momenta = [
         layer.momentum
         for layer in trunk.layers
@@ -86,7 +93,7 @@ def test_batchnorm_momentum(weights, files, images, imagenet_features, monkeypat
         np.testing.assert_array_equal(features(trunk, images), imagenet_features)
 
 
-def test_stochastic_depth(untrained, identities):
+def test_stochastic_depth(untrained, identities, adjusted):
     """The rates rise linearly from 0 over the 16 blocks of B0; only those with a shortcut drop."""
 
     def rates(trunk):
@@ -101,8 +108,7 @@ def test_stochastic_depth(untrained, identities):
     }
     assert rates(untrained) == pytest.approx(wanted)
     highest = max(wanted.values())
-    deeper = build_trunk(settings("none", stochastic_depth=0.5), SIZE)
-    for trunk, highest_rate in ((identities, 0.0), (deeper, 0.5)):
+    for trunk, highest_rate in ((identities, 0.0), (adjusted, 0.5)):
         scaled = {name: rate * highest_rate / highest for name, rate in wanted.items()}
         assert rates(trunk) == pytest.approx(scaled)
 
