@@ -216,6 +216,17 @@ def without_drawing():
     return _without_drawing
 
 
+@pytest.fixture
+def unplotted(monkeypatch):
+    """An evaluation leaves out what takes most of its time, the plots of its tasks and where the
+    model looked: for tests that read its numbers, its lines or the rest of its page."""
+    from multitask.evaluation import result_files
+
+    monkeypatch.setattr(result_files, "attention_examples", lambda *what: [])
+    with _without_plots():
+        yield
+
+
 @contextlib.contextmanager
 def _without_drawing(formats=("png", "svg")):
     from multitask.pages.canvas import Plot

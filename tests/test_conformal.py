@@ -180,12 +180,13 @@ def all_covered(labels, probabilities, thresholds):
     return result
 
 
-@pytest.mark.parametrize("coverage", [0.8, 0.9])
-def test_joint_coverage_is_kept_and_marginal_sets_do_not_have_it(coverage):
+def test_joint_coverage_is_kept_and_marginal_sets_do_not_have_it():
     """For images with several labels. The sets per task cover them less often, about as the
     product of the tasks; joint sets are not as large as Bonferroni's."""
     rng, images, tests = np.random.default_rng(2), 200, 2000
-    joint, marginal, sizes = [], [], {"joint": [], "bonferroni": []}
+    levels = (0.8, 0.9)
+    joint, marginal = ({coverage: [] for coverage in levels} for _ in range(2))
+    sizes = {(coverage, name): [] for coverage in levels for name in ("joint", "bonferroni")}
     for _ in range(100):
         labels, probabilities = three_tasks(rng, images + tests)
         fitted = fit_conformal(
@@ -194,21 +195,23 @@ def test_joint_coverage_is_kept_and_marginal_sets_do_not_have_it(coverage):
         test = of_rows(labels, slice(images, None))
         chances = of_rows(probabilities, slice(images, None))
         several = sum(own >= 0 for own in test.values()) > 1
-        thresholds = fitted.thresholds(coverage, joint=True)
-        joint.append(all_covered(test, chances, thresholds)[several].mean())
-        marginal.append(all_covered(test, chances, fitted.thresholds(coverage))[several].mean())
-        crude = fitted.thresholds(1 - (1 - coverage) / 3)
-        for name, used in (("joint", thresholds), ("bonferroni", crude)):
-            sizes[name].append(
-                sum(prediction_sets(chances[task], used[task]).sum() for task in "abc")
-            )
+        for coverage in levels:
+            thresholds = fitted.thresholds(coverage, joint=True)
+            alone, crude = (fitted.thresholds(c) for c in (coverage, 1 - (1 - coverage) / 3))
+            joint[coverage].append(all_covered(test, chances, thresholds)[several].mean())
+            marginal[coverage].append(all_covered(test, chances, alone)[several].mean())
+            for name, used in (("joint", thresholds), ("bonferroni", crude)):
+                sizes[coverage, name].append(
+                    sum(prediction_sets(chances[task], used[task]).sum() for task in "abc")
+                )
     n = fitted.joint.images
-    beta = scipy.stats.beta(rank_of(coverage, n), n + 1 - rank_of(coverage, n))
-    error = 3 * beta.std() / math.sqrt(len(joint))
-    # Levels are ranks among n + 1, so that up to one rank of each task is lost.
-    assert coverage - error < np.mean(joint) < coverage + 4 / (n + 1) + error
-    assert coverage**3 - 0.03 < np.mean(marginal) < coverage - 0.03
-    assert np.mean(sizes["joint"]) < np.mean(sizes["bonferroni"])
+    for coverage in levels:
+        beta = scipy.stats.beta(rank_of(coverage, n), n + 1 - rank_of(coverage, n))
+        error = 3 * beta.std() / math.sqrt(len(joint[coverage]))
+        # Levels are ranks among n + 1, so that up to one rank of each task is lost.
+        assert coverage - error < np.mean(joint[coverage]) < coverage + 4 / (n + 1) + error
+        assert coverage**3 - 0.03 < np.mean(marginal[coverage]) < coverage - 0.03
+        assert np.mean(sizes[coverage, "joint"]) < np.mean(sizes[coverage, "bonferroni"])
 
 
 def test_joint_thresholds_by_hand():

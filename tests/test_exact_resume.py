@@ -70,6 +70,21 @@ def shelf(tmp_path_factory):
     return tmp_path_factory.mktemp("whole")
 
 
+STOPPED = ("finetune", 0, 3)  # phase, epoch within it, step: where the run on the shelf stopped
+
+
+class Copying(Checkpointer):
+    """Copies the run's folder once: what a process that dies at STOPPED leaves."""
+
+    target: Path
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, logs)
+        progress = self.progress
+        if (progress.phase, progress.phase_epoch, progress.step) == STOPPED:
+            shutil.copytree(self.run.workdir, self.target)
+
+
 @pytest.fixture
 def job(tiny_data, tiny_spec, tiny_trunk, half_labelled, tmp_path, shelf):
     """A function: cached or not -> (a function that trains in a workdir, an uninterrupted run).
@@ -116,7 +131,11 @@ def job(tiny_data, tiny_spec, tiny_trunk, half_labelled, tmp_path, shelf):
 
         whole = shelf / f"cached-{cached}"
         if not whole.exists():
-            go(whole)
+            with pytest.MonkeyPatch.context() as patch:
+                if cached:  # with a checkpoint after each step, of which the copy has two
+                    patch.setattr(Copying, "target", shelf / "stopped", raising=False)
+                    patch.setattr(training, "Checkpointer", Copying)
+                go(whole, minutes=0.0 if cached else 10.0)
         return go, whole
 
     return make
@@ -243,12 +262,9 @@ def test_thrown_out_long_after_the_last_checkpoint(job, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def stopped_in_finetune(job, shelf, tmp_path, monkeypatch):
+def stopped_in_finetune(job, shelf, tmp_path):
     """(how to go on, an uninterrupted run, a workdir with the checkpoints of two steps)."""
     go, whole = job(cached=True)
-    if not (shelf / "stopped").exists():
-        place = ("finetune", 0, "step", 3)
-        stop(monkeypatch, go, shelf / "stopped", place, "raised after", minutes=0.0)
     shutil.copytree(shelf / "stopped", tmp_path / "run")
     before, newest = sorted((tmp_path / "run" / "checkpoint").iterdir())
     steps = [json.loads((path / "progress.json").read_text())["step"] for path in (before, newest)]

@@ -14,6 +14,7 @@ from multitask.data.table import TEST, TRAIN, VALIDATION
 from multitask.evaluation.neighbours import find_similar
 from multitask.evaluation.report import evaluate
 from multitask.model import network
+from multitask.pages import class_plots, coverage_plots, curves, diagram, image_sheets
 from multitask.serving.export import export
 from multitask.spec import InputError
 from multitask.trained import TrainedModel, open_trained
@@ -68,7 +69,21 @@ def run_of_two(known, data, tmp_path):
     return known.make_run(tmp_path / "two", data, tasks=("shade", "warmth"), validation=0.4)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.fixture
+def uncomposed(undrawn, monkeypatch):
+    """What the plots of a task show is read, but no figure is made of it."""
+    for module, name in (
+        (class_plots, "confusion_matrix"),
+        (class_plots, "f1_scores"),
+        (coverage_plots, "coverage"),
+        (curves, "training_history"),
+        (diagram, "architecture"),
+        (image_sheets, "outliers"),
+    ):
+        monkeypatch.setattr(module, name, lambda *what, **how: None)
+
+
+@pytest.mark.usefixtures("uncomposed")
 def test_one_evaluation_reads_every_part_once(run_of_two, calls):
     """With near-duplicates, calibration and similar images, which need the table too."""
     run = run_of_two
@@ -147,7 +162,7 @@ def test_the_network_is_the_models(run, known, data):
     np.testing.assert_allclose(logits["shade"], expected, atol=1e-4)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unplotted")
 def test_calibrations_are_those_of_the_evaluation(known, data, tmp_path):
     run = known.make_run(tmp_path / "run", data, tasks=("shade",), validation=0.4)
     model = open_trained(run)

@@ -413,11 +413,9 @@ def test_the_batches_of_a_run(tiny_data, tiny_spec):
     assert lost == 0
     assert sum((weights["style"][:, 1] > 0).sum() for *_, weights in batches) > 8
 
-    for epoch, step in ((0, 1), (1, 2)):
-        late = training_dataset(prepared, spec, first_epoch=epoch, first_step=step, transform=mix)
-        first = 3 * epoch + step
-        late = list(late.take(6 - first).as_numpy_iterator())
-        tf.nest.map_structure(np.testing.assert_array_equal, late, batches[first:])
+    late = training_dataset(prepared, spec, first_epoch=1, first_step=1, transform=mix)
+    late = list(late.take(2).as_numpy_iterator())
+    tf.nest.map_structure(np.testing.assert_array_equal, late, batches[4:])
     other = training_dataset(prepared, spec.model_copy(update={"seed": 4}), transform=mix).take(1)
     ((other, *_),) = other.as_numpy_iterator()
     assert (other != batches[0][0]).any(axis=(1, 2, 3)).all()

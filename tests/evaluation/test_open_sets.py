@@ -70,7 +70,7 @@ def spec(known):
 
 
 @pytest.fixture(scope="module")
-def run(known, spec, folder, tmp_path_factory):
+def run(known, spec, folder, undrawn_module, tmp_path_factory):
     run = start_run(tmp_path_factory.mktemp("runs") / "open", spec, folder)
     known.colour_model(("shade", "warmth")).save(run.best_model)
     evaluate(open_trained(run), similar=False)
@@ -158,7 +158,7 @@ def test_the_share_of_right_answers_is_over_all_images(metrics, fitted, run, tes
     assert result["recall"] == pytest.approx(other[~labelled].mean(), abs=0.02)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unplotted")
 def test_the_closed_metrics_do_not_change(known, folder, metrics, tmp_path):
     spec = known.colour_spec(("shade", "warmth"), validation=0.5, max_missing=0.0)
     closed = start_run(tmp_path / "closed", spec, folder)
@@ -171,7 +171,7 @@ def test_the_closed_metrics_do_not_change(known, folder, metrics, tmp_path):
     assert plain["calibration"]["shade"] == metrics["calibration"]["shade"]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unplotted")
 def test_a_rejection_that_is_not_fitted_is_a_line(known, spec, folder, tmp_path):
     without = override(spec, {"validation": 0.0})
     run = start_run(tmp_path / "unfitted", without, folder)

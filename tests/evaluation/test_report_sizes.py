@@ -36,7 +36,7 @@ def test_test_sets_of_one_image_and_of_one_class(known, tmp_path, shade, warmth)
         # An empty list is refused; one with a contradiction has no label.
         text = text or f"{there[0]},0\n{there[0]},1\n"
         (data.folder / "lists" / f"{task}_val.csv").write_text(text)
-    run = known.make_run(tmp_path / "run", data)
+    run = known.make_run(tmp_path / "run", data, tasks=("shade", "warmth"))
     evaluation = evaluate(open_trained(run), tta="flip")
     result = evaluation.metrics["shade"]
     labels = [label for _, label in rows["shade"]]

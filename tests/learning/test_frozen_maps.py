@@ -1,5 +1,7 @@
 """Fine-tuning on cached maps of the frozen blocks: the numbers of the uncached phase."""
 
+import shutil
+
 import keras
 import numpy as np
 import pandas as pd
@@ -49,6 +51,12 @@ def three_blocks(weights, input_shape):
     x = keras.layers.Add(name="block2a_add")([x, y])
     x = keras.layers.Conv2D(8, 3, strides=2, name="block3a_conv")(x)
     return keras.Model(inputs, x)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """Runs and records that several tests read, by name, once a test has made them."""
+    return tmp_path_factory.mktemp("shelf")
 
 
 @pytest.fixture
@@ -129,53 +137,83 @@ def trained(spec, data, workdir, **options):
         return history, dict(file)
 
 
-@pytest.fixture(scope="module")
-def uncached():
-    """The history of the uncached training, once a test has made it."""
-    return []
+# The step of the phase finetune after which a run's folder is copied: in which of its epochs.
+COPIED = {"in the first": 1, "in the second": -(-TRAINED // 5) + 1}
+
+
+@pytest.fixture
+def whole(made, shelf, monkeypatch):
+    """(spec, data, an uninterrupted cached training); beside it, copies of its folder as they were
+    after a step of each epoch of the cached phase, with a checkpoint of that step."""
+    spec, made_data = made(features__cache="off")
+    assert spec.batch_size == 5
+    data, workdir = shelf / "data", shelf / "whole"
+    if not workdir.exists():
+        shutil.move(made_data, data)
+        original, steps = training.Checkpointer.on_train_batch_end, []
+
+        def copied(self, batch, logs=None):
+            original(self, batch, logs)  # saves a checkpoint
+            if self.progress.phase == "finetune":
+                steps.append(batch)
+                for name, number in COPIED.items():
+                    if len(steps) == number:
+                        shutil.copytree(workdir, shelf / name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training.Checkpointer, "on_train_batch_end", copied)
+            train(spec, data, workdir, records_dir=shelf / "records", checkpoint_minutes=0)
+    return spec, data, workdir
+
+
+def ended(workdir):
+    """The history and the variables at the end of a training."""
+    history = pd.read_csv(workdir / "logs" / "history.csv")
+    with np.load(sorted((workdir / "checkpoint").iterdir())[-1] / "variables.npz") as file:
+        return history, dict(file)
+
+
+@pytest.fixture
+def uncached(whole, shelf):
+    """The history of the same training without the cache."""
+    spec, data, _ = whole
+    if not (shelf / "uncached").exists():
+        plain = override(spec, {"phases.finetune.cache": "off"})
+        train(plain, data, shelf / "uncached", records_dir=shelf / "records")
+    return ended(shelf / "uncached")[0]
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("float16", 2e-3)])
-def test_the_losses_are_those_of_the_uncached_phase(made, uncached, tmp_path, dtype, bound):
+def test_the_losses_are_those_of_the_uncached_phase(whole, uncached, shelf, tmp_path, dtype, bound):
     """Dropout above the cut included: both draw the same masks."""
-    spec, data = made(features__dtype=dtype, features__cache="off")
-    mine, _ = trained(spec, data, tmp_path / "mine")
-    if not uncached:
-        plain = override(spec, {"phases.finetune.cache": "off"})
-        uncached.append(trained(plain, data, tmp_path / "theirs")[0])
-    (theirs,) = uncached
+    spec, data, workdir = whole
+    if dtype != "float32":
+        workdir = tmp_path / "mine"
+        other = override(spec, {"features.dtype": dtype})
+        train(other, data, workdir, records_dir=shelf / "records")
+    mine, _ = ended(workdir)
     assert list(mine["phase"]) == ["heads"] + ["finetune"] * 2
     columns = [name for name in mine if name.endswith("loss")]
     assert len(columns) > 3
-    np.testing.assert_allclose(mine[columns], theirs[columns], rtol=bound)
+    np.testing.assert_allclose(mine[columns], uncached[columns], rtol=bound)
 
 
-def test_a_phase_that_was_stopped_goes_on_to_the_same_bits(made, tmp_path, monkeypatch):
-    spec, data = made(phases__heads__epochs=0)
-    whole = trained(spec, data, tmp_path / "whole")
-    original, steps = training.Console.on_train_batch_end, -(-TRAINED // spec.batch_size)
+@pytest.mark.parametrize("moment", COPIED)
+def test_a_phase_that_was_stopped_goes_on_to_the_same_bits(whole, shelf, tmp_path, moment):
+    spec, data, workdir = whole
+    shutil.copytree(shelf / moment, tmp_path / "run")
     lines = []
-    for calls_until_stop in (1, steps + 1):  # in the first epoch, and from there in the second
-        calls = []
-
-        def stop(self, batch, logs=None, calls=calls, last=calls_until_stop):
-            calls.append(batch)
-            original(self, batch, logs)
-            if len(calls) == last:
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch, logged(lines):
-            patch.setattr(training.Console, "on_train_batch_end", stop)
-            with pytest.raises(KeyboardInterrupt):
-                train(spec, data, tmp_path / "run", checkpoint_minutes=0)
     with logged(lines):
-        again = trained(spec, data, tmp_path / "run")
+        train(spec, data, tmp_path / "run", records_dir=shelf / "records")
+    epoch = 1 + list(COPIED).index(moment)
+    assert any(f", resuming after step 1 of epoch {epoch}." in line for line in lines)
     assert not any(line.startswith("Computing maps") for line in lines)  # those of `whole`
-    columns = whole[0].columns.difference(["seconds", "images_per_second"])
-    pd.testing.assert_frame_equal(again[0][columns], whole[0][columns])
-    assert again[1].keys() == whole[1].keys()
-    for name, values in whole[1].items():
-        np.testing.assert_array_equal(again[1][name], values)
+    mine, theirs = ended(tmp_path / "run"), ended(workdir)
+    columns = theirs[0].columns.difference(["seconds", "images_per_second"])
+    pd.testing.assert_frame_equal(mine[0][columns], theirs[0][columns])
+    assert mine[1].keys() == theirs[1].keys()
+    for name, values in theirs[1].items():
+        np.testing.assert_array_equal(mine[1][name], values)
 
 
 def test_the_best_model_is_a_whole_network(made, tmp_path):
@@ -205,12 +243,12 @@ def test_the_best_model_is_a_whole_network(made, tmp_path):
         ({"sampler": {"kind": "balanced"}}, {"FEW": 0}, False),
     ],
 )
-def test_auto_caches_where_it_pays(made, monkeypatch, changes, patches, cached):
+def test_auto_caches_where_it_pays(made, shelf, monkeypatch, changes, patches, cached):
     monkeypatch.setattr(frozen_maps, "LEAST_SHARE", 0.1)
     for name, value in patches.items():
         monkeypatch.setattr(frozen_maps, name, value)
     spec, data = made(**{"phases__finetune__cache": "auto"} | changes)
-    prepared = prepare(spec, data, progress=False)
+    prepared = prepare(spec, data, shelf / "records", progress=False)
     network, progress = new_network(spec, prepared.table), Progress(phase="finetune")
     extensions = build_extensions(spec)
     cut = phase_cut(network, prepared, spec, progress, extensions)
@@ -224,12 +262,12 @@ def test_auto_caches_where_it_pays(made, monkeypatch, changes, patches, cached):
     assert phase_cut(network, prepared, spec, progress, extensions) is None
 
 
-def test_auto_does_not_let_several_processes_decide_differently(made, monkeypatch):
+def test_auto_does_not_let_several_processes_decide_differently(made, shelf, monkeypatch):
     monkeypatch.setattr(frozen_maps, "LEAST_SHARE", 0.1)
     monkeypatch.setattr(frozen_maps, "FEW", 0)
     for option, cached in (("auto", False), ("on", True)):
         spec, data = made(phases__finetune__cache=option)
-        prepared = prepare(spec, data, progress=False)
+        prepared = prepare(spec, data, shelf / "records", progress=False)
         progress, several = Progress(phase="finetune"), Placement(Shard(0, 2, 2))
         network = new_network(spec, prepared.table)
         cut = phase_cut(network, prepared, spec, progress, Extensions(), several)
@@ -266,9 +304,9 @@ def test_on_where_it_cannot_be_is_one_line_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_room_is_a_quarter_of_what_is_free(made, monkeypatch):
+def test_room_is_a_quarter_of_what_is_free(made, shelf, monkeypatch):
     spec, data = made()
-    prepared = prepare(spec, data, progress=False)
+    prepared = prepare(spec, data, shelf / "records", progress=False)
     cut = cut_trunk(trunk_and_heads(new_network(spec, prepared.table))[0], 5)
     needed = 4 * (2 * TRAINED + HELD) * int(np.prod(cut.below.output_shape[1:]))
     free = [0]

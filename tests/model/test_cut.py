@@ -1,5 +1,6 @@
 """Trunks in two parts: the same function, cut where one map passes."""
 
+import functools
 import re
 
 import keras
@@ -14,6 +15,7 @@ from multitask.spec import Trunk
 SIZE = 64
 
 
+@functools.cache  # no test changes a trunk
 def built(name):
     keras.utils.set_random_seed(0)
     settings = Trunk(name=name, weights="none", schedule={"kind": "constant", "rate": 1.0})

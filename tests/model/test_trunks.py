@@ -18,10 +18,29 @@ from multitask.model.trunks import (
 from multitask.spec import InputError, SpecError, Trunk
 
 
+@pytest.fixture(scope="module")
+def imagenet_features(imagenet, images):
+    return features(imagenet, images)
+
+
+@pytest.fixture(scope="module")
+def identities():
+    """A trunk whose residual blocks begin as the identity, and of which none is ever dropped."""
+    return build_trunk(settings("none", zero_init_residual=True, stochastic_depth=0.0), SIZE)
+
+
+@pytest.fixture(scope="module")
+def adjusted():
+    """A trunk without trained weights of which two numbers differ from the default."""
+    return build_trunk(settings("none", stochastic_depth=0.5, batchnorm_momentum=0.8), SIZE)
+
+
 @pytest.mark.parametrize("kind", ["legacy", "weights", "keras"])
-def test_a_file_gives_the_same_network_as_imagenet(kind, files, imagenet, images):
+def test_a_file_gives_the_same_network_as_imagenet(
+    kind, files, imagenet, images, imagenet_features
+):
     trunk = build_trunk(settings(files[kind]), SIZE)
-    np.testing.assert_array_equal(features(trunk, images), features(imagenet, images))
+    np.testing.assert_array_equal(features(trunk, images), imagenet_features)
     for mine, theirs in zip(trunk.layers, imagenet.layers, strict=True):
         assert type(mine) is type(theirs)
         assert group_of(mine.name) == group_of(theirs.name)
@@ -29,8 +48,8 @@ def test_a_file_gives_the_same_network_as_imagenet(kind, files, imagenet, images
             np.testing.assert_array_equal(a, b)
 
 
-def test_the_fake_file_differs_from_no_file(untrained, imagenet, images):
-    assert not np.allclose(features(untrained, images), features(imagenet, images), rtol=0.1)
+def test_the_fake_file_differs_from_no_file(untrained, images, imagenet_features):
+    assert not np.allclose(features(untrained, images), imagenet_features, rtol=0.1)
 
 
 def test_names_and_number_of_layers_are_the_same(imagenet, untrained):
@@ -56,10 +75,11 @@ def test_a_depth_freezes_the_same_layers_whatever_the_weights(depth, imagenet, u
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "legacy", "none"])
-def test_batchnorm_momentum(weights, files, imagenet, images, monkeypatch):
+def test_batchnorm_momentum(weights, files, images, imagenet_features, adjusted, monkeypatch):
     monkeypatch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(files["legacy"]))
-    chosen = settings(files.get(weights, weights), batchnorm_momentum=0.8)
-    trunk = build_trunk(chosen, SIZE)
+    trunk = adjusted
+    if weights != "none":
+        trunk = build_trunk(settings(files.get(weights, weights), batchnorm_momentum=0.8), SIZE)
     momenta = [
         layer.momentum
         for layer in trunk.layers
@@ -70,10 +90,10 @@ def test_batchnorm_momentum(weights, files, imagenet, images, monkeypatch):
     assert trunk.name == "trunk"
     assert len(trunk.layers) == B0_LAYERS
     if weights != "none":
-        np.testing.assert_array_equal(features(trunk, images), features(imagenet, images))
+        np.testing.assert_array_equal(features(trunk, images), imagenet_features)
 
 
-def test_stochastic_depth(untrained):
+def test_stochastic_depth(untrained, identities, adjusted):
     """The rates rise linearly from 0 over the 16 blocks of B0; only those with a shortcut drop."""
 
     def rates(trunk):
@@ -88,8 +108,7 @@ def test_stochastic_depth(untrained):
     }
     assert rates(untrained) == pytest.approx(wanted)
     highest = max(wanted.values())
-    for highest_rate in (0.0, 0.5):
-        trunk = build_trunk(settings("none", stochastic_depth=highest_rate), SIZE)
+    for trunk, highest_rate in ((identities, 0.0), (adjusted, 0.5)):
         scaled = {name: rate * highest_rate / highest for name, rate in wanted.items()}
         assert rates(trunk) == pytest.approx(scaled)
 
@@ -230,25 +249,22 @@ def rates(trunk):
     return {x.name: x.rate for x in trunk.layers if isinstance(x, keras.layers.Dropout)}
 
 
-def test_a_residual_block_that_begins_as_the_identity():
+def test_a_residual_block_that_begins_as_the_identity(identities, untrained, images):
     """Each block with a shortcut returns its input in inference and in training."""
-    trunk = build_trunk(settings("none", zero_init_residual=True, stochastic_depth=0.0), SIZE)
-    plain = build_trunk(settings("none", stochastic_depth=0.0), SIZE)
-    adds = [layer for layer in trunk.layers if isinstance(layer, keras.layers.Add)]
+    adds = [layer for layer in identities.layers if isinstance(layer, keras.layers.Add)]
     assert len(adds) == 9  # of EfficientNetB0's 16 blocks
-    images = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
-    for layer in adds:
-        ends = keras.Model(trunk.input, [layer.output, *layer.input])
-        for training in (False, True):
-            out, residual, shortcut = ends(images, training=training)
+    ends = keras.Model(identities.input, [[layer.output, *layer.input] for layer in adds])
+    for training in (False, True):
+        blocks = ends(images, training=training)
+        for layer, (out, residual, shortcut) in zip(adds, blocks, strict=True):
             assert not np.any(residual), layer.name
             np.testing.assert_array_equal(out, shortcut)
             assert np.any(shortcut)
-    zero = [w.path for w in trunk.weights if w.name == "gamma" and not np.any(w)]
+    zero = [w.path for w in identities.weights if w.name == "gamma" and not np.any(w)]
     assert len(zero) == 9
     assert all("project_bn" in path for path in zero)
-    assert not [w for w in plain.weights if w.name == "gamma" and not np.any(w)]
-    assert [w.shape for w in trunk.weights] == [w.shape for w in plain.weights]
+    assert not [w for w in untrained.weights if w.name == "gamma" and not np.any(w)]
+    assert [w.shape for w in identities.weights] == [w.shape for w in untrained.weights]
 
 
 def test_trained_weights_keep_their_residual_blocks(tmp_path):

@@ -171,56 +171,78 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-def test_the_command_writes_what_it_says(run, onnx, known, mixed, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("model", "suffixes"), [("export", ("jsonl", "csv", "parquet")), ("run", ("jsonl",))]
+)
+def test_the_command_writes_what_it_says(
+    run, onnx, known, mixed, tmp_path, capsys, model, suffixes
+):
     """CSV, JSON Lines and Parquet alike, from the export and from the run alike."""
     files, painted = mixed
     expected = known.answers(painted)
-    kinds = {
-        onnx: f"ONNX Runtime {onnxruntime.__version__}",
-        f"--workdir={run.workdir}": f"TensorFlow {tf.__version__}",
+    kind, runtime = {
+        "export": (onnx, f"ONNX Runtime {onnxruntime.__version__}"),
+        "run": (f"--workdir={run.workdir}", f"TensorFlow {tf.__version__}"),
+    }[model]
+    for suffix in suffixes:
+        out = tmp_path / f"answers.{suffix}"
+        main(["predict", kind, f"--out={out}", "--min_confidence=0.5", *map(str, files)])
+        text, err = capsys.readouterr()
+        first, *_, uncertain, last = text.splitlines()
+        assert first == f"Predicting 5 images with {runtime}"
+        assert last == f"Written: {out}"
+        bad = err.splitlines()
+        assert [line.split(":")[0] for line in bad] == [str(files[1]), str(files[3])]
+    doubtful = {
+        task: np.mean([expected[task][i].max() < 0.5 for i in (0, 2, 4)]) for task in expected
     }
-    for kind, runtime in kinds.items():
-        for suffix in ("csv", "jsonl", "parquet"):
-            out = tmp_path / f"answers.{suffix}"
-            main(["predict", kind, f"--out={out}", "--min_confidence=0.5", *map(str, files)])
-            text, err = capsys.readouterr()
-            first, *_, uncertain, last = text.splitlines()
-            assert first == f"Predicting 5 images with {runtime}"
-            assert last == f"Written: {out}"
-            bad = err.splitlines()
-            assert [line.split(":")[0] for line in bad] == [str(files[1]), str(files[3])]
-        lines = (tmp_path / "answers.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        assert [record["path"] for record in records] == list(map(str, files))
-        for name in ("answers.csv", "answers.parquet"):
-            rows = read_rows(tmp_path / name)
-            assert [row["path"] for row in rows] == list(map(str, files))
-            for place, (row, record) in enumerate(zip(rows, records, strict=True)):
-                if place in (1, 3):
-                    assert f"{files[place]}: {row['error']}" == bad[place // 2]
-                    assert record == {"path": row["path"], "error": row["error"]}
-                    for name in ("shade/predicted", "shade/1", "shade/1_probability"):
-                        assert row[name] == "" or pd.isna(row[name])
-                    continue
-                assert row["error"] == ""
-                for task, names in known.CLASSES.items():
-                    values = expected[task][place]
-                    order = np.argsort(-values)[:3]
-                    message = names[order[0]] if values[order[0]] >= 0.5 else "uncertain"
-                    assert row[f"{task}/predicted"] == record["tasks"][task]["answer"] == message
-                    for rank, index in enumerate(order, start=1):
-                        top = record["tasks"][task]["top"][rank - 1]
-                        assert row[f"{task}/{rank}"] == top["name"] == names[index]
-                        probability = float(row[f"{task}/{rank}_probability"])
-                        assert probability == pytest.approx(values[index], abs=1e-5)
-                        assert top["probability"] == pytest.approx(values[index], abs=1e-5)
-        doubtful = {
-            task: np.mean([expected[task][i].max() < 0.5 for i in (0, 2, 4)]) for task in expected
-        }
-        logged_lines = ", ".join(f"{task} {share:.1%}" for task, share in doubtful.items())
-        assert uncertain == f"Uncertain: {logged_lines}"
+    logged_lines = ", ".join(f"{task} {share:.1%}" for task, share in doubtful.items())
+    assert uncertain == f"Uncertain: {logged_lines}"
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["path"] for record in records] == list(map(str, files))
+    for place, record in enumerate(records):
+        if place in (1, 3):
+            assert record.keys() == {"path", "error"}
+            assert f"{files[place]}: {record['error']}" == bad[place // 2]
+        else:
+            assert_record(record, known, expected, place)
+    for suffix in suffixes[1:]:
+        rows = read_rows(tmp_path / f"answers.{suffix}")
+        assert [row["path"] for row in rows] == list(map(str, files))
+        for row, record in zip(rows, records, strict=True):
+            assert_row(row, record)
     assert not list(tmp_path.glob(".*"))
     assert not list(tmp_path.glob("*.partial"))
+
+
+def assert_record(record, known, expected, place):
+    """The answers of an image in JSON Lines are those expected."""
+    for task, names in known.CLASSES.items():
+        values = expected[task][place]
+        order = np.argsort(-values)[:3]
+        message = names[order[0]] if values[order[0]] >= 0.5 else "uncertain"
+        result = record["tasks"][task]
+        assert result["answer"] == message
+        assert [top["name"] for top in result["top"]] == [names[index] for index in order]
+        probabilities = [top["probability"] for top in result["top"]]
+        assert probabilities == pytest.approx(values[order].tolist(), abs=1e-5)
+
+
+def assert_row(row, record):
+    """The answers of an image in a table are those in JSON Lines."""
+    if "error" in record:
+        assert row["error"] == record["error"]
+        for name in ("shade/predicted", "shade/1", "shade/1_probability"):
+            assert row[name] == "" or pd.isna(row[name])
+        return
+    assert row["error"] == ""
+    for task, result in record["tasks"].items():
+        assert row[f"{task}/predicted"] == result["answer"]
+        for rank, top in enumerate(result["top"], start=1):
+            assert row[f"{task}/{rank}"] == top["name"]
+            probability = float(row[f"{task}/{rank}_probability"])
+            assert probability == pytest.approx(top["probability"], abs=1e-5)
 
 
 def test_without_out_the_console_has_the_answers(run, onnx, mixed, capsys):

@@ -127,27 +127,25 @@ def test_sets_of_classes(predictor, everything, known):
         predictor, conformal=Conformal(tables, ScoreTable.of(np.full(9, 0.9)))
     )
     colour = (90, 120, 60)
-    assert "set" in ask_for_tasks(plain(colour), promising, everything, "similar=0")["shade"]
-    for query, below in (("coverage=0.8", 0.4001), ("coverage=0.8&joint=true", 0.45)):
-        tasks = ask_for_tasks(plain(colour), promising, everything, query)
-        for task, (row,) in known.answers(np.array([colour])).items():
-            order = np.argsort(-row)
-            before = (
-                np.cumsum(row[order]) - row[order] + 0.01 * np.maximum(np.arange(len(row)) - 1, 0)
-            )
-            expected = [
-                known.CLASSES[task][i] for i, s in zip(order, before, strict=True) if s < below
-            ]
-            assert tasks[task]["set"] == expected, (task, query)
     with serving(build_app(promising, **everything)) as port:
+        assert "set" in ask_for_tasks(port, plain(colour), "similar=0")["shade"]
+        for query, below in (("coverage=0.8", 0.4001), ("coverage=0.8&joint=true", 0.45)):
+            tasks = ask_for_tasks(port, plain(colour), query)
+            for task, (row,) in known.answers(np.array([colour])).items():
+                order = np.argsort(-row)
+                before = np.cumsum(row[order]) - row[order]
+                before += 0.01 * np.maximum(np.arange(len(row)) - 1, 0)
+                expected = [
+                    known.CLASSES[task][i] for i, s in zip(order, before, strict=True) if s < below
+                ]
+                assert tasks[task]["set"] == expected, (task, query)
         assert '"coverage": 0.9,' in ask(port, path="/", method="GET")[2]  # the page shows sets
         message = refused(port, plain(colour), path="/predict?coverage=0.95")[1]
         assert message.startswith("coverage: 0.95: shade: 9 validation images have a label; they")
 
 
-def ask_for_tasks(data, predictor, everything, query):
-    with serving(build_app(predictor, **everything)) as port:
-        status, _, message = ask(port, data, path=f"/predict?{query}")
+def ask_for_tasks(port, data, query):
+    status, _, message = ask(port, data, path=f"/predict?{query}")
     assert status == 200
     return message["tasks"]
 

@@ -274,16 +274,21 @@ def test_a_bad_trial_is_pruned(place, searched):
     assert states(place / "pruned")[-1] == TrialState.PRUNED
 
 
-def test_a_tasks_own_score(place):
-    """Chosen by it, and the line says so; other settings then want another folder."""
+@pytest.fixture(scope="module")
+def brief(place):
+    """A search by a task's own score that has no time for more than a trial, and its log lines."""
     lines = []
-    result = search(
-        place, "metric", trials=1, lines=lines, metric="shade", groups=["rates"], minutes=60
-    )
+    options = {"metric": "shade", "groups": ["rates"], "minutes": 1e-6}
+    return search(place, "metric", lines=lines, **options), lines
+
+
+def test_a_tasks_own_score(place, brief):
+    """Chosen by it, and the line says so; other settings then want another folder."""
+    result, lines = brief
     spec = load_spec(str(place / "spec.toml"))
     trained = train(spec, place / "data", place / "plain", phase="heads")
     assert result.trials["score"].tolist() == [trained.best["shade/macro_f1"]]
-    assert any(line.startswith("trial 0 of 1  shade macro-F1 ") for line in lines)
+    assert any(line.startswith("trial 0 of 3  shade macro-F1 ") for line in lines)
     before = {p.name: p.read_bytes() for p in result.folder.iterdir()}
     for options, words in (
         ({"metric": "colour", "groups": ["rates"]}, "(metric: 'shade' before, 'colour' now)"),
@@ -304,9 +309,8 @@ def test_a_tasks_own_score(place):
     assert {p.name: p.read_bytes() for p in result.folder.iterdir()} == before
 
 
-def test_time_is_up(place):
-    lines = []
-    result = search(place, "brief", lines=lines, minutes=1e-6, groups=["rates"])
+def test_time_is_up(brief):
+    result, lines = brief
     assert len(result.trials) == 1
     assert "Stopped after 1e-06 minutes; the same command resumes the search." in lines
 

@@ -14,6 +14,7 @@ from multitask.data.sources import EmbeddedImages, open_source
 from multitask.errors import InputError
 
 STYLES = ["Cubism", "Ukiyo-e", "naïve art"]
+FORMATS = ("tfrecord", "array_record")
 ROWS = {"train": range(7), "test": range(7, 10)}
 
 
@@ -83,9 +84,15 @@ def prepare(root, file_format, *, name="paintings", two=False, images=True):
     return root / name / "1.2.0"
 
 
-@pytest.fixture(scope="module", params=["tfrecord", "array_record"])
-def folder(request, tmp_path_factory):
-    return prepare(tmp_path_factory.mktemp("tfds"), request.param)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """File format -> the folder of a data set in it."""
+    return {name: prepare(tmp_path_factory.mktemp("tfds"), name) for name in FORMATS}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def folder(request, folders):
+    return folders[request.param]
 
 
 def refusal(place, **options):
@@ -210,15 +217,16 @@ def test_a_damaged_array_record(tmp_path):
     assert refusal(folder).startswith(f"{shard.name}: not a readable ArrayRecord: ")
 
 
-def test_it_needs_no_tensorflow(folder):
+def test_it_needs_no_tensorflow(folders):
     """TFDS reads its own descriptions without it."""
     code = (
-        "import sys, pathlib; from multitask.data.sources import open_source;"
-        f"source = open_source(pathlib.Path({str(folder)!r}));"
-        "print(len(source), 'tensorflow' in sys.modules)"
+        "import sys, pathlib; from multitask.data.sources import open_source\n"
+        "for folder in sys.argv[1:]:\n"
+        "    print(len(open_source(pathlib.Path(folder))), 'tensorflow' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "10 False\n"
+    argv = [sys.executable, "-c", code, *map(str, folders.values())]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == "10 False\n" * len(FORMATS)
 
 
 def test_no_options_that_have_no_meaning(folder, tmp_path):
