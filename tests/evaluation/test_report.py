@@ -305,7 +305,7 @@ def plots(evaluated):
 
 
 def test_a_second_evaluation_writes_identical_files(evaluated, plots, without_drawing):
-    """Also the plots of the page, which are SVG; the others are not drawn again."""
+    """Also the plots of the page, which are SVG; no other plot is made again."""
     run, _, first_lines = evaluated
     names = ("metrics.json", "predictions.csv", "probabilities.npz", "outliers_shade.csv")
     names += ("report.html", "calibration.json")

@@ -35,7 +35,7 @@ def balancer_of(kind, weights):
 
 def for_pairs(losses):
     """The options of a model whose labels are those of mixed images."""
-    mixing = Mixing(mixup, 32)
+    mixing = Mixing(mixup)
     losses = {task: mixing.wrap_loss(loss) for task, loss in losses.items()}
     return {"losses": losses, "metric_targets": mixing.metric_targets}
 

@@ -24,7 +24,7 @@ in_a_browser = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installe
 
 @pytest.fixture(scope="module")
 def evaluated(known, data, without_drawing, tmp_path_factory):
-    """A run with its page, which shows the plots in SVG; the others are not drawn."""
+    """A run with its page, which shows the plots in SVG; no PNG is made."""
     run = known.make_run(tmp_path_factory.mktemp("runs") / "paged", data)
     history = {"epoch": [1, 2], "phase": ["heads"] * 2, "shade/top1": [0.2, 0.4]}
     pd.DataFrame(history).to_csv(run.logs / "history.csv", index=False)
