@@ -293,6 +293,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(stopped_in_finetune, damage
     assert line.startswith(f"{newest}: a damaged checkpoint (")
     assert line.endswith("; resuming from the previous one")
     assert any(", resuming after step 2 of epoch 1." in line for line in lines)
+    assert any(line.startswith("finetune 1/2 ") for line in lines)
     assert_same_end(workdir, whole)
 
 

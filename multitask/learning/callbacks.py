@@ -347,18 +347,23 @@ class Console(keras.callbacks.Callback):
     Args:
         progress: the position in the run.
         tasks: names of the tasks.
+        epochs: number of epochs of the phase. (Keras' own number is smaller in the `fit` that ends
+            a resumed epoch.)
         steps: number of steps per epoch.
         images: number of images per epoch.
     """
 
-    def __init__(self, progress: Progress, tasks: tuple[str, ...], steps: int, images: int):
+    def __init__(
+        self, progress: Progress, tasks: tuple[str, ...], *, epochs: int, steps: int, images: int
+    ):
         super().__init__()
+        self.epochs = epochs
         self.progress, self.tasks, self.steps, self.images = progress, tasks, steps, images
         self.bar = progress_bar("", 0, hidden=True)  # until an epoch begins
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Show the bar."""
-        self.place = f"{self.progress.phase} {epoch + 1}/{self.params['epochs']}"
+        self.place = f"{self.progress.phase} {epoch + 1}/{self.epochs}"
         self.first = self.progress.step
         self.bar = progress_bar(self.place, self.steps, initial=self.first, unit=" steps")
         self.began = self.after_first = self.trained = time.monotonic()

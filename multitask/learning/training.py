@@ -352,11 +352,11 @@ def _callbacks(
             EpochTracker(run.spec, progress, phase_model),
             StepCounter(progress, **counting),
         ]
-    minutes = settings.checkpoint_minutes
+    minutes, epochs = settings.checkpoint_minutes, getattr(run.spec.phases, progress.phase).epochs
     return [
         StopOnNonFinite(progress),
         EpochRecorder(run, progress, phase_model, per_task=settings.per_task_best),
-        Console(progress, run.spec.task_names, steps, rows),
+        Console(progress, run.spec.task_names, epochs=epochs, steps=steps, images=rows),
         Checkpointer(run, progress, phase_model, minutes=minutes, **counting),
     ]
 

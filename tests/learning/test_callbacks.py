@@ -311,8 +311,7 @@ def test_the_line_of_an_epoch(monkeypatch):
     # Begin; the first step, twice; the others; end.
     clock = iter([10.0, 12.0, 12.0, 14.0, 16.0, 18.0, 20.0, 21.0])
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
-    console = Console(Progress(phase="heads"), TASKS, steps=5, images=100)
-    console.set_params({"epochs": 7})
+    console = Console(Progress(phase="heads"), TASKS, epochs=7, steps=5, images=100)
     console.on_epoch_begin(1)
     for batch in range(5):
         console.on_train_batch_end(batch, {"loss": 0.5})
@@ -332,20 +331,19 @@ def test_the_line_of_an_epoch(monkeypatch):
 def test_the_line_of_a_resumed_epoch(monkeypatch):
     clock = iter([10.0, 12.0, 12.0, 16.0, 20.0, 21.0])
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
-    console = Console(Progress("finetune", step=2), (), steps=5, images=100)
-    console.set_params({"epochs": 2})
+    console = Console(Progress("finetune", step=2), (), epochs=3, steps=5, images=100)
+    console.set_params({"epochs": 2})  # of the `fit` that ends this epoch
     console.on_epoch_begin(1)
     for batch in range(3):
         console.on_train_batch_end(batch, {"loss": 0.5})
     with logged() as lines:
         console.on_epoch_end(1, {"loss": 0.25})
     # Of the 3 steps that were left, 2 are timed: 40 images in 8 s.
-    assert lines == ["finetune 2/2    loss 0.2500  5 images/s, 11 s"]
+    assert lines == ["finetune 2/3    loss 0.2500  5 images/s, 11 s"]
 
 
 def test_the_line_of_an_epoch_without_steps_left():
-    console = Console(Progress("heads", step=5), (), steps=5, images=100)
-    console.set_params({"epochs": 2})
+    console = Console(Progress("heads", step=5), (), epochs=2, steps=5, images=100)
     console.on_epoch_begin(0)
     with logged() as lines:
         console.on_epoch_end(0, {"loss": 0.25})
