@@ -51,7 +51,7 @@ class BatchTransform(ABC):
 
         Args:
             images: float32 [batch, size, size, channels].
-            labels: int32 [batch, tasks]; MISSING where the task has no label.
+            labels: int32 [batch, tasks]; MISSING or OTHER_LABEL where the task has no label.
             seed: int [2]; the same seed gives the same transformation.
 
         Returns:
