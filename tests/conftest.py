@@ -41,6 +41,15 @@ def pytest_collection_finish():
     gc.enable()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_objects():
+    """Objects that outlive the tests of a file are not looked at again by garbage collection, which
+    would take seconds each time; by the end there are millions."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 TINY_CLASSES = {
     "artist": ("Ann_Alder", "Bo_Birch"),
     "style": ("Dots", "Lines", "Waves"),

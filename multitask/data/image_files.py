@@ -2,9 +2,10 @@
 
 import collections
 import errno
+import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from multitask.ahead import map_ahead
 from multitask.console import progress_bar
-from multitask.data.conversion import as_readable, must_convert
+from multitask.data.conversion import as_readable
 from multitask.data.decode import decode_image, error_text
 from multitask.data.matching import why_missing
 from multitask.data.table import (
@@ -26,10 +28,7 @@ from multitask.data.table import (
 from multitask.reading import MAX_IMAGE_BYTES, open_regular, read_regular
 from multitask.spec import InputError
 
-READ_TOGETHER = 32  # files per call: calling Python costs TensorFlow as much as a small file
-SMALL_BYTES = 2**18  # a larger file is read separately, to limit the memory of a joint read
-# The placeholder for such a file, and for one that is converted; no image has this content.
-SEPARATE = b"separate"
+READ_AHEAD = 32  # images that are read before they are asked for
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -62,20 +61,11 @@ def why_unreadable(path: str | Path) -> str | None:
     return None
 
 
-# === Reading in tf.data ===
-
-
-def _small_content(name: bytes, convert_profiles: bool) -> bytes:
-    """Read a file's bytes: SEPARATE if it must be read separately, empty if it cannot be read."""
-    try:
-        data = read_regular(name, SMALL_BYTES)
-    except OSError as error:
-        return SEPARATE if error.errno == errno.EFBIG else b""
-    return SEPARATE if must_convert(data, convert_profiles=convert_profiles) else data
+# === Reading many files ===
 
 
 def read_encoded(name: tf.Tensor, *, target_px: int, convert_profiles: bool = True) -> tf.Tensor:
-    """Read a file as `read_image`: name, string [] -> bytes, string [].
+    """Read a file as `read_image` in a graph: name, string [] -> bytes, string [].
 
     The bytes are empty if it cannot be read; `why_unreadable` returns the reason. tf.io.read_file
     would wait for a named pipe forever and never finish reading a device.
@@ -97,42 +87,41 @@ def map_files(
     *,
     target_px: int,
     convert_profiles: bool = True,
-) -> tf.data.Dataset:
+) -> Iterator[tuple[int, tf.Tensor]]:
     """Read and transform files, in order and on all cores.
+
+    Threads call the transform eagerly. A tf.data pipeline would instantiate its graph for each
+    call of `map_files`, which takes longer than reading a hundred small images.
 
     Args:
         names: file names.
-        transform: bytes of a JPEG, PNG or WebP, string [] -> a tensor.
+        transform: bytes of a JPEG, PNG or WebP, string [] -> a tensor. `bytes_function` makes one
+            that is traced once.
         target_px: as for `as_readable`.
         convert_profiles: as for `as_readable`.
 
-    Returns:
-        A dataset of (index int64 [], the tensor). A file that cannot be read, or whose transform
-        fails, is skipped with its index; `why_unreadable` returns the reason.
+    Yields:
+        Index and tensor. A file that cannot be read, or whose transform fails, is skipped with its
+        index; `why_unreadable` returns the reason.
     """
 
-    def read_separately(name: tf.Tensor) -> tf.Tensor:
-        return read_encoded(name, target_px=target_px, convert_profiles=convert_profiles)
+    def load(name: str | bytes) -> tf.Tensor | None:
+        try:
+            data = read_image(name, target_px=target_px, convert_profiles=convert_profiles)
+            with tf.device("CPU:0"):
+                return transform(tf.constant(data))
+        except (OSError, InputError, tf.errors.OpError):
+            return None
 
-    def small_contents(names: np.ndarray) -> np.ndarray:
-        return np.asarray([_small_content(name, convert_profiles) for name in names], object)
+    for index, value in enumerate(map_ahead(load, names, ahead=READ_AHEAD)):
+        if value is not None:
+            yield index, value
 
-    def read_small(index: tf.Tensor, name: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        data = tf.numpy_function(small_contents, [name], tf.string)
-        return index, name, tf.ensure_shape(data, [None])
 
-    def load(index: tf.Tensor, name: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        data = tf.cond(data == SEPARATE, lambda: read_separately(name), lambda: data)
-        return index, transform(data)
-
-    files = tf.constant([os.fsencode(name) for name in names], tf.string)
-    dataset = tf.data.Dataset.from_tensor_slices(files).enumerate().batch(READ_TOGETHER)
-    # AUTOTUNE would need longer than a whole shard of records to reach all cores.
-    cores = os.cpu_count()
-    dataset = dataset.map(read_small, cores, deterministic=True).unbatch()
-    dataset = dataset.map(load, cores, deterministic=True).ignore_errors()
-    # Without a buffer, all cores wait while the caller works on one image.
-    return dataset.prefetch(READ_TOGETHER)
+def bytes_function(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Trace a function of encoded bytes, string [], to one graph; keep it for all calls."""
+    signature = [tf.TensorSpec([], tf.string)]
+    return tf.function(function, signature, autograph=False).get_concrete_function()
 
 
 def read_reduced(path: Path, *, target_px: int) -> np.ndarray | None:
@@ -166,16 +155,16 @@ def find_unusable(names: Sequence[str], *, progress: bool = True) -> dict[int, s
     """
     present = np.flatnonzero([os.path.isfile(name) for name in names])
     good = np.zeros(len(names), bool)
-    dataset = map_files(
+    images = map_files(
         [names[i] for i in present.tolist()],
-        lambda data: tf.shape(decode_image(data, target_px=1))[0],
+        functools.partial(decode_image, target_px=1),
         target_px=1,
         convert_profiles=False,
     )
     with progress_bar("checking images", len(present), hidden=not progress) as bar:
-        for places, _ in dataset.batch(64).as_numpy_iterator():
-            good[present[places]] = True
-            bar.update(len(places))
+        for place, _ in images:
+            good[present[place]] = True
+            bar.update(place + 1 - bar.n)
     return {
         i: why_unreadable(names[i]) or "could not be read the first time"
         for i in np.flatnonzero(~good).tolist()

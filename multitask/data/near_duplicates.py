@@ -27,7 +27,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from scipy.sparse.csgraph import connected_components
 
 from multitask.console import progress_bar
 from multitask.data.decode import decode_image, resize_image
-from multitask.data.image_files import map_files, why_unreadable
+from multitask.data.image_files import bytes_function, map_files, why_unreadable
 from multitask.data.table import NEAR_DUPLICATE, TEST, Table
 from multitask.files import replacing
 from multitask.reading import open_regular
@@ -132,22 +132,26 @@ def _hash_files(
     names: Sequence[str], new: np.ndarray, hashes: np.ndarray, good: np.ndarray, *, progress: bool
 ) -> None:
     """Fill in `hashes` and `good` at the indices `new`."""
+    new_names = [names[i] for i in new]
+    # The hash is of grey levels; a color profile changes too little to matter.
+    images = map_files(new_names, _shrinker(), target_px=IMAGE_PX, convert_profiles=False)
+    with progress_bar("hashing images", len(new), hidden=not progress) as bar:
+        for place, image in images:
+            hashes[new[place]] = hash_image(image.numpy())
+            good[new[place]] = True
+            bar.update(place + 1 - bar.n)
+
+
+@functools.cache
+def _shrinker() -> Callable[[tf.Tensor], tf.Tensor]:
+    """Make the function from an image file's bytes to the image that is hashed."""
 
     def shrink(data: tf.Tensor) -> tf.Tensor:
         image = decode_image(data, target_px=IMAGE_PX)
         image = resize_image(image, size_px=IMAGE_PX, how="squash")
         return tf.cast(tf.round(image), tf.uint8)
 
-    new_names = [names[i] for i in new]
-    # The hash is of grey levels; a color profile changes too little to matter.
-    dataset = map_files(new_names, shrink, target_px=IMAGE_PX, convert_profiles=False)
-    dataset = dataset.batch(64).prefetch(1)
-    with progress_bar("hashing images", len(new), hidden=not progress) as bar:
-        for places, images in dataset.as_numpy_iterator():
-            indices = new[places]
-            hashes[indices] = [hash_image(image) for image in images]
-            good[indices] = True
-            bar.update(len(indices))
+    return bytes_function(shrink)
 
 
 def _read_cache(file: Path) -> dict[str, tuple[int, np.ndarray]]:

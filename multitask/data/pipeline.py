@@ -6,16 +6,19 @@ step of any epoch and get the batches of an uninterrupted run. Every other datas
 once, in order.
 """
 
+import functools
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from multitask.ahead import one_ahead
 from multitask.data.augment import augment_image, image_policies
 from multitask.data.decode import decode_image, resize_image
-from multitask.data.image_files import map_files, read_encoded
+from multitask.data.image_files import bytes_function, map_files, read_encoded
 from multitask.data.order import SHUFFLED, UNSHARDED, RowOrder, Shard, batch_places, epoch_key
 from multitask.data.records import PreparedData
 from multitask.data.records_builder import decode_record
@@ -255,21 +258,41 @@ def readable_images(
     batch_size: int,
     reduced_px: int | None = None,
     convert_profiles: bool = True,
-) -> tf.data.Dataset:
+) -> Iterator[tuple[np.ndarray, tf.Tensor]]:
     """Make batches of (index int64 [batch], image float32 [batch, size, size, 3]), in order.
 
     The arguments are those of `resize_image` and `as_readable`, as `DataSpec.reading` has them. A
     missing or unreadable image is skipped together with its index; `why_unreadable` returns the
-    reason.
+    reason. A batch is read and put together while the caller works on the one before it.
     """
+    images = map_files(
+        names,
+        _image_loader(size_px, how, reduced_px),
+        target_px=reduced_px or size_px,
+        convert_profiles=convert_profiles,
+    )
+
+    def batches() -> Iterator[tuple[np.ndarray, tf.Tensor]]:
+        while batch := tuple(itertools.islice(images, batch_size)):
+            indices, tensors = zip(*batch, strict=True)
+            with tf.device("CPU:0"):
+                stacked = tf.stack(tensors)
+            yield np.asarray(indices, np.int64), stacked
+
+    return one_ahead(batches())
+
+
+@functools.cache
+def _image_loader(
+    size_px: int, how: str, reduced_px: int | None
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Make the function from an image file's bytes to float32 [size_px, size_px, 3]."""
 
     def load(data: tf.Tensor) -> tf.Tensor:
-        image = decode_image(data, target_px=target_px)
+        image = decode_image(data, target_px=reduced_px or size_px)
         return resize_image(image, size_px=size_px, how=how, reduced_px=reduced_px)
 
-    target_px = reduced_px or size_px
-    images = map_files(names, load, target_px=target_px, convert_profiles=convert_profiles)
-    return _without_autotuning(images.batch(batch_size).prefetch(2))
+    return bytes_function(load)
 
 
 def _without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:

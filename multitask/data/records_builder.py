@@ -32,7 +32,12 @@ from tensorflow_datasets.core.utils import gcs_utils
 
 from multitask.console import progress_bar
 from multitask.data.decode import decode_image, reduce_image
-from multitask.data.image_files import find_unusable, map_files, why_unreadable
+from multitask.data.image_files import (
+    bytes_function,
+    find_unusable,
+    map_files,
+    why_unreadable,
+)
 from multitask.data.table import TEST, TRAIN, VALIDATION, Table, drop_paths
 from multitask.spec import MISSING, DataSpec
 
@@ -78,24 +83,31 @@ class RecordShard:
         processed = 0
         images = map_files(
             names,
-            self._encode,
+            _encoder(self.shorter_px, self.quality),
             target_px=self.shorter_px,
             convert_profiles=self.convert_profiles,
         )
-        for index, image in images.as_numpy_iterator():
+        for index, image in images:
             labels = np.maximum(self.labels[index], MISSING)  # TFDS has no other negative label
             label = dict(zip(self.tasks, labels.tolist(), strict=True))
-            yield int(index), {"image": image, "path": self.paths[index], "label": label}
+            yield index, {"image": image.numpy(), "path": self.paths[index], "label": label}
             if self.done:
-                self.done(int(index) + 1 - processed)
-            processed = int(index) + 1
+                self.done(index + 1 - processed)
+            processed = index + 1
         if self.done:
             self.done(len(self.paths) - processed)
 
-    def _encode(self, data: tf.Tensor) -> tf.Tensor:
-        image = decode_image(data, target_px=self.shorter_px)
-        image = reduce_image(image, shorter_px=self.shorter_px)
-        return tf.io.encode_jpeg(image, quality=self.quality)
+
+@functools.cache
+def _encoder(shorter_px: int, quality: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Make the function from an image file's bytes to the JPEG of its record."""
+
+    def encode(data: tf.Tensor) -> tf.Tensor:
+        image = decode_image(data, target_px=shorter_px)
+        image = reduce_image(image, shorter_px=shorter_px)
+        return tf.io.encode_jpeg(image, quality=quality)
+
+    return bytes_function(encode)
 
 
 def split_stream(

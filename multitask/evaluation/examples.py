@@ -50,7 +50,7 @@ def attention_examples(
     examples = []
     for places, images in batches:
         features = np.asarray(examiner(images)[FEATURES])
-        batch = [chosen[place] for place in places.numpy()]
+        batch = [chosen[place] for place in places]
         for task, names in predictions.classes.items():
             own = [place for place, (of_task, _) in enumerate(batch) if of_task == task]
             if not own:

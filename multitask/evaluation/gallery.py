@@ -97,7 +97,7 @@ def embed(
 
     def images() -> Iterator[tf.Tensor]:
         for indices, batch in readable_images(names, **spec.reading, batch_size=BATCH):
-            begun.append(indices.numpy())
+            begun.append(indices)
             yield batch
 
     with progress_bar(description, len(names)) as bar:

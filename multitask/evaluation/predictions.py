@@ -243,7 +243,7 @@ class _Outputs:
         def all_views() -> Iterator[tf.Tensor]:
             for places, images in readable_images(names, **spec.reading, batch_size=batch_size):
                 views = self.views(images) if self.views else [images]
-                begun.append((places.numpy(), len(views)))
+                begun.append((places, len(views)))
                 yield from views
 
         with progress_bar("evaluating", len(names)) as bar:

@@ -1,8 +1,8 @@
 """Models for predictions, from an export or from a run."""
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from multitask.ahead import map_ahead
 from multitask.console import log_shown, progress_bar
 from multitask.data.conversion import conversions_logged
 from multitask.data.decode_arrays import ImageInput, decode_array, name_of, resize_array
@@ -277,27 +278,17 @@ class ImageModel:
         """Yield name, decoded image, and (task -> probabilities, embedding) or the error."""
         images = list(_several(images))
         names = [name_of(image, place) for place, image in enumerate(images)]
-        places = range(len(images))
-        batches = [places[at : at + BATCH] for at in places[::BATCH]]
         with (
             log_shown(),
             conversions_logged(),
             progress_bar("predicting", len(images)) as bar,
-            ThreadPoolExecutor(os.cpu_count()) as pool,
         ):
-            # The next batch is decoded while the model works on this one.
-            pending = [pool.submit(self._input, images[i]) for i in places[:BATCH]]
-            for batch, following in zip(batches, [*batches[1:], places[:0]], strict=False):
-                inputs = [one.result() for one in pending]
-                pending = [pool.submit(self._input, images[i]) for i in following]
-                readable = [pixels for _, pixels in inputs if not isinstance(pixels, str)]
+            inputs = zip(names, map_ahead(self._input, images, ahead=BATCH), strict=True)
+            while batch := list(itertools.islice(inputs, BATCH)):
+                readable = [pixels for _, (_, pixels) in batch if not isinstance(pixels, str)]
                 outputs = self._run_batch(readable)
-                for place, (original, pixels) in zip(batch, inputs, strict=True):
-                    yield (
-                        names[place],
-                        original,
-                        pixels if isinstance(pixels, str) else next(outputs),
-                    )
+                for name, (original, pixels) in batch:
+                    yield name, original, pixels if isinstance(pixels, str) else next(outputs)
                 bar.update(len(batch))
 
     def _input(self, image: ImageInput) -> tuple[Any, Any]:

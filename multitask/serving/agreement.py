@@ -3,7 +3,7 @@
 Each artifact is run by every installed library that can read it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -278,7 +278,7 @@ def _candidates(
 def _run_all(
     candidates: Sequence[_Candidate],
     names: Sequence[str],
-    batches: tf.data.Dataset,
+    batches: Iterable[tuple[np.ndarray, tf.Tensor]],
     options: Mapping[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run every candidate on all readable images; the first one is the reference.
@@ -296,7 +296,7 @@ def _run_all(
     checked_bytes = 0
     with progress_bar("checking", len(names)) as bar:
         for batch_places, batch in batches:
-            batch_places, images = batch_places.numpy(), batch.numpy()
+            images = np.asarray(batch)
             first_batch = images if first_batch is None else first_batch
             for candidate in candidates:
                 candidate.run(images)

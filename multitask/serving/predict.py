@@ -270,7 +270,7 @@ def predict_files(
             # `numpy()` would copy ten megabytes per batch while the model waits.
             probabilities, embedding = predictor.answer(np.asarray(images))
             distances = predictor.distances(embedding)
-            for row, place in enumerate(places.numpy().tolist()):
+            for row, place in enumerate(places.tolist()):
                 yield from unreadable(place)
                 one = ImageProbabilities({task: p[row] for task, p in probabilities.items()})
                 one.distance = None if distances is None else float(distances[row])

@@ -368,10 +368,9 @@ def test_files_in_order_and_what_is_logged(tmp_path):
     def decode(data):
         return decode_image(data, target_px=SIDE_PX)
 
-    dataset = map_files(names, decode, target_px=SIDE_PX)
     as_readable(contents["0.tif"], name="of an earlier evaluation")
     with logged() as lines, conversions_logged():
-        result = {int(index): image for index, image in dataset.as_numpy_iterator()}
+        result = dict(map_files(names, decode, target_px=SIDE_PX))
     assert list(result) == [0, 1, 2, 3, 5]
     for index in result:
         np.testing.assert_array_equal(result[index], decode_array(names[index], target_px=SIDE_PX))
@@ -380,7 +379,5 @@ def test_files_in_order_and_what_is_logged(tmp_path):
         f"  1 image with several pages or frames; the first one is used ({names[3]})",
         f"  1 image with a color profile, converted to sRGB ({names[2]})",
     ]
-    plain = dict(
-        map_files(names, tf.identity, target_px=1, convert_profiles=False).as_numpy_iterator()
-    )
+    plain = dict(map_files(names, tf.identity, target_px=1, convert_profiles=False))
     assert plain[2] == contents["2.png"]

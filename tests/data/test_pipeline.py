@@ -288,8 +288,7 @@ def test_unreadable_images_are_left_out_and_the_indices_stay(tmp_path, write_ima
     (tmp_path / "0.jpg").unlink()
     (tmp_path / "4.jpg").write_text("text")
     (tmp_path / "8.jpg").write_bytes((tmp_path / "7.jpg").read_bytes()[:100])
-    dataset = readable_images(names, size_px=16, how="crop", batch_size=4)
-    batches = list(dataset.as_numpy_iterator())
+    batches = list(readable_images(names, size_px=16, how="crop", batch_size=4))
     assert [indices.tolist() for indices, _ in batches] == [[1, 2, 3, 5], [6, 7]]
     assert batches[0][0].dtype == np.int64
     for indices, images in batches:
@@ -302,8 +301,7 @@ def test_unreadable_images_are_left_out_and_the_indices_stay(tmp_path, write_ima
 
 def test_no_image_at_all_gives_no_batch(tmp_path):
     for names in ([], [str(tmp_path / "none.jpg")]):
-        dataset = readable_images(names, size_px=16, how="squash", batch_size=4)
-        assert list(dataset) == []
+        assert list(readable_images(names, size_px=16, how="squash", batch_size=4)) == []
 
 
 # === Shared by several processes ===

@@ -22,11 +22,11 @@ def test_an_interrupted_preparation_leaves_nothing_and_the_next_is_whole(there, 
     want = content(quiet(spec, data).folder)
     shutil.rmtree(data / "records")
 
-    def interrupted(self, index, *image):
+    def interrupted(data):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(records_builder.RecordShard, "_encode", interrupted)
+        patch.setattr(records_builder, "_encoder", lambda *settings: interrupted)
         with pytest.raises(KeyboardInterrupt):
             quiet(spec, data)
     assert not [name for name in tree(data / "records") if "array_record" in name]

@@ -1,12 +1,13 @@
 """Reading images: `input`, and the first batch of records: `start`."""
 
 import functools
+import itertools
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from benchmarks.memory import peak_mb
 from benchmarks.timing import ROUNDS, best_in_turns, rate, row
 
 IMAGES = "{:,.0f}/s"
+FEW, FEW_CALLS = 16, 10
 
 
 # === input ===
@@ -101,21 +103,49 @@ def measure_reading(folder: Path, count: int = 20_000) -> list[dict]:
     image_dir = paint_set(folder / "files", count=count, size=SMALL, distinct=200) / "wikiart"
     names = [str(file) for file in sorted(image_dir.glob("*/*.jpg"))]
 
-    def read_rate(dataset: tf.data.Dataset) -> float:
-        return rate(((sizes,) for sizes in dataset.batch(64).prefetch(1)), count)
-
     def checked() -> float:
-        return read_rate(map_files(names, tf.strings.length, target_px=1).map(lambda _, size: size))
+        sizes = (size for _, size in map_files(names, tf.strings.length, target_px=1))
+        batches = iter(lambda: list(itertools.islice(sizes, 64)), [])
+        return rate(((batch,) for batch in batches), count)
 
     def by_tensorflow() -> float:
         dataset = tf.data.Dataset.from_tensor_slices(names)
-        return read_rate(
-            dataset.map(lambda name: tf.strings.length(tf.io.read_file(name)), os.cpu_count())
-        )
+        dataset = dataset.map(lambda name: tf.strings.length(tf.io.read_file(name)), os.cpu_count())
+        return rate(((sizes,) for sizes in dataset.batch(64).prefetch(1)), count)
 
     rates = best_in_turns({"checked": checked, "plain": by_tensorflow})
     what = "reading files through the checked descriptor, against TensorFlow's own read"
-    return [row(what, rates["checked"], rates["plain"], IMAGES)]
+    return [row(what, rates["checked"], rates["plain"], IMAGES), measure_few(names[:FEW])]
+
+
+def measure_few(names: list[str]) -> dict:
+    """Measure how long a few images take once others were read before."""
+    import tensorflow as tf
+
+    from multitask.data.pipeline import load_image, readable_images
+
+    size = {"size_px": 224, "how": "squash"}
+
+    def calls_per_second(read: Callable[[], Iterable]) -> float:
+        start = time.perf_counter()
+        for _ in range(FEW_CALLS):
+            list(read())
+        return FEW_CALLS / (time.perf_counter() - start)
+
+    def by_pipeline() -> tf.data.Dataset:
+        dataset = tf.data.Dataset.from_tensor_slices(names)
+        return dataset.map(functools.partial(load_image, **size), os.cpu_count()).batch(FEW)
+
+    rates = best_in_turns(
+        {
+            "threads": lambda: calls_per_second(
+                lambda: readable_images(names, **size, batch_size=FEW)
+            ),
+            "pipeline": lambda: calls_per_second(by_pipeline),
+        }
+    )
+    what = f"reading {FEW} images in a call: in threads, against a tf.data pipeline for each call"
+    return row(what, rates["threads"], rates["pipeline"], "{:,.1f} calls/s")
 
 
 def measure_memory(folder: Path, counts: tuple[int, int]) -> list[dict]:

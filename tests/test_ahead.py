@@ -1,0 +1,78 @@
+"""Items that are computed ahead keep their order, their exceptions, and their limit."""
+
+import itertools
+import threading
+
+import pytest
+
+from multitask.ahead import map_ahead, one_ahead
+
+WAIT_S = 10
+
+
+def test_results_keep_the_order_of_their_items():
+    later = threading.Event()
+
+    def square(number):
+        if number == 0:  # the first one is finished last
+            later.wait(WAIT_S)
+        elif number == 1:
+            later.set()
+        return number**2
+
+    assert list(map_ahead(square, range(50), ahead=4)) == [n**2 for n in range(50)]
+    assert list(map_ahead(square, [], ahead=4)) == []
+
+
+def test_no_more_than_the_limit_is_ahead():
+    begun = []
+    results = map_ahead(begun.append, itertools.count(), ahead=5)
+    for taken in range(1, 4):
+        next(results)
+        assert len(begun) <= taken + 5
+    results.close()
+    assert len(begun) <= 3 + 5
+
+
+def test_an_exception_comes_at_the_turn_of_its_item():
+    results = map_ahead(lambda number: 1 // (2 - number), range(5), ahead=4)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_one_item_is_taken_while_the_caller_works():
+    taken = [threading.Event() for _ in range(3)]
+
+    def items():
+        for number, event in enumerate(taken):
+            event.set()
+            yield number
+
+    following = one_ahead(items())
+    assert next(following) == 0
+    assert taken[1].wait(WAIT_S)  # although nobody asked for it
+    assert not taken[2].is_set()
+    assert list(following) == [1, 2]
+
+
+def test_an_exception_of_the_items_comes_after_those_before_it():
+    def items():
+        yield 0
+        yield 1
+        raise OSError("gone")
+
+    following = one_ahead(items())
+    assert [next(following), next(following)] == [0, 1]
+    with pytest.raises(OSError, match="gone"):
+        next(following)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_no_thread_stays_if_the_caller_stops(taken):
+    before = threading.active_count()
+    for results in (map_ahead(str, range(100), ahead=8), one_ahead(iter(range(100)))):
+        for _ in range(taken):
+            next(results)
+        results.close()
+    assert threading.active_count() == before
