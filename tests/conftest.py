@@ -4,20 +4,22 @@ import contextlib
 import gc
 import importlib
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from specs import lists_of, spec_of
 
-LONG = (
-    "test_end_to_end.py",
-    "test_exact_resume.py",
-    "test_formats.py",
-    "test_frozen_maps.py",
-    "test_hostile_specs.py",
-    "test_report.py",
-)
+# Folders whose files share fixtures that take seconds: each is tested in one process.
+TOGETHER = {
+    "learning": "learning",
+    "serving": "serving",
+    "annexes/serve": "serving",
+    "model": "model",
+    "library": "library",
+}
+LONG = ("test_end_to_end.py", "test_exact_resume.py", "test_hostile_specs.py", "test_report.py")
 
 
 def pytest_configure():
@@ -27,8 +29,21 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(items):
-    """Start the slowest files first, so that no process runs alone at the end."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    """Say which tests share a process. The longest start first: none is alone at the end."""
+    tests = Path(__file__).parent
+    for item in items:
+        file = item.path.relative_to(tests)
+        group = TOGETHER.get(file.parent.as_posix(), file.as_posix())
+        item.add_marker(pytest.mark.xdist_group(group))
+    groups = [*dict.fromkeys(TOGETHER.values())]
+
+    def turn(item):
+        group = item.get_closest_marker("xdist_group").args[0]
+        if group in groups:
+            return groups.index(group)
+        return len(groups) + (item.path.name not in LONG)
+
+    items.sort(key=turn)
 
 
 # Objects of imported modules stay to the end: no garbage collection looks at them, which saves

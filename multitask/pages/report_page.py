@@ -168,10 +168,12 @@ def cells(images: pd.DataFrame, shown: Iterable[tuple[str, str]]) -> dict[tuple[
     keys = pd.MultiIndex.from_frame(images[["true", "predicted"]])
     images = images[keys.isin(list(shown))]
     images = images.sort_values("confidence", ascending=False, kind="stable")
-    return {
-        key: list(rows[["path", "confidence"]].head(NAMED).itertuples(index=False, name=None))
-        for key, rows in images.groupby(["true", "predicted"], sort=False)
-    }
+    named = images[images.groupby(["true", "predicted"]).cumcount() < NAMED]
+    of_cell: dict[tuple[str, str], list] = {}
+    columns = (named[name] for name in ("true", "predicted", "path", "confidence"))
+    for true, predicted, path, confidence in zip(*columns, strict=True):
+        of_cell.setdefault((true, predicted), []).append((path, confidence))
+    return of_cell
 
 
 def in_turns(cells_of: Sequence[dict]) -> list[tuple[int, tuple[str, str], str, float]]:

@@ -1,5 +1,6 @@
 """The steps from an image file to the fields of a response, without HTTP."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,26 @@ class ModelOutput:
     attention: Mapping[str, np.ndarray] | None
 
 
+@functools.cache
+def _decoder(
+    max_pixels: int, *, size_px: int, how: str, reduced_px: int
+) -> tf.types.experimental.ConcreteFunction:
+    """Make the function from an image file's bytes to the model's input and the preview."""
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.bool)],
+        autograph=False,
+    )
+    def decode(data: tf.Tensor, with_preview: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        upright = decode_image(data, target_px=reduced_px, max_pixels=max_pixels)
+        preview = tf.cond(
+            with_preview, lambda: _preview(upright), lambda: tf.zeros([0, 0, 3], tf.uint8)
+        )
+        return resize_image(upright, size_px=size_px, how=how, reduced_px=reduced_px), preview
+
+    return decode.get_concrete_function()
+
+
 class Inference:
     """Decodes images, runs the model on batches, and describes the results.
 
@@ -81,24 +102,8 @@ class Inference:
         self.attention, self.similar = attention, similar
         self.small_pixels = min(max_pixels, LARGE_PIXELS)
         self._max_pixels = max_pixels
-        self._decode = self._decoder(self.small_pixels)
-        self._decode_large = self._decoder(max_pixels)
-
-    def _decoder(self, max_pixels: int) -> tf.types.experimental.ConcreteFunction:
-        predictor = self.predictor
-
-        @tf.function(
-            input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.bool)],
-            autograph=False,
-        )
-        def decode(data: tf.Tensor, with_preview: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            upright = decode_image(data, target_px=predictor.reduced_px, max_pixels=max_pixels)
-            preview = tf.cond(
-                with_preview, lambda: _preview(upright), lambda: tf.zeros([0, 0, 3], tf.uint8)
-            )
-            return resize_image(upright, **predictor.resizing), preview
-
-        return decode.get_concrete_function()
+        self._decode = _decoder(self.small_pixels, **predictor.resizing)
+        self._decode_large = _decoder(max_pixels, **predictor.resizing)
 
     def read(self, data: bytes, with_preview: bool) -> DecodedImage:
         """Decode an image of at most `small_pixels`.

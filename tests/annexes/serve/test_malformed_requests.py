@@ -115,7 +115,7 @@ REQUESTS = {
 
 @pytest.fixture(scope="module")
 def raw_port():
-    with serving(echo(), limits(header_s=1.0, keep_alive_s=0.5)) as (port, _, _):
+    with serving(echo(), limits(header_s=1.0, keep_alive_s=0.2)) as (port, _, _):
         yield port
 
 
