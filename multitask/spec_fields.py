@@ -181,6 +181,12 @@ class DataSpec(Fields):
         "freeze_depth: N for the first N layers, -N for all but the last N, none, all, or a block "
         "such as block5 or stage_2",
     )
+    co_occurrence: Literal["off", "auto"] = Field(
+        "off",
+        description="auto: a task's answers depend on those of the other tasks, by how often their "
+        "labels occur together in the training images; how much is chosen by the validation split, "
+        "after the training",
+    )
     trunk: Trunk = Field(description="the shared network")
     phases: Phases = Field(Phases(), description="the two phases")
     records: RecordOptions = Field(RecordOptions(), description="prepared records")

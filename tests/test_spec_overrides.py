@@ -63,6 +63,7 @@ OVERRIDES = [
     ("task.train", "other.csv"),
     ("exclude_near_duplicates", True),
     ("mix", {"kind": "mixup", "alpha": 0.4}),
+    ("co_occurrence", "auto"),
     ("sampler", {"kind": "balanced"}),
     ("records.margin", 1.5),
     ("records.quality", 80),

@@ -50,6 +50,7 @@ OVERRIDES = {
     "trunk": "trunk.name",
     "trunk_weights": "trunk.weights",
     "freeze_depth": "freeze_depth",
+    "co_occurrence": "co_occurrence",
     "accumulate": "optimizer.accumulate",
     "clip_norm": "optimizer.clip_norm",
     "ema": "optimizer.ema",

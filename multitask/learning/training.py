@@ -43,6 +43,7 @@ from multitask.learning.checkpoints import (
     find_checkpoint,
     save_checkpoint,
 )
+from multitask.learning.co_occurrence import connect_answers
 from multitask.learning.extensions import NO_EXTENSIONS, Extensions, check_extensions
 from multitask.learning.feature_batches import Features
 from multitask.learning.features import cache_features, cache_maps, wants_cache
@@ -147,12 +148,12 @@ def train(
         finetune_cut(network, spec, extensions)
     run = Run(workdir, spec, data_dir)
     prepared = _prepare(run, records_dir, placement)
-    for line in [*describe_table(prepared.table), *extensions.order.describe(prepared.table)]:
-        logger.info(line)
+    _log_table(prepared.table, extensions)
     settings = _Settings(per_task_best, checkpoint_minutes, catch_signals, extensions, placement)
     for name in todo:
         start = checkpoint if name == progress.phase else Checkpoint(None, progress)
         network = _train_phase(run, prepared, network, start, name, settings)
+    connect_answers(run, prepared, placement)
     history = pd.DataFrame(progress.history)
     return TrainResult(run, prepared.table, history, progress.best, progress.best_epoch, bool(todo))
 
@@ -322,6 +323,11 @@ def _train_phase(
             "the same command prepares them again and resumes"
         ) from None
     return _end_phase(run, phase_model, phase, progress, table, placement)
+
+
+def _log_table(table: Table, extensions: Extensions) -> None:
+    for line in [*describe_table(table), *extensions.order.describe(table)]:
+        logger.info(line)
 
 
 def _class_weights(spec: DataSpec, table: Table) -> dict[str, np.ndarray]:

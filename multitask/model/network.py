@@ -2,12 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from multitask.model.co_occurrence import co_occurrence_of, heads_before
 from multitask.model.graph import first_inputs, producer
 from multitask.model.heads import build_head
 from multitask.model.trunks import build_trunk, finalize_normalization, group_of
@@ -81,6 +83,8 @@ def connect(
     *,
     infers: bool = False,
     projection: keras.Layer | None = None,
+    messages: keras.Model | None = None,
+    tasks: Sequence[str] | None = None,
 ) -> keras.Model:
     """Connect a trunk and heads to a functional model, which shares their layers.
 
@@ -91,12 +95,17 @@ def connect(
             stochastic depth stays active under `trainable = False`. Such a model is for training
             and is not saved.
         projection: a layer on the pooled features, which adds the output PROJECTED.
+        messages: from `build_co_occurrence`, for exactly these heads; None: no messages.
+        tasks: the outputs; None: those of all heads.
     """
     image = keras.Input(trunk.input_shape[1:], name=IMAGE)
     if infers:
         trunk = _Inferring(trunk.inputs[0], trunk.outputs[0], name=trunk.name)
     features = trunk(image)
-    return keras.Model(image, _outputs(features, heads, projection))
+    if messages is None:
+        return keras.Model(image, _outputs(features, heads, projection))
+    answers = Parts(trunk, dict(heads), messages, tuple(tasks or heads)).answers(features)
+    return keras.Model(image, answers)
 
 
 def _outputs(
@@ -160,21 +169,67 @@ def connect_above(
     return keras.Model(maps, _outputs(above(maps), heads, projection))
 
 
-def trunk_and_heads(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Model]]:
-    """Return the trunk and the heads of a model from `connect` or `load_network`."""
-    # Identify them by their outputs, not by name: a task may be called `trunk`.
-    task_of = {producer(output): task for task, output in model.output.items()}
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a model from `connect` or `load_network`, which share its layers.
+
+    Attributes:
+        trunk: image -> feature map.
+        heads: task -> head, a model from feature map to logits; of all tasks.
+        messages: from the logits of all heads to the answers, see `co_occurrence`; or None.
+        tasks: the tasks that the model answers.
+    """
+
+    trunk: keras.Model
+    heads: dict[str, keras.Model]
+    messages: keras.Model | None
+    tasks: tuple[str, ...]
+
+    def answers(self, features: Any) -> dict[str, Any]:
+        """Return task -> logits, from the trunk's output."""
+        logits = {task: head(features) for task, head in self.heads.items()}
+        if self.messages is not None:
+            logits = dict(zip(logits, self.messages(list(logits.values())), strict=True))
+        return {task: logits[task] for task in self.tasks}
+
+    def vectors(self, features: Any) -> dict[str, Any]:
+        """Return the pooled features, and the input of each task's logits; all float32."""
+        return _vectors(features, {task: self.heads[task] for task in self.tasks})
+
+
+def network_parts(model: keras.Model) -> Parts:
+    """Return the parts of a model from `connect` or `load_network`."""
+    messages = co_occurrence_of(model)
     networks = [layer for layer in model.layers if isinstance(layer, keras.Model)]
-    (trunk,) = (network for network in networks if network not in task_of)
-    return trunk, {task_of[network]: network for network in networks if network in task_of}
+    # Identify heads by their outputs, not by name: a task may be called `trunk`.
+    if messages is None:
+        task_of = {producer(output): task for task, output in model.output.items()}
+    else:
+        names = [logits.name.removesuffix("-logits") for logits in messages.inputs]
+        task_of = dict(zip(heads_before(messages), names, strict=True))
+    (trunk,) = (n for n in networks if n not in task_of and n is not messages)
+    ordered = task_of if messages is not None else networks  # in the order of the messages' inputs
+    heads = {task_of[network]: network for network in ordered if network in task_of}
+    return Parts(trunk, heads, messages, tuple(task for task in heads if task in model.output))
+
+
+def trunk_and_heads(model: keras.Model) -> tuple[keras.Model, dict[str, keras.Model]]:
+    """Return the trunk of a model, and the heads of the tasks that it answers."""
+    parts = network_parts(model)
+    return parts.trunk, {t: head for t, head in parts.heads.items() if t in parts.tasks}
 
 
 def of_tasks(model: keras.Model, tasks: Sequence[str]) -> keras.Model:
-    """Return the model with the heads of some tasks, whose layers it shares."""
-    trunk, heads = trunk_and_heads(model)
-    if heads.keys() == set(tasks):
+    """Return the model that answers some tasks, with shared layers and the same answers.
+
+    It keeps the other heads if the tasks' answers depend on them.
+    """
+    parts = network_parts(model)
+    if set(parts.tasks) == set(tasks):
         return model
-    return connect(trunk, {task: heads[task] for task in tasks})
+    if parts.messages is None:
+        return connect(parts.trunk, {task: parts.heads[task] for task in tasks})
+    return connect(parts.trunk, parts.heads, messages=parts.messages, tasks=tasks)
 
 
 def examined_model(model: keras.Model, *, flips: bool = False) -> keras.Model:
@@ -190,17 +245,20 @@ def examined_model(model: keras.Model, *, flips: bool = False) -> keras.Model:
         width], …}, FEATURES: the trunk's output}. The vectors and the features are those of the
         image alone.
     """
-    trunk, heads = trunk_and_heads(model)
-    image = keras.Input(trunk.input_shape[1:], name=IMAGE)
+    parts = network_parts(model)
+    image = keras.Input(parts.trunk.input_shape[1:], name=IMAGE)
     if not flips:
-        features = trunk(image)
-        return keras.Model(image, {**_examined(features, heads), FEATURES: features})
+        features = parts.trunk(image)
+        return keras.Model(image, {**_examined(features, parts), FEATURES: features})
     # The image and its mirror image are one batch, so that a converter writes the weights once.
     both = keras.ops.concatenate([image, keras.ops.flip(image, axis=2)], axis=0)
-    views = trunk(both)
+    views = parts.trunk(both)
     features = _views_of(views)[0]
-    answers = {task: keras.ops.mean(_views_of(head(views)), axis=0) for task, head in heads.items()}
-    outputs = {ANSWERS: answers, VECTORS: _vectors(features, heads), FEATURES: features}
+    answers = {
+        task: keras.ops.mean(_views_of(logits), axis=0)
+        for task, logits in parts.answers(views).items()
+    }
+    outputs = {ANSWERS: answers, VECTORS: parts.vectors(features), FEATURES: features}
     return keras.Model(image, outputs)
 
 
@@ -217,20 +275,16 @@ def with_flips(model: keras.Model) -> keras.Model:
 
 def examined_heads(model: keras.Model) -> keras.Model:
     """Build a model of the same outputs, without FEATURES, from the trunk's output."""
-    trunk, heads = trunk_and_heads(model)
-    features = keras.Input(trunk.output_shape[1:], name=FEATURES)
-    return keras.Model(features, _examined(features, heads))
+    parts = network_parts(model)
+    features = keras.Input(parts.trunk.output_shape[1:], name=FEATURES)
+    return keras.Model(features, _examined(features, parts))
 
 
-def _examined(features: Any, heads: Mapping[str, keras.Model]) -> dict[str, dict[str, Any]]:
-    return {
-        ANSWERS: {task: head(features) for task, head in heads.items()},
-        VECTORS: _vectors(features, heads),
-    }
+def _examined(features: Any, parts: Parts) -> dict[str, dict[str, Any]]:
+    return {ANSWERS: parts.answers(features), VECTORS: parts.vectors(features)}
 
 
 def _vectors(features: Any, heads: Mapping[str, keras.Model]) -> dict[str, Any]:
-    """Return the pooled features, and the input of each head's logits; all float32."""
     pooled = features
     if len(features.shape) == 4:
         pool = keras.layers.GlobalAveragePooling2D(dtype="float32", name="shared_pool")

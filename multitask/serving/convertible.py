@@ -4,19 +4,19 @@ from typing import Any
 
 import keras
 
-from multitask.model.network import connect, trunk_and_heads
+from multitask.model.network import connect, network_parts, trunk_and_heads
 
 
 def unrolled(model: keras.Model) -> keras.Model:
     """Unroll recurrent layers: ONNX and LiteRT do not support Keras' loops over any batch size."""
-    trunk, heads = trunk_and_heads(model)
+    parts = network_parts(model)
     copies = {}
-    for task, head in heads.items():
+    for task, head in parts.heads.items():
         copies[task] = head
         if _recurrent(keras.saving.serialize_keras_object(head)):
             copies[task] = keras.models.clone_model(head, clone_function=_unroll)
             copies[task].set_weights(head.get_weights())
-    return connect(trunk, copies)
+    return connect(parts.trunk, copies, messages=parts.messages, tasks=parts.tasks)
 
 
 def _unroll(layer: keras.Layer) -> keras.Layer:

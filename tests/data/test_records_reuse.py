@@ -16,6 +16,7 @@ SAME = {
     "phases.heads.epochs": 3,
     "max_missing": 0.5,
     "freeze_depth": "all",
+    "co_occurrence": "auto",
     "early_stopping.patience": 2,
     "resize": "crop",
     "title": "another",

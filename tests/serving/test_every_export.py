@@ -227,6 +227,7 @@ OTHERS = {
     "batch_size": 3, "seed": 9, "validation": 0.2, "max_missing": 0.2, "max_unknown": 0.2,
     "exclude_near_duplicates": True, "mix": {"kind": "mixup"}, "sampler": {"kind": "balanced"},
     "freeze_depth": "all", "balancing": {"kind": "uncertainty"},
+    "co_occurrence": "auto",  # joined to the network after the training
     "trunk.batchnorm": "train", "trunk.zero_init_residual": True,
     "trunk.weight_decay": 0.1, "trunk.schedule": KIND,
     "phases.heads.epochs": 9, "phases.heads.rate_factor": 0.5,
