@@ -204,6 +204,29 @@ def tiny_trunk_module():
         yield "tiny"
 
 
+@pytest.fixture(scope="session")
+def uncompiled():
+    """A function: -> a context in which `train` takes its steps uncompiled, for tests that only
+    want a trained run: to compile a phase takes as long as dozens of such steps."""
+    return _uncompiled
+
+
+@contextlib.contextmanager
+def _uncompiled():
+    from multitask.learning import training
+
+    original = training.prepare_phase
+
+    def prepare_phase(*args, **options):
+        prepared = original(*args, **options)
+        prepared.model.run_eagerly = True
+        return prepared
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "prepare_phase", prepare_phase)
+        yield
+
+
 @pytest.fixture
 def undrawn():
     """Plots are composed, but a blank image is written: tests/pages and tests/evaluation draw
