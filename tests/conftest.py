@@ -1,9 +1,11 @@
 """A three-task data set of a few small images in ArtGAN's layout, and the spec that reads it."""
 
 import contextlib
+import dataclasses
 import gc
 import importlib
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -39,6 +41,15 @@ gc.disable()
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_telemetry():
+    """OpenVINO's converter sends its maker how it is used: for each model it forks this process of
+    gigabytes dozens of times. Without that package, it does not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "openvino_telemetry", None)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -308,6 +319,44 @@ def untimed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agreement, "TIMED_S", 0.0)
         yield
+
+
+@pytest.fixture(scope="session")
+def converted_once(tmp_path_factory):
+    """A function: -> a context in which a network is converted to each library once. After that,
+    networks of its layers and weights are loaded from the same file."""
+    folders, files = tmp_path_factory.mktemp("converted"), {}
+
+    @contextlib.contextmanager
+    def once():
+        from multitask.model import inference
+
+        original, networks = inference._function, {}
+
+        def function_of(network):
+            function = original(network)
+            weights = b"".join(weight.tobytes() for weight in network.get_weights())
+            networks[function] = inference._architecture(network), weights
+            return function
+
+        def keeping(name, converter):
+            def write(function, _):
+                key = name, *networks[function]
+                if key not in files:
+                    folder = folders / str(len(files))
+                    folder.mkdir()
+                    files[key] = converter.write(function, folder)
+                return files[key]
+
+            return dataclasses.replace(converter, write=write)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inference, "_function", function_of)
+            for name, converter in inference.CONVERTERS.items():
+                patch.setitem(inference.CONVERTERS, name, keeping(name, converter))
+            yield
+
+    return once
 
 
 @pytest.fixture(scope="session")
