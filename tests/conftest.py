@@ -1,9 +1,11 @@
 """A three-task data set of a few small images in ArtGAN's layout, and the spec that reads it."""
 
 import contextlib
+import dataclasses
 import gc
 import importlib
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,15 @@ gc.disable()
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_telemetry():
+    """OpenVINO's converter sends its maker how it is used: for each model it forks this process of
+    gigabytes dozens of times. Without that package, it does not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "openvino_telemetry", None)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -219,6 +230,29 @@ def tiny_trunk_module():
         yield "tiny"
 
 
+@pytest.fixture(scope="session")
+def uncompiled():
+    """A function: -> a context in which `train` takes its steps uncompiled, for tests that only
+    want a trained run: to compile a phase takes as long as dozens of such steps."""
+    return _uncompiled
+
+
+@contextlib.contextmanager
+def _uncompiled():
+    from multitask.learning import training
+
+    original = training.prepare_phase
+
+    def prepare_phase(*args, **options):
+        prepared = original(*args, **options)
+        prepared.model.run_eagerly = True
+        return prepared
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "prepare_phase", prepare_phase)
+        yield
+
+
 @pytest.fixture
 def undrawn():
     """Plots are composed, but a blank image is written: tests/pages and tests/evaluation draw
@@ -300,6 +334,44 @@ def untimed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agreement, "TIMED_S", 0.0)
         yield
+
+
+@pytest.fixture(scope="session")
+def converted_once(tmp_path_factory):
+    """A function: -> a context in which a network is converted to each library once. After that,
+    networks of its layers and weights are loaded from the same file."""
+    folders, files = tmp_path_factory.mktemp("converted"), {}
+
+    @contextlib.contextmanager
+    def once():
+        from multitask.model import inference
+
+        original, networks = inference._function, {}
+
+        def function_of(network):
+            function = original(network)
+            weights = b"".join(weight.tobytes() for weight in network.get_weights())
+            networks[function] = inference._architecture(network), weights
+            return function
+
+        def keeping(name, converter):
+            def write(function, _):
+                key = name, *networks[function]
+                if key not in files:
+                    folder = folders / str(len(files))
+                    folder.mkdir()
+                    files[key] = converter.write(function, folder)
+                return files[key]
+
+            return dataclasses.replace(converter, write=write)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inference, "_function", function_of)
+            for name, converter in inference.CONVERTERS.items():
+                patch.setitem(inference.CONVERTERS, name, keeping(name, converter))
+            yield
+
+    return once
 
 
 @pytest.fixture(scope="session")

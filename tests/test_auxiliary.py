@@ -25,7 +25,7 @@ TASKS = ("style", "genre")
 
 @pytest.fixture(scope="module")
 def spec(tiny_spec, tiny_trunk_module):
-    spec = tiny_spec(tasks=TASKS, validation=0.3, freeze_depth="none")
+    spec = tiny_spec(tasks=TASKS, validation=0.3, freeze_depth="none", batch_size=24)
     painter = spec.tasks[0].model_copy(
         update={"name": "painter", "train": "", "test": None, "classes": ""}
     ).model_dump() | {"auxiliary": True, "label_from": {"path": "([a-z]+)-[0-9]"}, "weight": 0.5}
@@ -49,9 +49,10 @@ def data(tiny_data_in, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(spec, data, tmp_path_factory):
+def run(spec, data, uncompiled, tmp_path_factory):
     """Trained once, for tests that only look at it."""
-    return train(spec, data, tmp_path_factory.mktemp("runs") / "run").run
+    with uncompiled():
+        return train(spec, data, tmp_path_factory.mktemp("runs") / "run").run
 
 
 @pytest.fixture
@@ -76,12 +77,13 @@ def test_it_is_trained_and_logged_but_chooses_nothing(run, spec, data):
     assert not train(spec, data, run.workdir).trained
 
 
-def test_the_trunk_learns_from_it(spec, data, tmp_path):
+def test_the_trunk_learns_from_it(spec, data, uncompiled, tmp_path):
     """Without its loss, the trunk becomes another one, and the head stays as it was drawn."""
     spec, parts = spec.model_copy(update={"tasks": spec.tasks[::2]}), []
     for weight in (0.5, 0.0):
-        changes = {"task[painter].weight": weight, "phases.heads.epochs": 0}
-        run = train(override(spec, changes), data, tmp_path / f"{weight}").run
+        changes = {"task[painter].weight": weight, "phases.heads.epochs": 0, "validation": 0.0}
+        with uncompiled():
+            run = train(override(spec, changes), data, tmp_path / f"{weight}").run
         parts.append(trunk_and_heads(open_trained(run, auxiliary=True).network))
     (trunk, heads), (other_trunk, other_heads) = parts
     assert heads.keys() == {"style", "painter"}
@@ -92,6 +94,7 @@ def test_the_trunk_learns_from_it(spec, data, tmp_path):
     assert (learnt[1] != 0).all()
 
 
+@pytest.mark.usefixtures("unplotted")
 def test_results_are_those_of_the_main_tasks(own_run):
     run, trained = own_run, open_trained(own_run)
     assert trained.spec.task_names == trained.test_table.tasks == TASKS

@@ -26,6 +26,7 @@ from multitask.learning.training import train
 from multitask.model.network import load_network, trunk_and_heads
 from multitask.model.trunks import TRUNKS
 from multitask.run import open_run
+from multitask.serving import predict
 from multitask.serving.predict import predict_files
 from multitask.serving.predictor import load_best, load_export
 from multitask.spec import (
@@ -214,14 +215,29 @@ def test_records_that_vanish_in_training_are_one_line(
         )
 
 
-def test_evaluation_export_and_prediction_agree(workdir, data_dir, capsys):
+def test_evaluation_export_and_prediction_agree(workdir, data_dir, capsys, monkeypatch):
     """probabilities.npz, the run's own prediction and the export: one preprocessing."""
     main(["export", f"--workdir={workdir}"])
     run = open_run(workdir)
     saved = np.load(workdir / "results" / "probabilities.npz")
     frame = pd.read_csv(workdir / "results" / "predictions.csv")
     files = [data_dir / "wikiart" / path for path in frame["path"][:10]]
-    for predictor in (load_export(workdir / "export"), load_best(run)):
+    out = workdir.parent / "answers.csv"
+    capsys.readouterr()
+    exported = []
+
+    def load(*args, **options):
+        exported.append(load_export(*args, **options))
+        return exported[0]
+
+    monkeypatch.setattr(predict, "load_export", load)
+    main(["predict", f"--model={workdir / 'export'}", f"--out={out}", str(files[0])])
+    answers, printed = pd.read_csv(out), capsys.readouterr().out
+    assert "1 predicted" in printed
+    for task in run.spec.task_names:
+        assert answers[f"{task}/predicted"][0] == frame[f"{task}/predicted"][0]
+    (from_export,) = exported
+    for predictor in (from_export, load_best(run)):
         for row, (_, answers) in enumerate(predict_files(predictor, files, batch_size=4)):
             for task in run.spec.task_names:
                 sure = frame[f"{task}/calibrated_confidence"][row]
@@ -232,13 +248,6 @@ def test_evaluation_export_and_prediction_agree(workdir, data_dir, capsys):
                 np.testing.assert_allclose(
                     answers[task], saved[f"{task}/probabilities"][row], atol=1e-5
                 )
-    out = workdir.parent / "answers.csv"
-    capsys.readouterr()
-    main(["predict", f"--model={workdir / 'export'}", f"--out={out}", str(files[0])])
-    answers, printed = pd.read_csv(out), capsys.readouterr().out
-    assert "1 predicted" in printed
-    for task in run.spec.task_names:
-        assert answers[f"{task}/predicted"][0] == frame[f"{task}/predicted"][0]
 
 
 def test_metrics_are_those_of_the_predictions(workdir, data_dir):

@@ -13,7 +13,7 @@ from multitask.__main__ import main
 pytestmark = pytest.mark.usefixtures("untimed")
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unplotted")
 def test_a_temperature_of_few_images_is_1_and_everything_says_why(known, data, tmp_path, capsys):
     """The case: 3 images gave T = 0.05, which was used, and `auto` then advised what was done."""
     run = known.make_run(tmp_path / "run", data, tasks=("shade", "empty"), validation=0.15)
@@ -45,9 +45,9 @@ def test_a_temperature_of_few_images_is_1_and_everything_says_why(known, data, t
 
 @pytest.mark.parametrize(("heads", "finetune"), [(1, 0), (0, 1)])
 def test_a_phase_of_no_epochs_is_skipped(
-    heads, finetune, records, tiny_data, tiny_spec, tiny_trunk, tmp_path, capsys
+    heads, finetune, records, tiny_data, tiny_spec, tiny_trunk, uncompiled, tmp_path, capsys
 ):
-    spec = spec_file(tiny_spec(tasks=("style",), validation=0.25), tmp_path)
+    spec = spec_file(tiny_spec(tasks=("style",), validation=0.25, batch_size=12), tmp_path)
     command = [
         "train",
         f"--spec={spec}",
@@ -59,7 +59,8 @@ def test_a_phase_of_no_epochs_is_skipped(
         records,
         "--noevaluate",
     ]
-    main(command)
+    with uncompiled():
+        main(command)
     out = capsys.readouterr().out
     trained = "heads" if heads else "finetune"
     assert re.findall(r"^Phase (\w+):", out, re.MULTILINE) == [trained]
@@ -74,12 +75,12 @@ def test_a_phase_of_no_epochs_is_skipped(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.keras")} == files
 
 
-def test_advice_names_what_helps(tiny_data, tiny_spec, tiny_trunk, tmp_path, capsys):
+def test_advice_names_what_helps(tiny_data, tiny_spec, tiny_trunk, uncompiled, tmp_path, capsys):
     """`--phase=finetune` of a spec without the phase heads does not advise `--phase=heads`, which
     is refused; and the share of missing images that is advised is enough."""
     root = tiny_data()
     phases = {"heads": {"epochs": 0}, "finetune": {"epochs": 1}}
-    spec = spec_file(tiny_spec(tasks=("style",), phases=phases), tmp_path)
+    spec = spec_file(tiny_spec(tasks=("style",), phases=phases, batch_size=12), tmp_path)
     command = [
         "train",
         f"--spec={spec}",
@@ -102,7 +103,8 @@ def test_advice_names_what_helps(tiny_data, tiny_spec, tiny_trunk, tmp_path, cap
     line = refused()
     share = re.search(r"allow them to be missing with (--max_missing=[0-9.]*[0-9])\.$", line)
     assert share, line
-    main([*command, share[1]])
+    with uncompiled():
+        main([*command, share[1]])
     assert (tmp_path / "run" / "models" / "best_model.keras").is_file()
     shutil.rmtree(root / "wikiart" / "Dots")
     shutil.rmtree(root / "wikiart" / "Lines")

@@ -20,7 +20,7 @@ SPEC = """
 name = "hostile"
 images = "images"
 image_size = 32
-batch_size = 4
+batch_size = 12
 validation = 0.2
 [trunk]
 name = "tiny"
@@ -64,7 +64,7 @@ def made():
 
 
 @pytest.fixture
-def allowed(made, write_image, records, capsys, tiny_trunk, undrawn, tmp_path_factory):
+def allowed(made, write_image, records, capsys, tiny_trunk, undrawn, uncompiled, tmp_path_factory):
     """(folder, output) of a run that is trained and evaluated once.
 
     Its lists lie outside data/, which only the training is told by a flag.
@@ -77,7 +77,8 @@ def allowed(made, write_image, records, capsys, tiny_trunk, undrawn, tmp_path_fa
         (folder / "spec.toml").write_text(text.replace("{}", str(folder)))
         run = f"--workdir={folder / 'run'}"
         data = [f"--spec={folder / 'spec.toml'}", f"--data_dir={folder / 'data'}"]
-        main(["train", *data, run, "--noevaluate", records, "--allow_outside"])
+        with uncompiled():
+            main(["train", *data, run, "--noevaluate", records, "--allow_outside"])
         main(["evaluate", run, "--nosimilar"])
         made.update(folder=folder, out=capsys.readouterr().out)
     return made["folder"], made["out"]
@@ -268,8 +269,10 @@ def test_the_smallest_collections_are_trained(collection, capsys, tiny_trunk, tr
     assert (collection / "run/results/report.html").is_file()
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_every_command_reports_paths_in_another_spelling(collection, capsys, tiny_trunk):
+@pytest.mark.usefixtures("unplotted")
+def test_every_command_reports_paths_in_another_spelling(
+    collection, capsys, tiny_trunk, uncompiled
+):
     data, run = collection / "data", collection / "run"
     images = data / "images"
     (images / "p00.jpg").rename(images / "P00.JPG")
@@ -290,7 +293,8 @@ def test_every_command_reports_paths_in_another_spelling(collection, capsys, tin
     assert "Findings: 1 image listed repeatedly, 1 class without" in out
     main(["prepare", *argv])
     assert message in capsys.readouterr().out
-    main(["train", *argv, f"--workdir={run}", "--nosimilar"])
+    with uncompiled():
+        main(["train", *argv, f"--workdir={run}", "--nosimilar"])
     out = capsys.readouterr().out
     assert out.count(message) == 2  # of train, and of evaluate
     assert re.search(r"^train +\d+ +\d+$", out, re.M)

@@ -12,6 +12,7 @@ from multitask.__main__ import main
 QUICK = (
     *("--trunk=tiny", "--trunk_weights=none", "--image_size=32", "--freeze_depth=all"),
     *("--epochs_heads=1", "--epochs_finetune=0", "--cache_features=off", "--nosimilar"),
+    "--batch_size=40",
 )
 
 
@@ -50,9 +51,12 @@ def test_it_writes_a_spec_that_loads_and_prints_each_guess(folder, capsys):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_one_command_from_a_table_to_a_report(folder, tiny_trunk, capsys):
+def test_one_command_from_a_table_to_a_report(
+    folder, tiny_trunk, uncompiled, without_plots, capsys
+):
     data = ("--data=catalogue.csv", "--images=photos")
-    main(["train", *data, "--workdir=run", *QUICK])
+    with uncompiled():
+        main(["train", *data, "--workdir=run", *QUICK])
     out = capsys.readouterr().out
     assert "catalogue.csv: 40 images; tasks: school (2 classes), period (3 classes)" in out
     results = json.loads((folder / "run/results/metrics.json").read_text())
@@ -66,7 +70,8 @@ def test_one_command_from_a_table_to_a_report(folder, tiny_trunk, capsys):
     main(["train", *data, "--workdir=run", *QUICK, "--noevaluate"])
     assert "Nothing is left to train" in capsys.readouterr().out
     (folder / "catalogue.csv").unlink()
-    main(["evaluate", "--workdir=run", "--nosimilar"])
+    with without_plots():
+        main(["evaluate", "--workdir=run", "--nosimilar"])
     again = json.loads((folder / "run/results/metrics.json").read_text())
     assert again["metrics"] == results["metrics"]
 

@@ -35,6 +35,12 @@ class StoppedError(Exception):
     pass
 
 
+@pytest.fixture(scope="module", autouse=True)
+def each_conversion_once(converted_once):
+    with converted_once():
+        yield
+
+
 def bytes_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

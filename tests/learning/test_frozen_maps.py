@@ -80,25 +80,37 @@ def new_network(spec, table):
     return build_network(spec, table.classes)
 
 
-def maps_of(made, **fields):
-    """What is cached of a new network, with the network itself."""
-    spec, data = made(**fields)
-    prepared = prepare(spec, data, progress=False)
-    network = new_network(spec, prepared.table)
-    cut = finetune_cut(network, spec, Extensions())
-    cached = cache_maps(cut, prepared, spec, first_epoch=3)
-    return spec, prepared, network, cut, cached
+@pytest.fixture
+def maps_of(made, shelf):
+    """A function: fields of the spec -> what is cached of a new network, with the network itself;
+    of the same records each time."""
+
+    def make(**fields):
+        spec, data = made(**fields)
+        prepared = prepare(spec, data, shelf / "records", progress=False)
+        network = new_network(spec, prepared.table)
+        cut = finetune_cut(network, spec, Extensions())
+        cached = cache_maps(cut, prepared, spec, first_epoch=3)
+        return spec, prepared, network, cut, cached
+
+    return make
 
 
-def by_first_block(network, images):
-    """What the frozen block gives, by Keras' `predict` on a model of its layers."""
+def first_block(network):
+    """A function: images -> what the frozen block gives, by Keras on a model of its layers."""
     trunk = trunk_and_heads(network)[0]
     block = keras.Model(trunk.inputs[0], trunk.get_layer("block1a_activation").output)
-    return block.predict(images, verbose=0)
+    return block.predict_on_batch
 
 
-def test_each_epoch_gets_the_maps_of_its_own_augmentation(made):
-    spec, prepared, network, cut, cached = maps_of(made)
+def test_each_epoch_gets_the_maps_of_its_own_augmentation(maps_of):
+    lines = []
+    with logged(lines):
+        spec, prepared, network, cut, cached = maps_of()
+    # The frozen block is the input, two layers of scaling, and three of the block itself.
+    (line,) = [line for line in lines if line.startswith("Computing ")]
+    assert line.startswith("Computing maps of the first 6 layers, up to block1a_activation, 8×8×6 ")
+    wanted_maps = first_block(network)
     assert cut.name == "block1a_activation"
     assert cached.train.shape == (2 * TRAINED, *cut.below.output_shape[1:])
     steps = -(-TRAINED // spec.batch_size)
@@ -107,15 +119,15 @@ def test_each_epoch_gets_the_maps_of_its_own_augmentation(made):
         mine = cached.training_dataset(spec, **options).take(steps).as_numpy_iterator()
         theirs = training_dataset(prepared, spec, **options).take(steps).as_numpy_iterator()
         for (maps, *rest), (images, *wanted) in zip(mine, theirs, strict=True):
-            np.testing.assert_allclose(maps, by_first_block(network, images), atol=1e-5)
+            np.testing.assert_allclose(maps, wanted_maps(images), atol=1e-5)
             tf.nest.map_structure(np.testing.assert_array_equal, rest, wanted)
     plain = evaluation_dataset(prepared, spec, split=VALIDATION).as_numpy_iterator()
     images = np.concatenate([batch[0] for batch in plain])
-    np.testing.assert_allclose(cached.validation, by_first_block(network, images), atol=1e-5)
+    np.testing.assert_allclose(cached.validation, wanted_maps(images), atol=1e-5)
 
 
-def test_fewer_views_are_shared_by_the_epochs(made):
-    spec, *_, cached = maps_of(made, phases__finetune__epochs=5, phases__finetune__views=2)
+def test_fewer_views_are_shared_by_the_epochs(maps_of):
+    spec, *_, cached = maps_of(phases__finetune__epochs=5, phases__finetune__views=2)
     assert cached.views == 2
     seen = []
     for epoch in range(3, 7):
@@ -127,7 +139,7 @@ def test_fewer_views_are_shared_by_the_epochs(made):
     assert seen[1] == seen[3]
     assert not seen[0] & seen[1]
     # More views than epochs would never be used.
-    assert maps_of(made, phases__finetune__views=9)[-1].views == 2
+    assert maps_of(phases__finetune__views=9)[-1].views == 2
 
 
 def trained(spec, data, workdir, **options):
@@ -216,9 +228,10 @@ def test_a_phase_that_was_stopped_goes_on_to_the_same_bits(whole, shelf, tmp_pat
         np.testing.assert_array_equal(mine[1][name], values)
 
 
-def test_the_best_model_is_a_whole_network(made, tmp_path):
-    spec, data = made(phases__heads__epochs=0, phases__finetune__epochs=1)
-    result = train(spec, data, tmp_path / "run")
+def test_the_best_model_is_a_whole_network(made, shelf, uncompiled, tmp_path):
+    spec, data = made(phases__heads__epochs=0, phases__finetune__epochs=1, batch_size=IMAGES)
+    with uncompiled():
+        result = train(spec, data, tmp_path / "run", records_dir=shelf / "records")
     network = keras.saving.load_model(result.run.best_model, compile=False)
     assert network.input_shape == (None, spec.image_size, spec.image_size, 3)
     frozen = trunk_and_heads(network)[0].get_layer("block1a_conv").kernel.numpy()
@@ -272,15 +285,6 @@ def test_auto_does_not_let_several_processes_decide_differently(made, shelf, mon
         network = new_network(spec, prepared.table)
         cut = phase_cut(network, prepared, spec, progress, Extensions(), several)
         assert (cut is not None) is progress.on_maps is cached
-
-
-def test_the_log_says_where_the_trunk_is_cut(made):
-    lines = []
-    with logged(lines):
-        maps_of(made)
-    (line,) = [line for line in lines if line.startswith("Computing ")]
-    # The frozen block is the input, two layers of scaling, and three of the block itself.
-    assert line.startswith("Computing maps of the first 6 layers, up to block1a_activation, 8×8×6 ")
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,11 @@ STEPS, EPOCHS = 5, 2  # 24 images in batches of 5
 
 @pytest.fixture
 def made(tiny_data, tiny_spec, half_labelled, tiny_trunk):
-    """A function: fields of the spec -> (spec, folder of the data)."""
+    """A function: tasks (by default all three), fields of the spec -> (spec, the data's folder)."""
 
-    def make(**fields):
-        spec = tiny_spec(of_tasks={"head": {"kind": "linear"}}, seed=5)
+    def make(*tasks, **fields):
+        named = {"tasks": tasks} if tasks else {}
+        spec = tiny_spec(of_tasks={"head": {"kind": "linear"}}, seed=5, **named)
         fields = {k.replace("__", "."): v for k, v in fields.items()}
         options = {
             "trunk.name": tiny_trunk,
@@ -98,12 +99,19 @@ def test_a_late_start_gives_the_same_mixtures(maps_and_images):
 
 
 def test_only_fine_tuning_is_mixed_and_on_its_maps(made, tmp_path):
+    """Of one task: that the labels of several are mixed alike is tested above."""
     histories, lines = {}, []
     mixes = {"none": None, "never": MIX | {"probability": 0.0}, "mixed": MIX}
     for name, mix in mixes.items():
-        spec, data = made(phases__finetune__mix=mix)
+        spec, data = made("style", phases__finetune__mix=mix)
         with logged(lines):
-            result = train(spec, data, tmp_path / name, extensions=build_extensions(spec))
+            result = train(
+                spec,
+                data,
+                tmp_path / name,
+                records_dir=tmp_path / "records",
+                extensions=build_extensions(spec),
+            )
         histories[name] = result.history
     assert sum(line.startswith("Maps of the first 7 layers") for line in lines) == len(mixes)
     of = {name: history.set_index("phase")["loss"] for name, history in histories.items()}

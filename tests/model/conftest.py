@@ -1,11 +1,14 @@
 """A trunk with weights from each kind of file."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
 from keras.src.applications import efficientnet
 from trunk_weights import SIZE, randomised, settings, write_legacy
 
+from multitask.model import trunks
 from multitask.model.trunks import build_trunk
 
 
@@ -27,6 +30,29 @@ def files(tmp_path_factory):
     network.save_weights(paths["weights"])
     network.save(paths["keras"])
     return paths
+
+
+@pytest.fixture(scope="session")
+def made_once():
+    """A function: name, network -> a context in which Keras has already made the trunk of that
+    name. Of such a network `build_trunk` takes the description, and the weights of `imagenet`, to
+    make another; to make both each time takes twice as long."""
+
+    @contextlib.contextmanager
+    def make(name, network):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(trunks.TRUNKS, name, lambda weights, input_shape: network)
+            yield
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plain_b0():
+    """What Keras makes without weights."""
+    return keras.applications.EfficientNetB0(
+        weights=None, include_top=False, input_shape=(SIZE, SIZE, 3)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,12 @@ def noise(count, seed=0, size=SIZE):
     return images.astype(np.float32)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def each_conversion_once(converted_once):
+    with converted_once():
+        yield
+
+
 @pytest.fixture(scope="module")
 def trunk():
     keras.utils.set_random_seed(3)

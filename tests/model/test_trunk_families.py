@@ -104,11 +104,13 @@ def rates(trunk):
     return {x.name: x.rate for x in trunk.layers if isinstance(x, keras.layers.Dropout)}
 
 
-def test_settings_of_efficientnetv2(others, images):
+def test_settings_of_efficientnetv2(others, images, made_once):
     """Rates rise linearly over the blocks; Keras' own go to .2 of a block after the last."""
-    _, path, _, wanted = others["efficientnetv2b0"]
+    network, path, _, wanted = others["efficientnetv2b0"]
     chosen = settings(path, "efficientnetv2b0", batchnorm_momentum=0.8, stochastic_depth=0.5)
-    trunk = build_trunk(chosen, SIZE)
+    with made_once("efficientnetv2b0", network):
+        trunk = build_trunk(chosen, SIZE)
+    assert trunk is not network
     np.testing.assert_array_equal(features(trunk, images), wanted)
     norms = [x for x in trunk.layers if isinstance(x, keras.layers.BatchNormalization)]
     assert {x.momentum for x in norms} == {0.8}
@@ -119,12 +121,10 @@ def test_settings_of_efficientnetv2(others, images):
 
 
 @pytest.fixture(scope="module")
-def dropping(others):
+def dropping(others, made_once):
     """ConvNeXt with stochastic depth, of the weights that Keras fetches; EfficientNetV2 above has
     them of a file."""
-    path = others["convnexttiny"][1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(path))
+    with made_once("convnexttiny", others["convnexttiny"][0]):
         return build_trunk(settings("imagenet", "convnexttiny", stochastic_depth=0.5), SIZE)
 
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras.src.applications import efficientnet
+from keras.src.applications import convnext, efficientnet, efficientnet_v2
 from trunk_weights import B0_LAYERS, SCHEDULE, SIZE, features, settings, write_legacy
 
 from multitask.model.trunks import (
@@ -24,22 +24,33 @@ def imagenet_features(imagenet, images):
 
 
 @pytest.fixture(scope="module")
-def identities():
-    """A trunk whose residual blocks begin as the identity, and of which none is ever dropped."""
-    return build_trunk(settings("none", zero_init_residual=True, stochastic_depth=0.0), SIZE)
+def build(made_once, plain_b0):
+    """A function: weights, fields of the settings -> such a trunk, without those of `imagenet`."""
+
+    def build(weights, **fields):
+        with made_once("efficientnetb0", plain_b0):
+            return build_trunk(settings(weights, **fields), SIZE)
+
+    return build
 
 
 @pytest.fixture(scope="module")
-def adjusted():
+def identities(build):
+    """A trunk whose residual blocks begin as the identity, and of which none is ever dropped."""
+    return build("none", zero_init_residual=True, stochastic_depth=0.0)
+
+
+@pytest.fixture(scope="module")
+def adjusted(build):
     """A trunk without trained weights of which two numbers differ from the default."""
-    return build_trunk(settings("none", stochastic_depth=0.5, batchnorm_momentum=0.8), SIZE)
+    return build("none", stochastic_depth=0.5, batchnorm_momentum=0.8)
 
 
 @pytest.mark.parametrize("kind", ["legacy", "weights", "keras"])
 def test_a_file_gives_the_same_network_as_imagenet(
-    kind, files, imagenet, images, imagenet_features
+    kind, files, imagenet, images, imagenet_features, build
 ):
-    trunk = build_trunk(settings(files[kind]), SIZE)
+    trunk = build(files[kind])
     np.testing.assert_array_equal(features(trunk, images), imagenet_features)
     for mine, theirs in zip(trunk.layers, imagenet.layers, strict=True):
         assert type(mine) is type(theirs)
@@ -75,11 +86,15 @@ def test_a_depth_freezes_the_same_layers_whatever_the_weights(depth, imagenet, u
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "legacy", "none"])
-def test_batchnorm_momentum(weights, files, images, imagenet_features, adjusted, monkeypatch):
-    monkeypatch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(files["legacy"]))
-    trunk = adjusted
-    if weights != "none":
-        trunk = build_trunk(settings(files.get(weights, weights), batchnorm_momentum=0.8), SIZE)
+def test_batchnorm_momentum(
+    weights, files, images, imagenet, imagenet_features, adjusted, build, made_once
+):
+    if weights == "imagenet":
+        with made_once("efficientnetb0", imagenet):
+            trunk = build_trunk(settings(weights, batchnorm_momentum=0.8), SIZE)
+        assert trunk is not imagenet
+    else:
+        trunk = adjusted if weights == "none" else build(files[weights], batchnorm_momentum=0.8)
     momenta = [
         layer.momentum
         for layer in trunk.layers
@@ -136,6 +151,11 @@ def test_no_weights_normalise_as_imagenet_was(untrained, images):
     ],
 )
 def test_imagenet_without_a_network_names_all_ways_out(name, file, monkeypatch):
+    # Keras makes the network before it asks for the file: one of a block a stage.
+    monkeypatch.setattr(efficientnet, "DEFAULT_BLOCKS_ARGS", efficientnet.DEFAULT_BLOCKS_ARGS[:1])
+    blocks = efficientnet_v2.DEFAULT_BLOCKS_ARGS
+    monkeypatch.setitem(blocks, "efficientnetv2-b0", blocks["efficientnetv2-b0"][:1])
+    monkeypatch.setitem(convnext.MODEL_CONFIGS["tiny"], "depths", [1, 1, 1, 1])
     requested = []
 
     def fails(name, *_, **__):

@@ -33,7 +33,7 @@ tasks = ["style"]
 @pytest.fixture
 def spec(tiny_spec, tiny_trunk):
     tasks = ("artist", "style")
-    raw = tiny_spec(tasks=tasks, validation=0.4, freeze_depth="all").to_dict()
+    raw = tiny_spec(tasks=tasks, validation=0.4, freeze_depth="all", batch_size=32).to_dict()
     raw["trunk"]["name"] = tiny_trunk
     raw["phases"]["finetune"]["epochs"] = 0
     raw["features"] = {"cache": "off"}
@@ -43,17 +43,18 @@ def spec(tiny_spec, tiny_trunk):
 
 @pytest.fixture
 def data(tiny_data, half_labelled):
-    return tiny_data(rows=half_labelled(48, artist_every=2))
+    return tiny_data(rows=half_labelled(32, artist_every=2))
 
 
 @pytest.fixture
-def in_process(monkeypatch):
+def in_process(monkeypatch, uncompiled):
     """Train in this process, which knows the tiny trunk; count the trainings."""
     commands = []
 
     def run(command, check):
         commands.append(command)
-        multitask(command[command.index("multitask") + 1 :])
+        with uncompiled():
+            multitask(command[command.index("multitask") + 1 :])
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr(tool.subprocess, "run", run)
