@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import importlib
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,15 +55,6 @@ gc.disable()
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_telemetry():
-    """OpenVINO's converter sends its maker how it is used: for each model it forks this process of
-    gigabytes dozens of times. Without that package, it does not."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "openvino_telemetry", None)
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import queue
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,9 +89,17 @@ def _onnxruntime(path: Path, workers: int = 0) -> Infer:
     return lambda image: dict(zip(names, session.run(names, {IMAGE: image}), strict=True))
 
 
-def _openvino(path: Path, workers: int = 0) -> Infer:
-    import openvino
+def import_openvino() -> Any:
+    """Import OpenVINO without its telemetry.
 
+    Its converter sends its maker how it is used, and forks this process for each message.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module("openvino")
+
+
+def _openvino(path: Path, workers: int = 0) -> Infer:
+    openvino = import_openvino()
     # By default OpenVINO uses bfloat16 if the CPU can, which changes logits by some hundredths.
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if workers:

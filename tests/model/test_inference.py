@@ -96,6 +96,14 @@ def test_the_values_are_those_of_keras(loaded, wanted, name):
         np.testing.assert_allclose(result, expected, atol=1e-5 * rms, rtol=0)
 
 
+def test_openvino_tells_nobody(loaded):
+    """Its converter sends its maker how it is used, unless its telemetry is not installed."""
+    loaded["openvino"](noise(1))
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_many_batches_keep_their_order(loaded, wanted, name):
     batches = [noise(count, seed) for seed, count in enumerate((5, 32, 1, 8, 40, 7, 7, 7))]
