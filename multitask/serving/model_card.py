@@ -111,6 +111,8 @@ def _recipe(spec: DataSpec) -> Iterator[str]:
         f"heads {spec.phases.heads.epochs}, finetune {spec.phases.finetune.epochs} (at most); "
         f"seed {spec.seed}",
     )
+    if spec.co_occurrence != "off":
+        yield "- A task's answers depend on those of the others, by how often labels occur together"
     for task in spec.tasks:
         yield (
             f"- {task.name}: head {_kind(task.head)}; loss {_kind(task.loss)}; "
