@@ -256,3 +256,12 @@ def test_without_a_validation_split_it_is_off(known, spec, folder, tmp_path):
         co_occurrence.connect_answers(run, prepared)
     assert lines == ["Co-occurrence of the tasks' labels: off, without a validation split."]
     assert run.best_model.read_bytes() == before
+
+
+@pytest.mark.parametrize("quantize", [pytest.param("float16", marks=pytest.mark.slow), "int8"])
+def test_less_precise_weights_answer_alike(joined, tmp_path, quantize):
+    out = export(joined[0], out=tmp_path / "out", formats=["onnx", "litert"], quantize=quantize)
+    entries = json.loads((out / "report.json").read_text())["artifacts"]
+    for entry in entries[1:]:
+        assert entry["precision"] == quantize
+        assert min(t["same_top1"] for t in entry["tasks"].values()) > 0.9
