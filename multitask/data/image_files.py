@@ -2,7 +2,6 @@
 
 import collections
 import errno
-import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -96,7 +95,7 @@ def map_files(
     Args:
         names: file names.
         transform: bytes of a JPEG, PNG or WebP, string [] -> a tensor. `bytes_function` makes one
-            that is traced once.
+            that is traced once. READ_AHEAD of its tensors are kept in memory.
         target_px: as for `as_readable`.
         convert_profiles: as for `as_readable`.
 
@@ -157,7 +156,8 @@ def find_unusable(names: Sequence[str], *, progress: bool = True) -> dict[int, s
     good = np.zeros(len(names), bool)
     images = map_files(
         [names[i] for i in present.tolist()],
-        functools.partial(decode_image, target_px=1),
+        # Its images wait in memory, and some formats are decoded in full size.
+        lambda data: tf.size(decode_image(data, target_px=1)),
         target_px=1,
         convert_profiles=False,
     )
