@@ -46,7 +46,7 @@ def connect_answers(run: Run, prepared: PreparedData, placement: Placement = ONE
     if spec.co_occurrence == "off" or not placement.writes or not run.best_model.is_file():
         return
     parts = network_parts(load_network(run.best_model, spec, table.classes))
-    if parts.messages is not None:
+    if parts.messages is not None or len(parts.heads) == 1:
         return
     if not len(table.rows(VALIDATION)):
         logger.info("Co-occurrence of the tasks' labels: off, without a validation split.")

@@ -65,7 +65,7 @@ def build_co_occurrence(
 ) -> keras.Model:
     """Build the network of the messages, from the logits of all tasks to new logits.
 
-    It consists of layers of Keras alone, so that a saved model needs none of ours.
+    It consists of layers of Keras alone, so that a saved model can be read without this package.
 
     Args:
         classes: task -> number of classes, in the order of the inputs and outputs.
