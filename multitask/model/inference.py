@@ -26,7 +26,7 @@ from multitask.backend import has_accelerator, jit_compile, on_tensorflow
 from multitask.files import scratch, silent
 from multitask.runtimes.choice import fastest_runtime
 from multitask.runtimes.converters import litert_content, onnx_model
-from multitask.runtimes.libraries import AUTO, IMAGE, RUNTIMES, Infer, import_openvino
+from multitask.runtimes.libraries import AUTO, IMAGE, RUNTIMES, Infer, import_library
 from multitask.spec import InputError, install
 
 logger = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ def _to_onnx(function: Any, folder: Path) -> Path:
 
 
 def _to_openvino(function: Any, folder: Path) -> Path:
-    openvino = import_openvino()
+    openvino = import_library("openvino")
     path = folder / "network.xml"
     model = openvino.convert_model(function.get_concrete_function())
     openvino.save_model(model, path, compress_to_fp16=False)

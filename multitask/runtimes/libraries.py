@@ -72,7 +72,7 @@ class Runtime:
     @property
     def described(self) -> str:
         """Title and version, e.g. "ONNX Runtime 1.30"."""
-        return f"{self.title} {importlib.import_module(self.module).__version__.split('-')[0]}"
+        return f"{self.title} {import_library(self.module).__version__.split('-')[0]}"
 
 
 def _onnxruntime(path: Path, workers: int = 0) -> Infer:
@@ -89,17 +89,18 @@ def _onnxruntime(path: Path, workers: int = 0) -> Infer:
     return lambda image: dict(zip(names, session.run(names, {IMAGE: image}), strict=True))
 
 
-def import_openvino() -> Any:
-    """Import OpenVINO without its telemetry.
+def import_library(module: str) -> Any:
+    """Import a library by the name of its module, OpenVINO without its telemetry.
 
-    Its converter sends its maker how it is used, and forks this process for each message.
+    OpenVINO's converter sends its maker how it is used, and forks this process for each message.
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    return importlib.import_module("openvino")
+    if module == "openvino":
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module(module)
 
 
 def _openvino(path: Path, workers: int = 0) -> Infer:
-    openvino = import_openvino()
+    openvino = import_library("openvino")
     # By default OpenVINO uses bfloat16 if the CPU can, which changes logits by some hundredths.
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if workers:
