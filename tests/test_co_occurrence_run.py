@@ -238,9 +238,7 @@ def test_a_training_ends_with_them_and_can_go_on(tiny_data, tiny_spec, tiny_trun
         network_parts(connect(parts.trunk, parts.heads)), table, spec, {}
     )
     connect(parts.trunk, parts.heads, messages=messages).save(run.best_model)
-    with logged() as lines:
-        training.train(spec, data, workdir, phase="finetune")
-    assert not any("error" in line.lower() for line in lines)
+    training.train(spec, data, workdir, phase="finetune")
     after = load_network(run.best_model, spec, classes)
     assert after.output.keys() == {"style", "genre"}
     assert np.isfinite(training.train(spec, data, workdir).history["loss"]).all()

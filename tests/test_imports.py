@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # The rooms from the bottom up. One may import those of its own floor and below; the rooms
 # of arrays alone, and run.py just above the spec, do not need each other.
 FLOORS = (
-    ("multitask", "reading", "console", "ahead"),
+    ("multitask", "reading", "console", "prefetch"),
     ("errors", "backend"),
     ("spec_training",),
     ("spec_task",),

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from multitask.ahead import map_ahead
 from multitask.console import progress_bar
 from multitask.data.conversion import as_readable
 from multitask.data.decode import decode_image, error_text
@@ -24,10 +23,11 @@ from multitask.data.table import (
     NOT_SAMPLED,
     UNKNOWN_LABEL,
 )
+from multitask.prefetch import parallel_map
 from multitask.reading import MAX_IMAGE_BYTES, open_regular, read_regular
 from multitask.spec import InputError
 
-READ_AHEAD = 32  # images that are read before they are asked for
+PREFETCH = 32  # images
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -95,7 +95,7 @@ def map_files(
     Args:
         names: file names.
         transform: bytes of a JPEG, PNG or WebP, string [] -> a tensor. `bytes_function` makes one
-            that is traced once. READ_AHEAD of its tensors are kept in memory.
+            that is traced once. PREFETCH of its tensors wait in memory.
         target_px: as for `as_readable`.
         convert_profiles: as for `as_readable`.
 
@@ -112,7 +112,7 @@ def map_files(
         except (OSError, InputError, tf.errors.OpError):
             return None
 
-    for index, value in enumerate(map_ahead(load, names, ahead=READ_AHEAD)):
+    for index, value in enumerate(parallel_map(load, names, prefetch=PREFETCH)):
         if value is not None:
             yield index, value
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from multitask.ahead import one_ahead
 from multitask.data.augment import augment_image, image_policies
 from multitask.data.decode import decode_image, resize_image
 from multitask.data.image_files import bytes_function, map_files, read_encoded
@@ -23,6 +22,7 @@ from multitask.data.order import SHUFFLED, UNSHARDED, RowOrder, Shard, batch_pla
 from multitask.data.records import PreparedData
 from multitask.data.records_builder import decode_record
 from multitask.data.table import TRAIN, Table
+from multitask.prefetch import prefetched
 from multitask.spec import MISSING, DataSpec, is_labelled
 
 # (images, labels [batch, tasks], seed) -> (images, labels [batch, tasks, …], weights)
@@ -279,7 +279,7 @@ def readable_images(
                 stacked = tf.stack(tensors)
             yield np.asarray(indices, np.int64), stacked
 
-    return one_ahead(batches())
+    return prefetched(batches())
 
 
 @functools.cache

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from multitask.ahead import map_ahead
 from multitask.console import log_shown, progress_bar
 from multitask.data.conversion import conversions_logged
 from multitask.data.decode_arrays import ImageInput, decode_array, name_of, resize_array
 from multitask.errors import InputError
 from multitask.library.html import grid_html, image_html
+from multitask.prefetch import parallel_map
 from multitask.run import Run
 from multitask.run import open_run as open_workdir
 from multitask.runtimes.libraries import AUTO
@@ -283,7 +283,7 @@ class ImageModel:
             conversions_logged(),
             progress_bar("predicting", len(images)) as bar,
         ):
-            inputs = zip(names, map_ahead(self._input, images, ahead=BATCH), strict=True)
+            inputs = zip(names, parallel_map(self._input, images, prefetch=BATCH), strict=True)
             while batch := list(itertools.islice(inputs, BATCH)):
                 readable = [pixels for _, (_, pixels) in batch if not isinstance(pixels, str)]
                 outputs = self._run_batch(readable)

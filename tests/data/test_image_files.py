@@ -12,7 +12,7 @@ from PIL import Image
 
 from multitask.data.decode import decode_image
 from multitask.data.image_files import (
-    READ_AHEAD,
+    PREFETCH,
     count_reasons,
     find_unusable,
     image_sizes,
@@ -142,9 +142,9 @@ def test_what_is_not_a_regular_file_has_its_reason(tmp_path):
 
 
 def test_files_are_mapped_in_order_and_byte_for_byte(tmp_path):
-    """Small and large, more than are read ahead, with some that cannot be read."""
+    """Small and large, more than are prefetched, with some that cannot be read."""
     rng = np.random.default_rng(0)
-    sizes = [0, 1, 2**18, 2**19, *rng.integers(1, 3000, 2 * READ_AHEAD).tolist()]
+    sizes = [0, 1, 2**18, 2**19, *rng.integers(1, 3000, 2 * PREFETCH).tolist()]
     written = {}
     for i in rng.permutation(len(sizes)):
         written[f"ü{i}.bin"] = rng.bytes(sizes[i])

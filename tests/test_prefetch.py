@@ -1,11 +1,11 @@
-"""Items that are computed ahead keep their order, their exceptions, and their limit."""
+"""Prefetched items keep their order, their exceptions, and their limit."""
 
 import itertools
 import threading
 
 import pytest
 
-from multitask.ahead import map_ahead, one_ahead
+from multitask.prefetch import parallel_map, prefetched
 
 WAIT_S = 10
 
@@ -20,13 +20,13 @@ def test_results_keep_the_order_of_their_items():
             later.set()
         return number**2
 
-    assert list(map_ahead(square, range(50), ahead=4)) == [n**2 for n in range(50)]
-    assert list(map_ahead(square, [], ahead=4)) == []
+    assert list(parallel_map(square, range(50), prefetch=4)) == [n**2 for n in range(50)]
+    assert list(parallel_map(square, [], prefetch=4)) == []
 
 
-def test_no_more_than_the_limit_is_ahead():
+def test_no_more_than_the_limit_is_prefetched():
     begun = []
-    results = map_ahead(begun.append, itertools.count(), ahead=5)
+    results = parallel_map(begun.append, itertools.count(), prefetch=5)
     for taken in range(1, 4):
         next(results)
         assert len(begun) <= taken + 5
@@ -35,7 +35,7 @@ def test_no_more_than_the_limit_is_ahead():
 
 
 def test_an_exception_comes_at_the_turn_of_its_item():
-    results = map_ahead(lambda number: 1 // (2 - number), range(5), ahead=4)
+    results = parallel_map(lambda number: 1 // (2 - number), range(5), prefetch=4)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -49,7 +49,7 @@ def test_one_item_is_taken_while_the_caller_works():
             event.set()
             yield number
 
-    following = one_ahead(items())
+    following = prefetched(items())
     assert next(following) == 0
     assert taken[1].wait(WAIT_S)  # although nobody asked for it
     assert not taken[2].is_set()
@@ -62,7 +62,7 @@ def test_an_exception_of_the_items_comes_after_those_before_it():
         yield 1
         raise OSError("gone")
 
-    following = one_ahead(items())
+    following = prefetched(items())
     assert [next(following), next(following)] == [0, 1]
     with pytest.raises(OSError, match="gone"):
         next(following)
@@ -71,7 +71,7 @@ def test_an_exception_of_the_items_comes_after_those_before_it():
 @pytest.mark.parametrize("taken", [0, 1, 2])
 def test_no_thread_stays_if_the_caller_stops(taken):
     before = threading.active_count()
-    for results in (map_ahead(str, range(100), ahead=8), one_ahead(iter(range(100)))):
+    for results in (parallel_map(str, range(100), prefetch=8), prefetched(iter(range(100)))):
         for _ in range(taken):
             next(results)
         results.close()

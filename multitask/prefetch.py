@@ -1,4 +1,4 @@
-"""Iterators whose next items are computed in threads while the caller works on the present one."""
+"""Iterators that prefetch: threads compute the next items while the caller works on one."""
 
 import os
 from collections import deque
@@ -10,15 +10,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int
+def parallel_map(
+    function: Callable[[Item], Result], items: Iterable[Item], *, prefetch: int
 ) -> Iterator[Result]:
     """Map items on all cores, in order.
 
     Args:
         function: it should spend its time outside Python, or the threads wait for one another.
         items: read from the caller's thread.
-        ahead: how many results may wait for the caller.
+        prefetch: how many results may wait for the caller.
 
     Yields:
         The result of each item. An exception of the function is raised at the item's turn.
@@ -28,7 +28,7 @@ def map_ahead(
     try:
         for item in items:
             begun.append(pool.submit(function, item))
-            if len(begun) > ahead:
+            if len(begun) > prefetch:
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()
@@ -36,9 +36,9 @@ def map_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+def prefetched(items: Iterator[Item]) -> Iterator[Item]:
     """Iterate over items; a thread takes the next one while the caller works on the one before."""
-    pool = ThreadPoolExecutor(1, "ahead")
+    pool = ThreadPoolExecutor(1, "prefetch")
     end: Any = object()
     try:
         following = pool.submit(next, items, end)
