@@ -92,7 +92,6 @@ _handler = ConsoleHandler()
 def logging_to_console() -> Iterator[None]:
     """Send the package's log to the console, and to no other handler, within the context."""
     package, before = LOGGER, (LOGGER.level, LOGGER.propagate)
-    _handler.stream = None
     package.addHandler(_handler)
     package.setLevel(logging.INFO)
     package.propagate = False  # not to absl's handler
@@ -101,6 +100,7 @@ def logging_to_console() -> Iterator[None]:
     finally:
         package.removeHandler(_handler)
         package.level, package.propagate = before
+        _handler.stream = None  # a later call from Python logs to standard output
 
 
 def log_to_stderr() -> None:

@@ -28,7 +28,6 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.utils import gcs_utils
 
 from multitask.console import progress_bar
 from multitask.data.decode import decode_image, reduce_image
@@ -45,10 +44,6 @@ from multitask.spec import MISSING, DataSpec
 VERSION = "2.0.0"
 SHARD_IMAGES = 1024  # in memory while a shard is written; the smallest unit of work in Beam
 EXCLUDED, NEAR_DUPLICATES = "excluded.csv", "near_duplicates.csv"
-# A private attribute: older versions of TFDS look for every data set in a cloud bucket by default.
-# Newer ones ignore it. tests/data/test_records.py fails where the network is used.
-gcs_utils._is_gcs_disabled = True
-
 
 Example = tuple[int, dict[str, Any]]  # its index in the shard, and its features
 
@@ -163,6 +158,13 @@ class _Writer(tfds.core.writer.ExampleWriter):
         )
 
 
+class _RecordsInfo(tfds.core.DatasetInfo):
+    """The description of records, which no cloud bucket holds."""
+
+    def initialize_from_bucket(self) -> None:
+        """Do nothing; TFDS would leave a temporary folder behind, and older versions would look."""
+
+
 class RecordsBuilder(tfds.core.ShardBasedBuilder):
     """The TFDS builder of every spec; its configuration is a spec and a fingerprint."""
 
@@ -208,7 +210,7 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
         spec, labels = self._spec, {}
         for task, names in self.table.classes.items():
             labels[task] = tfds.features.ClassLabel(names=list(names))
-        return tfds.core.DatasetInfo(
+        return _RecordsInfo(
             builder=self,
             features=tfds.features.FeaturesDict(
                 {
