@@ -13,12 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-FOLDERS = [Path.cwd(), *Path.cwd().parents]
-CHECKOUT = next((f for f in FOLDERS if (f / "tools" / "paint_demo.py").is_file()), None)
 if importlib.util.find_spec("multitask") is None:
-    if CHECKOUT is None:
-        raise ImportError("multitask is not installed: open this notebook inside a checkout of it")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", str(CHECKOUT)], check=True)
+    # From the checkout that this notebook is in, or else from the package index.
+    checkouts = [f for f in Path.cwd().parents if (f / "multitask" / "__init__.py").is_file()]
+    package = str(checkouts[0]) if checkouts else "multitask-paintings"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
     importlib.invalidate_caches()
 
 # %% [markdown]

@@ -2,10 +2,8 @@
 # # Quick start
 #
 # This notebook trains one model with three tasks: artist, style and genre. The images are painted
-# by a script of the checkout, so nothing is downloaded. The notebook then evaluates, exports and
-# uses the model.
-#
-# The notebook needs a checkout of multitask with Python 3.11 or newer.
+# by multitask itself, so no data is downloaded. The notebook then evaluates, exports and uses the
+# model. It needs Python 3.11 or newer. The next cell installs multitask if it is not installed.
 
 # %%
 import importlib.util
@@ -13,12 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-FOLDERS = [Path.cwd(), *Path.cwd().parents]
-CHECKOUT = next((f for f in FOLDERS if (f / "tools" / "paint_demo.py").is_file()), None)
 if importlib.util.find_spec("multitask") is None:
-    if CHECKOUT is None:
-        raise ImportError("multitask is not installed: open this notebook inside a checkout of it")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", str(CHECKOUT)], check=True)
+    # From the checkout that this notebook is in, or else from the package index.
+    checkouts = [f for f in Path.cwd().parents if (f / "multitask" / "__init__.py").is_file()]
+    package = str(checkouts[0]) if checkouts else "multitask-paintings"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
     importlib.invalidate_caches()
 
 # %% [markdown]
@@ -44,17 +41,13 @@ if SMALL:
 # %% [markdown]
 # ## The data
 #
-# The script paints images in the layout of WikiArt: a folder of images, and one class file and two
-# CSVs per task.
+# `paint_demo` paints images in the layout of WikiArt: a folder of images, and one class file and
+# two CSVs per task.
 
 # %%
-if CHECKOUT is None:
-    raise FileNotFoundError("tools/paint_demo.py: open this notebook inside a checkout")
-DATA = FOLDER / "demo"
-painter = CHECKOUT / "tools" / "paint_demo.py"
-painted = subprocess.run(
-    [sys.executable, painter, f"--out={DATA}", f"--images={IMAGES}"], check=True
-)
+import multitask as mt
+
+DATA = mt.paint_demo(FOLDER / "demo", images=IMAGES)
 
 # %% [markdown]
 # Not every image has a label of every task. This table counts the labels per class.
@@ -102,8 +95,6 @@ show(dict(zip(first["path"], first["label"], strict=True)))
 # name of its field.
 
 # %%
-import multitask as mt
-
 spec = mt.load_spec("demo", CHANGES)
 try:
     mt.load_spec("demo", image_size=10)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from multitask.library.drafts import draft_spec
     from multitask.library.evaluations import RunEvaluation
     from multitask.library.models import ImageModel, PredictionTable, load_model
+    from multitask.library.painting import paint_demo
     from multitask.library.parts import (
         register_head,
         register_loss,
@@ -40,6 +41,7 @@ __all__ = [
     "load_model",
     "load_spec",
     "open_run",
+    "paint_demo",
     "register_head",
     "register_loss",
     "register_schedule",
@@ -52,6 +54,7 @@ _MODULES = {
     "library.evaluations": ("RunEvaluation",),
     "library.models": ("ImageModel", "PredictionTable", "load_model"),
     "library.parts": ("register_head", "register_loss", "register_schedule", "register_trunk"),
+    "library.painting": ("paint_demo",),
     "library.runs": ("TrainingRun", "load_spec", "open_run", "train"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -39,6 +39,7 @@ COMMANDS = {
     "predict": "predict the classes of images",
     "serve": "predict images in a browser and over HTTP",
     "similar": "find the training images that are most similar to an image",
+    "paint": "paint a small data set, to try everything without a download",
 }
 RESUME = {
     "train": "; the same command resumes from there",

@@ -5,18 +5,17 @@ The trunk has two blocks, which are traced sooner; `make demo` trains EfficientN
 
 import dataclasses
 import importlib
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from logged import logged
 
+import multitask as mt
 from multitask.__main__ import main
 from multitask.data.merging import load_table
 from multitask.data.records import prepare
@@ -40,15 +39,6 @@ from multitask.spec import (
 )
 
 pytestmark = pytest.mark.usefixtures("untimed")
-
-TOOLS = Path(__file__).parent.parent / "tools"
-
-
-def paint(folder: Path, images: int) -> None:
-    spec = importlib.util.spec_from_file_location("paint_demo", TOOLS / "paint_demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(["paint_demo", f"--out={folder}", f"--images={images}", "--size=48"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,9 +68,7 @@ def small(spec):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo") / "data"
-    paint(folder, 120)
-    return folder
+    return mt.paint_demo(tmp_path_factory.mktemp("demo") / "data", images=120, size=48)
 
 
 @pytest.fixture(scope="module")

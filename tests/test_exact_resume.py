@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from logged import logged
 
+import multitask as mt
 from multitask.annexes.extensions import build_extensions
 from multitask.learning import training
 from multitask.learning.callbacks import Checkpointer
@@ -330,7 +331,6 @@ def test_two_damaged_checkpoints_are_one_line(stopped_in_finetune):
 # === Processes that are killed ===
 
 KILLS, SEED = 20, 0
-TOOLS = Path(__file__).parent.parent / "tools"
 
 
 def run(data: Path, spec: Path, workdir: Path, *flags: str, after=None, number=signal.SIGKILL):
@@ -361,12 +361,7 @@ def run(data: Path, spec: Path, workdir: Path, *flags: str, after=None, number=s
 @pytest.mark.slow
 def test_killed_twenty_times(tmp_path):
     """At random moments, from preparing the records to the evaluation; checkpoints come often."""
-    data = tmp_path / "data"
-    subprocess.run(
-        [sys.executable, TOOLS / "paint_demo.py", f"--out={data}", "--images=120", "--size=48"],
-        check=True,
-        capture_output=True,
-    )
+    data = mt.paint_demo(tmp_path / "data", images=120, size=48)
     # Of so few images, the demo's one unknown class is more than the usual share.
     spec = tmp_path / "demo.toml"
     spec.write_text("max_unknown = 0.1\n" + find_spec("demo").read_text())

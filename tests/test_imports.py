@@ -245,7 +245,13 @@ def task_words(tree: ast.AST, words_sought=TASKS) -> list[tuple[int, str]]:
     return result
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+# The demo's images are painted for the tasks of WikiArt.
+PAINTING = PACKAGE / "annexes" / "painting"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if PAINTING not in path.parents], ids=name_of
+)
 def test_no_module_knows_a_task_by_name(path):
     sought = TASKS - OTHER_MEANINGS.get(room(name_of(path)), set())
     assert task_words(ast.parse(path.read_text()), sought) == []

@@ -18,15 +18,15 @@ from absl import app, flags
 from multitask.__main__ import main as multitask
 from multitask.startup import import_tensorflow_once
 
-PAINTER = Path(__file__).parent / "paint_demo.py"
 PROMISED_MACRO_F1 = 0.65
 
 
 def run_demo(data: Path, workdir: Path) -> None:
     """Paint and run the commands whose last file is missing."""
     if not (data / "demo.json").is_file():
-        print(f"$ python tools/paint_demo.py --out={data}", flush=True)
-        with subprocess.Popen([sys.executable, PAINTER, f"--out={data}"]) as painter:
+        command = ["paint", f"--out={data}"]
+        print(f"$ multitask {shlex.join(command)}", flush=True)
+        with subprocess.Popen([sys.executable, "-m", "multitask", *command]) as painter:
             import_tensorflow_once()  # takes seconds too
         if painter.returncode:
             sys.exit(painter.returncode)

@@ -1,6 +1,5 @@
 """Every kind of finding, planted and then counted and listed; and the facts of the real CSVs."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import multitask as mt
 from multitask.annexes.audit import (
     FINDINGS,
     RARE,
@@ -276,12 +276,7 @@ def test_hashes_are_kept_for_the_next_time(tiny_data, tiny_spec, tmp_path):
 
 
 def test_the_demo_data_has_its_stated_defects_and_no_others(tmp_path):
-    tool = Path(__file__).parents[2] / "tools" / "paint_demo.py"
-    spec = importlib.util.spec_from_file_location("paint_demo", tool)
-    paint_demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(paint_demo)
-    data = tmp_path / "demo"
-    paint_demo.main(["paint_demo.py", f"--out={data}", "--images=160", "--size=32"])
+    data = mt.paint_demo(tmp_path / "demo", images=160, size=32)
     defects = json.loads((data / "demo.json").read_text(encoding="utf-8"))["defects"]
 
     result = audit(load_spec("demo"), data)

@@ -17,6 +17,7 @@ from multitask.commands import (
     evaluate,
     export,
     init,
+    paint,
     predict,
     prepare,
     serve,
@@ -39,6 +40,7 @@ MODULES = {
     "predict": predict,
     "serve": serve,
     "similar": similar,
+    "paint": paint,
 }
 
 
@@ -129,7 +131,8 @@ def test_a_flag_that_overrides_a_field_names_it_and_has_no_default():
         (
             ["trian"],
             'multitask: unknown command "trian". Expected one of: init, audit, prepare, train, '
-            'tune, evaluate, compare, export, predict, serve, similar. Did you mean "train"?',
+            "tune, evaluate, compare, export, predict, serve, similar, paint. Did you mean "
+            '"train"?',
         ),
         (
             ["train", "--batchsize=3"],

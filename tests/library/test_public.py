@@ -18,7 +18,7 @@ def python(code):
 
 
 def test_the_names():
-    assert 10 <= len(multitask.__all__) <= 15
+    assert 10 <= len(multitask.__all__) <= 16
     assert sorted(multitask.__all__) == multitask.__all__
     assert set(multitask.__all__) < set(dir(multitask))
     for name in multitask.__all__:

@@ -14,6 +14,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import classification_report
 
+import multitask as mt
+from multitask.annexes.painting import data_set
 from multitask.data import table as tables
 from multitask.data.merging import load_table
 from multitask.data.table import SPLITS
@@ -32,7 +34,7 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
-tool, paint_demo = load_tool("compare_single_task"), load_tool("paint_demo")
+tool = load_tool("compare_single_task")
 
 
 def demo_spec(**changes):
@@ -48,8 +50,8 @@ def demo_spec(**changes):
 def data_dir(tmp_path_factory):
     """The demo's tables, leaks and all, without an image."""
     folder = tmp_path_factory.mktemp("tables")
-    plan = paint_demo.draw_plan(600, np.random.default_rng(1))
-    paint_demo.write_tables(folder / "wikiart_csv", plan)
+    plan = data_set.draw_plan(600, np.random.default_rng(1))
+    data_set.write_tables(folder / "wikiart_csv", plan)
     return folder
 
 
@@ -319,8 +321,7 @@ def test_help_lists_the_flags_of_train_too(capsys):
 @pytest.mark.slow
 def test_a_comparison_that_is_killed_goes_on(tmp_path):
     """Two tasks, both phases; killed in the second run, then done, then done again with nothing."""
-    data, out = tmp_path / "data", tmp_path / "out"
-    paint_demo.main(["", f"--out={data}", "--images=120", "--size=48"])
+    data, out = mt.paint_demo(tmp_path / "data", images=120, size=48), tmp_path / "out"
     spec = demo_spec(image_size=32, validation=0.2, batch_size=16)
     (tmp_path / "spec.toml").write_text(spec.to_toml())
     command = [

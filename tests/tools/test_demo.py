@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import multitask as mt
 from multitask import spec as spec_module
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -45,8 +46,7 @@ def test_the_status_says_whether_the_promise_was_kept(tmp_path, capsys, style, s
 @pytest.mark.slow
 def test_the_demo_runs_and_resumes(tiny_spec, tiny_trunk, tmp_path, monkeypatch, capsys):
     data, workdir = tmp_path / "demo", tmp_path / "runs" / "demo"
-    painter = load_tool("paint_demo")
-    painter.main(["paint_demo", f"--out={data}", "--images=120", "--size=48"])
+    mt.paint_demo(data, images=120, size=48)
     trunk = {"name": tiny_trunk, "weights": "none", "schedule": {"kind": "constant", "rate": 1e-3}}
     shipped = tmp_path / "shipped"
     shipped.mkdir()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from painting.artists import Artist, Palette
-from painting.genres import Shape
+from multitask.annexes.painting.artists import Artist, Palette
+from multitask.annexes.painting.genres import Shape
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def draw_sketch(shapes: list[Shape], artist: Artist, side: int, rng: np.random.G
 def smooth_noise(
     shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns float32 [height, width] about 0, within ±1: noise with `cells` bumps a side."""
+    """Return float32 [height, width] about 0, within ±1: noise with `cells` bumps a side."""
     coarse = rng.uniform(-1, 1, cells).astype(np.float32)
     fine = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC)
     return np.clip(np.asarray(fine), -1, 1)
@@ -81,7 +81,7 @@ def broken_dabs(sketch: Sketch, rng: np.random.Generator) -> np.ndarray:
 
 
 def stroke_angles(places: np.ndarray, direction: str) -> np.ndarray:
-    """Returns float64 [strokes], radians: how the strokes at `places` [strokes, 2] lie."""
+    """Return float64 [strokes], radians: how the strokes at `places` [strokes, 2] lie."""
     if direction == "swirl":
         return np.arctan2(places[:, 1] - 0.5, places[:, 0] - 0.5) + np.pi / 2
     return np.full(len(places), np.pi / 2 if direction == "vertical" else 0.0)
@@ -111,7 +111,7 @@ def bold_contours(sketch: Sketch, rng: np.random.Generator) -> np.ndarray:
 
 
 def borders(areas: np.ndarray, width: int) -> np.ndarray:
-    """Returns bool [side, side]: lines of `width` (odd, pixels) where numbered areas meet."""
+    """Return bool [side, side]: lines of `width` (odd, pixels) where numbered areas meet."""
     edges = np.zeros(areas.shape, dtype=np.uint8)
     edges[1:] |= areas[1:] != areas[:-1]
     edges[:, 1:] |= areas[:, 1:] != areas[:, :-1]
@@ -122,11 +122,10 @@ def wet_washes(sketch: Sketch, rng: np.random.Generator) -> np.ndarray:
     """Thin colour that bleeds over its edges, pools in blooms and lets the paper through."""
     side = sketch.side
     bleed = side * rng.uniform(0.012, 0.02)
-    rows, columns = np.indices((side, side))
-    rows = rows + bleed * smooth_noise((side, side), (12, 12), rng)
-    columns = columns + bleed * smooth_noise((side, side), (12, 12), rng)
-    rows = np.clip(rows, 0, side - 1).astype(int)
-    columns = np.clip(columns, 0, side - 1).astype(int)
+    places = np.indices((side, side)).astype(float)
+    for moved_along in places:
+        moved_along += bleed * smooth_noise((side, side), (12, 12), rng)
+    rows, columns = np.clip(places, 0, side - 1).astype(int)
     moved = Image.fromarray(sketch.colours[rows, columns].astype(np.uint8))
     wet = moved.filter(ImageFilter.GaussianBlur(side * rng.uniform(0.01, 0.015)))
     blooms = smooth_noise((side, side), (5, 5), rng) + smooth_noise((side, side), (9, 9), rng)

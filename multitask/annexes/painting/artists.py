@@ -85,7 +85,7 @@ class Palette:
         }
 
     def pick(self, tone: str) -> np.ndarray:
-        """Returns float64 [3], RGB in 0..255: a colour of this tone, mixed slightly anew."""
+        """Return float64 [3], RGB in 0..255: a colour of this tone, mixed slightly anew."""
         colours = self._colours[tone]
         colour = colours[self._rng.choice(len(colours), p=self._proportions[tone])] / 255
         hue, saturation, value = colorsys.rgb_to_hsv(*colour)

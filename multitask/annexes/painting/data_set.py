@@ -1,33 +1,26 @@
 """Paint a small data set in the layout of ArtGAN's WikiArt, to try everything without a download.
 
-    python tools/paint_demo.py --out=demo
-
-Each image is painted for one class of every task, drawn independently of each other: the genre
-is what is shown, the style is how it is painted, the artist is a palette and a hand (size and
-direction of the strokes, grain of the ground). So every task can be learnt from the pixels, and
-none from another task's label. Some labels are missing and some rows are wrong on purpose, as in
-the real data; DIR/README.txt lists them. The same flags paint the same bytes.
+Each image is painted for one class of every task. The classes are drawn independently of each
+other: the genre is what is shown, the style is how it is painted, the artist is a palette and a
+hand (size and direction of the strokes, grain of the ground). So every task can be learnt from the
+pixels, and none from another task's label. Some labels are missing and some rows are wrong on
+purpose, as in the real data. README.txt in the folder lists them.
 """
 
 import csv
-import functools
 import json
-import multiprocessing
-import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from absl import flags
-from painting.artists import ARTISTS
-from painting.genres import GENRES
-from painting.styles import STYLES, draw_sketch, smooth_noise
 from PIL import Image
-from tqdm import tqdm
+
+from multitask.annexes.painting.artists import ARTISTS
+from multitask.annexes.painting.genres import GENRES
+from multitask.annexes.painting.styles import STYLES, draw_sketch, smooth_noise
+from multitask.console import progress_bar
+from multitask.errors import InputError
+from multitask.files import check_writable, replacing
 
 PAINTER_VERSION = 1  # goes up whenever the same flags would paint other bytes
 
@@ -50,7 +43,7 @@ TITLE_WORDS = (
     ("morning", "harbour", "letter", "garden", "silence", "window", "crossing", "summer", "song"),
 )
 
-WORTH_A_PROCESS = 400  # images; a process takes half a second to start
+LEAST_IMAGES, LEAST_SIZE = 40, 16
 OVERSAMPLING = 2  # painted at this multiple of the size, then shrunk
 
 CLASSES: dict[str, tuple[str, ...]] = {
@@ -64,7 +57,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
 
 
 def grain(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns float32 [size, size] about 0, within ±1: the ground that a hand prefers."""
+    """Return float32 [size, size] about 0, within ±1: the ground that a hand prefers."""
     long, fine = max(2, size // 12), max(2, size // 2)
     if kind == "rows":
         return smooth_noise((size, size), (fine, long), rng)
@@ -77,14 +70,15 @@ def grain(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def paint(artist: str, style: str, genre: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """Paints one image of `size` pixels a side."""
+    """Paint one image of `size` pixels a side."""
     hand = ARTISTS[artist]
     sketch = draw_sketch(GENRES[genre](rng), hand, OVERSAMPLING * size, rng)
     painted = Image.fromarray(np.clip(STYLES[style](sketch, rng), 0, 255).astype(np.uint8))
-    pixels = np.asarray(painted.resize((size, size), Image.Resampling.BOX), dtype=np.float32)
+    small = painted.resize((size, size), Image.Resampling.BOX)
     relief = 1 + rng.uniform(0.05, 0.09) * grain(hand.grain, size, rng)
     light = rng.uniform(0.92, 1.06) + 0.06 * smooth_noise((size, size), (2, 2), rng)
-    pixels = pixels * (relief * light)[..., None] + rng.normal(0, 3, pixels.shape)
+    pixels = np.asarray(small, dtype=np.float32) * (relief * light)[..., None]
+    pixels = pixels + rng.normal(0, 3, pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
@@ -109,7 +103,7 @@ class Plan:
 
 
 def draw_plan(images: int, rng: np.random.Generator) -> Plan:
-    """Draws plans until one has every class of every task in both of its CSVs."""
+    """Draw plans until one has every class of every task in both of its CSVs."""
     while True:
         plan = draw_any_plan(images, rng)
         labels = {stem: {label for _, label in rows} for stem, rows in plan.rows.items()}
@@ -122,7 +116,7 @@ def draw_plan(images: int, rng: np.random.Generator) -> Plan:
 
 
 def draw_any_plan(images: int, rng: np.random.Generator) -> Plan:
-    """Draws one plan; in a small one, a rare class may be missing from a CSV."""
+    """Draw one plan; in a small one, a rare class may be missing from a CSV."""
     classes = np.stack(
         [rng.permutation(shared_out(images, SHARES[task])) for task in CLASSES], axis=1
     )
@@ -138,8 +132,8 @@ def draw_any_plan(images: int, rng: np.random.Generator) -> Plan:
     complete = [number for number in plain if labelled[number].all()]
     leaks = complete[:LEAKS]
     for place, number in enumerate(leaks):
-        task = place % len(tasks)
-        test[number, task] = ~test[number, task]
+        column = place % len(tasks)
+        test[number, column] = ~test[number, column]
 
     artist, genre = tasks.index("artist"), tasks.index("genre")
     others = [number for number in plain if number not in leaks]
@@ -173,18 +167,18 @@ def draw_any_plan(images: int, rng: np.random.Generator) -> Plan:
 
 
 def shared_out(images: int, shares: tuple[float, ...]) -> np.ndarray:
-    """Returns int64 [images]: the class of each, ordered, in numbers close to `shares`."""
+    """Return int64 [images]: the class of each, ordered, in numbers close to `shares`."""
     ends = np.round(np.cumsum(shares) * images)
     return np.searchsorted(ends, np.arange(images), side="right")
 
 
 def drawn_title(rng: np.random.Generator) -> str:
-    """Returns a title of two words, which says nothing about any class."""
+    """Return a title of two words, which says nothing about any class."""
     return "-".join(rng.choice(words) for words in TITLE_WORDS)
 
 
 def path_of(classes: np.ndarray, title: str, number: int) -> str:
-    """Returns <Style>/<artist>_<title>.jpg; the number keeps it unique."""
+    """Return <Style>/<artist>_<title>.jpg; the number keeps it unique."""
     artist, style = CLASSES["artist"][classes[0]], CLASSES["style"][classes[1]]
     return f"{style}/{artist.lower().replace('_', '-')}_{title}-{number + 1}.jpg"
 
@@ -192,7 +186,7 @@ def path_of(classes: np.ndarray, title: str, number: int) -> str:
 # === Writing ===
 
 README = """\
-{images} images of {size} x {size} pixels, painted by tools/paint_demo.py from seed {seed}.
+{images} images of {size} x {size} pixels, painted by `multitask paint` from seed {seed}.
 No painter and no painting here is real; do with them what you like.
 
 Layout, as in ArtGAN's WikiArt:
@@ -238,20 +232,23 @@ class Settings:
     seed: int
 
     def as_json(self) -> dict[str, int]:
-        """Returns the settings as DIR/demo.json holds them."""
+        """Return the settings as DIR/demo.json holds them."""
         return {"painter_version": PAINTER_VERSION, **vars(self)}
 
 
 def write_demo(folder: Path, settings: Settings) -> None:
-    """Paints and writes a whole set below `folder`, which must be empty."""
+    """Paint and write a whole set below `folder`, which must be empty."""
     plan_seed, *image_seeds = np.random.SeedSequence(settings.seed).spawn(settings.images + 1)
     plan = draw_plan(settings.images, np.random.default_rng(plan_seed))
     for style in STYLES:
         (folder / "wikiart" / style).mkdir(parents=True)
-    files = [folder / "wikiart" / path for path in plan.paths]
-    paint_one = functools.partial(paint_file, size=settings.size)
-    with tqdm(total=settings.images, desc="painting", unit="pic", mininterval=1) as bar:
-        for _ in in_parallel(paint_one, files, plan.classes, image_seeds):
+    with progress_bar("painting", settings.images) as bar:
+        for path, classes, seed in zip(plan.paths, plan.classes, image_seeds, strict=True):
+            artist, style, genre = (
+                CLASSES[task][index] for task, index in zip(CLASSES, classes, strict=True)
+            )
+            image = paint(artist, style, genre, settings.size, np.random.default_rng(seed))
+            image.save(folder / "wikiart" / path, quality=92, subsampling=0)
             bar.update()
     write_tables(folder / "wikiart_csv", plan)
     (folder / "README.txt").write_text(describe(plan, settings), encoding="utf-8")
@@ -260,24 +257,8 @@ def write_demo(folder: Path, settings: Settings) -> None:
     (folder / "demo.json").write_text(text, encoding="utf-8")
 
 
-def paint_file(file: Path, classes: np.ndarray, seed: np.random.SeedSequence, *, size: int) -> None:
-    """Paints and writes one image; the same arguments write the same bytes in every process."""
-    names = (CLASSES[task][index] for task, index in zip(CLASSES, classes, strict=True))
-    image = paint(*names, size=size, rng=np.random.default_rng(seed))
-    image.save(file, quality=92, subsampling=0)
-
-
-def in_parallel(function: Callable, *arguments: Sequence) -> Iterator[None]:
-    """Calls the function with the first of all arguments, the second and so on, on all cores."""
-    if len(arguments[0]) < WORTH_A_PROCESS or os.cpu_count() == 1:
-        yield from map(function, *arguments)
-        return
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(function, *arguments, chunksize=16)
-
-
 def write_tables(folder: Path, plan: Plan) -> None:
-    """Writes the CSVs and the class files."""
+    """Write the CSVs and the class files."""
     folder.mkdir()
     for stem, rows in plan.rows.items():
         with open(folder / f"{stem}.csv", "w", encoding="utf-8", newline="") as file:
@@ -288,7 +269,7 @@ def write_tables(folder: Path, plan: Plan) -> None:
 
 
 def describe(plan: Plan, settings: Settings) -> str:
-    """Returns the text of README.txt: what is there, and which defects are planted where."""
+    """Return the text of README.txt: what is there, and which defects are planted where."""
     return README.format(
         **vars(settings),
         unknown=UNKNOWN_LABEL,
@@ -298,30 +279,35 @@ def describe(plan: Plan, settings: Settings) -> str:
     )
 
 
-def paint_demo(out: Path, settings: Settings) -> str:
-    """Makes the set at `out`, whole or not at all.
+def paint_data_set(out: Path, settings: Settings) -> bool:
+    """Write the data set to `out`, complete or not at all.
 
     Returns:
-        One line that says what was done.
+        Whether it was painted; False if `out` holds it already.
 
     Raises:
-        FileExistsError: `out` holds something else.
+        InputError: there are too few images, they are too small, the seed is negative, or `out`
+            holds something else or cannot be written.
     """
+    least = {"images": LEAST_IMAGES, "size": LEAST_SIZE, "seed": 0}
+    for name, smallest in least.items():
+        if getattr(settings, name) < smallest:
+            raise InputError(
+                f"{getattr(settings, name)}: expected a number ≥ {smallest}", field=name
+            )
     if is_same_set(out, settings):
-        return f"{out} already holds these {settings.images} images; nothing to do."
+        return False
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(
-            f"--out={out}: holds something else than a demo of these settings; "
-            "remove it or name another folder."
+        raise InputError(
+            f"{out}: holds something other than a demo of these settings; remove it or name "
+            "another folder",
+            field="out",
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        unfinished = Path(scratch, "demo")
+    check_writable(out, field="out")
+    with replacing(out) as unfinished:
         unfinished.mkdir()
         write_demo(unfinished, settings)
-        os.replace(unfinished, out)
-    classes = ", ".join(f"{len(names)} {task}s" for task, names in CLASSES.items())
-    return f"Painted {settings.images} images ({classes}) in {out}"
+    return True
 
 
 def is_same_set(out: Path, settings: Settings) -> bool:
@@ -331,48 +317,3 @@ def is_same_set(out: Path, settings: Settings) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and record.get("settings") == settings.as_json()
-
-
-# === Command line ===
-
-
-def define_flags(flag_values: flags.FlagValues) -> None:
-    """Defines this tool's flags."""
-    integer = functools.partial(flags.DEFINE_integer, flag_values=flag_values)
-    flags.DEFINE_string("out", None, "Folder to paint into; new or empty.", flag_values=flag_values)
-    integer("images", 1200, "How many images.", lower_bound=40)
-    integer("size", 96, "Side of an image in pixels.", lower_bound=16)
-    integer("seed", 0, "What the images are drawn from.", lower_bound=0)
-    flags.DEFINE_boolean("help", False, "Print this and stop.", flag_values=flag_values)
-
-
-def main(argv: list[str]) -> int:
-    """Runs the tool.
-
-    Args:
-        argv: the command line, program name first.
-
-    Returns:
-        The exit status: 0, or 2 for a wrong flag or a folder that cannot be used.
-    """
-    values = flags.FlagValues()
-    define_flags(values)
-    try:
-        unparsed = values(argv)[1:]
-        if values.help:
-            print(__doc__, values.get_help(), sep="\n")
-            return 0
-        if unparsed:
-            raise flags.Error(f"unexpected argument {unparsed[0]!r}; see --help.")
-        if not values.out:
-            raise flags.Error("flag --out is required: the folder to paint into.")
-        settings = Settings(values.images, values.size, values.seed)
-        print(paint_demo(Path(values.out).absolute(), settings))
-    except (flags.Error, OSError) as error:
-        print(f"paint_demo.py: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -2,12 +2,10 @@
 
 import csv
 import hashlib
-import importlib.util
 import itertools
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,36 +15,35 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import mutual_info_score
 from sklearn.model_selection import cross_val_score
 
-TOOL = Path(__file__).parents[2] / "tools" / "paint_demo.py"
+import multitask as mt
+from multitask.__main__ import main
+from multitask.annexes.painting import data_set
+
 TASKS = ("artist", "style", "genre")
 IMAGES, SIZE, SEED = 160, 32, 3
 
 
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("paint_demo", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def run(out: Path, *flags: str) -> None:
+    main(["paint", f"--out={out}", *flags])
 
 
-paint_demo = load_tool()
-
-
-def run(out: Path, *flags: str) -> int:
-    return paint_demo.main(["paint_demo.py", f"--out={out}", *flags])
+def refused(out: Path, *flags: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run(out, *flags)
+    return caught.value.code
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("paint") / "demo"
-    assert run(out, f"--images={IMAGES}", f"--size={SIZE}", f"--seed={SEED}") == 0
+    run(out, f"--images={IMAGES}", f"--size={SIZE}", f"--seed={SEED}")
     return out
 
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[np.ndarray, dict[str, list[tuple[str, int]]]]:
     """The classes [images, tasks] and CSV rows of a full-sized set that nobody has to paint."""
-    plan = paint_demo.draw_plan(1200, np.random.default_rng(5))
+    plan = data_set.draw_plan(1200, np.random.default_rng(5))
     return plan.classes, plan.rows
 
 
@@ -179,8 +176,8 @@ def test_pixels_show_every_task() -> None:
     classes = rng.integers(0, 4, (480, 3))
     features = []
     for row in classes:
-        names = (paint_demo.CLASSES[task][index] for task, index in zip(TASKS, row, strict=True))
-        image = paint_demo.paint(*names, size=48, rng=rng)
+        names = (data_set.CLASSES[task][index] for task, index in zip(TASKS, row, strict=True))
+        image = data_set.paint(*names, size=48, rng=rng)
         pixels = np.asarray(image, dtype=np.float32)
         small = np.asarray(image.resize((8, 8), Image.Resampling.BOX), dtype=np.float32)
         down, along = np.abs(np.diff(pixels, axis=0)), np.abs(np.diff(pixels, axis=1))
@@ -256,7 +253,7 @@ def test_readme_names_every_defect(demo: Path) -> None:
 
 def test_the_same_seed_paints_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     for name, seed in (("one", 7), ("two", 7), ("three", 8)):
-        assert run(tmp_path / name, "--images=40", "--size=16", f"--seed={seed}") == 0
+        run(tmp_path / name, "--images=40", "--size=16", f"--seed={seed}")
     one, two, three = (digests(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two
     shared = {name for name in one.keys() & three.keys() if one[name] == three[name]}
@@ -270,7 +267,7 @@ def test_images_of_one_set_all_differ(demo: Path) -> None:
 
 def test_a_finished_set_is_left_alone(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     times = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
-    assert run(demo, f"--images={IMAGES}", f"--size={SIZE}", f"--seed={SEED}") == 0
+    run(demo, f"--images={IMAGES}", f"--size={SIZE}", f"--seed={SEED}")
     assert "nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == times
 
@@ -279,14 +276,14 @@ def test_says_what_was_painted_and_where(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "demo"
-    assert run(out, "--images=40", "--size=16") == 0
+    run(out, "--images=40", "--size=16")
     (line,) = capsys.readouterr().out.splitlines()
     assert "40 images" in line
     assert str(out) in line
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:
-    assert run(tmp_path, "--images=40", "--size=16") == 0
+    run(tmp_path, "--images=40", "--size=16")
     assert len(painted_files(tmp_path)) == 40
 
 
@@ -296,9 +293,9 @@ def test_a_folder_that_holds_something_else_is_refused(
     (tmp_path / "letter.txt").write_text("dear reader", encoding="utf-8")
     before = digests(demo)
     for out in (tmp_path, tmp_path / "letter.txt", demo):
-        assert run(out, "--images=40", "--size=16") == 2
+        assert refused(out, "--images=40", "--size=16") == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"paint_demo.py: --out={out}: holds something else")
+        assert line.startswith(f"--out: {out}: holds something other than a demo of these settings")
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
     assert digests(demo) == before
 
@@ -307,9 +304,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(paint_demo, "paint", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "demo", "--images=40", "--size=16")
+    monkeypatch.setattr(data_set, "paint", stop)
+    assert refused(tmp_path / "demo", "--images=40", "--size=16") == 130
     assert list(tmp_path.iterdir()) == []
 
 
@@ -328,13 +324,16 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_wrong_flag_is_one_line_and_status_2(
     flag: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path / "demo", flag) == 2
+    assert refused(tmp_path / "demo", flag) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    assert paint_demo.main(["paint_demo.py", "--help"]) == 0
-    text = capsys.readouterr().out
-    assert all(f"--{flag}" in text for flag in ("out", "images", "size", "seed"))
+def test_from_python_as_by_the_command(tmp_path: Path, demo: Path) -> None:
+    out = mt.paint_demo(tmp_path / "demo", images=IMAGES, size=SIZE, seed=SEED)
+    assert out == tmp_path / "demo"
+    assert digests(out) == digests(demo)
+    with pytest.raises(mt.InputError, match=r"^size: 15: expected a number ≥ 16$") as error:
+        mt.paint_demo(tmp_path / "other", size=15)
+    assert error.value.field == "size"

@@ -22,18 +22,18 @@ class Shape:
 def ellipse(
     x: float, y: float, rx: float, ry: float, start: float = 0.0, end: float = 2 * np.pi
 ) -> np.ndarray:
-    """Returns float64 [28, 2]: an ellipse, or its part between two angles (radians)."""
+    """Return float64 [28, 2]: an ellipse, or its part between two angles (radians)."""
     angles = np.linspace(start, end, 28)
     return np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], axis=1)
 
 
 def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    """Returns float64 [4, 2]: an upright rectangle."""
+    """Return float64 [4, 2]: an upright rectangle."""
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
 def turned(outline: np.ndarray, angle: float) -> np.ndarray:
-    """Returns the outline turned by an angle (radians) about its middle."""
+    """Return the outline turned by an angle (radians) about its middle."""
     middle = outline.mean(axis=0)
     cos, sin = np.cos(angle), np.sin(angle)
     return (outline - middle) @ np.array([[cos, sin], [-sin, cos]]) + middle
@@ -63,9 +63,8 @@ def portrait(rng: np.random.Generator) -> list[Shape]:
     for side in (-1, 1):
         eye_x = x + look + side * 0.42 * width
         shapes.append(Shape(ellipse(eye_x, y - 0.05 * height, 0.17 * width, 0.1 * height), "dark"))
-    nose = [(0, 0.02), (0.16, 0.38), (-0.08, 0.38)] * np.array([width, height])
+    nose = np.array([(0, 0.02), (0.16, 0.38), (-0.08, 0.38)]) * (width, height) + (x + look, y)
     mouth = ellipse(x + look, y + 0.6 * height, 0.3 * width, 0.09 * height)
-    nose += (x + look, y)
     shapes += [Shape(nose, "mid"), Shape(mouth, rng.choice(["dark", "mid"]))]
     if rng.random() < 0.3:
         brim = ellipse(x, y - 0.6 * height, 1.7 * width, 0.16 * height)

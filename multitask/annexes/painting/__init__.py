@@ -1,0 +1,1 @@
+"""The demo data set: the artists, genres and styles of its images, and its files."""

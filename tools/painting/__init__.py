@@ -1,1 +1,0 @@
-"""The parts of tools/paint_demo.py: artists, genres and styles."""
