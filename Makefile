@@ -19,7 +19,7 @@ demo: install
 test: install-dev lint test-only
 
 test-only: install-dev
-	$(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses=4 --dist=loadgroup \
+	$(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses=4 --dist=loadscope \
 	  --no-loadscope-reorder
 
 # All that takes minutes or needs the real data: make test-slow WIKIART=DIR

@@ -29,22 +29,35 @@ def pytest_configure():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def group_of(file: str) -> str:
+    """Which tests share a process: of a file, its name below this folder."""
+    return TOGETHER.get(file.rpartition("/")[0], file)
+
+
 def pytest_collection_modifyitems(items):
-    """Say which tests share a process. The longest start first: none is alone at the end."""
-    tests = Path(__file__).parent
-    for item in items:
-        file = item.path.relative_to(tests)
-        group = TOGETHER.get(file.parent.as_posix(), file.as_posix())
-        item.add_marker(pytest.mark.xdist_group(group))
+    """The longest start first: none is alone at the end."""
     groups = [*dict.fromkeys(TOGETHER.values())]
+    tests = Path(__file__).parent
 
     def turn(item):
-        group = item.get_closest_marker("xdist_group").args[0]
+        group = group_of(item.path.relative_to(tests).as_posix())
         if group in groups:
             return groups.index(group)
         return len(groups) + (item.path.name not in LONG)
 
     items.sort(key=turn)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    # Not `--dist=loadgroup`: pytest-xdist 3.8 does not see the groups of pytest 9.2.
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid.partition("::")[0].removeprefix("tests/"))
+
+    return Together(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 # Objects of imported modules stay to the end: no garbage collection looks at them, which saves
