@@ -235,13 +235,14 @@ def tiny_trunk_module():
 
 @pytest.fixture(scope="session")
 def uncompiled():
-    """A function: -> a context in which `train` takes its steps uncompiled, for tests that only
-    want a trained run: to compile a phase takes as long as dozens of such steps."""
+    """A function: -> a context in which `train` and `tune` take their steps uncompiled, for tests
+    that only want a trained run: to compile a phase takes as long as dozens of such steps."""
     return _uncompiled
 
 
 @contextlib.contextmanager
 def _uncompiled():
+    from multitask.annexes.tune import trial
     from multitask.learning import training
 
     original = training.prepare_phase
@@ -252,7 +253,8 @@ def _uncompiled():
         return prepared
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "prepare_phase", prepare_phase)
+        for module in (training, trial):
+            patch.setattr(module, "prepare_phase", prepare_phase)
         yield
 
 

@@ -261,7 +261,7 @@ def test_a_value_beyond_float16_is_one_line(prepared_data):
 
 @pytest.mark.parametrize(
     ("cache", "views", "smote", "mix", "epochs"),
-    itertools.product(("auto", "on", "off"), (0, 2), (0.0, 0.5), (False, True), (0, 1, 2)),
+    [*itertools.product(("auto", "on", "off"), (0, 2), (0.0, 0.5), (False, True), (0, 1, 2))],
 )
 def test_when_features_are_cached(tiny_spec, cache, views, smote, mix, epochs):
     spec = tiny_spec(

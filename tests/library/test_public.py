@@ -53,6 +53,10 @@ MYPY = """
 ignore_missing_imports = True
 [mypy-multitask,multitask.*]
 ignore_errors = True
+[mypy-multitask.annexes.*,multitask.data.*,multitask.evaluation.*,multitask.learning.*]
+follow_imports = skip
+[mypy-multitask.model.*,multitask.pages.*,multitask.runtimes.*,multitask.serving.*]
+follow_imports = skip
 [mypy-numpy.*,pandas.*,pydantic.*,tensorflow.*,keras.*,sklearn.*,scipy.*,matplotlib.*,PIL.*]
 follow_imports = skip
 """

@@ -37,13 +37,13 @@ def handlers():
 
 
 @pytest.fixture(scope="module")
-def trained(museum_made, tmp_path_factory):
+def trained(museum_made, uncompiled, tmp_path_factory):
     """(spec, run, its history after the phase "heads"): one phase, then the rest, in two calls.
 
     In a folder of its own, for tests that only look at it.
     """
     folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, uncompiled():
         patch.setitem(TRUNKS, "tiny", importlib.import_module("tiny_trunk").two_blocks)
         spec = mt.load_spec(museum_made / "museum.toml", seed=3, batch_size=5)
         shutil.copytree(museum_made / "museum", folder / "museum")
@@ -55,11 +55,12 @@ def trained(museum_made, tmp_path_factory):
     return spec, run, history
 
 
-def test_the_same_run_as_the_command(trained, museum, capsys):
+def test_the_same_run_as_the_command(trained, museum, uncompiled, capsys):
     """The command trains in one go what the library did in two."""
     _, run, _ = trained
     flags = ["--spec=museum.toml", "--seed=3", "--batch_size=5", "--workdir=by_command"]
-    main(["train", *flags, f"--data_dir={run.data_dir}", "--noevaluate"])
+    with uncompiled():
+        main(["train", *flags, f"--data_dir={run.data_dir}", "--noevaluate"])
     for own, other in zip(weights_of(run.workdir), weights_of(museum / "by_command"), strict=True):
         np.testing.assert_array_equal(own, other)
     written = pd.read_csv("by_command/logs/history.csv")

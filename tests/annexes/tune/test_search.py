@@ -31,8 +31,8 @@ TRIALS, EPOCHS = 3, 3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def known_trunk():
-    with pytest.MonkeyPatch.context() as patch:
+def known_trunk(uncompiled):
+    with pytest.MonkeyPatch.context() as patch, uncompiled():
         patch.setitem(trunks.TRUNKS, "tiny", importlib.import_module("tiny_trunk").two_blocks)
         yield
 
