@@ -5,8 +5,11 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from multitask.data.merging import load_table
+from multitask.data.table import TRAIN
 from multitask.learning import phases
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -29,6 +32,16 @@ def step(benchmark, monkeypatch):
     monkeypatch.setattr(module, "_our_step", lambda trunk, depth, without="": rates[without])
     monkeypatch.setattr(module, "_timm_step", lambda python, name, frozen: 8.0)
     return module
+
+
+def test_the_spec_of_the_benchmarks_reads_what_they_paint(benchmark, tmp_path):
+    data = sys.modules["benchmarks.data"]
+    folder = data.paint_set(tmp_path / "painted", count=60, size=(48, 32), distinct=2)
+    table = load_table(data.spec_of(), folder)
+    training = table.splits == TRAIN
+    folders = [int(path.split("/")[0].removeprefix("style-")) for path in table.paths[training]]
+    assert len(folders) == 60
+    np.testing.assert_array_equal(table.labels[training], np.transpose([folders] * 3))
 
 
 def test_help_describes_every_benchmark(benchmark, capsys):

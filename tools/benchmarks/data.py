@@ -54,4 +54,6 @@ def spec_of(image_size: int = 224):
     raw |= {"image_size": image_size, "validation": 0.0, "max_missing": 0.5}
     for task in raw["task"]:
         task |= {"train": "train.csv", "test": "val.csv", "classes": "class.txt"}
+        task.pop("unlabelled", None)  # every painted image has a label of every task
+        task.pop("other", None)
     return parse_spec(raw, source="benchmark")
