@@ -1,6 +1,7 @@
 """Records: exactly the usable rows of the table, and their images as they should be."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,20 @@ def test_images_come_in_the_order_of_the_positions(parts, monkeypatch):
         assert [int(position) for position, _ in got] == order
         for position, image in got:
             assert image in stored[position]
+
+
+def test_opening_leaves_no_temporary_files(tiny_data, tiny_spec, tmp_path, monkeypatch):
+    data, spec, scratch = tiny_data(), tiny_spec(), tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    records_builder.RecordsBuilder(
+        spec,
+        load_table(spec, data),
+        image_dir=data / "wikiart",
+        fingerprint="0" * 12,
+        records_dir=tmp_path / "records",
+    )
+    assert not list(scratch.iterdir())
 
 
 @pytest.mark.slow

@@ -267,6 +267,16 @@ def test_a_program_without_handlers_sees_the_log(package_log, capsys):
     assert not log.handlers
 
 
+def test_a_call_after_a_command_logs_to_standard_output(package_log, capsys):
+    log = package_log()
+    with console.logging_to_console():
+        console.log_to_stderr()
+        log.info("of the command")
+    with console.log_shown():
+        log.info("of the call")
+    assert capsys.readouterr() == ("of the call\n", "of the command\n")
+
+
 def test_of_the_log_of_tensorflow_only_errors_are_shown(monkeypatch, caplog):
     tensorflow = logging.getLogger("tensorflow")
     monkeypatch.setattr(tensorflow, "propagate", True)

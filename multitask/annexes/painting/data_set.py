@@ -8,7 +8,6 @@ purpose, as in the real data. README.txt in the folder lists them.
 """
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from multitask.annexes.painting.genres import GENRES
 from multitask.annexes.painting.styles import STYLES, draw_sketch, smooth_noise
 from multitask.console import progress_bar
 from multitask.errors import InputError
-from multitask.files import check_writable, replacing
+from multitask.files import check_writable, read_json, replacing, write_json
 
 PAINTER_VERSION = 1  # goes up whenever the same flags would paint other bytes
 
@@ -252,9 +251,7 @@ def write_demo(folder: Path, settings: Settings) -> None:
             bar.update()
     write_tables(folder / "wikiart_csv", plan)
     (folder / "README.txt").write_text(describe(plan, settings), encoding="utf-8")
-    record = {"settings": settings.as_json(), "defects": plan.defects}
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    (folder / "demo.json").write_text(text, encoding="utf-8")
+    write_json(folder / "demo.json", {"settings": settings.as_json(), "defects": plan.defects})
 
 
 def write_tables(folder: Path, plan: Plan) -> None:
@@ -313,7 +310,7 @@ def paint_data_set(out: Path, settings: Settings) -> bool:
 def is_same_set(out: Path, settings: Settings) -> bool:
     """Whether `out` holds a finished set of these settings."""
     try:
-        record = json.loads((out / "demo.json").read_text(encoding="utf-8"))
+        record = read_json(out / "demo.json")
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and record.get("settings") == settings.as_json()
